@@ -1,0 +1,80 @@
+//! Errors. Each names the thing at fault, what was expected and what was found, in one line.
+
+use std::path::PathBuf;
+
+/// The result of everything here that can be refused.
+pub type Result<V, E = Error> = std::result::Result<V, E>;
+
+/// Why a configuration, a checkpoint or an input was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of config.json is impossible, or contradicts another one.
+    #[error("config: {field}: expected {expected}, found {found}")]
+    Config {
+        /// The field, as it is called in config.json.
+        field: String,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A weight is missing, extra, of the wrong shape or type, or not finite.
+    #[error("weight `{name}`: expected {expected}, found {found}")]
+    Weight {
+        /// The tensor, as it is called in the checkpoint.
+        name: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// An input of the forward pass is impossible.
+    #[error("input `{name}`: expected {expected}, found {found}")]
+    Input {
+        /// The input, by the name of Hugging Face's argument.
+        name: String,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A file's content is not what its format promises.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        expected: String,
+        /// What it holds.
+        found: String,
+    },
+    /// A file cannot be read or written.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was attempted: "read", "write", ...
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// A [`Error::Config`].
+    pub fn config(field: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+        Error::Config { field: field.into(), expected: expected.into(), found: found.to_string() }
+    }
+    /// A [`Error::Weight`].
+    pub fn weight(name: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+        Error::Weight { name: name.into(), expected: expected.into(), found: found.to_string() }
+    }
+    /// A [`Error::Input`].
+    pub fn input(name: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+        Error::Input { name: name.into(), expected: expected.into(), found: found.to_string() }
+    }
+    /// A [`Error::File`].
+    pub fn file(path: impl Into<PathBuf>, expected: impl Into<String>, found: impl ToString) -> Self {
+        Error::File { path: path.into(), expected: expected.into(), found: found.to_string() }
+    }
+}

@@ -1,0 +1,109 @@
+//! DeepSeek-V2, written to be read: Multi-head Latent Attention and DeepSeekMoE on plain [`ndarray`], in `f64` or
+//! `f32`.
+//!
+//! The model is that of the paper "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model"
+//! (arXiv 2405.04434), as the published checkpoints and Hugging Face Transformers have it. One module is one section of
+//! the paper, one function one equation. Notes marked **Trap** tell where real implementations went wrong.
+//!
+//! # Where to read what
+//!
+//! | module | paper | what |
+//! |---|---|---|
+//! | [`config`] | 3.1.2 | config.json, its symbols, the published models as presets |
+//! | [`dialect`] | | where Transformers, its old versions and DeepSeek's own code disagree |
+//! | [`attention`] | 2.1, eq. 9-19; C, eq. 37-47 | MLA, expanded and absorbed side by side |
+//! | [`rope`] | 2.1.3, 3.1.4 | rotary embedding, YaRN, the softmax scale |
+//! | [`cache`] | 2.1.4 | the latent KV cache |
+//! | [`mask`] | | causal rule, padding, packed sequences |
+//! | [`router`] | 2.2.1, 2.2.2, eq. 20-22 | which experts, with what weight |
+//! | [`experts`], [`activation`] | 2.2.1, eq. 20 | the gated MLP, shared and routed experts |
+//! | [`norm`], [`softmax`], [`linear`], [`matmul`] | | the arithmetic below, each sum in a fixed order |
+//! | [`layer`], [`model`] | 2, figure 2 | the residual stream, the whole model |
+//! | [`causal_lm`], [`sequence_classification`], [`loss`] | | heads and losses, greedy generation |
+//! | [`checkpoint`], [`safetensors_file`], [`generator`], [`weights`] | | where weights come from |
+//! | [`tap`], [`round`] | | the hook at every named tensor; rounding to bf16 with it |
+//!
+//! Shapes are written with the letters B (batch), S (new tokens), T (cached and new tokens), D (`hidden_size`), H
+//! (heads), n, r, v (`qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`), c (`kv_lora_rank`), E (routed experts), k
+//! (`num_experts_per_tok`), V (`vocab_size`), L (layers).
+//!
+//! # What is promised
+//!
+//! * **The same bits** from run to run, for any number of threads, on any processor as far as the arithmetic goes (the
+//!   exponential and the trigonometric functions are the platform's): every sum has a fixed order ([`matmul`]).
+//! * **Company does not matter.** A sequence gives the same bits alone and in a batch, in one piece and in chunks
+//!   (expanded form).
+//! * **`f64` is the truth**, with two roundings that every implementation shares: the rotary frequencies and the angles
+//!   are fp32 ([`rope`]). Transformers' own `.double()` keeps five more fp32 islands and is no such truth.
+//! * Weights are mapped and stay in the checkpoint's type, widened where they are used; widening is exact.
+//!
+//! # An example
+//!
+//! ```
+//! use dsv2_reference::generator::GeneratedWeights;
+//! use dsv2_reference::{CausalLmInput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, LogitsToKeep, ModelInput, NoTap, Run};
+//! use ndarray::array;
+//!
+//! let config = DeepseekV2Config::from_json_str(
+//!     r#"{"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+//!         "moe_intermediate_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+//!         "kv_lora_rank": 6, "q_lora_rank": null, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 5}"#,
+//! )?;
+//! let weights: GeneratedWeights = serde_json::from_str(r#"{"seed": 1, "rules": [{"suffix": "weight", "gain": 1.0}]}"#)?;
+//! let model = DeepseekV2ForCausalLM::<f64>::load(&config, Dialect::Hf, &weights)?;
+//! let input = CausalLmInput {
+//!     input: ModelInput::ids(array![[3, 1, 4, 1, 5]]),
+//!     logits_to_keep: LogitsToKeep::Last(1),
+//!     labels: None,
+//! };
+//! let output = model.forward(&input, None, &Run::default(), &mut NoTap)?;
+//! assert_eq!(output.logits.dim(), (1, 1, 50));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![deny(missing_docs)]
+
+pub mod activation;
+pub mod attention;
+pub mod cache;
+pub mod causal_lm;
+pub mod checkpoint;
+pub mod config;
+pub mod dialect;
+mod dot;
+mod error;
+pub mod experts;
+pub mod generator;
+pub mod layer;
+pub mod linear;
+pub mod loss;
+pub mod mask;
+pub mod matmul;
+pub mod model;
+mod modules;
+pub mod norm;
+mod real;
+pub mod rope;
+pub mod round;
+pub mod router;
+pub mod safetensors_file;
+pub mod sequence_classification;
+pub mod softmax;
+pub mod tap;
+mod tensor;
+pub mod weights;
+
+pub use activation::Activation;
+pub use attention::AttentionForm;
+pub use cache::LatentCache;
+pub use causal_lm::{CausalLmInput, CausalLmOutput, DeepseekV2ForCausalLM, LogitsToKeep};
+pub use config::DeepseekV2Config;
+pub use dialect::Dialect;
+pub use error::{Error, Result};
+pub use loss::{CausalLmLabels, ClassificationLabels};
+pub use mask::AttentionMask;
+pub use model::{DeepseekV2Model, ModelInput, Run, Tokens};
+pub use real::Real;
+pub use sequence_classification::DeepseekV2ForSequenceClassification;
+pub use tap::{NoTap, StageValue, Tap};
+pub use tensor::{Dtype, SharedBytes, Tensor};

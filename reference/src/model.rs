@@ -1,0 +1,259 @@
+//! The transformer without a head: embedding, layers, final norm.
+
+use ndarray::{Array2, Array3, Array4, Axis};
+
+use crate::attention::{AttentionContext, AttentionForm};
+use crate::cache::LatentCache;
+use crate::layer::DeepseekV2DecoderLayer;
+use crate::mask::{AttentionMask, attention_bias, default_position_ids};
+use crate::norm::RmsNorm;
+use crate::rope::RotaryEmbedding;
+use crate::tap::{Scope, Tap};
+use crate::weights::WeightSource;
+use crate::{DeepseekV2Config, Dialect, Error, Real, Result, Tensor};
+
+/// What goes in: exactly one of `input_ids` and `inputs_embeds`.
+#[derive(Debug, Clone)]
+pub enum Tokens<T> {
+    /// \[B,S\].
+    InputIds(Array2<i64>),
+    /// \[B,S,D\]; `embed_tokens` is passed over.
+    InputsEmbeds(Array3<T>),
+}
+
+impl<T> Tokens<T> {
+    /// B and S.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            Tokens::InputIds(ids) => ids.dim(),
+            Tokens::InputsEmbeds(embeds) => (embeds.len_of(Axis(0)), embeds.len_of(Axis(1))),
+        }
+    }
+}
+
+/// The input of a forward pass.
+#[derive(Debug, Clone)]
+pub struct ModelInput<T> {
+    /// The new tokens.
+    pub tokens: Tokens<T>,
+    /// Over cached and new tokens.
+    pub attention_mask: Option<AttentionMask<T>>,
+    /// \[B or 1,S\]; counted on from the cache if not given. Never derived from the mask.
+    pub position_ids: Option<Array2<i64>>,
+}
+
+impl<T> ModelInput<T> {
+    /// Token ids alone.
+    pub fn ids(input_ids: Array2<i64>) -> Self {
+        ModelInput { tokens: Tokens::InputIds(input_ids), attention_mask: None, position_ids: None }
+    }
+}
+
+/// How to run, and what to return besides the last hidden state.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Run {
+    /// Which form of attention.
+    pub attention: AttentionForm,
+    /// L + 1 tensors \[B,S,D\]: the embeddings, then each layer's output; the last one is *after* the final norm.
+    pub output_hidden_states: bool,
+    /// L tensors \[B,H,S,T\].
+    pub output_attentions: bool,
+    /// \[B S,E\] before the softmax, for each mixture-of-experts layer (dense layers are left out).
+    pub output_router_logits: bool,
+}
+
+/// What comes out.
+#[derive(Debug, Clone)]
+pub struct ModelOutput<T> {
+    /// \[B,S,D\], after the final norm.
+    pub last_hidden_state: Array3<T>,
+    /// See [`Run::output_hidden_states`].
+    pub hidden_states: Option<Vec<Array3<T>>>,
+    /// See [`Run::output_attentions`].
+    pub attentions: Option<Vec<Array4<T>>>,
+    /// See [`Run::output_router_logits`].
+    pub router_logits: Option<Vec<Array2<T>>>,
+}
+
+/// `model.*`.
+#[derive(Debug)]
+pub struct DeepseekV2Model<T> {
+    config: DeepseekV2Config,
+    dialect: Dialect,
+    embed_tokens: Tensor,
+    layers: Vec<DeepseekV2DecoderLayer<T>>,
+    norm: RmsNorm<T>,
+    rotary_emb: RotaryEmbedding,
+}
+
+impl<T: Real> DeepseekV2Model<T> {
+    /// Takes `model.*` from `weights`.
+    ///
+    /// # Errors
+    /// If the config is impossible, or a weight is missing or has another shape than the config implies.
+    pub fn load(config: &DeepseekV2Config, dialect: Dialect, weights: &dyn WeightSource) -> Result<Self> {
+        config.validate(dialect)?;
+        let layer = |layer| DeepseekV2DecoderLayer::load(config, dialect, layer, weights);
+        Ok(DeepseekV2Model {
+            embed_tokens: weights.tensor("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            norm: RmsNorm::load(weights, "model.norm", config.hidden_size, config.rms_norm_eps)?,
+            rotary_emb: RotaryEmbedding::new(config, dialect)?,
+            config: config.clone(),
+            dialect,
+        })
+    }
+
+    /// The config it was loaded with.
+    pub fn config(&self) -> &DeepseekV2Config {
+        &self.config
+    }
+
+    /// The dialect it was loaded with.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// `embed_tokens.weight` \[V,D\]; the output head too if the two are tied.
+    pub fn embed_tokens(&self) -> &Tensor {
+        &self.embed_tokens
+    }
+
+    /// Runs the new tokens, after those in the cache, and appends them to it. If it fails the cache is left as it was.
+    ///
+    /// Without a cache and without a mask, position ids that do not rise by one mark packed sequences (see
+    /// [`crate::mask`]).
+    ///
+    /// # Errors
+    /// If an input has a wrong shape, a token id is out of range, or a number is not finite.
+    pub fn forward(
+        &self,
+        input: &ModelInput<T>,
+        cache: Option<&mut LatentCache<T>>,
+        run: &Run,
+        tap: &mut dyn Tap<T>,
+    ) -> Result<ModelOutput<T>> {
+        let Some(cache) = cache else { return self.forward_layers(input, None, run, tap) };
+        let past = cache.len() as i64;
+        let output = self.forward_layers(input, Some(cache), run, tap);
+        if output.is_err() {
+            cache.crop_to(past as usize);
+        }
+        output
+    }
+
+    fn forward_layers(
+        &self,
+        input: &ModelInput<T>,
+        mut cache: Option<&mut LatentCache<T>>,
+        run: &Run,
+        tap: &mut dyn Tap<T>,
+    ) -> Result<ModelOutput<T>> {
+        let mut root = Scope::root(tap);
+        let tap = &mut root.child("model");
+        let (batch, length) = input.tokens.dim();
+        let past = self.check_shapes(input, cache.as_deref())?;
+
+        let position_ids = input.position_ids.clone().unwrap_or_else(|| default_position_ids(length, past));
+        let packed = if cache.is_none() && input.attention_mask.is_none() { input.position_ids.as_ref() } else { None };
+        let bias = attention_bias(input.attention_mask.as_ref(), packed, (batch, length, past))?;
+        let mut hidden = self.embed(&input.tokens)?;
+        tap.real("embed_tokens", &mut hidden);
+        let rotary = {
+            let mut fresh = None;
+            let state = cache.as_deref_mut().map_or(&mut fresh, |cache| &mut cache.dynamic_rope);
+            let state = self.rotary_emb.dynamic().map(|ntk| state.get_or_insert_with(|| ntk.clone()));
+            let mut rotary = self.rotary_emb.tables(&position_ids, state);
+            tap.real("rotary_emb.cos", &mut rotary.cos);
+            tap.real("rotary_emb.sin", &mut rotary.sin);
+            rotary
+        };
+
+        let context = AttentionContext { rotary: &rotary, bias: &bias, form: run.attention };
+        let (mut hidden_states, mut attentions, mut router_logits) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, layer) in self.layers.iter().enumerate() {
+            if run.output_hidden_states {
+                hidden_states.push(hidden.clone());
+            }
+            let cache = cache.as_deref_mut().map(|cache| cache.layer_mut(i));
+            let (output, extras) =
+                layer.forward(hidden, &context, cache, &mut tap.child(format_args!("layers.{i}")))?;
+            hidden = output;
+            if run.output_attentions {
+                attentions.push(extras.attn_weights);
+            }
+            if run.output_router_logits {
+                router_logits.extend(extras.router_logits);
+            }
+        }
+        let mut last_hidden_state = self.norm.forward_3d(hidden.view());
+        tap.real("norm", &mut last_hidden_state);
+        if run.output_hidden_states {
+            hidden_states.push(last_hidden_state.clone());
+        }
+        Ok(ModelOutput {
+            last_hidden_state,
+            hidden_states: run.output_hidden_states.then_some(hidden_states),
+            attentions: run.output_attentions.then_some(attentions),
+            router_logits: run.output_router_logits.then_some(router_logits),
+        })
+    }
+
+    /// x^0 = E\[ids\]: rows of the embedding, unscaled.
+    fn embed(&self, tokens: &Tokens<T>) -> Result<Array3<T>> {
+        let ids = match tokens {
+            Tokens::InputIds(ids) => ids,
+            Tokens::InputsEmbeds(embeds) => return Ok(embeds.clone()),
+        };
+        let (vocab, width) = (self.config.vocab_size, self.config.hidden_size);
+        let mut embeds = Array3::zeros((ids.nrows(), ids.ncols(), width));
+        for ((b, s), &id) in ids.indexed_iter() {
+            if !(0..vocab as i64).contains(&id) {
+                return Err(Error::input(
+                    "input_ids",
+                    format!("token ids 0 to {}", vocab - 1),
+                    format!("{id} at [{b}, {s}]"),
+                ));
+            }
+            let mut row = embeds.slice_mut(ndarray::s![b, s, ..]);
+            self.embed_tokens.widen(id as usize * width, row.as_slice_mut().expect("standard layout"));
+        }
+        Ok(embeds)
+    }
+
+    /// Refuses impossible inputs; returns how many tokens are cached.
+    fn check_shapes(&self, input: &ModelInput<T>, cache: Option<&LatentCache<T>>) -> Result<usize> {
+        let (batch, length) = input.tokens.dim();
+        if batch == 0 || length == 0 {
+            let name = if matches!(input.tokens, Tokens::InputIds(_)) { "input_ids" } else { "inputs_embeds" };
+            return Err(Error::input(name, "at least one sequence of one token", format!("shape [{batch}, {length}]")));
+        }
+        if let Tokens::InputsEmbeds(embeds) = &input.tokens {
+            if embeds.len_of(Axis(2)) != self.config.hidden_size {
+                let expected = format!("shape [{batch}, {length}, {}]", self.config.hidden_size);
+                return Err(Error::input("inputs_embeds", expected, format!("shape {:?}", embeds.shape())));
+            }
+            if let Some((at, bad)) = embeds.indexed_iter().find(|(_, x)| !x.is_finite()) {
+                return Err(Error::input("inputs_embeds", "finite numbers", format!("{bad} at {at:?}")));
+            }
+        }
+        if let Some(positions) = &input.position_ids
+            && positions.dim() != (1, length)
+            && positions.dim() != (batch, length)
+        {
+            let expected = format!("shape [1 or {batch}, {length}]");
+            return Err(Error::input("position_ids", expected, format!("shape {:?}", positions.shape())));
+        }
+        match cache {
+            Some(cache) if cache.batch() != batch => {
+                let found = format!("a cache of {} sequences", cache.batch());
+                Err(Error::input("past_key_values", format!("a cache of {batch} sequences"), found))
+            }
+            Some(cache) if cache.layers().len() != self.layers.len() => {
+                let found = format!("a cache of {} layers", cache.layers().len());
+                Err(Error::input("past_key_values", format!("a cache of {} layers", self.layers.len()), found))
+            }
+            cache => Ok(cache.map_or(0, LatentCache::len)),
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The two building blocks with weights, as modules of a checkpoint: found by path, applied to \[B,S,·\].
+
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3};
+
+use crate::linear::Linear;
+use crate::norm::RmsNorm;
+use crate::weights::WeightSource;
+use crate::{Real, Result};
+
+impl<T: Real> Linear<T> {
+    /// Takes `{path}.weight` \[rows,columns\], and `{path}.bias` \[rows\] if it has one, from `weights`.
+    ///
+    /// # Errors
+    /// If either is missing or of another shape.
+    pub fn load(weights: &dyn WeightSource, path: &str, rows: usize, columns: usize, bias: bool) -> Result<Self> {
+        let weight = weights.tensor(&format!("{path}.weight"), &[rows, columns])?;
+        let bias = if bias { Some(weights.tensor(&format!("{path}.bias"), &[rows])?.to_array()) } else { None };
+        Ok(Linear::new(weight, bias))
+    }
+
+    /// \[B,S,in\] -> \[B,S,out\].
+    pub fn forward_3d(&self, x: ArrayView3<T>) -> Array3<T> {
+        row_by_row(x, |x| self.forward(x))
+    }
+}
+
+impl<T: Real> RmsNorm<T> {
+    /// Takes `{path}.weight` \[width\] from `weights`.
+    ///
+    /// # Errors
+    /// If it is missing or of another shape.
+    pub fn load(weights: &dyn WeightSource, path: &str, width: usize, eps: f64) -> Result<Self> {
+        let weight: Array1<T> = weights.tensor(&format!("{path}.weight"), &[width])?.to_array();
+        Ok(RmsNorm::new(weight, eps))
+    }
+
+    /// \[B,S,D\] -> \[B,S,D\].
+    pub fn forward_3d(&self, x: ArrayView3<T>) -> Array3<T> {
+        row_by_row(x, |x| self.forward(x))
+    }
+}
+
+/// Applies a function of rows to each token.
+fn row_by_row<T: Real>(x: ArrayView3<T>, f: impl Fn(ArrayView2<T>) -> Array2<T>) -> Array3<T> {
+    let (batch, length, width) = x.dim();
+    let rows = x.to_shape((batch * length, width)).expect("a row for each token");
+    let y = f(rows.view());
+    let columns = y.ncols();
+    y.into_shape_with_order((batch, length, columns)).expect("a row for each token")
+}

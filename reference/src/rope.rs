@@ -1,0 +1,327 @@
+//! Rotary position embedding on the decoupled part of queries and keys (paper 2.1.3, eq. 14 and 15), and the softmax
+//! scale, which YaRN changes too (paper 3.1.4).
+//!
+//! A vector of `r` = `qk_rope_head_dim` numbers is `r/2` complex numbers; position `p` turns number `i` by the angle
+//! `p * theta_i`:
+//!
+//! ```text
+//! out[2i]   = af (x[2i] cos(p theta_i) - x[2i+1] sin(p theta_i))
+//! out[2i+1] = af (x[2i] sin(p theta_i) + x[2i+1] cos(p theta_i))
+//! ```
+//!
+//! **Trap: the pairs are neighbours** (2i, 2i+1). DeepSeek's own code first moves even elements to the front half, odd
+//! ones to the back, and rotates halves: the same dot products, but its cached `k_pe` is a permutation of this one.
+//! Rotating halves *without* that permutation (Llama's layout) is wrong by O(1) (vllm#26995, transformers#39687).
+//!
+//! **Pinned rounding.** `theta_i` is an fp32 number, and so is the product `p * theta_i`: at position 131,072 one unit
+//! in the last place of `theta_i` moves the rotated vector by 3.6e-3, so the f64 computation must start from the same
+//! fp32 angles as everybody else. All after that (cosine, sine, rotation) is in the type of the computation.
+
+use ndarray::{Array2, Array3, Array4, Axis};
+
+use crate::config::{RopeParameters, RopeType};
+use crate::{DeepseekV2Config, Dialect, Real, Result};
+
+/// `ms(f, m) = 0.1 m ln f + 1`, and 1 for f <= 1: YaRN's length factor (paper 3.1.4: sqrt t = 0.0707 ln s + 1).
+pub fn yarn_get_mscale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+}
+
+/// The factor in front of `q k^T`: `(n + r)^(-1/2)`, times `ms(factor, mscale_all_dim)^2` if the config has the pair of
+/// a rope type other than default and a non-zero `mscale_all_dim`. (n, r: `qk_nope_head_dim`, `qk_rope_head_dim`.)
+///
+/// 0.1147213868 for V2 and V2-Lite, 0.1352337789 for V2.5.
+///
+/// **Trap.** Transformers 4.54 to 5.14 leave the second factor out, so that every published checkpoint ran with a scale
+/// 1.59 (V2.5: 1.87) times too small; fixed by transformers#47435. [`Dialect::HfPre515`] is that behaviour.
+///
+/// **Trap.** The rule fires for `linear` and `dynamic` too if the key is there, and `attention_factor` does not
+/// suppress it.
+///
+/// # Errors
+/// If the rotary parameters are impossible.
+pub fn softmax_scale(config: &DeepseekV2Config, dialect: Dialect) -> Result<f64> {
+    let rope = config.rope()?;
+    let scale = (config.qk_head_dim() as f64).powf(-0.5);
+    let mscale = match (rope.rope_type, rope.factor, rope.mscale_all_dim) {
+        (RopeType::Default, _, _) | (_, None, _) | (_, _, None) => 1.0,
+        (_, Some(_), Some(0.0)) => 1.0,
+        (_, Some(factor), Some(mscale_all_dim)) => yarn_get_mscale(factor, mscale_all_dim),
+    };
+    Ok(if dialect.folds_mscale_into_softmax_scale() { scale * mscale * mscale } else { scale })
+}
+
+/// YaRN's factor on cosine and sine, `af` above; 1 for the published checkpoints.
+///
+/// Given as `attention_factor`, or `ms(f, mscale) / ms(f, mscale_all_dim)`.
+///
+/// **Trap: when one of the keys is missing** (or 0), Transformers falls back to `ms(f, 1)`, while DeepSeek's own code
+/// keeps the quotient with its defaults 1 and 0 (and knows no `attention_factor`). At factor 40 and only `mscale` =
+/// 0.707: 1.3689 against 1.2608.
+fn yarn_attention_factor(rope: &RopeParameters, factor: f64, dialect: Dialect) -> f64 {
+    let quotient = |mscale, all_dim| yarn_get_mscale(factor, mscale) / yarn_get_mscale(factor, all_dim);
+    match (rope.attention_factor, rope.mscale, rope.mscale_all_dim) {
+        (_, mscale, all_dim) if dialect.attention_factor_honours_lone_mscale() => {
+            quotient(mscale.unwrap_or(1.0), all_dim.unwrap_or(0.0))
+        }
+        (Some(attention_factor), _, _) => attention_factor,
+        (None, Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => quotient(mscale, all_dim),
+        _ => yarn_get_mscale(factor, 1.0),
+    }
+}
+
+/// `1 / theta^(2i/r)` for i < r/2, rounded to fp32 after each operation, as Transformers computes it.
+///
+/// These are the nearest fp32 numbers at each step. PyTorch's own fp32 power differs by one unit in the last place in 1
+/// % of the entries over all bases and sizes; in none for theta = 10000 and r <= 64, which every published checkpoint
+/// has.
+fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
+    powers(theta, dim).map(|power| 1.0 / power).collect()
+}
+
+/// `theta^(2i/r)`, rounded to fp32.
+fn powers(theta: f64, dim: usize) -> impl Iterator<Item = f32> {
+    (0..dim).step_by(2).map(move |i| theta.powf(f64::from(i as f32 / dim as f32)) as f32)
+}
+
+/// YaRN's frequencies: those that turn more than `beta_fast` times within the original context are kept, those that
+/// turn less than `beta_slow` times are divided by the factor, and between the two a ramp mixes them.
+///
+/// **Trap.** The YaRN paper's ramp is linear in the number of turns; DeepSeek's code and Transformers' are linear in
+/// the *index* `i`, between floor(corr(beta_fast)) and ceil(corr(beta_slow)). They differ by up to 4.28 times (index 20
+/// of V2). For V2: unchanged up to i = 10, 1/40 from i = 23 on.
+fn yarn_frequencies(rope: &RopeParameters, factor: f64, dim: usize, original: usize) -> Vec<f32> {
+    // The index (a real number) of the frequency that turns `turns` times within the original context.
+    let correction_dim = |turns: f64| {
+        dim as f64 * (original as f64 / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * rope.rope_theta.ln())
+    };
+    let (mut low, mut high) = (correction_dim(rope.beta_fast), correction_dim(rope.beta_slow));
+    if rope.truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+    if low == high {
+        high += 0.001;
+    }
+    let ramp = |i: usize| ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+    powers(rope.rope_theta, dim)
+        .enumerate()
+        .map(|(i, power)| {
+            let (extrapolation, interpolation) = (1.0 / power, 1.0 / (factor as f32 * power));
+            let kept = 1.0 - ramp(i);
+            interpolation * (1.0 - kept) + extrapolation * kept
+        })
+        .collect()
+}
+
+/// Cosine and sine of every angle, with the attention factor: \[B,S,r/2\] each (B = 1 if all rows have the same
+/// positions).
+#[derive(Debug, Clone)]
+pub struct RotaryTables<T> {
+    /// `af cos(p theta_i)`.
+    pub cos: Array3<T>,
+    /// `af sin(p theta_i)`.
+    pub sin: Array3<T>,
+}
+
+/// The frequencies of a model. For the rope type `dynamic` they depend on the longest position seen.
+#[derive(Debug, Clone)]
+pub struct RotaryEmbedding {
+    inv_freq: Vec<f32>,
+    attention_factor: f64,
+    dynamic: Option<DynamicNtk>,
+}
+
+impl RotaryEmbedding {
+    /// The frequencies that the config asks for.
+    ///
+    /// # Errors
+    /// If the rotary parameters are impossible.
+    pub fn new(config: &DeepseekV2Config, dialect: Dialect) -> Result<Self> {
+        let rope = config.rope()?;
+        let dim = config.qk_rope_head_dim;
+        let factor = rope.factor.unwrap_or(1.0); // there where the type needs it: `config.rope` sees to it
+        let plain = inverse_frequencies(rope.rope_theta, dim);
+        let (inv_freq, attention_factor, dynamic) = match rope.rope_type {
+            RopeType::Default => (plain, 1.0, None),
+            RopeType::Linear => (plain.iter().map(|theta| theta / factor as f32).collect(), 1.0, None),
+            RopeType::Dynamic => {
+                (plain, 1.0, Some(DynamicNtk::new(rope.rope_theta, factor, config.max_position_embeddings, dim)))
+            }
+            RopeType::Yarn => {
+                let original = rope.original_max_position_embeddings.unwrap_or(config.max_position_embeddings);
+                let attention_factor = yarn_attention_factor(&rope, factor, dialect);
+                (yarn_frequencies(&rope, factor, dim, original), attention_factor, None)
+            }
+        };
+        Ok(RotaryEmbedding { inv_freq, attention_factor, dynamic })
+    }
+
+    /// `theta_i`, i < r/2: the pinned fp32 numbers (for the rope type `dynamic`: those of a short sequence).
+    pub fn inv_freq(&self) -> &[f32] {
+        &self.inv_freq
+    }
+
+    /// The factor on cosine and sine.
+    pub fn attention_factor(&self) -> f64 {
+        self.attention_factor
+    }
+
+    /// The state that the rope type `dynamic` keeps over the calls of one sequence.
+    pub fn dynamic(&self) -> Option<&DynamicNtk> {
+        self.dynamic.as_ref()
+    }
+
+    /// The tables for `position_ids` \[B or 1,S\]. `state` is the sequence's own [`DynamicNtk`], if the rope type is
+    /// `dynamic`.
+    pub fn tables<T: Real>(&self, position_ids: &Array2<i64>, state: Option<&mut DynamicNtk>) -> RotaryTables<T> {
+        let longest = position_ids.iter().max().map_or(0, |&p| p + 1);
+        let inv_freq = state.map_or_else(|| self.inv_freq.clone(), |ntk| ntk.update(longest));
+        let (rows, columns) = position_ids.dim();
+        let angle = Array3::from_shape_fn((rows, columns, inv_freq.len()), |(b, s, i)| {
+            // The pinned product: both factors and the result in fp32.
+            f64::from(position_ids[[b, s]] as f32 * inv_freq[i])
+        });
+        let attention_factor = T::from_f64(self.attention_factor);
+        RotaryTables {
+            cos: angle.mapv(|a| T::from_f64(a.cos()) * attention_factor),
+            sin: angle.mapv(|a| T::from_f64(a.sin()) * attention_factor),
+        }
+    }
+}
+
+impl<T: Real> RotaryTables<T> {
+    /// Turns every pair of `x` \[B,H,S,r\] in place (paper eq. 14 and 15: RoPE(.)).
+    pub fn rotate(&self, x: &mut Array4<T>) {
+        for (b, mut heads) in x.outer_iter_mut().enumerate() {
+            let row = if self.cos.len_of(Axis(0)) == 1 { 0 } else { b };
+            for mut tokens in heads.outer_iter_mut() {
+                for (s, mut token) in tokens.outer_iter_mut().enumerate() {
+                    for i in 0..token.len() / 2 {
+                        let (cos, sin) = (self.cos[[row, s, i]], self.sin[[row, s, i]]);
+                        let (re, im) = (token[2 * i], token[2 * i + 1]);
+                        token[2 * i] = re * cos - im * sin;
+                        token[2 * i + 1] = re * sin + im * cos;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// "Dynamic NTK": the base grows with the longest position seen, once that passes `max_position_embeddings` (M).
+///
+/// `theta' = theta (f L / M - (f - 1))^(r/(r-2))`, where L is the longest position so far plus one. The state grows and
+/// sticks, and is reset when a call's own L falls below M (at L = M exactly it is not).
+///
+/// Transformers keeps this state in the *module*, so that a result depends on whatever ran before; here a sequence owns
+/// it (its cache does), and a call without a cache starts afresh.
+#[derive(Debug, Clone)]
+pub struct DynamicNtk {
+    theta: f64,
+    factor: f64,
+    max_position_embeddings: i64,
+    dim: usize,
+    longest: i64,
+}
+
+impl DynamicNtk {
+    fn new(theta: f64, factor: f64, max_position_embeddings: usize, dim: usize) -> Self {
+        let max_position_embeddings = max_position_embeddings as i64;
+        DynamicNtk { theta, factor, max_position_embeddings, dim, longest: max_position_embeddings }
+    }
+
+    /// The frequencies for a call whose longest position plus one is `length`.
+    pub fn update(&mut self, length: i64) -> Vec<f32> {
+        let grown = self.longest > self.max_position_embeddings;
+        self.longest = self.longest.max(length);
+        if grown && length < self.max_position_embeddings {
+            self.longest = self.max_position_embeddings;
+        }
+        if self.longest == self.max_position_embeddings {
+            return inverse_frequencies(self.theta, self.dim);
+        }
+        // In fp32, as there: the length is a tensor.
+        let stretch = (self.factor * self.longest as f64) as f32 / self.max_position_embeddings as f32
+            - (self.factor - 1.0) as f32;
+        let exponent = self.dim as f64 / (self.dim as f64 - 2.0);
+        let theta = self.theta as f32 * f64::from(stretch).powf(exponent) as f32;
+        inverse_frequencies(f64::from(theta), self.dim)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use approx::assert_abs_diff_eq;
+    use ndarray::{Array, array};
+
+    use super::*;
+
+    /// The frequencies of every published model, as PyTorch computes them: bits of 32 fp32 numbers.
+    const YARN_V2: [u32; 32] = [
+        0x3f800000, 0x3f3ff911, 0x3f0ff59a, 0x3ed7e89b, 0x3ea1e89b, 0x3e72d423, 0x3e361887, 0x3e088d77, 0x3dcccccd,
+        0x3d99940d, 0x3d6655c2, 0x3d1fc5ba, 0x3cdc321b, 0x3c968dc3, 0x3c4bf283, 0x3c088d77, 0x3bb43959, 0x3b697066,
+        0x3b136a16, 0x3ab3a2cd, 0x3a4f3e37, 0x39d99312, 0x393a7753, 0x380bd471, 0x37d1b717, 0x379d43a3, 0x376bdcf0,
+        0x3730df51, 0x3704a2b3, 0x36c6ecdd, 0x36952c42, 0x365fba4f,
+    ];
+    /// The same without YaRN, from index 11 on (up to 10 YaRN changes nothing).
+    const PLAIN_V2_FROM_11: [u32; 21] = [
+        0x3d2cba15, 0x3d0186e3, 0x3cc2434f, 0x3c91ad39, 0x3c5a7bf2, 0x3c23d70a, 0x3bf5b9b0, 0x3bb8449c, 0x3b8a2e77,
+        0x3b4f3e38, 0x3b1b690d, 0x3ae91528, 0x3aaec98e, 0x3a83126f, 0x3a44948c, 0x3a136a16, 0x39dd1725, 0x39a5cb60,
+        0x3978a815, 0x393a7753, 0x390bd472,
+    ];
+
+    fn bits(frequencies: &[f32]) -> Vec<u32> {
+        frequencies.iter().map(|f| f.to_bits()).collect()
+    }
+
+    #[test]
+    fn the_frequencies_of_the_published_models_are_pytorchs_to_the_bit() {
+        let config = DeepseekV2Config::preset("v2").unwrap();
+        assert_eq!(bits(RotaryEmbedding::new(&config, Dialect::Hf).unwrap().inv_freq()), YARN_V2);
+        let plain = bits(&inverse_frequencies(10000.0, 64));
+        assert_eq!(plain[..11], YARN_V2[..11]);
+        assert_eq!(plain[11..], PLAIN_V2_FROM_11);
+    }
+
+    #[test]
+    fn softmax_scales_of_the_published_models() {
+        let scale = |preset, dialect| softmax_scale(&DeepseekV2Config::preset(preset).unwrap(), dialect).unwrap();
+        assert_abs_diff_eq!(scale("v2", Dialect::Hf), 0.1147213868, epsilon = 5e-11);
+        assert_abs_diff_eq!(scale("v2-lite", Dialect::Deepseek), 0.1147213868, epsilon = 5e-11);
+        assert_abs_diff_eq!(scale("v2.5", Dialect::Hf), 0.1352337789, epsilon = 5e-11);
+        assert_abs_diff_eq!(scale("v2.5", Dialect::HfPre515), 0.0721687836, epsilon = 5e-11);
+    }
+
+    #[test]
+    fn neighbours_are_turned_by_their_angle() {
+        let quarter = std::f64::consts::FRAC_PI_2;
+        let tables = RotaryTables { cos: array![[[quarter.cos(), 1.0]]], sin: array![[[quarter.sin(), 0.0]]] };
+        let mut x = Array::from_shape_vec((1, 1, 1, 4), vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        tables.rotate(&mut x);
+        assert_abs_diff_eq!(x, array![[[[-2.0, 1.0, 3.0, 4.0]]]], epsilon = 1e-15);
+    }
+
+    #[test]
+    fn angles_are_rounded_to_fp32_before_the_cosine_in_f64_too() {
+        let config = DeepseekV2Config::preset("v2").unwrap();
+        let rotary = RotaryEmbedding::new(&config, Dialect::Hf).unwrap();
+        let tables: RotaryTables<f64> = rotary.tables(&array![[131_072]], None);
+        let angle = 131_072.0_f32 * f32::from_bits(YARN_V2[7]);
+        assert_eq!(tables.cos[[0, 0, 7]], f64::from(angle).cos());
+        assert_eq!(tables.sin[[0, 0, 7]], f64::from(angle).sin());
+    }
+
+    #[test]
+    fn dynamic_ntk_grows_sticks_and_is_reset() {
+        let plain = inverse_frequencies(10000.0, 8);
+        let grown = |length: f64| inverse_frequencies(10000.0 * (2.0 * length / 16.0 - 1.0_f64).powf(8.0 / 6.0), 8);
+        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a / b - 1.0).abs() < 1e-6);
+        let mut ntk = DynamicNtk::new(10000.0, 2.0, 16, 8);
+        assert_eq!(ntk.update(16), plain);
+        assert!(close(&ntk.update(40), &grown(40.0)));
+        assert!(close(&ntk.update(20), &grown(40.0)), "a shorter call keeps the longest");
+        assert!(close(&ntk.update(16), &grown(40.0)), "the original length itself does not reset");
+        assert_eq!(ntk.update(15), plain);
+    }
+}

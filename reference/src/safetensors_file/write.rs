@@ -1,0 +1,165 @@
+//! Writing safetensors files, one tensor in memory at a time, and never half a file.
+
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use safetensors::{Dtype as FileDtype, tensor::Metadata, tensor::TensorInfo};
+
+use super::{Data, to_file, what_is};
+use crate::weights::one_line;
+use crate::{Dtype, Error, Result};
+
+/// Writes a file of named tensors. They keep their order, except that wider types come first, so that every element
+/// lies at a multiple of its size. A file that exists is replaced, at once and only when the new one is complete.
+///
+/// # Errors
+/// If a name occurs twice, or the file cannot be written; then there is no file, or the old one.
+pub fn write_safetensors(path: &Path, tensors: &[(String, Data)]) -> Result<()> {
+    match fs::metadata(path) {
+        // Renaming would put a plain file in the place of, say, /dev/null.
+        Ok(found) if !found.is_file() => return Err(Error::file(path, "a file to write", what_is(&found))),
+        _ => {}
+    }
+    let mut tensors: Vec<_> = tensors.iter().collect();
+    tensors.sort_by_key(|(_, data)| Reverse(data.file_dtype().bitsize()));
+    let entries = tensors.iter().map(|(name, data)| (name.as_str(), data.file_dtype(), data.shape()));
+
+    let unfinished = Unfinished::beside(path)?;
+    let mut file = FileWriter::with_types(unfinished.path(), path, entries)?;
+    for (_, data) in &tensors {
+        file.append(&bytes_of(data))?;
+    }
+    file.finish()?;
+    unfinished.finish()
+}
+
+fn bytes_of(data: &Data) -> Cow<'_, [u8]> {
+    match data {
+        Data::Real(tensor) => tensor.bytes().into(),
+        Data::Index(array) => array.iter().flat_map(|i| i.to_le_bytes()).collect(),
+        Data::Bool(array) => array.iter().map(|&b| u8::from(b)).collect(),
+    }
+}
+
+/// A file whose header is written, and whose tensors now follow in the header's order.
+pub(crate) struct FileWriter {
+    /// What messages call the file.
+    shown: PathBuf,
+    out: BufWriter<File>,
+    remaining: u64,
+}
+
+impl FileWriter {
+    /// Creates the file `path`, which messages call `shown`, for tensors of real numbers.
+    pub(crate) fn create<'a>(
+        path: &Path,
+        shown: &Path,
+        tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [usize])>,
+    ) -> Result<Self> {
+        Self::with_types(path, shown, tensors.into_iter().map(|(name, dtype, shape)| (name, to_file(dtype), shape)))
+    }
+
+    fn with_types<'a>(
+        path: &Path,
+        shown: &Path,
+        tensors: impl IntoIterator<Item = (&'a str, FileDtype, &'a [usize])>,
+    ) -> Result<Self> {
+        let mut end = 0usize;
+        let mut names = HashSet::new();
+        let mut entries = Vec::new();
+        for (name, dtype, shape) in tensors {
+            if !names.insert(name) || name == "__metadata__" {
+                return Err(Error::file(shown, "distinct names of tensors", format!("`{}` again", one_line(name))));
+            }
+            let start = end;
+            let size = shape.iter().try_fold(dtype.bitsize() / 8, |size, &n| size.checked_mul(n));
+            let Some(next) = size.and_then(|size| start.checked_add(size)) else {
+                let expected = format!("a possible shape for `{}`", one_line(name));
+                return Err(Error::file(shown, expected, format!("{shape:?}")));
+            };
+            end = next;
+            entries.push((name.to_owned(), TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (start, end) }));
+        }
+        // Transformers refuses a checkpoint that does not say which framework's conventions it follows.
+        let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let header = Metadata::new(Some(format), entries)
+            .map_err(|error| Error::file(shown, "tensors that can be written", one_line(&error)))?;
+        let mut header = serde_json::to_vec(&header).expect("a header has text keys and no odd numbers");
+        // Spaces up to a multiple of 8, so that the tensors are aligned.
+        header.resize(header.len().next_multiple_of(8), b' ');
+
+        let file = File::create_new(path).map_err(|source| cannot("create", shown, source))?;
+        let mut writer = FileWriter { shown: shown.to_owned(), out: BufWriter::new(file), remaining: end as u64 };
+        writer.write(&(header.len() as u64).to_le_bytes())?;
+        writer.write(&header)?;
+        Ok(writer)
+    }
+
+    /// The bytes of the next tensor.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.remaining = self.remaining.checked_sub(bytes.len() as u64).expect("the header counted these bytes");
+        self.write(bytes)
+    }
+
+    /// Ends the file, and reports what could not be written.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        assert_eq!(self.remaining, 0, "as many bytes as the header says");
+        self.out.flush().map_err(|source| cannot("write", &self.shown, source))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write_all(bytes).map_err(|source| cannot("write", &self.shown, source))
+    }
+}
+
+/// A file or folder that is being written under another name, beside the place it shall have. It is gone if it is
+/// dropped before [`Unfinished::finish`].
+pub(crate) struct Unfinished {
+    target: PathBuf,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    /// A name for what shall become `target`: hidden, and in the same folder so that renaming is one step.
+    pub(crate) fn beside(target: &Path) -> Result<Self> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let Some(name) = target.file_name() else {
+            return Err(Error::file(target, "a path that ends in a name", "none"));
+        };
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}-{}.partial", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        Ok(Unfinished { target: target.to_owned(), path: target.with_file_name(hidden) })
+    }
+
+    /// Where to write.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name.
+    pub(crate) fn finish(self) -> Result<()> {
+        fs::rename(&self.path, &self.target).map_err(|source| cannot("replace", &self.target, source))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // After `finish` there is nothing left under this name. Otherwise an error is being reported already.
+        let _ = match fs::symlink_metadata(&self.path) {
+            Ok(found) if found.is_dir() => fs::remove_dir_all(&self.path),
+            Ok(_) => fs::remove_file(&self.path),
+            Err(_) => Ok(()),
+        };
+    }
+}
+
+/// An [`Error::Io`].
+pub(crate) fn cannot(action: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Io { path: path.to_owned(), action, source }
+}
