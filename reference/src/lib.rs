@@ -70,7 +70,6 @@ pub mod causal_lm;
 pub mod checkpoint;
 pub mod config;
 pub mod dialect;
-mod dot;
 mod error;
 pub mod experts;
 pub mod generator;

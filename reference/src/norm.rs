@@ -4,7 +4,7 @@
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1};
 
 use crate::Real;
-use crate::dot::dot;
+use crate::matmul::dot;
 
 /// The epsilon of the two norms inside attention, `q_a_layernorm` and `kv_a_layernorm`: always this, whatever
 /// `rms_norm_eps` says.

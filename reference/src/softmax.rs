@@ -3,7 +3,7 @@
 use ndarray::{Array1, ArrayViewMut1};
 
 use crate::Real;
-use crate::dot::dot;
+use crate::matmul::dot;
 
 /// `p_j = exp(z_j - max z) / sum_i exp(z_i - max z)`, in place.
 ///

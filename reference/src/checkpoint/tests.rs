@@ -5,7 +5,6 @@ use crate::weights::check_complete;
 use ndarray::arr1;
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Duration;
 
 fn entries() -> Vec<Entry> {
     [
@@ -231,30 +230,5 @@ fn no_index_makes_it_panic() {
             Ok(checkpoint) => assert_eq!(checkpoint.names().unwrap().len(), 3),
             Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
         }
-    }
-}
-
-/// `cargo test --release -- --ignored --nocapture speed`
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    let rule = Rule { suffix: String::new(), mean: 0.0, std: Some(1.0), gain: None };
-    let source = GeneratedWeights { seed: 0, rules: vec![rule] };
-    let shape = [1 << 14, 1 << 14];
-    let time = |what: &str, elements: f64, run: &mut dyn FnMut()| {
-        let start = std::time::Instant::now();
-        run();
-        let taken: Duration = start.elapsed();
-        println!("{what}: {:.2} Gelements/s", elements / taken.as_secs_f64() / 1e9);
-    };
-    let mut tensor = None;
-    time("generate", 2f64.powi(28), &mut || tensor = Some(source.tensor("w", &shape).unwrap()));
-    let tensor = tensor.unwrap();
-    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::F64] {
-        let elements = tensor.bytes().len() / dtype.size();
-        let bytes = Arc::new(vec![0u8; tensor.bytes().len()]);
-        let tensor = Tensor::new("w", dtype, &[elements], bytes, 0..tensor.bytes().len()).unwrap();
-        time(&format!("scan {dtype:?}"), elements as f64, &mut || check_finite("w", &tensor).unwrap());
-        time(&format!("scan {dtype:?} again"), elements as f64, &mut || check_finite("w", &tensor).unwrap());
     }
 }
