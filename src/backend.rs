@@ -1,0 +1,192 @@
+//! Backends: whatever can run a case and say what every stage was.
+
+use std::fmt;
+use std::str::FromStr;
+
+use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::cache::LatentCache;
+use dsv2_reference::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM};
+use dsv2_reference::config::Head;
+use dsv2_reference::loss::{CausalLmLabels, ClassificationLabels};
+use dsv2_reference::model::{ModelInput, Run, Tokens};
+use dsv2_reference::round::RoundingTap;
+use dsv2_reference::sequence_classification::DeepseekV2ForSequenceClassification;
+use dsv2_reference::tap::{StageValue, Tap};
+use dsv2_reference::{Dtype, Real, mask};
+
+use crate::case::Case;
+use crate::inputs::{AttentionMask, Inputs, Labels};
+use crate::taps::{AnyTap, Recorder, Replay, again};
+use crate::trace::Trace;
+use crate::{Error, Result};
+
+/// What a backend computes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Double precision: the truth.
+    #[default]
+    F64,
+    /// Single precision.
+    F32,
+    /// Every stage stored in bf16 around fp32 arithmetic; router and rotary tables in fp32.
+    Bf16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Precision::F64 => "f64",
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Precision::F64, Precision::F32, Precision::Bf16];
+        let named = all.into_iter().find(|precision| precision.to_string() == text);
+        named.ok_or_else(|| Error::request("dtype", "f64, f32 or bf16", format!("{text:?}")))
+    }
+}
+
+/// Whether a stage, by its name, is one of those asked for.
+pub type Choice<'a> = &'a dyn Fn(&str) -> bool;
+
+/// How to run a case.
+#[derive(Clone, Copy, Default)]
+pub struct Settings<'a> {
+    /// What to compute in.
+    pub precision: Precision,
+    /// Which form of attention.
+    pub attention: AttentionForm,
+    /// Which stages to record; all, if there is no choice.
+    pub stages: Option<Choice<'a>>,
+    /// A trace whose choice of experts is forced.
+    pub replay: Option<&'a Trace>,
+}
+
+/// Something that runs cases.
+pub trait Backend: Sync {
+    /// What it is called on the command line and in reports.
+    fn name(&self) -> &'static str;
+
+    /// Why it cannot run this case, if it cannot.
+    fn cannot_run(&self, case: &Case, settings: &Settings<'_>) -> Option<String> {
+        let _ = (case, settings);
+        None
+    }
+
+    /// Runs a case and records its stages. `tap` sees each before it is recorded, and may change it.
+    ///
+    /// # Errors
+    /// If the case is refused.
+    fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace>;
+}
+
+/// The model written to be read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Backend for Reference {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
+        match settings.precision {
+            Precision::F64 => run::<f64>(case, settings, tap),
+            Precision::F32 | Precision::Bf16 => run::<f32>(case, settings, tap),
+        }
+    }
+}
+
+fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> Result<Trace> {
+    let batch = case.inputs.batch();
+    let mut recorder = Recorder::new(settings.precision, settings.stages);
+    let mut replay = settings.replay.map(|trace| Replay::of(trace, batch)).unwrap_or_default();
+    let mut rounding = (settings.precision == Precision::Bf16).then_some(RoundingTap(Dtype::Bf16));
+    let mut taps = |name: &str, mut value: StageValue<'_, T>| {
+        replay.stage(name, again(&mut value));
+        tap.stage(name, again(&mut value));
+        if let Some(rounding) = &mut rounding {
+            rounding.stage(name, again(&mut value));
+        }
+        recorder.stage(name, value);
+    };
+
+    let model = Model::<T>::load(case)?;
+    let mut cache = case.use_cache.then(|| LatentCache::new(&case.config, batch));
+    let run = Run { attention: settings.attention, ..Run::default() };
+    for piece in case.inputs.pieces(&case.pieces)? {
+        model.forward(&piece, cache.as_mut(), &run, &mut taps)?;
+    }
+    Trace::join(recorder.into_pieces(), batch)
+}
+
+enum Model<T> {
+    CausalLm(DeepseekV2ForCausalLM<T>),
+    Classifier(DeepseekV2ForSequenceClassification<T>),
+}
+
+impl<T: Real> Model<T> {
+    fn load(case: &Case) -> Result<Self> {
+        let (config, weights) = (&case.config, &*case.weights);
+        Ok(match case.head {
+            Head::CausalLm => Model::CausalLm(DeepseekV2ForCausalLM::load(config, case.dialect, weights)?),
+            Head::SequenceClassification => {
+                Model::Classifier(DeepseekV2ForSequenceClassification::load(config, case.dialect, weights)?)
+            }
+        })
+    }
+
+    fn forward(
+        &self,
+        inputs: &Inputs,
+        cache: Option<&mut LatentCache<T>>,
+        run: &Run,
+        tap: &mut dyn Tap<T>,
+    ) -> Result<()> {
+        let input = model_input(inputs);
+        match self {
+            Model::CausalLm(model) => {
+                let labels = match &inputs.labels {
+                    None => None,
+                    Some(Labels::Ids(labels)) => Some(CausalLmLabels {
+                        num_items_in_batch: inputs.num_items_in_batch.map(|items| items as f64),
+                        ..CausalLmLabels::new(labels.clone())
+                    }),
+                    Some(_) => return Err(Error::input("labels", "token ids", "labels of a classifier")),
+                };
+                let logits_to_keep = inputs.logits_to_keep.clone().unwrap_or_default();
+                model.forward(&CausalLmInput { input, logits_to_keep, labels }, cache, run, tap)?;
+            }
+            Model::Classifier(model) => {
+                let labels = match &inputs.labels {
+                    None => None,
+                    Some(Labels::Classes(classes)) => Some(ClassificationLabels::Class(classes.clone())),
+                    Some(Labels::Targets(targets)) => Some(ClassificationLabels::Values(targets.mapv(T::from_f32))),
+                    Some(Labels::Ids(_)) => return Err(Error::input("labels", "labels of a classifier", "token ids")),
+                };
+                model.forward(&input, labels.as_ref(), cache, run, tap)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn model_input<T: Real>(inputs: &Inputs) -> ModelInput<T> {
+    ModelInput {
+        tokens: match &inputs.tokens {
+            Tokens::InputIds(ids) => Tokens::InputIds(ids.clone()),
+            Tokens::InputsEmbeds(embeds) => Tokens::InputsEmbeds(embeds.mapv(T::from_f32)),
+        },
+        attention_mask: inputs.attention_mask.as_ref().map(|attention_mask| match attention_mask {
+            AttentionMask::Padding(attend) => mask::AttentionMask::Padding(attend.clone()),
+            AttentionMask::Additive(added) => mask::AttentionMask::Additive(added.mapv(T::from_f32)),
+        }),
+        position_ids: inputs.position_ids.clone(),
+    }
+}

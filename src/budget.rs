@@ -1,0 +1,166 @@
+//! How much error a stage may have: what a plain implementation in the same type makes on the same input, times a constant.
+//!
+//! `budget = factor · max(noise, floor)`, for each metric by itself. The noise is the sum of what both sides of the
+//! comparison are known to err: the truth (nothing, if it is the f64 reference; a golden case's fp32 tensors have an error of
+//! their own) and a plain implementation of the candidate's type.
+//!
+//! The noise is one draw, and may be small by luck: the sum of two numbers that bf16 holds exactly is exact in fp32, and
+//! errors that cancel give no gain at all. So it counts for no less than a floor:
+//!
+//! | metric | floor |
+//! |---|---|
+//! | all | the median over the layers of the same kind of stage |
+//! | `l2` | one rounding to fp32 on each side: norms, rotary tables and softmax are fp32 by definition, in any type |
+//! | `row` | the `l2` noise, if it fell on the smallest row |
+//! | `max` | the `l2` noise, if it fell on the largest element |
+//! | `gain` | the `l2` noise over the root of the number of tokens: errors of tokens are independent, those within a token are not |
+//!
+//! The loss is a single number and the pooled logits are a few rows, whose own noise says little: they have the noise of
+//! what they are computed from, at least (the loss twice that, since it may be a square). No budget is typed in.
+
+use indexmap::IndexMap;
+
+use crate::metrics::{Metrics, Spread};
+use crate::rows::ComparedRows;
+use crate::stage::Stage;
+use crate::trace::Trace;
+
+/// What the noise is multiplied with: 1.5 times the largest ratio that a correct implementation was seen to have. Seen were
+/// 1.78, 3.18, 3.80 and 2.27: the reference in f64, f32 and bf16, in both forms of attention, on all golden cases.
+pub const FACTORS: Metrics = Metrics { l2: 2.7, row: 4.8, max: 5.7, gain: 3.4 };
+
+/// One rounding to fp32 on each side of the comparison: 2·2⁻²⁴.
+pub const FP32_ROUNDINGS: f64 = f32::EPSILON as f64;
+
+/// The budgets of the stages of one comparison.
+#[derive(Clone, Debug, Default)]
+pub struct Budgets(IndexMap<String, Metrics>);
+
+impl Budgets {
+    /// From the noise of each stage, for a comparison with `truth` over `rows`.
+    pub fn new(noise: &IndexMap<String, Metrics>, truth: &Trace, rows: &ComparedRows) -> Self {
+        let mut kinds: IndexMap<&str, Vec<Metrics>> = IndexMap::new();
+        for (name, metrics) in noise {
+            kinds.entry(kind(name)).or_default().push(*metrics);
+        }
+        let medians: IndexMap<&str, Metrics> = kinds.iter().map(|(&kind, seen)| (kind, median(seen))).collect();
+        let counted = |(name, own): (&String, &Metrics)| {
+            let usual = own.zip(&medians[kind(name)], f64::max);
+            let usual = computed_from(name, noise).map_or(usual, |from| usual.zip(&from, f64::max));
+            let (spread, tokens) = spread(name, truth, rows).unwrap_or_default();
+            (name.clone(), with_floors(usual, spread, tokens).zip(&FACTORS, |noise, factor| noise * factor))
+        };
+        Budgets(noise.iter().map(counted).collect())
+    }
+
+    /// The budget of a stage; `None` if nothing is known of its noise.
+    pub fn get(&self, stage: &str) -> Option<Metrics> {
+        self.0.get(stage).copied()
+    }
+}
+
+fn kind(name: &str) -> &str {
+    Stage::parse(name).map_or(name, |stage| stage.kind)
+}
+
+/// How the truth is spread, and over how many tokens.
+fn spread(name: &str, truth: &Trace, rows: &ComparedRows) -> Option<(Spread, usize)> {
+    let (stage, want) = (Stage::parse(name)?, truth.get(name)?.real()?);
+    let spread = Spread::of(want.view(), rows.of_stage(&stage, want.shape()).as_deref());
+    Some((spread, ComparedRows::tokens(&stage, want.shape(), spread.rows)))
+}
+
+fn with_floors(noise: Metrics, spread: Spread, tokens: usize) -> Metrics {
+    let l2 = noise.l2.max(FP32_ROUNDINGS);
+    Metrics {
+        l2,
+        row: noise.row.max(l2 * spread.smallest_row),
+        max: noise.max.max(l2 * spread.largest_element),
+        gain: noise.gain.max(l2 / (tokens.max(1) as f64).sqrt()),
+    }
+}
+
+/// The noise of what a small stage is computed from.
+fn computed_from(name: &str, noise: &IndexMap<String, Metrics>) -> Option<Metrics> {
+    match name {
+        "pooled_logits" => noise.get("score").copied(),
+        "loss" => {
+            let logits = noise.get("lm_head").or_else(|| noise.get("pooled_logits"))?;
+            // a square has twice the relative error of what is squared
+            Some(Metrics::from_values([2.0 * logits.l2; 4]))
+        }
+        _ => None,
+    }
+}
+
+fn median(seen: &[Metrics]) -> Metrics {
+    Metrics::from_values(std::array::from_fn(|metric| {
+        let mut values: Vec<f64> = seen.iter().map(|m| m.values()[metric]).collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use dsv2_reference::Dtype;
+    use ndarray::{ArrayD, array};
+
+    use super::*;
+    use crate::values::Values;
+
+    fn all(x: f64) -> Metrics {
+        Metrics::from_values([x; 4])
+    }
+
+    /// Budgets in units of the factors.
+    fn counted(stages: &[(&str, f64, ArrayD<f64>)]) -> IndexMap<String, Metrics> {
+        let noise = stages.iter().map(|(name, noise, _)| (name.to_string(), all(*noise))).collect();
+        let truth = stages.iter().map(|(name, _, a)| (name.to_string(), Values::Real(Dtype::F32, a.clone()))).collect();
+        let budgets = Budgets::new(&noise, &truth, &ComparedRows::default());
+        budgets
+            .0
+            .into_iter()
+            .map(|(name, budget)| (name, budget.zip(&FACTORS, |budget, factor| budget / factor)))
+            .collect()
+    }
+
+    #[test]
+    fn a_lucky_stage_is_judged_as_its_kind() {
+        let flat = || array![[1.0]].into_dyn();
+        let counted = counted(&[
+            ("model.layers.0", 1e-10, flat()),
+            ("model.layers.1", 2e-6, flat()),
+            ("model.layers.2", 4e-6, flat()),
+            ("model.norm", 0.0, flat()),
+        ]);
+        for (stage, noise) in [("model.layers.0", 2e-6), ("model.layers.1", 2e-6), ("model.layers.2", 4e-6)] {
+            approx::assert_relative_eq!(counted[stage].l2, noise, max_relative = 1e-12);
+        }
+        approx::assert_relative_eq!(counted["model.norm"].l2, FP32_ROUNDINGS, max_relative = 1e-12);
+    }
+
+    #[test]
+    fn the_noise_may_fall_on_the_smallest_row_or_the_largest_element() {
+        // rows of norm 3 and 4: their rms is 5/√2; elements of rms 5/2
+        let counted = counted(&[("model.norm", 1e-6, array![[3.0, 0.0], [0.0, 4.0]].into_dyn())]);
+        let Metrics { l2, row, max, gain } = counted["model.norm"];
+        approx::assert_relative_eq!(l2, 1e-6, max_relative = 1e-9);
+        approx::assert_relative_eq!(row, 1e-6 * 5.0 / 2f64.sqrt() / 3.0, max_relative = 1e-9);
+        approx::assert_relative_eq!(max, 1e-6 * 4.0 / 2.5, max_relative = 1e-9);
+        approx::assert_relative_eq!(gain, 1e-6, max_relative = 1e-9);
+    }
+
+    #[test]
+    fn a_loss_has_twice_the_noise_of_its_logits() {
+        let counted =
+            counted(&[("lm_head", 1e-6, array![[1.0]].into_dyn()), ("loss", 0.0, ndarray::arr0(2.0).into_dyn())]);
+        approx::assert_relative_eq!(counted["loss"].l2, 2e-6, max_relative = 1e-9);
+    }
+
+    #[test]
+    fn the_median_of_two_is_between_them() {
+        approx::assert_relative_eq!(median(&[all(1e-6), all(3e-6)]).l2, 2e-6, max_relative = 1e-12);
+    }
+}

@@ -1,0 +1,80 @@
+//! A case: config, weights and inputs, and how the inputs are fed. Golden or not, every backend runs it the same way.
+
+use std::path::Path;
+
+use dsv2_reference::checkpoint::Checkpoint;
+use dsv2_reference::config::Head;
+use dsv2_reference::weights::{WeightSource, check_complete};
+use dsv2_reference::{DeepseekV2Config, Dialect};
+
+use crate::inputs::{self, Inputs};
+use crate::{Error, Result};
+
+/// Something to run.
+pub struct Case {
+    /// What kind of DeepSeek-V2 it is.
+    pub config: DeepseekV2Config,
+    /// What stands on top of it.
+    pub head: Head,
+    /// Whose DeepSeek-V2 is meant.
+    pub dialect: Dialect,
+    /// Its weights.
+    pub weights: Box<dyn WeightSource>,
+    /// What goes in. They have been checked.
+    pub inputs: Inputs,
+    /// Whether there is a KV cache.
+    pub use_cache: bool,
+    /// The lengths of the pieces in which the sequence is fed through the cache; one, if it is fed at once.
+    pub pieces: Vec<usize>,
+}
+
+impl Case {
+    /// A Hugging Face checkpoint folder and a file of inputs. The head is the one that config.json names in `architectures`
+    /// (a language model if it names none); there is a cache unless it says `"use_cache": false`.
+    ///
+    /// # Errors
+    /// If the config, the checkpoint or the inputs are at fault, or the pieces do not add up.
+    pub fn open(model: &Path, inputs: &Path, dialect: Dialect, pieces: Option<Vec<usize>>) -> Result<Self> {
+        let config = DeepseekV2Config::from_file(&model.join("config.json"))?;
+        config.validate(dialect)?;
+        let head = head(&config)?;
+        let inputs = Inputs::read(inputs)?;
+        let weights = Box::new(Checkpoint::open(model)?);
+        let pieces = pieces.unwrap_or_else(|| vec![inputs.length()]);
+        let use_cache = config.use_cache;
+        Case { config, head, dialect, weights, inputs, use_cache, pieces }.checked()
+    }
+
+    /// The case itself, if its parts fit together.
+    ///
+    /// # Errors
+    /// If a weight is missing, too many or of another shape than the config implies; if the inputs are impossible; if the
+    /// pieces do not add up to the sequence, or there are several and no cache.
+    pub fn checked(self) -> Result<Self> {
+        self.config.validate(self.dialect)?;
+        let classifier = self.head == Head::SequenceClassification;
+        let expected = inputs::Expected {
+            vocab_size: self.config.vocab_size,
+            hidden_size: self.config.hidden_size,
+            num_labels: classifier.then(|| self.config.num_labels()),
+        };
+        inputs::check(&self.inputs, &expected)?;
+        self.inputs.pieces(&self.pieces)?;
+        if self.pieces.len() > 1 && !self.use_cache {
+            return Err(Error::request(
+                "--chunks",
+                "one piece where there is no cache (use_cache is false)",
+                self.pieces.len(),
+            ));
+        }
+        let tolerated: &[&str] = if self.config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
+        check_complete(&*self.weights, &self.config.weight_shapes(self.head, self.dialect), tolerated)?;
+        Ok(self)
+    }
+}
+
+/// The head that config.json names.
+fn head(config: &DeepseekV2Config) -> Result<Head> {
+    let named = config.extra.get("architectures").and_then(|names| names.get(0)).and_then(|name| name.as_str());
+    Ok(named.map_or(Ok(Head::CausalLm), str::parse)?)
+}

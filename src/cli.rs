@@ -1,0 +1,170 @@
+//! What can be asked for.
+
+mod check;
+mod progress;
+mod trace;
+mod verify;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dsv2::backend::{Backend, Precision, Reference};
+use dsv2::golden::Suite;
+use dsv2::kv_cache::kv_cache_table;
+use dsv2::materialize::materialize;
+use dsv2::{Error, Result, golden};
+use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::config::PRESETS;
+use dsv2_reference::{DeepseekV2Config, Dialect};
+
+/// Is this implementation DeepSeek-V2, and if not, which stage is wrong and by how much?
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the golden cases and compare every stage with what Transformers computed (the default command)
+    Verify(verify::VerifyArgs),
+    /// Run a checkpoint and write every stage to a safetensors file
+    Trace(trace::TraceArgs),
+    /// Compare a dump of stages with the model
+    Check(check::CheckArgs),
+    /// Write a golden case as a Hugging Face folder, with its inputs and expected stages
+    Materialize(MaterializeArgs),
+    /// What the latent cache saves
+    KvCache(KvCacheArgs),
+}
+
+#[derive(Args)]
+struct MaterializeArgs {
+    /// The name of the case
+    case: String,
+    /// The folder to write; it must not exist, or be empty
+    dir: PathBuf,
+    #[command(flatten)]
+    golden: GoldenArgs,
+}
+
+#[derive(Args)]
+struct KvCacheArgs {
+    /// A checkpoint folder (its config.json is read)
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    model: Option<PathBuf>,
+    /// A released model
+    #[arg(long, value_parser = PRESETS)]
+    preset: Option<String>,
+    /// Bytes of a cached number: 2 for bf16, 4 for fp32
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    bytes: u8,
+}
+
+#[derive(Args, Default)]
+struct GoldenArgs {
+    /// Take the cases of this folder, not those in the program
+    #[arg(long, value_name = "DIR")]
+    golden: Option<PathBuf>,
+}
+
+impl GoldenArgs {
+    fn suite(&self) -> Result<Suite> {
+        self.golden.as_ref().map_or_else(|| Ok(Suite::embedded()), |dir| Suite::at(dir))
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BackendName {
+    Reference,
+}
+
+impl BackendName {
+    fn backend(self) -> &'static dyn Backend {
+        match self {
+            BackendName::Reference => &Reference,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Attention {
+    /// Keys and values of every head
+    #[default]
+    Expanded,
+    /// On the latents
+    Absorbed,
+}
+
+impl From<Attention> for AttentionForm {
+    fn from(attention: Attention) -> Self {
+        match attention {
+            Attention::Expanded => AttentionForm::Expanded,
+            Attention::Absorbed => AttentionForm::Absorbed,
+        }
+    }
+}
+
+/// What a command leaves to say.
+pub struct Done {
+    /// For stdout.
+    pub output: String,
+    /// Whether what was examined is as it should be.
+    pub conforms: bool,
+}
+
+impl Cli {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// If the request or a file is at fault.
+    pub fn run(self) -> Result<Done> {
+        match self.command.unwrap_or_else(|| Command::Verify(verify::VerifyArgs::default())) {
+            Command::Verify(args) => verify::run(&args),
+            Command::Trace(args) => trace::run(&args),
+            Command::Check(args) => check::run(&args),
+            Command::Materialize(args) => {
+                let golden = args.golden.suite()?.load(&args.case)?;
+                materialize(&golden, &args.dir)?;
+                Ok(Done { output: format!("{}: {}", args.dir.display(), golden.file.description), conforms: true })
+            }
+            Command::KvCache(args) => kv_cache(&args),
+        }
+    }
+}
+
+fn kv_cache(args: &KvCacheArgs) -> Result<Done> {
+    let table = |name: &str, config: &DeepseekV2Config| kv_cache_table(name, config, args.bytes.into());
+    let output = match (&args.model, &args.preset) {
+        (Some(dir), _) => table("model", &DeepseekV2Config::from_file(&dir.join("config.json"))?),
+        (None, Some(name)) => table(name, &DeepseekV2Config::preset(name)?),
+        (None, None) => {
+            let models =
+                ["v2", "v2-lite"].map(|name| DeepseekV2Config::preset(name).map(|config| table(name, &config)));
+            models.into_iter().collect::<Result<Vec<_>, _>>()?.join("\n\n")
+        }
+    };
+    Ok(Done { output, conforms: true })
+}
+
+fn dialect(text: &str) -> Result<Dialect> {
+    golden::dialect(text)
+}
+
+fn precision(text: &str) -> Result<Precision> {
+    text.parse()
+}
+
+/// Whether stdout is a terminal that wants colour.
+fn styled() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// `7,1,1`
+fn pieces(text: &str) -> Result<Vec<usize>> {
+    let piece = |part: &str| part.trim().parse().ok().filter(|&length| length > 0);
+    let pieces: Option<Vec<usize>> = text.split(',').map(piece).collect();
+    pieces.ok_or_else(|| Error::request("chunks", "lengths from 1 up, such as 7,1,1", format!("{text:?}")))
+}

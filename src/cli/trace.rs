@@ -1,0 +1,59 @@
+//! `dsv2 trace`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use dsv2::backend::{Precision, Settings};
+use dsv2::case::Case;
+use dsv2::{Error, Result, golden, output};
+use dsv2_reference::Dialect;
+use dsv2_reference::tap::NoTap;
+
+use super::{Attention, BackendName, Done, dialect, pieces, precision};
+
+/// The arguments of `dsv2 trace`.
+#[derive(Args)]
+pub struct TraceArgs {
+    /// A Hugging Face checkpoint folder: config.json and model.safetensors, or its shards and their index
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// A safetensors file: input_ids or inputs_embeds, and optionally attention_mask, position_ids, labels, ...
+    #[arg(long, value_name = "FILE")]
+    inputs: PathBuf,
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// What runs it
+    #[arg(long, value_enum, default_value = "reference")]
+    backend: BackendName,
+    /// What to compute in: f64, f32 or bf16
+    #[arg(long, default_value = "f32", value_parser = precision)]
+    dtype: Precision,
+    /// Whose DeepSeek-V2: hf, hf-pre-5.15 or deepseek
+    #[arg(long, default_value = "hf", value_parser = dialect)]
+    dialect: Dialect,
+    /// Which form of attention
+    #[arg(long, value_enum, default_value = "expanded")]
+    attention: Attention,
+    /// Feed the sequence in pieces of these lengths, such as 7,1,1, through the cache
+    #[arg(long, value_name = "LENGTHS", value_parser = pieces)]
+    chunks: Option<std::vec::Vec<usize>>,
+    /// Only stages whose name matches, such as 'model.layers.0.*'
+    #[arg(long, value_name = "GLOB")]
+    stages: Option<String>,
+}
+
+pub fn run(args: &TraceArgs) -> Result<Done> {
+    let pattern = golden::pattern("--stages", args.stages.as_deref().unwrap_or("*"))?;
+    output::check_place(&args.output)?;
+    let case = Case::open(&args.model, &args.inputs, args.dialect, args.chunks.clone())?;
+    let wanted = |name: &str| pattern.matches(name);
+    let attention = args.attention.into();
+    let settings = Settings { precision: args.dtype, attention, stages: Some(&wanted), replay: None };
+    let trace = args.backend.backend().run(&case, &settings, &mut NoTap)?;
+    if trace.is_empty() {
+        return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));
+    }
+    trace.write(&args.output)?;
+    Ok(Done { output: format!("{}: {} stages", args.output.display(), trace.len()), conforms: true })
+}

@@ -1,0 +1,60 @@
+//! Why a request was refused. Each error is one line: what, where, expected, found.
+
+use std::path::PathBuf;
+
+/// The result of everything here that can be refused.
+pub type Result<V, E = Error> = std::result::Result<V, E>;
+
+/// A request or an input file at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model, its checkpoint or its inputs.
+    #[error(transparent)]
+    Reference(#[from] dsv2_reference::Error),
+    /// A golden case at fault.
+    #[error("golden case `{case}`: {source}")]
+    Case {
+        /// The case.
+        case: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// An option of a request that cannot be met.
+    #[error("{option}: expected {expected}, found {found}")]
+    Request {
+        /// The option, as it is called on the command line.
+        option: String,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+}
+
+impl Error {
+    /// A [`Error::Request`].
+    pub fn request(option: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+        Error::Request { option: option.into(), expected: expected.into(), found: found.to_string() }
+    }
+
+    /// A file whose content is not what its format promises.
+    pub fn file(path: impl Into<PathBuf>, expected: impl Into<String>, found: impl ToString) -> Self {
+        dsv2_reference::Error::file(path, expected, found).into()
+    }
+
+    /// An input of the forward pass that is impossible.
+    pub fn input(name: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+        dsv2_reference::Error::input(name, expected, found).into()
+    }
+
+    /// A file that cannot be read or written; for `map_err`.
+    pub fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| dsv2_reference::Error::Io { path, action, source }.into()
+    }
+
+    /// The same error, said of a golden case.
+    pub fn in_case(self, case: &str) -> Self {
+        Error::Case { case: case.to_owned(), source: Box::new(self) }
+    }
+}

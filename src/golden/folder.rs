@@ -1,0 +1,168 @@
+//! Where golden cases lie: in the program itself, or in a folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use include_dir::{Dir, include_dir};
+use tempfile::TempDir;
+
+use super::GoldenCase;
+use crate::{Error, Result};
+
+static CASES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/golden/cases");
+
+/// A set of golden cases.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    root: Option<PathBuf>,
+    names: Vec<String>,
+}
+
+impl Suite {
+    /// The cases that are part of the program.
+    pub fn embedded() -> Self {
+        let name = |dir: &Dir<'_>| dir.path().file_name().map(|name| name.to_string_lossy().into_owned());
+        let mut names: Vec<String> = CASES.dirs().filter_map(name).collect();
+        names.sort();
+        Suite { root: None, names }
+    }
+
+    /// The cases in a folder: each of its folders that holds a case.json.
+    ///
+    /// # Errors
+    /// If the folder cannot be read or has no case in it.
+    pub fn at(root: &Path) -> Result<Self> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(root).map_err(Error::io(root, "read"))? {
+            let entry = entry.map_err(Error::io(root, "read"))?;
+            if entry.path().join("case.json").is_file() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        if names.is_empty() {
+            return Err(Error::file(root, "folders with a case.json", "none"));
+        }
+        names.sort();
+        Ok(Suite { root: Some(root.to_owned()), names })
+    }
+
+    /// The names of all cases, in the order of the alphabet.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Loads a case.
+    ///
+    /// # Errors
+    /// If there is no such case, or it is at fault.
+    pub fn load(&self, name: &str) -> Result<GoldenCase> {
+        if !self.names.iter().any(|other| other == name) {
+            return Err(Error::request("CASE", "the name of a golden case", format!("{name:?}")));
+        }
+        let folder = match &self.root {
+            Some(root) => Folder::Disk { name: name.to_owned(), path: root.join(name) },
+            None => Folder::Embedded { name: name.to_owned() },
+        };
+        GoldenCase::load(folder).map_err(|error| error.in_case(name))
+    }
+}
+
+/// The folder of one case.
+#[derive(Clone, Debug)]
+pub enum Folder {
+    /// In the program.
+    Embedded {
+        /// The name of the case.
+        name: String,
+    },
+    /// On disk.
+    Disk {
+        /// The name of the case.
+        name: String,
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+impl Folder {
+    /// The name of the case.
+    pub fn name(&self) -> &str {
+        match self {
+            Folder::Embedded { name } | Folder::Disk { name, .. } => name,
+        }
+    }
+
+    /// What messages call a file in it.
+    pub fn path(&self, file: &str) -> PathBuf {
+        match self {
+            Folder::Embedded { .. } => PathBuf::from(file),
+            Folder::Disk { path, .. } => path.join(file),
+        }
+    }
+
+    /// The content of a file in it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(&self, file: &str) -> Result<Vec<u8>> {
+        match self {
+            Folder::Disk { path, .. } => fs::read(path.join(file)).map_err(Error::io(path.join(file), "read")),
+            Folder::Embedded { name } => {
+                let found = CASES.get_file(format!("{name}/{file}"));
+                let found = found.ok_or_else(|| Error::file(file, "a file of the case", "no such file"))?;
+                Ok(found.contents().to_vec())
+            }
+        }
+    }
+
+    /// A folder in it, as one on disk; it is there as long as the second value.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be unpacked.
+    pub fn on_disk(&self, folder: &str) -> Result<(PathBuf, Option<TempDir>)> {
+        match self {
+            Folder::Disk { path, .. } => Ok((path.join(folder), None)),
+            Folder::Embedded { name } => {
+                let temporary = tempfile::tempdir().map_err(Error::io("a temporary folder", "create"))?;
+                self.copy(&format!("{name}/{folder}"), temporary.path())?;
+                Ok((temporary.path().to_owned(), Some(temporary)))
+            }
+        }
+    }
+
+    /// Writes the files of an embedded folder into `to`.
+    fn copy(&self, from: &str, to: &Path) -> Result<()> {
+        let dir = CASES.get_dir(from).ok_or_else(|| Error::file(from, "a folder of the case", "no such folder"))?;
+        for file in dir.files() {
+            let target = to.join(file.path().file_name().unwrap_or_default());
+            fs::write(&target, file.contents()).map_err(Error::io(&target, "write"))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_embedded_case_loads() {
+        let suite = Suite::embedded();
+        assert!(suite.names().len() > 30);
+        for name in suite.names() {
+            let case = suite.load(name).unwrap();
+            assert_eq!(case.name(), name);
+        }
+    }
+
+    #[test]
+    fn unknown_cases_and_empty_folders_are_refused() {
+        let refused = Suite::embedded().load("nope").err().unwrap().to_string();
+        assert_eq!(refused, "CASE: expected the name of a golden case, found \"nope\"");
+        let room = tempfile::tempdir().unwrap();
+        assert!(
+            Suite::at(room.path()).unwrap_err().to_string().ends_with("expected folders with a case.json, found none")
+        );
+        assert!(Suite::at(&room.path().join("nowhere")).is_err());
+    }
+}

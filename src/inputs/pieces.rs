@@ -1,0 +1,89 @@
+//! Feeding a sequence in pieces: which part of each input belongs to a piece.
+
+use ndarray::{Axis, Slice};
+
+use super::{AttentionMask, Inputs, Tokens};
+use crate::{Error, Result};
+
+impl Inputs {
+    /// The inputs of the forward passes that feed the sequence in pieces of the given lengths, one after the other.
+    ///
+    /// # Errors
+    /// If the lengths do not add up to the sequence, or labels or chosen logits would have to be cut.
+    pub fn pieces(&self, lengths: &[usize]) -> Result<Vec<Inputs>> {
+        let total = lengths.iter().try_fold(0usize, |sum, &length| sum.checked_add(length));
+        if total != Some(self.length()) || lengths.contains(&0) {
+            let expected = format!("lengths from 1 up that add up to {}", self.length());
+            return Err(Error::request("--chunks", expected, format!("{lengths:?}")));
+        }
+        if lengths.len() == 1 {
+            return Ok(vec![self.clone()]);
+        }
+        if self.labels.is_some() || self.logits_to_keep.is_some() {
+            return Err(Error::request("--chunks", "inputs without labels and logits_to_keep", "such inputs"));
+        }
+        let mut start = 0;
+        let piece = |length: &usize| {
+            let range = start..start + length;
+            start = range.end;
+            self.piece(range)
+        };
+        Ok(lengths.iter().map(piece).collect())
+    }
+
+    fn piece(&self, range: std::ops::Range<usize>) -> Inputs {
+        let span = Slice::from(range.clone());
+        let so_far = Slice::from(..range.end);
+        Inputs {
+            tokens: match &self.tokens {
+                Tokens::InputIds(ids) => Tokens::InputIds(ids.slice_axis(Axis(1), span).to_owned()),
+                Tokens::InputsEmbeds(embeds) => Tokens::InputsEmbeds(embeds.slice_axis(Axis(1), span).to_owned()),
+            },
+            attention_mask: self.attention_mask.as_ref().map(|mask| match mask {
+                AttentionMask::Padding(attend) => AttentionMask::Padding(attend.slice_axis(Axis(1), so_far).to_owned()),
+                AttentionMask::Additive(added) => {
+                    AttentionMask::Additive(added.slice_axis(Axis(2), span).slice_axis(Axis(3), so_far).to_owned())
+                }
+            }),
+            position_ids: self.position_ids.as_ref().map(|ids| ids.slice_axis(Axis(1), span).to_owned()),
+            labels: None,
+            logits_to_keep: None,
+            num_items_in_batch: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, Array4, array};
+
+    use super::*;
+
+    #[test]
+    fn each_piece_sees_the_mask_so_far() {
+        let mut inputs = Inputs::new(Tokens::InputIds(array![[1, 2, 3]]));
+        inputs.position_ids = Some(array![[5, 6, 7]]);
+        inputs.attention_mask = Some(AttentionMask::Padding(array![[false, true, true]]));
+        let pieces = inputs.pieces(&[2, 1]).unwrap();
+        assert!(matches!(&pieces[0].tokens, Tokens::InputIds(ids) if ids == array![[1, 2]]));
+        assert!(matches!(&pieces[1].tokens, Tokens::InputIds(ids) if ids == array![[3]]));
+        assert_eq!(pieces[1].position_ids, Some(array![[7]]));
+        let keys = |piece: &Inputs| match piece.attention_mask.as_ref().unwrap() {
+            AttentionMask::Padding(attend) => attend.shape().to_vec(),
+            AttentionMask::Additive(added) => added.shape().to_vec(),
+        };
+        assert_eq!((keys(&pieces[0]), keys(&pieces[1])), (vec![1, 2], vec![1, 3]));
+
+        inputs.attention_mask = Some(AttentionMask::Additive(Array4::zeros((1, 1, 3, 3))));
+        assert_eq!(keys(&inputs.pieces(&[2, 1]).unwrap()[1]), [1, 1, 1, 3]);
+    }
+
+    #[test]
+    fn lengths_must_add_up() {
+        let inputs = Inputs::new(Tokens::InputIds(Array2::zeros((1, 3))));
+        let refused = inputs.pieces(&[2, 2]).unwrap_err().to_string();
+        assert_eq!(refused, "--chunks: expected lengths from 1 up that add up to 3, found [2, 2]");
+        assert!(inputs.pieces(&[3, 0]).is_err());
+        assert!(inputs.pieces(&[]).is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! Which rows of a stage are compared: padding means nothing, and correct implementations differ there by O(1).
+
+use ndarray::Array2;
+
+use crate::inputs::{AttentionMask, Inputs};
+use crate::stage::{Layout, Stage};
+
+/// The tokens of an input that mean something.
+#[derive(Clone, Debug, Default)]
+pub struct ComparedRows {
+    /// `[B, S]`: whether the token is compared; all are if there is no mask.
+    tokens: Option<Array2<bool>>,
+    chosen_logits: bool,
+}
+
+impl ComparedRows {
+    /// Left out are the tokens that a 2-D attention mask masks, and the queries to which a 4-D mask leaves no key.
+    pub fn of(inputs: &Inputs) -> Self {
+        let tokens = inputs.attention_mask.as_ref().map(|mask| match mask {
+            AttentionMask::Padding(attend) => attend.clone(),
+            AttentionMask::Additive(added) => {
+                let (masks, _, queries, keys) = added.dim();
+                let hidden = |x: f32| x <= f32::MIN / 2.0;
+                // one mask may serve all sequences
+                let mask_of = |b: usize| if masks == 1 { 0 } else { b };
+                Array2::from_shape_fn((inputs.batch(), queries), |(b, s)| {
+                    (0..keys).any(|t| !hidden(added[[mask_of(b), 0, s, t]]))
+                })
+            }
+        });
+        ComparedRows { tokens, chosen_logits: inputs.logits_to_keep.is_some() }
+    }
+
+    /// How many tokens the rows of a stage belong to; the heads of a token err together.
+    pub fn tokens(stage: &Stage, shape: &[usize], rows: usize) -> usize {
+        match stage.layout {
+            Layout::Heads | Layout::Scores | Layout::Weights => rows / shape.get(1).copied().unwrap_or(1).max(1),
+            _ => rows,
+        }
+    }
+
+    /// One entry for each slice of the stage along its last axis, or `None` if all are compared.
+    pub fn of_stage(&self, stage: &Stage, shape: &[usize]) -> Option<Vec<bool>> {
+        let tokens = self.tokens.as_ref()?;
+        let leading = &shape[..shape.len().checked_sub(1)?];
+        let flat = || tokens.iter().copied();
+        let rows: Vec<bool> = match stage.layout {
+            Layout::Table | Layout::Whole => return None,
+            Layout::Logits if self.chosen_logits => return None,
+            Layout::Heads | Layout::Scores | Layout::Weights => {
+                let heads = *leading.get(1)?;
+                tokens.outer_iter().flat_map(|row| row.to_vec().repeat(heads)).collect()
+            }
+            Layout::Tokens | Layout::Flat | Layout::Keys | Layout::Logits => flat().collect(),
+        };
+        (rows.len() == leading.iter().product::<usize>()).then_some(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array4, array};
+
+    use super::*;
+    use crate::inputs::{LogitsToKeep, Tokens};
+
+    fn inputs(mask: Option<AttentionMask>) -> Inputs {
+        Inputs { attention_mask: mask, ..Inputs::new(Tokens::InputIds(array![[1, 2, 3], [4, 5, 6]])) }
+    }
+
+    fn rows(rows: &ComparedRows, name: &str, shape: &[usize]) -> Option<Vec<bool>> {
+        rows.of_stage(&Stage::parse(name).unwrap(), shape)
+    }
+
+    #[test]
+    fn padding_is_left_out_wherever_the_sequence_is() {
+        let padded = inputs(Some(AttentionMask::Padding(array![[false, true, true], [true, true, true]])));
+        let compared = ComparedRows::of(&padded);
+        let tokens = Some(vec![false, true, true, true, true, true]);
+        assert_eq!(rows(&compared, "model.norm", &[2, 3, 8]), tokens);
+        assert_eq!(rows(&compared, "model.layers.0.mlp.experts", &[6, 8]), tokens);
+        assert_eq!(rows(&compared, "past_key_values.0.k_pe", &[2, 3, 4]), tokens);
+        assert_eq!(rows(&compared, "lm_head", &[2, 3, 9]), tokens);
+        let scores = rows(&compared, "model.layers.0.self_attn.attn_scores", &[2, 2, 3, 3]).unwrap();
+        assert_eq!(scores[..6], [false, true, true, false, true, true]);
+        assert_eq!(scores[6..], [true; 6]);
+        assert_eq!(rows(&compared, "loss", &[]), None);
+        assert_eq!(rows(&compared, "model.rotary_emb.cos", &[1, 3, 4]), None);
+    }
+
+    #[test]
+    fn chosen_logits_are_all_compared() {
+        let padded = inputs(Some(AttentionMask::Padding(array![[false, true, true], [true, true, true]])));
+        let chosen = Inputs { logits_to_keep: Some(LogitsToKeep::Last(3)), ..padded };
+        assert_eq!(rows(&ComparedRows::of(&chosen), "lm_head", &[2, 3, 9]), None);
+    }
+
+    #[test]
+    fn a_query_without_a_key_is_left_out() {
+        let mut added = Array4::zeros((2, 1, 3, 3));
+        added.slice_mut(ndarray::s![1, 0, 2, ..]).fill(f32::MIN);
+        let compared = ComparedRows::of(&inputs(Some(AttentionMask::Additive(added))));
+        assert_eq!(rows(&compared, "model.norm", &[2, 3, 8]), Some(vec![true, true, true, true, true, false]));
+    }
+
+    #[test]
+    fn without_a_mask_all_rows_are_compared() {
+        assert_eq!(rows(&ComparedRows::of(&inputs(None)), "model.norm", &[2, 3, 8]), None);
+    }
+}
