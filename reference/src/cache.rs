@@ -98,6 +98,13 @@ impl<T: Real> LatentCache<T> {
         &self.layers
     }
 
+    /// L, c and r.
+    pub(crate) fn shape(&self) -> (usize, usize, usize) {
+        let width =
+            |of: fn(&LayerCache<T>) -> &Array3<T>| self.layers.first().map_or(0, |layer| of(layer).len_of(Axis(2)));
+        (self.layers.len(), width(|layer| &layer.compressed_kv), width(|layer| &layer.k_pe))
+    }
+
     pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerCache<T> {
         &mut self.layers[layer]
     }
@@ -118,8 +125,22 @@ impl<T: Real> LatentCache<T> {
     }
 
     /// Keeps the first `length` tokens of each layer (a layer that holds fewer keeps those).
-    pub(crate) fn crop_to(&mut self, length: usize) {
+    fn crop_to(&mut self, length: usize) {
         self.layers.iter_mut().for_each(|layer| layer.crop(length.min(layer.length)));
+    }
+
+    /// Runs `pass`, which may append to the cache. If it fails, the cache (if there is one) is put back as it was.
+    pub(crate) fn undo_on_error<V>(
+        mut cache: Option<&mut Self>,
+        pass: impl FnOnce(Option<&mut Self>) -> Result<V>,
+    ) -> Result<V> {
+        let before = cache.as_deref().map(|cache| (cache.len(), cache.dynamic_rope.clone()));
+        let result = pass(cache.as_deref_mut());
+        if let (Err(_), Some(cache), Some((length, dynamic_rope))) = (&result, cache, before) {
+            cache.crop_to(length);
+            cache.dynamic_rope = dynamic_rope;
+        }
+        result
     }
 
     /// Takes the sequences in the order of `rows`; a row may come several times or not at all (beam search).

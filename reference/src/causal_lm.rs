@@ -90,23 +90,20 @@ impl<T: Real> DeepseekV2ForCausalLM<T> {
     pub fn forward(
         &self,
         input: &CausalLmInput<T>,
-        mut cache: Option<&mut LatentCache<T>>,
+        cache: Option<&mut LatentCache<T>>,
         run: &Run,
         tap: &mut dyn Tap<T>,
     ) -> Result<CausalLmOutput<T>> {
-        let past = cache.as_deref().map_or(0, LatentCache::len);
-        let output = self.model.forward(&input.input, cache.as_deref_mut(), run, tap)?;
-        let with_head = self.head(output.last_hidden_state.view(), input, tap);
-        if let (Err(_), Some(cache)) = (&with_head, cache) {
-            cache.crop_to(past);
-        }
-        let (logits, loss) = with_head?;
-        Ok(CausalLmOutput {
-            logits,
-            loss,
-            hidden_states: output.hidden_states,
-            attentions: output.attentions,
-            router_logits: output.router_logits,
+        LatentCache::undo_on_error(cache, |cache| {
+            let output = self.model.forward(&input.input, cache, run, tap)?;
+            let (logits, loss) = self.head(output.last_hidden_state.view(), input, tap)?;
+            Ok(CausalLmOutput {
+                logits,
+                loss,
+                hidden_states: output.hidden_states,
+                attentions: output.attentions,
+                router_logits: output.router_logits,
+            })
         })
     }
 

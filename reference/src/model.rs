@@ -133,13 +133,7 @@ impl<T: Real> DeepseekV2Model<T> {
         run: &Run,
         tap: &mut dyn Tap<T>,
     ) -> Result<ModelOutput<T>> {
-        let Some(cache) = cache else { return self.forward_layers(input, None, run, tap) };
-        let past = cache.len() as i64;
-        let output = self.forward_layers(input, Some(cache), run, tap);
-        if output.is_err() {
-            cache.crop_to(past as usize);
-        }
-        output
+        LatentCache::undo_on_error(cache, |cache| self.forward_layers(input, cache, run, tap))
     }
 
     fn forward_layers(
@@ -221,6 +215,11 @@ impl<T: Real> DeepseekV2Model<T> {
         Ok(embeds)
     }
 
+    /// What its caches look like; see [`LatentCache::shape`].
+    fn cache_shape(&self) -> (usize, usize, usize) {
+        (self.layers.len(), self.config.kv_lora_rank, self.config.qk_rope_head_dim)
+    }
+
     /// Refuses impossible inputs; returns how many tokens are cached.
     fn check_shapes(&self, input: &ModelInput<T>, cache: Option<&LatentCache<T>>) -> Result<usize> {
         let (batch, length) = input.tokens.dim();
@@ -249,9 +248,10 @@ impl<T: Real> DeepseekV2Model<T> {
                 let found = format!("a cache of {} sequences", cache.batch());
                 Err(Error::input("past_key_values", format!("a cache of {batch} sequences"), found))
             }
-            Some(cache) if cache.layers().len() != self.layers.len() => {
-                let found = format!("a cache of {} layers", cache.layers().len());
-                Err(Error::input("past_key_values", format!("a cache of {} layers", self.layers.len()), found))
+            Some(cache) if cache.shape() != self.cache_shape() => {
+                let show =
+                    |(layers, c, r): (usize, usize, usize)| format!("{layers} layers of {c} and {r} numbers per token");
+                Err(Error::input("past_key_values", show(self.cache_shape()), show(cache.shape())))
             }
             cache => Ok(cache.map_or(0, LatentCache::len)),
         }

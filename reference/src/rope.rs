@@ -175,7 +175,7 @@ impl RotaryEmbedding {
     /// The tables for `position_ids` \[B or 1,S\]. `state` is the sequence's own [`DynamicNtk`], if the rope type is
     /// `dynamic`.
     pub fn tables<T: Real>(&self, position_ids: &Array2<i64>, state: Option<&mut DynamicNtk>) -> RotaryTables<T> {
-        let longest = position_ids.iter().max().map_or(0, |&p| p + 1);
+        let longest = position_ids.iter().max().map_or(0, |&p| p.saturating_add(1));
         let inv_freq = state.map_or_else(|| self.inv_freq.clone(), |ntk| ntk.update(longest));
         let (rows, columns) = position_ids.dim();
         let angle = Array3::from_shape_fn((rows, columns, inv_freq.len()), |(b, s, i)| {

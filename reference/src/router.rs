@@ -19,6 +19,8 @@
 //!
 //! **Trap: the router computes in fp32** in a bf16 model too (vllm#14027 is about one in bf16).
 
+use std::cmp::Ordering;
+
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
 
 use crate::config::TopkMethod;
@@ -64,7 +66,7 @@ impl<T: Real> DeepseekV2TopkRouter<T> {
         })
     }
 
-    /// Routes `hidden` \[N,D\].
+    /// Routes `hidden` \[N,D\]. A logit that is no finite number makes all weights of its token NaN: nothing is hidden.
     pub(crate) fn forward(&self, hidden: ArrayView2<T>, tap: &mut Scope<T>) -> Result<Routing<T>> {
         let mut router_logits = self.gate.forward(hidden);
         tap.real("router_logits", &mut router_logits);
@@ -123,7 +125,7 @@ impl<T: Real> DeepseekV2TopkRouter<T> {
 /// The `count` candidates with the highest scores, by falling score. Of equal scores the lower index wins.
 /// (`torch.topk` promises no such thing: of eight equal ones it takes 6, 5, 4.)
 fn highest<T: Real>(mut candidates: Vec<usize>, scores: ArrayView1<T>, count: usize) -> Vec<usize> {
-    candidates.sort_by(|&a, &b| scores[b].partial_cmp(&scores[a]).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(&b)));
+    candidates.sort_by(|&a, &b| scores[b].partial_cmp(&scores[a]).unwrap_or(Ordering::Equal).then(a.cmp(&b)));
     candidates.truncate(count);
     candidates
 }
@@ -222,6 +224,17 @@ mod tests {
         };
         let error = router.forward(logits.view(), &mut Scope::root(&mut impossible)).unwrap_err();
         assert_eq!(error.to_string(), "input `topk_indices`: expected experts 0 to 5, found 6");
+    }
+
+    #[test]
+    fn a_logit_that_is_no_number_shows_in_the_weights() {
+        for bad in [f64::NAN, f64::INFINITY] {
+            for method in [TopkMethod::Greedy, TopkMethod::GroupLimitedGreedy { n_group: 3, topk_group: 2 }] {
+                let logits = array![[0.0, bad, 0.0, 1.0, 0.0, 0.0]];
+                let routing = router(method, 2, false).forward(logits.view(), &mut Scope::root(&mut NoTap)).unwrap();
+                assert!(routing.topk_weights.iter().all(|w| w.is_nan()));
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `DeepseekV2ForSequenceClassification`: a score for each label, read at one position of the sequence.
 
-use ndarray::{Array2, Array3, Array4, s};
+use ndarray::{Array2, Array3, Array4, ArrayView3, s};
 
 use crate::cache::LatentCache;
 use crate::linear::Linear;
@@ -62,32 +62,40 @@ impl<T: Real> DeepseekV2ForSequenceClassification<T> {
         run: &Run,
         tap: &mut dyn Tap<T>,
     ) -> Result<SequenceClassificationOutput<T>> {
-        let positions = self.pooled_positions(&input.tokens)?;
-        let output = self.model.forward(input, cache, run, tap)?;
+        LatentCache::undo_on_error(cache, |cache| {
+            let positions = self.pooled_positions(&input.tokens)?;
+            let output = self.model.forward(input, cache, run, tap)?;
+            let (pooled_logits, loss) = self.head(output.last_hidden_state.view(), &positions, labels, tap)?;
+            Ok(SequenceClassificationOutput {
+                pooled_logits,
+                loss,
+                hidden_states: output.hidden_states,
+                attentions: output.attentions,
+            })
+        })
+    }
+
+    /// z = W_score h at one position of each sequence, \[B,num_labels\], and its loss.
+    fn head(
+        &self,
+        hidden: ArrayView3<T>,
+        positions: &[usize],
+        labels: Option<&ClassificationLabels<T>>,
+        tap: &mut dyn Tap<T>,
+    ) -> Result<(Array2<T>, Option<T>)> {
         let tap = &mut Scope::root(tap);
-        let mut score = self.score.forward_3d(output.last_hidden_state.view());
+        let mut score = self.score.forward_3d(hidden);
         tap.real("score", &mut score);
         let mut pooled_logits = Array2::zeros((positions.len(), self.score.out_features()));
         for (b, &position) in positions.iter().enumerate() {
             pooled_logits.row_mut(b).assign(&score.slice(s![b, position, ..]));
         }
         tap.real("pooled_logits", &mut pooled_logits);
-        let loss = match labels {
-            None => None,
-            Some(labels) => {
-                let problem_type =
-                    self.problem_type.unwrap_or_else(|| ProblemType::infer(self.score.out_features(), labels));
-                let mut loss = ndarray::arr0(classification_loss(problem_type, pooled_logits.view(), labels)?);
-                tap.real("loss", &mut loss);
-                Some(loss.into_scalar())
-            }
-        };
-        Ok(SequenceClassificationOutput {
-            pooled_logits,
-            loss,
-            hidden_states: output.hidden_states,
-            attentions: output.attentions,
-        })
+        let Some(labels) = labels else { return Ok((pooled_logits, None)) };
+        let problem_type = self.problem_type.unwrap_or_else(|| ProblemType::infer(self.score.out_features(), labels));
+        let mut loss = ndarray::arr0(classification_loss(problem_type, pooled_logits.view(), labels)?);
+        tap.real("loss", &mut loss);
+        Ok((pooled_logits, Some(loss.into_scalar())))
     }
 
     /// Where each sequence is read: at its last token that is not `pad_token_id`, wherever the padding is (all padding:

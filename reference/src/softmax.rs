@@ -13,7 +13,7 @@ use crate::matmul::dot;
 /// it).
 pub fn softmax<T: Real>(mut row: ArrayViewMut1<T>) {
     let max = row.iter().copied().fold(T::neg_infinity(), T::max);
-    if max == T::neg_infinity() {
+    if row.iter().all(|&z| z == T::neg_infinity()) {
         row.fill(T::zero());
         return;
     }
@@ -58,6 +58,14 @@ mod tests {
         let mut z = Array1::from_elem(3, f64::NEG_INFINITY);
         softmax(z.view_mut());
         assert_eq!(z, Array1::<f64>::zeros(3));
+    }
+
+    #[test]
+    fn nan_is_not_lost() {
+        for mut z in [array![f64::NAN, f64::NAN], array![f64::NAN, 1.0], array![f64::NEG_INFINITY, f64::NAN]] {
+            softmax(z.view_mut());
+            assert!(z.iter().any(|p| p.is_nan()), "{z}");
+        }
     }
 
     #[test]

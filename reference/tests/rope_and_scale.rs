@@ -1,0 +1,394 @@
+//! Checklist items 12 to 25: the rotary embedding and the softmax scale.
+
+mod common;
+
+use approx::{assert_abs_diff_eq, assert_relative_eq};
+use common::{Stages, config, difference, ids, input, input_with, logits, logits_after, model, model_in, refusal};
+use dsv2_reference::rope::{RotaryEmbedding, softmax_scale};
+use dsv2_reference::{DeepseekV2Config, Dialect, LatentCache, Run, StageValue};
+use ndarray::{Array2, array, s};
+use serde_json::{Value, json};
+
+/// V2's sizes (n = 128, r = 64, original context 4096) with other rotary parameters.
+fn v2_with(rope_scaling: Value) -> DeepseekV2Config {
+    DeepseekV2Config {
+        rope_scaling: rope_scaling.as_object().cloned(),
+        max_position_embeddings: 4096,
+        ..DeepseekV2Config::preset("v2").unwrap()
+    }
+}
+
+fn inv_freq(rope_scaling: Value) -> Vec<f64> {
+    let rotary = RotaryEmbedding::new(&v2_with(rope_scaling), Dialect::Hf).unwrap();
+    rotary.inv_freq().iter().map(|&theta| f64::from(theta)).collect()
+}
+
+/// theta^(-2i/r).
+fn plain(theta: f64) -> Vec<f64> {
+    (0..32).map(|i| theta.powf(-f64::from(2 * i) / 64.0)).collect()
+}
+
+/// Each frequency of YaRN divided by the plain one.
+fn yarn_ratios(rope_scaling: Value) -> Vec<f64> {
+    inv_freq(rope_scaling).iter().zip(plain(10000.0)).map(|(yarn, plain)| yarn / plain).collect()
+}
+
+/// Fp32 results of a few operations.
+const FP32: f64 = 2.5e-7;
+
+#[test]
+fn plain_frequencies_are_powers_of_theta() {
+    for (found, expected) in inv_freq(Value::Null).into_iter().zip(plain(10000.0)) {
+        assert_relative_eq!(found, expected, max_relative = FP32);
+    }
+    // The numbers themselves, so that no rounding step moves unnoticed. The last one is not the fp32 number nearest to
+    // the power (that ends in 14): the power is rounded, and then its reciprocal.
+    let bits = RotaryEmbedding::new(&v2_with(Value::Null), Dialect::Hf).unwrap().inv_freq().to_vec();
+    assert_eq!([bits[0], bits[1], bits[16], bits[31]], [1.0, 0.749_894_2, 0.01, 1.333_521_5e-4]);
+}
+
+#[test]
+fn linear_divides_every_frequency_by_the_factor() {
+    let linear = inv_freq(json!({"type": "linear", "factor": 4.0}));
+    for (found, expected) in linear.into_iter().zip(plain(10000.0)) {
+        assert_relative_eq!(found, expected / 4.0, max_relative = FP32);
+    }
+}
+
+#[test]
+fn yarn_keeps_fast_frequencies_divides_slow_ones_and_mixes_by_index_between() {
+    let ratios = yarn_ratios(json!({"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}));
+    for (i, ratio) in ratios.into_iter().enumerate() {
+        let expected = match i {
+            ..=10 => 1.0,
+            11..=22 => 1.0 - 0.075 * (i as f64 - 10.0),
+            _ => 1.0 / 40.0,
+        };
+        // Near the end of the ramp a rounding error of the kept part (near 1) weighs up to 40 times as much.
+        assert_relative_eq!(ratio, expected, max_relative = 2e-6);
+    }
+}
+
+#[test]
+fn other_betas_move_the_ramp() {
+    // corr(16) = 12.88 and corr(2) = 20.09: the ramp goes from 12 to 21.
+    let ratios = yarn_ratios(json!({"type": "yarn", "factor": 40, "beta_fast": 16, "beta_slow": 2,
+                                    "original_max_position_embeddings": 4096}));
+    assert_eq!(ratios.iter().filter(|ratio| (**ratio - 1.0).abs() < 1e-6).count(), 13);
+    assert_eq!(ratios.iter().filter(|ratio| (**ratio - 0.025).abs() < 1e-6).count(), 11);
+}
+
+#[test]
+fn a_beta_of_zero_or_null_is_the_default() {
+    let defaults = yarn_ratios(json!({"type": "yarn", "factor": 40}));
+    assert_eq!(yarn_ratios(json!({"type": "yarn", "factor": 40, "beta_fast": 0, "beta_slow": null})), defaults);
+}
+
+#[test]
+fn without_truncation_the_ramp_ends_between_two_indices() {
+    let ratios = yarn_ratios(json!({"type": "yarn", "factor": 40, "truncate": false}));
+    let turns = |n: f64| 64.0 * (4096.0 / (2.0 * std::f64::consts::PI * n)).ln() / (2.0 * 10000_f64.ln());
+    assert_abs_diff_eq!(turns(32.0), 10.472, epsilon = 1e-3);
+    assert_abs_diff_eq!(turns(1.0), 22.513, epsilon = 1e-3);
+    for (i, ratio) in ratios.into_iter().enumerate() {
+        let ramp = ((i as f64 - turns(32.0)) / (turns(1.0) - turns(32.0))).clamp(0.0, 1.0);
+        assert_relative_eq!(ratio, 1.0 - ramp + ramp / 40.0, max_relative = 2e-5);
+    }
+}
+
+#[test]
+fn a_factor_of_one_or_less_leaves_no_length_factor() {
+    let yarn = json!({"type": "yarn", "factor": 1, "mscale": 0.5, "mscale_all_dim": 2.0});
+    let rotary = RotaryEmbedding::new(&v2_with(yarn.clone()), Dialect::Hf).unwrap();
+    assert_eq!(rotary.attention_factor(), 1.0);
+    for (found, expected) in inv_freq(yarn.clone()).into_iter().zip(plain(10000.0)) {
+        assert_relative_eq!(found, expected, max_relative = FP32);
+    }
+    for factor in [1.0, 0.5] {
+        let mut yarn = yarn.clone();
+        yarn["factor"] = json!(factor);
+        assert_eq!(softmax_scale(&v2_with(yarn), Dialect::Hf).unwrap(), 192_f64.powf(-0.5));
+    }
+}
+
+/// ms(40, 0.707), ms(40, 1).
+const MS_707: f64 = 1.260_803_777_40;
+const MS_1: f64 = 1.368_887_945_41;
+
+#[test]
+fn the_eight_combinations_of_mscale_mscale_all_dim_and_attention_factor() {
+    let (m, a, f) = (Some(0.707), Some(1.0), Some(0.5));
+    let plain = 0.072_168_783_6;
+    // mscale, mscale_all_dim, attention_factor: factor on cosine and sine in hf and in deepseek, softmax scale in both.
+    let table = [
+        (None, None, None, MS_1, Some(MS_1), plain),
+        (m, None, None, MS_1, Some(MS_707), plain),
+        (None, Some(0.707), None, MS_1, Some(MS_1 / MS_707), plain * MS_707 * MS_707),
+        (m, a, None, MS_707 / MS_1, Some(MS_707 / MS_1), plain * MS_1 * MS_1),
+        (None, None, f, 0.5, None, plain),
+        (m, None, f, 0.5, None, plain),
+        (None, a, f, 0.5, None, plain * MS_1 * MS_1),
+        (m, a, f, 0.5, None, plain * MS_1 * MS_1),
+    ];
+    for (mscale, all_dim, attention_factor, hf, deepseek, scale) in table {
+        let mut rope = json!({"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096});
+        for (key, value) in [("mscale", mscale), ("mscale_all_dim", all_dim), ("attention_factor", attention_factor)] {
+            if let Some(value) = value {
+                rope[key] = json!(value);
+            }
+        }
+        let config = v2_with(rope.clone());
+        for dialect in [Dialect::Hf, Dialect::HfPre515] {
+            let rotary = RotaryEmbedding::new(&config, dialect).unwrap();
+            assert_abs_diff_eq!(rotary.attention_factor(), hf, epsilon = 1e-9);
+        }
+        assert_abs_diff_eq!(softmax_scale(&config, Dialect::Hf).unwrap(), scale, epsilon = 1e-9);
+        assert_abs_diff_eq!(softmax_scale(&config, Dialect::HfPre515).unwrap(), plain, epsilon = 1e-9);
+        match deepseek {
+            Some(deepseek) => {
+                let rotary = RotaryEmbedding::new(&config, Dialect::Deepseek).unwrap();
+                assert_abs_diff_eq!(rotary.attention_factor(), deepseek, epsilon = 1e-9);
+                assert_abs_diff_eq!(softmax_scale(&config, Dialect::Deepseek).unwrap(), scale, epsilon = 1e-9);
+            }
+            // DeepSeek's code has no such key.
+            None => assert_eq!(
+                refusal(Dialect::Deepseek, json!({"rope_scaling": rope})),
+                "config: rope_scaling.attention_factor: expected nothing: DeepSeek's code has no such key, found 0.5"
+            ),
+        }
+    }
+}
+
+#[test]
+fn an_mscale_of_zero_counts_as_missing_in_hf_and_as_zero_in_deepseek() {
+    let config = v2_with(json!({"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096,
+                                "mscale": 0, "mscale_all_dim": 1}));
+    let factor = |dialect| RotaryEmbedding::new(&config, dialect).unwrap().attention_factor();
+    assert_abs_diff_eq!(factor(Dialect::Hf), 1.3689, epsilon = 1e-4);
+    assert_abs_diff_eq!(factor(Dialect::Deepseek), 0.7305, epsilon = 1e-4);
+}
+
+#[test]
+fn the_attention_factor_multiplies_cosine_and_sine() {
+    let yarn = json!({"type": "yarn", "factor": 40, "attention_factor": 0.5});
+    let rotary = RotaryEmbedding::new(&v2_with(yarn), Dialect::Hf).unwrap();
+    let tables = rotary.tables::<f64>(&array![[0, 3]], None);
+    assert_eq!((tables.cos[[0, 0, 7]], tables.sin[[0, 0, 7]]), (0.5, 0.0));
+    let angle = f64::from(3.0 * rotary.inv_freq()[7]);
+    assert_eq!((tables.cos[[0, 1, 7]], tables.sin[[0, 1, 7]]), (0.5 * angle.cos(), 0.5 * angle.sin()));
+}
+
+#[test]
+fn the_softmax_scales_of_the_released_models() {
+    let scale = |preset: &str, dialect| softmax_scale(&DeepseekV2Config::preset(preset).unwrap(), dialect).unwrap();
+    for dialect in [Dialect::Hf, Dialect::Deepseek] {
+        assert_abs_diff_eq!(scale("v2", dialect), 0.114_721_386_8, epsilon = 1e-10);
+        assert_abs_diff_eq!(scale("v2-lite", dialect), 0.114_721_386_8, epsilon = 1e-10);
+        assert_abs_diff_eq!(scale("v2.5", dialect), 0.135_233_778_9, epsilon = 1e-10);
+    }
+    assert_abs_diff_eq!(softmax_scale(&v2_with(Value::Null), Dialect::Hf).unwrap(), 0.072_168_783_6, epsilon = 1e-10);
+}
+
+#[test]
+fn transformers_before_5_15_leaves_mscale_out_of_the_softmax_scale() {
+    for preset in ["v2", "v2-lite", "v2.5"] {
+        let config = DeepseekV2Config::preset(preset).unwrap();
+        let scale = softmax_scale(&config, Dialect::HfPre515).unwrap();
+        assert_abs_diff_eq!(scale, 0.072_168_783_6, epsilon = 1e-10);
+    }
+    let [hf, old] = [Dialect::Hf, Dialect::HfPre515].map(|dialect| model_in::<f64>(dialect, json!({})));
+    let [hf, old] = [hf, old].map(|model| logits(&model, &input(ids(1, 9))));
+    assert_eq!(hf.slice(s![.., 0, ..]), old.slice(s![.., 0, ..]));
+    assert!(difference(&hf, &old) > 0.1);
+    // Without YaRN's keys the two are one.
+    let rope = json!({"rope_scaling": null});
+    let [hf, old] = [Dialect::Hf, Dialect::HfPre515].map(|dialect| model_in::<f64>(dialect, rope.clone()));
+    assert_eq!(logits(&hf, &input(ids(1, 9))), logits(&old, &input(ids(1, 9))));
+}
+
+#[test]
+fn mscale_all_dim_scales_the_softmax_of_linear_and_dynamic_too() {
+    for rope_type in ["linear", "dynamic", "yarn"] {
+        let config = v2_with(json!({"type": rope_type, "factor": 40, "mscale_all_dim": 1.0}));
+        let ratio = softmax_scale(&config, Dialect::Hf).unwrap() * 192_f64.sqrt();
+        assert_abs_diff_eq!(ratio, 1.873_854_2, epsilon = 1e-7);
+    }
+    let default = v2_with(json!({"type": "default", "factor": 40, "mscale_all_dim": 1.0}));
+    assert_eq!(softmax_scale(&default, Dialect::Hf).unwrap(), 192_f64.powf(-0.5));
+}
+
+#[test]
+fn neighbouring_elements_are_the_pairs_that_turn() {
+    let model = model::<f64>(json!({}));
+    let stages = Stages::of_ids(&model, ids(2, 7));
+    let at = |name: &str| format!("model.layers.1.self_attn.{name}");
+    let (cos, sin) = (stages.d3("model.rotary_emb.cos"), stages.d3("model.rotary_emb.sin"));
+    let (q, q_pe) = (stages.d3(&at("q_b_proj")), stages.d4(&at("q_pe")));
+    let (kv_a, k_pe) = (stages.d3(&at("kv_a_proj_with_mqa")), stages.d4(&at("k_pe")));
+    let mut halves_differ = 0.0_f64;
+    for ((b, h, t, e), &turned) in q_pe.indexed_iter() {
+        // n = 6, r = 8: a head's query is 14 wide, its rotary part comes last.
+        let x = |e: usize| q[[b, t, 14 * h + 6 + e]];
+        let (i, angle) = (e / 2, [0, t, e / 2]);
+        let by_hand = match e % 2 {
+            0 => x(2 * i) * cos[angle] - x(2 * i + 1) * sin[angle],
+            _ => x(2 * i) * sin[angle] + x(2 * i + 1) * cos[angle],
+        };
+        assert_abs_diff_eq!(turned, by_hand, epsilon = 1e-15);
+        // Llama's (NeoX's) layout: element e turns with element e + r/2.
+        let (i, angle) = (e % 4, [0, t, e % 4]);
+        let of_halves = match e / 4 {
+            0 => x(i) * cos[angle] - x(i + 4) * sin[angle],
+            _ => x(i) * sin[angle] + x(i + 4) * cos[angle],
+        };
+        halves_differ = halves_differ.max((turned - of_halves).abs());
+    }
+    assert!(halves_differ > 1.0, "{halves_differ}");
+    for ((b, _, t, e), &turned) in k_pe.indexed_iter() {
+        let x = |e: usize| kv_a[[b, t, 12 + e]]; // c = 12: the latent comes first
+        let (i, angle) = (e / 2, [0, t, e / 2]);
+        let by_hand = match e % 2 {
+            0 => x(2 * i) * cos[angle] - x(2 * i + 1) * sin[angle],
+            _ => x(2 * i) * sin[angle] + x(2 * i + 1) * cos[angle],
+        };
+        assert_abs_diff_eq!(turned, by_hand, epsilon = 1e-15);
+    }
+}
+
+#[test]
+fn rotating_halves_instead_changes_the_logits() {
+    let model = model::<f64>(json!({}));
+    let right = logits(&model, &input(ids(1, 9)));
+    // From the pairs' layout to the halves', on queries only: as if the two were mixed up.
+    let (wrong, _) = Stages::of(&model, &input(ids(1, 9)), &Run::default(), |name, value| {
+        if let (true, StageValue::Real(mut q_pe)) = (name.ends_with("q_pe"), value) {
+            let pairs = q_pe.to_owned();
+            for e in 0..8 {
+                q_pe.slice_mut(s![.., .., .., e]).assign(&pairs.slice(s![.., .., .., 2 * (e % 4) + e / 4]));
+            }
+        }
+    });
+    assert!(difference(&right, &wrong.logits) > 0.5);
+}
+
+#[test]
+fn logits_depend_on_differences_of_positions_only() {
+    for rope in [Value::Null, json!({"type": "linear", "factor": 4}), common::tiny(json!({}))["rope_scaling"].clone()] {
+        let model = model::<f64>(json!({"rope_scaling": rope}));
+        let positions = Array2::from_shape_fn((1, 9), |(_, s)| s as i64);
+        let near = logits(&model, &input_with(ids(1, 9), None, Some(positions.clone())));
+        let far = logits(&model, &input_with(ids(1, 9), None, Some(positions + 100)));
+        // The angles are fp32 numbers: near 100 they are rounded more coarsely.
+        assert_abs_diff_eq!(near, far, epsilon = 2e-5);
+        assert!(difference(&near, &far) > 0.0);
+    }
+}
+
+#[test]
+fn a_single_token_sees_neither_rotation_nor_scale() {
+    let expected = logits(&model::<f64>(json!({})), &input(ids(1, 1)));
+    for rope in [
+        Value::Null,
+        json!({"type": "linear", "factor": 4, "mscale_all_dim": 1}),
+        json!({"type": "yarn", "factor": 40, "attention_factor": 3, "mscale_all_dim": 1}),
+    ] {
+        assert_eq!(logits(&model::<f64>(json!({"rope_scaling": rope})), &input(ids(1, 1))), expected);
+    }
+}
+
+#[test]
+fn a_wrong_softmax_scale_shows_everywhere_but_at_position_0() {
+    let model = model::<f64>(json!({}));
+    let right = logits(&model, &input(ids(2, 8)));
+    let (wrong, _) = Stages::of(&model, &input(ids(2, 8)), &Run::default(), |name, value| {
+        if let (true, StageValue::Real(mut scores)) = (name.ends_with("attn_scores"), value) {
+            scores.mapv_inplace(|score| score / (MS_707 * MS_707));
+        }
+    });
+    assert_eq!(right.slice(s![.., 0, ..]), wrong.logits.slice(s![.., 0, ..]));
+    for position in 1..8 {
+        let at = s![.., position, ..];
+        assert!(difference(&right.slice(at).to_owned(), &wrong.logits.slice(at).to_owned()) > 1e-2, "{position}");
+    }
+}
+
+#[test]
+fn dynamic_frequencies_grow_with_the_longest_position_stick_and_are_reset_by_a_short_call() {
+    let config = v2_with(json!({"type": "dynamic", "factor": 4.0}));
+    let rotary = RotaryEmbedding::new(&config, Dialect::Hf).unwrap();
+    let mut state = rotary.dynamic().unwrap().clone();
+    let mut is_for = |length: i64, longest: f64| {
+        let theta = 10000.0 * (4.0 * longest / 4096.0 - 3.0).powf(64.0 / 62.0);
+        for (found, expected) in state.update(length).into_iter().zip(plain(theta)) {
+            assert_relative_eq!(f64::from(found), expected, max_relative = 1e-6);
+        }
+    };
+    is_for(100, 4096.0); // short: plain
+    is_for(4096, 4096.0); // exactly the maximum: plain
+    is_for(5000, 5000.0); // grows
+    is_for(4500, 5000.0); // sticks
+    is_for(8192, 8192.0); // grows on
+    is_for(4096, 8192.0); // exactly the maximum does not reset
+    is_for(4095, 4096.0); // shorter does
+    is_for(4097, 4097.0);
+}
+
+#[test]
+fn dynamic_is_default_for_short_sequences_and_not_for_long_ones() {
+    let default = model::<f64>(json!({"rope_scaling": null}));
+    let dynamic =
+        model::<f64>(json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 8}));
+    let both = |length| [&default, &dynamic].map(|model| logits(model, &input(ids(1, length))));
+    let [a, b] = both(8);
+    assert_eq!(a, b);
+    let [a, b] = both(9);
+    assert!(difference(&a, &b) > 1e-3);
+    // A call without a cache leaves nothing behind.
+    let [a, b] = both(8);
+    assert_eq!(a, b);
+}
+
+#[test]
+fn with_a_cache_dynamic_keeps_the_rotation_of_keys_that_are_already_there() {
+    let model = model::<f64>(json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 8}));
+    let mut cache = LatentCache::new(model.model().config(), 1);
+    let all = ids(1, 12);
+    logits_after(&model, &mut cache, &input(all.slice(s![.., ..6]).to_owned()));
+    let before = cache.layers()[0].k_pe().to_owned();
+    logits_after(&model, &mut cache, &input(all.slice(s![.., 6..]).to_owned()));
+    assert_eq!(cache.layers()[0].k_pe().slice(s![.., ..6, ..]), before);
+    let mut at_once = LatentCache::new(model.model().config(), 1);
+    logits_after(&model, &mut at_once, &input(all));
+    let whole = at_once.layers()[0].k_pe();
+    assert!(difference(&whole.slice(s![.., ..6, ..]).to_owned(), &before) > 1e-3);
+    assert_eq!(whole.slice(s![.., 6.., ..]), cache.layers()[0].k_pe().slice(s![.., 6.., ..]));
+}
+
+#[test]
+fn angles_are_fp32_products_however_far_the_position() {
+    let rotary = RotaryEmbedding::new(&v2_with(Value::Null), Dialect::Hf).unwrap();
+    let positions = array![[1, 100, 4095, 32767, 163839]];
+    let tables = rotary.tables::<f64>(&positions, None);
+    // How far a computation with real numbers for frequencies and angles would be off.
+    let far_off = [1e-7, 1e-5, 1e-3, 5e-3, 2e-2];
+    for (s, far_off) in far_off.into_iter().enumerate() {
+        let position = positions[[0, s]] as f64;
+        let mut unpinned = 0.0_f64;
+        for (i, real) in plain(10000.0).into_iter().enumerate() {
+            let angle = f64::from(position as f32 * rotary.inv_freq()[i]);
+            assert_eq!((tables.cos[[0, s, i]], tables.sin[[0, s, i]]), (angle.cos(), angle.sin()));
+            unpinned =
+                unpinned.max(((position * real).cos() - angle.cos()).hypot((position * real).sin() - angle.sin()));
+        }
+        assert!(unpinned < far_off && unpinned > far_off / 100.0, "{position}: {unpinned}");
+    }
+}
+
+#[test]
+fn an_fp32_table_is_the_rounded_f64_table() {
+    let rotary = RotaryEmbedding::new(&config(json!({})), Dialect::Hf).unwrap();
+    let positions = array![[0, 1, 77, 163839], [5, 6, 7, 8]];
+    let (double, single) = (rotary.tables::<f64>(&positions, None), rotary.tables::<f32>(&positions, None));
+    assert_eq!(double.cos.mapv(|x| x as f32), single.cos);
+    assert_eq!(double.sin.mapv(|x| x as f32), single.sin);
+}
