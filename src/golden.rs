@@ -122,7 +122,7 @@ fn check_stages(folder: &Folder, file: &CaseFile, expected: &Trace) -> Result<()
 }
 
 fn read_json(path: &std::path::Path) -> Result<serde_json::Value> {
-    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let bytes = dsv2_reference::file::read(path)?;
     serde_json::from_slice(&bytes).map_err(|error| Error::file(path, "a JSON object", error))
 }
 

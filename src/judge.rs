@@ -4,6 +4,7 @@
 //! compared as a set, in no order, and their weights by expert; NaN and infinity, and so the masked scores, must be in
 //! exactly the same places. A size-1 axis more or less never matters.
 
+pub mod near_tie;
 mod routing;
 
 use ndarray::ArrayD;

@@ -12,8 +12,7 @@ fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(refused) if !refused.use_stderr() => {
-            print(&refused.to_string());
-            return ExitCode::SUCCESS;
+            return print(&refused.to_string(), ExitCode::SUCCESS);
         }
         Err(refused) => {
             // clap explains at length, after a blank line
@@ -24,25 +23,26 @@ fn main() -> ExitCode {
     };
     match cli.run() {
         Ok(cli::Done { output, conforms }) => {
-            print(&output);
-            if conforms { ExitCode::SUCCESS } else { ExitCode::from(1) }
+            print(&output, if conforms { ExitCode::SUCCESS } else { ExitCode::from(1) })
         }
         Err(error) => refuse(&error.to_string()),
     }
 }
 
+/// Says in one line why not.
 fn refuse(message: &str) -> ExitCode {
     let words: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let _ = writeln!(std::io::stderr(), "dsv2: {}", words.join(" "));
+    // A path or a name from a file may hold anything; a terminal must not obey it.
+    let harmless = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let line: String = words.join(" ").chars().map(harmless).collect();
+    let _ = writeln!(std::io::stderr(), "dsv2: {line}");
     ExitCode::from(2)
 }
 
-/// Prints to stdout. A reader who has read enough (`dsv2 | head`) is no fault.
-fn print(text: &str) {
+/// Prints to stdout and ends with `status`. A reader who has read enough (`dsv2 | head`) is no fault; a full disk is.
+fn print(text: &str, status: ExitCode) -> ExitCode {
     match writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n')) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            let _ = writeln!(std::io::stderr(), "dsv2: cannot write to stdout: {error}");
-        }
-        _ => {}
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => refuse(&format!("cannot write to stdout: {error}")),
+        _ => status,
     }
 }

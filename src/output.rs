@@ -35,12 +35,19 @@ pub fn check_place(path: &Path) -> Result<()> {
     }
 }
 
-/// Writes report.json into the folder `dir`, which is made if need be.
+/// Makes the folder of a report, before the work that the report is about.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn make_report_folder(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io(dir, "create"))
+}
+
+/// Writes report.json into the folder `dir`.
 ///
 /// # Errors
 /// If it cannot be written.
 pub fn write_report(dir: &Path, report: &serde_json::Value) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
     write_file(&dir.join("report.json"), format!("{report:#}\n").as_bytes())
 }
 

@@ -20,7 +20,7 @@
 //! | [`norm`], [`softmax`], [`linear`], [`matmul`] | | the arithmetic below, each sum in a fixed order |
 //! | [`layer`], [`model`] | 2, figure 2 | the residual stream, the whole model |
 //! | [`causal_lm`], [`sequence_classification`], [`loss`] | | heads and losses, greedy generation |
-//! | [`checkpoint`], [`safetensors_file`], [`generator`], [`weights`] | | where weights come from |
+//! | [`checkpoint`], [`safetensors_file`], [`mod@file`], [`generator`], [`weights`] | | where weights come from |
 //! | [`tap`], [`round`] | | the hook at every named tensor; rounding to bf16 with it |
 //!
 //! Shapes are written with the letters B (batch), S (new tokens), T (cached and new tokens), D (`hidden_size`), H
@@ -72,6 +72,7 @@ pub mod config;
 pub mod dialect;
 mod error;
 pub mod experts;
+pub mod file;
 pub mod generator;
 pub mod layer;
 pub mod linear;

@@ -90,7 +90,7 @@ fn segments(position_ids: &Array2<i64>) -> Array2<usize> {
     let mut segment = Array2::zeros(position_ids.dim());
     for (mut segment, positions) in segment.rows_mut().into_iter().zip(position_ids.rows()) {
         for s in 1..positions.len() {
-            segment[s] = segment[s - 1] + usize::from(positions[s] != positions[s - 1] + 1);
+            segment[s] = segment[s - 1] + usize::from(positions[s - 1].checked_add(1) != Some(positions[s]));
         }
     }
     segment

@@ -51,7 +51,8 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         case: Case::open(&args.model, &args.inputs, args.dialect, args.chunks.clone())?,
         precision: args.dtype,
     };
-    let Checked { verdict, precision, unknown } = check(&request)?;
+    args.report.as_deref().map(output::make_report_folder).transpose()?;
+    let Checked { verdict, precision, unknown, near_ties } = check(&request)?;
     let json = report::check_json(&verdict);
     if let Some(dir) = &args.report {
         output::write_report(dir, &json)?;
@@ -63,6 +64,11 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     let mut parts = vec![report::check_table(&verdict, styled())];
     if !unknown.is_empty() {
         parts.push(format!("not looked at (no stage of this model): {}", unknown.join(", ")));
+    }
+    if !near_ties.is_empty() {
+        let of = near_ties.iter().map(|(stage, tokens)| format!("{stage} ({tokens})"));
+        let of = of.collect::<Vec<_>>().join(", ");
+        parts.push(format!("near ties that fell the other way (tokens; allowed, and followed): {of}"));
     }
     parts.push(match verdict.first_failure() {
         None => format!("pass: {} stages, as {precision} computes them", verdict.compared()),

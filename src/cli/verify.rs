@@ -48,6 +48,7 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
         attention: args.attention.into(),
     };
 
+    args.report.as_deref().map(output::make_report_folder).transpose()?;
     let start = Instant::now();
     let mut progress = Progress::new(plan.cases.len() * plan.backends.len() * plan.precisions.len());
     let tell = |item: &Item| {

@@ -106,7 +106,7 @@ impl Folder {
     /// If it cannot be read.
     pub fn read(&self, file: &str) -> Result<Vec<u8>> {
         match self {
-            Folder::Disk { path, .. } => fs::read(path.join(file)).map_err(Error::io(path.join(file), "read")),
+            Folder::Disk { path, .. } => Ok(dsv2_reference::file::read(&path.join(file))?),
             Folder::Embedded { name } => {
                 let found = CASES.get_file(format!("{name}/{file}"));
                 let found = found.ok_or_else(|| Error::file(file, "a file of the case", "no such file"))?;

@@ -27,7 +27,7 @@ impl DeepseekV2Config {
     ///
     /// The file cannot be read or is no JSON, or a field is impossible in every dialect.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), action: "read", source })?;
+        let bytes = crate::file::read(path)?;
         let not_json = |error: serde_json::Error| Error::file(path, "a JSON object", format!("no JSON: {error}"));
         Self::from_value(serde_json::from_slice(&bytes).map_err(not_json)?)
     }
