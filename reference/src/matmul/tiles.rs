@@ -129,6 +129,9 @@ fn widen_block<T: Real, S: Stored<T>>(block: &[S::Raw], tile: &mut Vec<T>) {
 }
 
 /// Some rows of y, R at a time. Where fewer rows or columns are left than a tile has, it repeats the last one.
+///
+/// If b passes by once, from memory, a tile's columns lie n/C apart, so that each is the front of a long stream: a
+/// processor reads ahead in a stream, but not from the end of one row to a row elsewhere.
 #[inline(always)]
 pub(super) fn dot_strips<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usize>(
     a: &[T],
@@ -140,7 +143,11 @@ pub(super) fn dot_strips<T: Real, S: Stored<T>, const L: usize, const R: usize, 
     let n = b.len() / k;
     let chunk = if rows.len() <= R { k.next_multiple_of(L) } else { CHUNK }; // b passes by once: nothing to keep
     let zeros = [[[T::zero(); L]; C]; R];
-    let mut sums = vec![zeros; n.div_ceil(C)];
+    let tiles = n.div_ceil(C);
+    let mut sums = vec![zeros; tiles];
+    // Column c of tile j. The last ones may not exist.
+    let (next_tile, next_column) = if rows.len() <= R { (1, tiles) } else { (C, 1) };
+    let column = |j: usize, c: usize| j * next_tile + c * next_column;
     for row in rows.clone().step_by(R) {
         for start in (0..k).step_by(chunk) {
             let end = k.min(start + chunk);
@@ -151,16 +158,19 @@ pub(super) fn dot_strips<T: Real, S: Stored<T>, const L: usize, const R: usize, 
             for (j, sums) in sums.iter_mut().enumerate() {
                 let mut w = [b; C];
                 for (c, w) in w.iter_mut().enumerate() {
-                    *w = &b[(j * C + c).min(n - 1) * k..][start..end];
+                    *w = &b[column(j, c).min(n - 1) * k..][start..end];
                 }
                 *sums = dot_tile::<T, S, L, R, C>(x, w, if start == 0 { zeros } else { *sums });
             }
         }
         for r in 0..R.min(rows.end - row) {
             let mut y = y.row_mut(row + r);
-            for (sums, y) in sums.iter().zip(y.as_slice_mut().expect("contiguous rows").chunks_mut(C)) {
-                for (sums, y) in sums[r].iter().zip(y) {
-                    *y = add_lanes(*sums);
+            let y = y.as_slice_mut().expect("contiguous rows");
+            for (j, sums) in sums.iter().enumerate() {
+                for (c, sums) in sums[r].iter().enumerate() {
+                    if let Some(y) = y.get_mut(column(j, c)) {
+                        *y = add_lanes(*sums);
+                    }
                 }
             }
         }
