@@ -3,7 +3,6 @@
 use ndarray::{Array1, Array2, Array3, Array4, ArrayView3, Axis, s};
 
 use crate::cache::LatentCache;
-use crate::config::EosTokenId;
 use crate::linear::Linear;
 use crate::loss::{CausalLmLabels, causal_lm_loss};
 use crate::model::{DeepseekV2Model, ModelInput, Run};
@@ -196,11 +195,7 @@ impl<T: Real> DeepseekV2ForCausalLM<T> {
             let expected = format!("shape [{batch}, {length}]");
             return Err(Error::input("attention_mask", expected, format!("shape {:?}", mask.shape())));
         }
-        let ends = match &config.eos_token_id {
-            None => vec![],
-            Some(EosTokenId::One(end)) => vec![*end],
-            Some(EosTokenId::Many(ends)) => ends.clone(),
-        };
+        let ends = config.eos_token_ids();
         let filler = config.pad_token_id.or(ends.first().copied()).unwrap_or(0);
         let mut cache = LatentCache::new(config, batch);
         let mut generated = Array2::zeros((batch, 0));

@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::activation::Activation;
 use crate::linear::Linear;
+use crate::modules::row_by_row;
 use crate::router::{DeepseekV2TopkRouter, Routing};
 use crate::tap::Scope;
 use crate::weights::WeightSource;
@@ -49,12 +50,6 @@ impl<T: Real> DeepseekV2Mlp<T> {
             down_proj: linear("down_proj", hidden, width)?,
             act: config.activation()?,
         })
-    }
-
-    /// \[B,S,D\] -> \[B,S,D\].
-    fn forward_3d(&self, x: ArrayView3<T>) -> Array3<T> {
-        let gated = self.gated(self.gate_proj.forward_3d(x), &self.up_proj.forward_3d(x));
-        self.down_proj.forward_3d(gated.view())
     }
 
     /// \[N,D\] -> \[N,D\].
@@ -122,7 +117,7 @@ impl<T: Real> DeepseekV2Moe<T> {
         tap.real("experts", &mut routed);
         let mut output = routed.into_shape_with_order((batch, length, width)).expect("a row for each token");
         if let Some(shared_experts) = &self.shared_experts {
-            let mut shared = shared_experts.forward_3d(hidden);
+            let mut shared = row_by_row(hidden, |tokens| shared_experts.forward(tokens));
             tap.real("shared_experts", &mut shared);
             output += &shared;
         }

@@ -8,7 +8,7 @@
 //!
 //! The result is an additive bias \[B or 1,1,S,T\]: 0 where allowed, minus infinity where not.
 
-use ndarray::{Array2, Array4, ArrayView2, Axis, s};
+use ndarray::{Array2, Array4};
 
 use crate::{Error, Real, Result};
 
@@ -105,22 +105,9 @@ pub fn default_position_ids(length: usize, past: usize) -> Array2<i64> {
     Array2::from_shape_fn((1, length), |(_, s)| (past + s) as i64)
 }
 
-/// The part of a mask that belongs to tokens `start..end` fed in one piece: columns up to `end` (and rows from
-/// `start`).
-pub fn mask_of_chunk<T: Real>(mask: &AttentionMask<T>, start: usize, end: usize) -> AttentionMask<T> {
-    match mask {
-        AttentionMask::Padding(real) => AttentionMask::Padding(columns(real.view(), end)),
-        AttentionMask::Additive(bias) => AttentionMask::Additive(bias.slice(s![.., .., start..end, ..end]).to_owned()),
-    }
-}
-
-fn columns(real: ArrayView2<bool>, end: usize) -> Array2<bool> {
-    real.slice_axis(Axis(1), ndarray::Slice::from(..end.min(real.ncols()))).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
-    use ndarray::array;
+    use ndarray::{array, s};
 
     use super::*;
 

@@ -41,7 +41,7 @@ impl<T: Real> RmsNorm<T> {
 }
 
 /// Applies a function of rows to each token.
-fn row_by_row<T: Real>(x: ArrayView3<T>, f: impl Fn(ArrayView2<T>) -> Array2<T>) -> Array3<T> {
+pub(crate) fn row_by_row<T: Real>(x: ArrayView3<T>, f: impl Fn(ArrayView2<T>) -> Array2<T>) -> Array3<T> {
     let (batch, length, width) = x.dim();
     let rows = x.to_shape((batch * length, width)).expect("a row for each token");
     let y = f(rows.view());
