@@ -16,7 +16,8 @@ use dsv2_reference::{Dtype, Real, mask};
 
 use crate::case::Case;
 use crate::inputs::{AttentionMask, Inputs, Labels};
-use crate::taps::{AnyTap, Recorder, Replay, again};
+use crate::taps::storage::{CacheFormat, PlainErrors, Tf32Operands};
+use crate::taps::{AnyTap, Forced, Recorder, again};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
@@ -28,8 +29,36 @@ pub enum Precision {
     F64,
     /// Single precision.
     F32,
-    /// Every stage stored in bf16 around fp32 arithmetic; router and rotary tables in fp32.
+    /// Single precision whose matrix products read their operands with 10 bits of fraction.
+    Tf32,
+    /// Every stage stored in IEEE half around fp32 arithmetic; router and rotary tables in fp32.
+    F16,
+    /// The same in bf16.
     Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 5] = [Precision::F64, Precision::F32, Precision::Tf32, Precision::F16, Precision::Bf16];
+
+    /// The type in which a computation of this precision stores a stage.
+    pub fn stored(self, stage: &str) -> Dtype {
+        match self {
+            Precision::F64 => Dtype::F64,
+            Precision::F16 if RoundingTap::rounds(stage) => Dtype::F16,
+            Precision::Bf16 if RoundingTap::rounds(stage) => Dtype::Bf16,
+            _ => Dtype::F32,
+        }
+    }
+
+    /// The type narrower than fp32 in which most stages are stored.
+    pub fn narrow(self) -> Option<Dtype> {
+        match self {
+            Precision::F16 => Some(Dtype::F16),
+            Precision::Bf16 => Some(Dtype::Bf16),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Precision {
@@ -37,6 +66,8 @@ impl fmt::Display for Precision {
         f.pad(match self {
             Precision::F64 => "f64",
             Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::F16 => "f16",
             Precision::Bf16 => "bf16",
         })
     }
@@ -46,9 +77,8 @@ impl FromStr for Precision {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let all = [Precision::F64, Precision::F32, Precision::Bf16];
-        let named = all.into_iter().find(|precision| precision.to_string() == text);
-        named.ok_or_else(|| Error::request("dtype", "f64, f32 or bf16", format!("{text:?}")))
+        let named = Precision::ALL.into_iter().find(|precision| precision.to_string() == text);
+        named.ok_or_else(|| Error::request("dtype", "f64, f32, tf32, f16 or bf16", format!("{text:?}")))
     }
 }
 
@@ -64,8 +94,15 @@ pub struct Settings<'a> {
     pub attention: AttentionForm,
     /// Which stages to record; all, if there is no choice.
     pub stages: Option<Choice<'a>>,
-    /// A trace whose choice of experts is forced.
+    /// How the cache keeps its latents.
+    pub cache: CacheFormat,
+    /// Whether it errs as much as a plain implementation ([`PlainErrors`]).
+    pub plain_errors: bool,
+    /// A trace whose stages (as a rule, its choice of experts) take the place of the computed ones.
     pub replay: Option<&'a Trace>,
+    /// The same, but what is recorded is what was computed: each stage as it follows from the trace's own values of the
+    /// stages before it.
+    pub teacher: Option<&'a Trace>,
 }
 
 /// Something that runs cases.
@@ -98,7 +135,7 @@ impl Backend for Reference {
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
         match settings.precision {
             Precision::F64 => run::<f64>(case, settings, tap),
-            Precision::F32 | Precision::Bf16 => run::<f32>(case, settings, tap),
+            _ => run::<f32>(case, settings, tap),
         }
     }
 }
@@ -106,15 +143,24 @@ impl Backend for Reference {
 fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> Result<Trace> {
     let batch = case.inputs.batch();
     let mut recorder = Recorder::new(settings.precision, settings.stages);
-    let mut replay = settings.replay.map(|trace| Replay::of(trace, batch)).unwrap_or_default();
-    let mut rounding = (settings.precision == Precision::Bf16).then_some(RoundingTap(Dtype::Bf16));
+    let forced = |trace| Forced::new(trace, batch);
+    let (mut replay, mut teacher) = (settings.replay.map(forced), settings.teacher.map(forced));
+    let mut cache_format = settings.cache;
+    let narrow = settings.precision.narrow();
+    let mut plain_errors = settings.plain_errors.then(|| PlainErrors::new(&case.config, narrow));
+    let mut rounding = narrow.map(RoundingTap);
+    let mut operands = (settings.precision == Precision::Tf32).then_some(Tf32Operands { cached: case.use_cache });
     let mut taps = |name: &str, mut value: StageValue<'_, T>| {
-        replay.stage(name, again(&mut value));
-        tap.stage(name, again(&mut value));
-        if let Some(rounding) = &mut rounding {
-            rounding.stage(name, again(&mut value));
-        }
-        recorder.stage(name, value);
+        let mut show =
+            |tap: Option<&mut dyn Tap<T>>| tap.into_iter().for_each(|tap| tap.stage(name, again(&mut value)));
+        show(replay.as_mut().map(|tap| tap as _));
+        show(Some(&mut *tap));
+        show(Some(&mut cache_format));
+        show(plain_errors.as_mut().map(|tap| tap as _));
+        show(rounding.as_mut().map(|tap| tap as _));
+        show(Some(&mut recorder));
+        show(teacher.as_mut().map(|tap| tap as _));
+        show(operands.as_mut().map(|tap| tap as _));
     };
 
     let model = Model::<T>::load(case)?;

@@ -1,11 +1,13 @@
 //! A case: config, weights and inputs, and how the inputs are fed. Golden or not, every backend runs it the same way.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use dsv2_reference::checkpoint::Checkpoint;
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::{WeightSource, check_complete};
-use dsv2_reference::{DeepseekV2Config, Dialect};
+use dsv2_reference::{DeepseekV2Config, Dialect, Tensor};
 
 use crate::inputs::{self, Inputs};
 use crate::{Error, Result};
@@ -19,7 +21,7 @@ pub struct Case {
     /// Whose DeepSeek-V2 is meant.
     pub dialect: Dialect,
     /// Its weights.
-    pub weights: Box<dyn WeightSource>,
+    pub weights: Box<dyn WeightSource + Send + Sync>,
     /// What goes in. They have been checked.
     pub inputs: Inputs,
     /// Whether there is a KV cache.
@@ -45,7 +47,7 @@ impl Case {
         Case { config, head, dialect, weights, inputs, use_cache, pieces }.checked()
     }
 
-    /// The case itself, if its parts fit together.
+    /// The case itself, if its parts fit together. Its weights are from now on looked at only once, however often it is run.
     ///
     /// # Errors
     /// If a weight is missing, too many or of another shape than the config implies; if the inputs are impossible; if the
@@ -69,7 +71,39 @@ impl Case {
         }
         let tolerated: &[&str] = if self.config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
         check_complete(&*self.weights, &self.config.weight_shapes(self.head, self.dialect), tolerated)?;
-        Ok(self)
+        Ok(Case { weights: Box::new(Remembered::new(self.weights)), ..self })
+    }
+}
+
+/// Weights that have been made, or checked, once: the tensors are kept, which share their bytes.
+struct Remembered {
+    source: Box<dyn WeightSource + Send + Sync>,
+    tensors: Mutex<HashMap<String, Tensor>>,
+}
+
+impl Remembered {
+    fn new(source: Box<dyn WeightSource + Send + Sync>) -> Self {
+        Remembered { source, tensors: Mutex::default() }
+    }
+}
+
+impl WeightSource for Remembered {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, dsv2_reference::Error> {
+        let mut tensors = self.tensors.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = tensors.get(name).filter(|known| known.shape() == shape) {
+            return Ok(known.clone());
+        }
+        let tensor = self.source.tensor(name, shape)?;
+        tensors.insert(name.to_owned(), tensor.clone());
+        Ok(tensor)
+    }
+
+    fn names(&self) -> Option<Vec<String>> {
+        self.source.names()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.source.shape(name)
     }
 }
 

@@ -1,25 +1,31 @@
 //! `dsv2 check`: a dump of somebody's stages against the model.
 //!
-//! The truth is the f64 reference on the same checkpoint and inputs, or tensors that are given. How far off a stage may be
-//! is measured on the spot: as far as the reference itself is when it computes in the candidate's type, in both forms of
-//! attention. Where the candidate's experts differ by a near tie, the truth goes where the candidate goes.
+//! Three runs of the reference. The first, in f64, is the truth's own; where the candidate's experts differ, it goes where
+//! the candidate goes. The second, in f64 too, gets the candidate's own values as inputs of each stage: what it computes is
+//! what each stage should be, given what came before it. The third does the same in the candidate's type, and shows how far
+//! off a plain implementation is. A stage is judged by the last two; the first tells what its error came to.
 
-mod near_ties;
+mod expected;
+mod hint;
+mod uncatchable;
 
 use dsv2_reference::Dtype;
-use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::tap::NoTap;
-use indexmap::IndexMap;
+use dsv2_reference::tap::{StageValue, Tap};
+use indexmap::IndexSet;
 
 use crate::backend::{Backend, Precision, Reference, Settings};
 use crate::budget::Budgets;
 use crate::case::Case;
+use crate::judge::routing::moved;
 use crate::judge::{Truth, Verdict, judge};
-use crate::metrics::{Metrics, compare};
+use crate::layouts::{self, Recognised};
+use crate::local::Local;
+use crate::metrics::compare;
 use crate::rows::ComparedRows;
-use crate::stage::Stage;
+use crate::stage::{Stage, flow, sibling};
+use crate::taps::storage::CacheFormat;
 use crate::trace::Trace;
-use crate::values::Values;
+use crate::values::{Values, fit};
 use crate::{Error, Result};
 
 /// What to check.
@@ -32,6 +38,8 @@ pub struct Request {
     pub expected: Option<Trace>,
     /// What the candidate computed in; by the types of its tensors, if nobody says.
     pub precision: Option<Precision>,
+    /// How the candidate keeps its cache.
+    pub cache: CacheFormat,
 }
 
 /// What came of it.
@@ -43,8 +51,31 @@ pub struct Checked {
     pub precision: Precision,
     /// Tensors of the candidate that no stage of this model goes by, and that nobody looked at.
     pub unknown: Vec<String>,
+    /// Tensors that came in another layout, and were judged all the same.
+    pub layouts: Vec<Recognised>,
     /// How many tokens of a layer go to other experts than in the truth because of a near tie, which is no fault.
     pub near_ties: Vec<(String, usize)>,
+    /// The end of the computation, if near ties fell the other way.
+    pub end_to_end: Option<EndToEnd>,
+    /// For each stage that the dump holds and that is not judged from its very inputs: those that it lacks.
+    pub spans: Vec<(String, Vec<String>)>,
+    /// What the first wrong stage looks like.
+    pub hint: Option<String>,
+    /// Mutants that would not have been caught, because the dump lacks the stages where they show.
+    pub uncatchable: Vec<&'static str>,
+    /// The dump as it was judged: in the model's layouts.
+    pub candidate: Trace,
+}
+
+/// How far off the last stage is if the truth follows the candidate's experts, and if it does not.
+#[derive(Clone, Debug)]
+pub struct EndToEnd {
+    /// The stage.
+    pub stage: String,
+    /// The relative error with the candidate's choice of experts replayed.
+    pub replayed: f64,
+    /// The relative error if the truth chooses for itself.
+    pub free: f64,
 }
 
 /// Checks a dump. Stages that it does not hold are not required.
@@ -52,84 +83,146 @@ pub struct Checked {
 /// # Errors
 /// If the reference refuses the case, no tensor of the dump is a stage, or the expected tensors are not the model's.
 pub fn check(request: &Request) -> Result<Checked> {
-    let Request { case, candidate, expected, .. } = request;
-    let precision = request.precision.unwrap_or_else(|| precision_of(candidate));
+    checked(request, true)
+}
+
+/// The same without a hint, for which a number of mutants have to be run.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_without_hint(request: &Request) -> Result<Checked> {
+    checked(request, false)
+}
+
+fn checked(request: &Request, hints: bool) -> Result<Checked> {
+    let case = &request.case;
+    let (candidate, mut layouts) = layouts::split_fused(&request.candidate, &case.config, case.dialect);
+    let precision = request.precision.unwrap_or_else(|| precision_of(&candidate));
     if !candidate.iter().any(|(name, _)| Stage::parse(name).is_some()) {
         return Err(Error::request("--candidate", "a tensor that is named as a stage", "none"));
     }
     // weights of experts are compared with the help of the choice of experts, and that with the help of the logits
     let routing = |name: &str| name.ends_with(".topk_indices") || name.ends_with(".router_logits");
     let wanted = |name: &str| candidate.get(name).is_some() || routing(name);
-    let run = |precision, attention, replay| {
-        let settings = Settings { precision, attention, stages: Some(&wanted), replay };
-        Reference.run(case, &settings, &mut NoTap)
+    let mut names = Names::default();
+    let mut run = |replay, wanted: &dyn Fn(&str) -> bool| {
+        let settings = Settings { precision: Precision::F64, stages: Some(wanted), replay, ..Settings::default() };
+        Reference.run(case, &settings, &mut names)
     };
+    let choices = if request.expected.is_none() { choices(&candidate, case) } else { Trace::default() };
+    let truth = run(Some(&choices), &wanted)?;
+    let (candidate, reordered) = layouts::in_the_models(&candidate, &truth, &case.inputs);
+    layouts.extend(reordered);
+
     let rows = ComparedRows::of(&case.inputs);
-    let own = run(Precision::F64, AttentionForm::Expanded, None)?;
-    // One near tie that falls the other way moves all that follows by O(1). So the truth goes where the candidate goes, and
-    // whether the candidate may go there is a question of its own.
-    let choices = if expected.is_none() { near_ties::choices(candidate, &own, case) } else { Trace::default() };
-    let follows = choices.iter().next().is_some();
-    let computed = if follows { run(Precision::F64, AttentionForm::Expanded, Some(&choices))? } else { own };
-    let noise_in = |precision| -> Result<IndexMap<String, Metrics>> {
-        // f64 candidates are held to what f32 can do: parts of the model are fp32 by definition
-        let plain = if precision == Precision::Bf16 { Precision::Bf16 } else { Precision::F32 };
-        // What two correct implementations err together: one alone may be lucky, and the reference errs less than most.
-        let mut both = noise(&run(plain, AttentionForm::Expanded, Some(&computed))?, &computed, &rows);
-        let absorbed = noise(&run(plain, AttentionForm::Absorbed, Some(&computed))?, &computed, &rows);
-        for (stage, noise) in &mut both {
-            let other = absorbed.get(stage).copied().unwrap_or(*noise);
-            *noise = noise.zip(&other, |a, b| a + b);
+    let near_ties = near_ties(&choices, &truth, &rows, case)?;
+    let last = truth.iter().filter(|(name, want)| want.real().is_some() && candidate.get(name).is_some()).last();
+    let end_to_end = match last {
+        Some((stage, want)) if !near_ties.is_empty() => {
+            let free = run(None, &|name| name == stage)?;
+            end_to_end(stage, &candidate, want, &free, &rows)
         }
-        Ok(both)
+        _ => None,
     };
-    let mut total = noise_in(precision)?;
-    let truth = match expected {
-        None => &computed,
-        Some(expected) => {
-            let own = noise_in(precision_of(expected))?;
-            for (stage, noise) in &mut total {
-                *noise = own.get(stage).map_or(*noise, |own| noise.zip(own, |a, b| a + b));
+
+    let mut hint = None;
+    let verdict = match &request.expected {
+        Some(expected) => expected::judge_by(request, &candidate, expected, &truth)?,
+        None => {
+            let budgets = Budgets::default();
+            let propagated = Truth { trace: &truth, budgets: &budgets, rows: &rows };
+            let local = Local::of(case, &candidate, &truth, precision, request.cache)?;
+            let local = local.truth(&case.config, &rows)?;
+            let verdict = judge(&candidate, &propagated, Some(&local), |_| false);
+            if let Some(failed) = verdict.first_failure().filter(|_| hints) {
+                hint = hint::hint(failed, &candidate, &local, case.inputs.batch())?;
             }
-            expected
+            verdict
         }
     };
-    let truth = same_shapes(truth, &computed)?;
-    let budgets = Budgets::new(&total, &truth, &rows);
-    let truth = Truth { trace: &truth, budgets: &budgets, rows: &rows };
-    let mut verdict = judge(candidate, &truth, |_| false);
-    let near_ties = if follows { near_ties::judge_choices(&mut verdict, candidate, &truth, case)? } else { Vec::new() };
-    let unknown =
-        candidate.iter().map(|(name, _)| name.to_owned()).filter(|name| truth.trace.get(name).is_none()).collect();
-    Ok(Checked { verdict, precision, unknown, near_ties })
-}
-
-/// The type that most of a trace is stored in; f16 is held to what bf16 can do.
-fn precision_of(trace: &Trace) -> Precision {
-    let narrow = |values: &Values| matches!(values, Values::Real(Dtype::Bf16 | Dtype::F16, _));
-    let wide = |values: &Values| matches!(values, Values::Real(Dtype::F32 | Dtype::F64, _));
-    let count = |of: &dyn Fn(&Values) -> bool| trace.iter().filter(|(_, values)| of(values)).count();
-    if count(&narrow) > count(&wide) { Precision::Bf16 } else { Precision::F32 }
-}
-
-/// How far each stage is from the truth.
-fn noise(plain: &Trace, truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
-    let of = |(name, want): (&str, &Values)| {
-        let (got, want) = (plain.get(name)?.real()?, want.real()?);
-        let compared = rows.of_stage(&Stage::parse(name)?, want.shape());
-        Some((name.to_owned(), compare(got.view(), want.view(), compared.as_deref()).metrics))
+    let exists = |name: &str| names.0.contains(name);
+    let span = |name: &str| {
+        let sources = flow::sources(name, &case.config, exists, |input| candidate.get(input).is_some());
+        (name.to_owned(), sources.not_held.into_iter().collect::<Vec<_>>())
     };
-    truth.iter().filter_map(of).collect()
+    let held = || candidate.iter().map(|(name, _)| name).filter(|name| exists(name));
+    Ok(Checked {
+        spans: held().map(span).filter(|(_, lacking)| !lacking.is_empty()).collect(),
+        unknown: candidate.iter().map(|(name, _)| name.to_owned()).filter(|name| !exists(name)).collect(),
+        verdict: verdict.with_not_held(names.0.iter().map(String::as_str)),
+        precision,
+        layouts,
+        near_ties,
+        end_to_end,
+        hint,
+        uncatchable: uncatchable::uncatchable(&names.0, &case.config, |name| candidate.get(name).is_some()),
+        candidate,
+    })
 }
 
-/// The stages of `truth` that the model has, in the model's shapes.
-fn same_shapes(truth: &Trace, model: &Trace) -> Result<Trace> {
-    let fitted = |(name, values): (&str, &Values)| {
-        let shape = model.get(name)?.shape();
-        let fitted = values.fit(shape).ok_or_else(|| {
-            Error::request("--expected", format!("`{name}` of shape {shape:?}"), format!("shape {:?}", values.shape()))
+/// The type that most of a trace is stored in.
+pub fn precision_of(trace: &Trace) -> Precision {
+    let count = |of: &[Dtype]| {
+        trace.iter().filter(|(_, values)| matches!(values, Values::Real(dtype, _) if of.contains(dtype))).count()
+    };
+    let (bf16, f16, wide) = (count(&[Dtype::Bf16]), count(&[Dtype::F16]), count(&[Dtype::F32, Dtype::F64]));
+    match () {
+        _ if bf16 + f16 <= wide => Precision::F32,
+        _ if f16 > bf16 => Precision::F16,
+        _ => Precision::Bf16,
+    }
+}
+
+/// The candidate's choice of experts, layer by layer, where it is one: as many as the model's, all of which exist, none twice.
+fn choices(candidate: &Trace, case: &Case) -> Trace {
+    let tokens = case.inputs.batch() * case.inputs.length();
+    let experts = 0..case.config.num_experts() as i64;
+    let k = case.config.experts_per_token().unwrap_or(0);
+    let usable = |(name, values): (&str, &Values)| {
+        let chosen = values.index().filter(|_| name.ends_with(".topk_indices"))?;
+        let chosen = chosen.to_shape((tokens, k)).ok().filter(|_| k > 0)?;
+        let sets = chosen.rows().into_iter().all(|row| {
+            row.iter().all(|expert| experts.contains(expert)) && row.iter().collect::<IndexSet<_>>().len() == k
         });
-        Some(fitted.map(|values| (name.to_owned(), values)))
+        sets.then(|| (name.to_owned(), Values::Index(chosen.to_owned().into_dyn())))
     };
-    truth.iter().filter_map(fitted).collect()
+    candidate.iter().filter_map(usable).collect()
+}
+
+/// Where the candidate goes elsewhere than the truth would, and in how many tokens.
+fn near_ties(choices: &Trace, truth: &Trace, rows: &ComparedRows, case: &Case) -> Result<Vec<(String, usize)>> {
+    let method = case.config.topk_method()?;
+    let of = |(name, chosen): (&str, &Values)| {
+        let (chosen, logits) = (chosen.index()?, truth.get(&sibling(name, "router_logits"))?.real()?);
+        let rows = rows.of_stage(&Stage::parse(name)?, chosen.shape());
+        Some((name.to_owned(), moved(chosen, logits, rows.as_deref(), method)))
+    };
+    Ok(choices.iter().filter_map(of).filter(|(_, tokens)| *tokens > 0).collect())
+}
+
+fn end_to_end(
+    stage: &str,
+    candidate: &Trace,
+    replayed: &Values,
+    free: &Trace,
+    rows: &ComparedRows,
+) -> Option<EndToEnd> {
+    let error = |want: &Values| {
+        let (got, want) = (fit(candidate.get(stage)?.real()?, want.shape())?, want.real()?);
+        let rows = rows.of_stage(&Stage::parse(stage)?, want.shape());
+        Some(compare(got.view(), want.view(), rows.as_deref()).metrics.l2)
+    };
+    Some(EndToEnd { stage: stage.to_owned(), replayed: error(replayed)?, free: error(free.get(stage)?)? })
+}
+
+/// The names of all stages, in order.
+#[derive(Default)]
+struct Names(IndexSet<String>);
+
+impl<T> Tap<T> for Names {
+    fn stage(&mut self, name: &str, _: StageValue<'_, T>) {
+        if !self.0.contains(name) {
+            self.0.insert(name.to_owned());
+        }
+    }
 }

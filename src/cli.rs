@@ -1,6 +1,7 @@
 //! What can be asked for.
 
 mod check;
+mod mutants;
 mod progress;
 mod trace;
 mod verify;
@@ -34,6 +35,8 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Compare a dump of stages with the model
     Check(check::CheckArgs),
+    /// Plant bugs in the reference; count how many the judge finds, and whom it accuses wrongly
+    Mutants(mutants::MutantsArgs),
     /// Write a golden case as a Hugging Face folder, with its inputs and expected stages
     Materialize(MaterializeArgs),
     /// What the latent cache saves
@@ -125,6 +128,7 @@ impl Cli {
             Command::Verify(args) => verify::run(&args),
             Command::Trace(args) => trace::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Mutants(args) => mutants::run(&args),
             Command::Materialize(args) => {
                 let golden = args.golden.suite()?.load(&args.case)?;
                 materialize(&golden, &args.dir)?;

@@ -20,7 +20,7 @@ pub use folder::{Folder, Suite};
 use tempfile::TempDir;
 
 use crate::backend::Precision;
-use crate::budget::Budgets;
+use crate::budget::{self, Budgets, FACTORS};
 use crate::case::Case;
 use crate::inputs::Inputs;
 use crate::metrics::Metrics;
@@ -60,7 +60,7 @@ impl GoldenCase {
 
         let mut unpacked = None;
         let mut config = file.config.clone();
-        let weights: Box<dyn WeightSource> = match &file.weights {
+        let weights: Box<dyn WeightSource + Send + Sync> = match &file.weights {
             Weights::Generated { seed, rules } => Box::new(GeneratedWeights { seed: *seed, rules: rules.clone() }),
             Weights::Checkpoint { path } => {
                 let (checkpoint, holder) = folder.on_disk(path)?;
@@ -87,7 +87,7 @@ impl GoldenCase {
     }
 
     /// How far off each stage may be, computed in `precision`: both the expected tensors and a plain implementation of that
-    /// precision err.
+    /// precision err. Empty for a type in which Transformers was not run.
     pub fn budgets(&self, precision: Precision) -> Budgets {
         let noise = |(name, info): (&String, &StageInfo)| {
             let baseline = info.baseline.as_ref()?;
@@ -95,11 +95,12 @@ impl GoldenCase {
                 Precision::F64 => Metrics::default(),
                 Precision::F32 => baseline.f32,
                 Precision::Bf16 => baseline.bf16,
+                Precision::Tf32 | Precision::F16 => return None,
             };
             Some((name.clone(), baseline.f32.zip(&candidate, |truth, candidate| truth + candidate)))
         };
-        let noise = self.file.stages.iter().filter_map(noise).collect();
-        Budgets::new(&noise, &self.expected, &ComparedRows::of(&self.case.inputs))
+        let noise = budget::carried(self.file.stages.iter().filter_map(noise).collect());
+        Budgets::new(&noise, &self.expected, &ComparedRows::of(&self.case.inputs), FACTORS)
     }
 }
 

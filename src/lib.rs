@@ -11,9 +11,10 @@
 //! |---|---|
 //! | [`case`], [`golden`], [`inputs`] | what is run |
 //! | [`backend`], [`taps`], [`trace`], [`values`] | running it and keeping every stage |
-//! | [`stage`], [`rows`], [`metrics`], [`budget`], [`judge`] | comparing |
+//! | [`stage`], [`layouts`], [`rows`], [`metrics`], [`budget`], [`local`], [`judge`] | comparing |
 //! | [`report`], [`output`] | saying what came of it |
-//! | [`verify`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands |
+//! | [`mutants`] | planted bugs: whether the judge finds them, and what a wrong dump comes from |
+//! | [`verify`], [`waivers`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands |
 
 pub mod backend;
 pub mod budget;
@@ -22,17 +23,23 @@ pub mod check;
 mod error;
 pub mod golden;
 pub mod inputs;
+pub mod integers;
 pub mod judge;
 pub mod kv_cache;
+pub mod layouts;
+pub mod local;
 pub mod materialize;
 pub mod metrics;
+pub mod mutants;
 pub mod output;
 pub mod report;
 pub mod rows;
 pub mod stage;
+pub mod suite;
 pub mod taps;
 pub mod trace;
 pub mod values;
 pub mod verify;
+pub mod waivers;
 
 pub use error::{Error, Result};

@@ -106,7 +106,7 @@ pub fn compare(a: ArrayViewD<'_, f64>, b: ArrayViewD<'_, f64>, compared: Option<
 struct Sums {
     /// ‖a_t−b_t‖² and ‖b_t‖² of each row
     rows: Vec<(f64, f64)>,
-    /// ⟨a, b⟩
+    /// ⟨a − b, b⟩
     product: f64,
     elements: usize,
     /// where |a−b| is largest, and how large
@@ -131,7 +131,7 @@ impl Sums {
             }
             difference += error * error;
             norm += y * y;
-            self.product += x * y;
+            self.product += (x - y) * y;
         }
         self.elements += b.len();
         self.rows.push((difference, norm));
@@ -147,7 +147,7 @@ impl Sums {
         let least = LEAST_ROW * (norm / self.rows.len() as f64).sqrt();
         let row = self.rows.iter().map(|(d, n)| d.sqrt() / n.sqrt().max(least)).fold(0.0, f64::max);
         let max = self.worst.map_or(0.0, |(_, error)| error) / (norm / self.elements as f64).sqrt();
-        Metrics { l2: (difference / norm).sqrt(), row, max, gain: (self.product / norm - 1.0).abs() }
+        Metrics { l2: (difference / norm).sqrt(), row, max, gain: (self.product / norm).abs() }
     }
 }
 

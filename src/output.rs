@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::report::{self, model::Report};
 use crate::{Error, Result};
 
 /// Writes a file. The folder it lies in must exist.
@@ -43,12 +44,16 @@ pub fn make_report_folder(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io(dir, "create"))
 }
 
-/// Writes report.json into the folder `dir`.
+/// Writes report.json, junit.xml and report.html into the folder `dir`.
 ///
 /// # Errors
-/// If it cannot be written.
-pub fn write_report(dir: &Path, report: &serde_json::Value) -> Result<()> {
-    write_file(&dir.join("report.json"), format!("{report:#}\n").as_bytes())
+/// If one of them cannot be written.
+pub fn write_report(dir: &Path, report: &Report) -> Result<()> {
+    write_file(&dir.join("report.json"), format!("{:#}\n", report.json()).as_bytes())?;
+    let xml = dir.join("junit.xml");
+    let text = report::junit(report).map_err(|error| Error::io(&xml, "write")(std::io::Error::other(error)))?;
+    write_file(&xml, text.as_bytes())?;
+    write_file(&dir.join("report.html"), report::html(report).as_bytes())
 }
 
 /// Makes a folder and lets `fill` write into it. An empty folder may be there already.

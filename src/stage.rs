@@ -1,4 +1,6 @@
-//! What a stage's name says: its place in the forward pass and what its axes are.
+//! What a stage's name says: its place in the forward pass, what its axes are, and ([`flow`]) what it is computed from.
+
+pub mod flow;
 
 /// What the axes of a stage are, as far as rows and pieces of a sequence need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,6 +36,12 @@ impl Trace {
         self.0.is_empty()
     }
 
+    /// The choices of experts alone.
+    pub fn choices(&self) -> Trace {
+        let choices = self.iter().filter(|(name, _)| name.ends_with(".topk_indices"));
+        choices.map(|(name, values)| (name.to_owned(), values.clone())).collect()
+    }
+
     /// A trace or a dump from a safetensors file. Tensors that are no stage are kept, after all others.
     ///
     /// # Errors

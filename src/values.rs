@@ -30,6 +30,16 @@ impl Values {
         }
     }
 
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The numbers, if it holds numbers.
     pub fn real(&self) -> Option<&ArrayD<f64>> {
         if let Values::Real(_, a) = self { Some(a) } else { None }

@@ -1,19 +1,25 @@
 //! `dsv2 verify`: every golden case on every backend.
 
+use std::any::Any;
 use std::collections::HashMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use dsv2_reference::attention::AttentionForm;
 use dsv2_reference::tap::NoTap;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::Result;
 use crate::backend::{Backend, Precision, Settings};
 use crate::golden::{GoldenCase, Suite};
-use crate::judge::{Truth, Verdict, judge};
+use crate::judge::{LocalTruth, Truth, Verdict, judge};
+use crate::local::Local;
 use crate::rows::ComparedRows;
 use crate::taps::AnyTap;
+use crate::waivers::{Waiver, Waivers};
 
 /// What to verify.
 pub struct Plan<'a> {
@@ -27,6 +33,8 @@ pub struct Plan<'a> {
     pub precisions: Vec<Precision>,
     /// In which form of attention.
     pub attention: AttentionForm,
+    /// Failures that are accepted for now.
+    pub waivers: Waivers,
 }
 
 /// One case, on one backend, in one type.
@@ -49,19 +57,72 @@ pub struct Item {
 pub enum Outcome {
     /// It ran, and was judged.
     Judged(Verdict),
-    /// It could not run here, for this reason. Neither good nor bad.
-    NotRun(String),
+    /// The backend says that it cannot run this here, for this reason. Neither good nor bad.
+    NotSupported(String),
+    /// It ran, but nothing of it could be compared, for this reason. Neither good nor bad.
+    NotJudged(String),
     /// The backend refused a case that it should run.
     Refused(String),
+    /// The backend panicked.
+    Crashed(String),
+    /// It failed, as somebody knows and has written down.
+    Waived(Box<Outcome>, Box<Waiver>),
+}
+
+/// An outcome in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Conclusion {
+    /// Every stage is within its budget.
+    Pass,
+    /// A stage is not, or a case was refused that should run.
+    Fail,
+    /// The backend cannot run it here, and says so.
+    NotSupported,
+    /// Nothing could be compared.
+    NotJudged,
+    /// The backend panicked.
+    Crashed,
+    /// It fails, and a waiver says why that is accepted for now.
+    Waived,
 }
 
 impl Outcome {
+    /// In a word.
+    pub fn conclusion(&self) -> Conclusion {
+        match self {
+            Outcome::Judged(verdict) if verdict.passes() => Conclusion::Pass,
+            Outcome::Judged(_) | Outcome::Refused(_) => Conclusion::Fail,
+            Outcome::NotSupported(_) => Conclusion::NotSupported,
+            Outcome::NotJudged(_) => Conclusion::NotJudged,
+            Outcome::Crashed(_) => Conclusion::Crashed,
+            Outcome::Waived(..) => Conclusion::Waived,
+        }
+    }
+
     /// Whether it makes the whole fail.
     pub fn fails(&self) -> bool {
+        matches!(self.conclusion(), Conclusion::Fail | Conclusion::Crashed)
+    }
+
+    /// The verdict on the stages, if there is one.
+    pub fn verdict(&self) -> Option<&Verdict> {
         match self {
-            Outcome::Judged(verdict) => !verdict.passes(),
-            Outcome::NotRun(_) => false,
-            Outcome::Refused(_) => true,
+            Outcome::Judged(verdict) => Some(verdict),
+            Outcome::Waived(outcome, _) => outcome.verdict(),
+            _ => None,
+        }
+    }
+
+    /// Why there is no verdict, or why it does not count.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Outcome::Judged(_) => None,
+            Outcome::NotSupported(reason)
+            | Outcome::NotJudged(reason)
+            | Outcome::Refused(reason)
+            | Outcome::Crashed(reason) => Some(reason),
+            Outcome::Waived(_, waiver) => Some(&waiver.reason),
         }
     }
 }
@@ -75,21 +136,50 @@ pub fn run(
     tap: &mut dyn AnyTap,
 ) -> Outcome {
     // In bf16 a near tie may flip, which says nothing about the arithmetic: the choices are the expected ones.
-    let replay = (precision == Precision::Bf16).then_some(&golden.expected);
-    let settings = Settings { precision, attention, stages: None, replay };
+    let choices = precision.narrow().map(|_| golden.expected.choices());
+    let replay = choices.as_ref();
+    let settings = Settings { precision, attention, replay, ..Settings::default() };
     if let Some(reason) = backend.cannot_run(&golden.case, &settings) {
-        return Outcome::NotRun(reason);
+        return Outcome::NotSupported(reason);
     }
-    let trace = match backend.run(&golden.case, &settings, tap) {
+    let trace = match guarded(|| backend.run(&golden.case, &settings, tap)) {
         Ok(trace) => trace,
-        Err(error) => return Outcome::Refused(error.to_string()),
+        Err(outcome) => return outcome,
     };
     let budgets = golden.budgets(precision);
     let rows = ComparedRows::of(&golden.case.inputs);
     let truth = Truth { trace: &golden.expected, budgets: &budgets, rows: &rows };
     // The absorbed form expands no keys and values.
     let required = |stage: &str| !(attention == AttentionForm::Absorbed && stage.ends_with(".kv_b_proj"));
-    Outcome::Judged(judge(&trace, &truth, required))
+    let judged = Local::of(&golden.case, &trace, &golden.expected, precision, settings.cache).and_then(|local| {
+        let own = local.truth(&golden.case.config, &rows)?;
+        // a choice that was forced is not the router's own
+        let own = LocalTruth { method: own.method.filter(|_| replay.is_none()), ..own };
+        Ok(judge(&trace, &truth, Some(&own), required))
+    });
+    match judged {
+        Err(error) => Outcome::Refused(error.to_string()),
+        Ok(verdict) if verdict.passes() && verdict.compared() == 0 => {
+            Outcome::NotJudged("no stage could be compared".to_owned())
+        }
+        Ok(verdict) => Outcome::Judged(verdict),
+    }
+}
+
+/// What comes of running a backend, which is anybody's code, if it does not work.
+pub(crate) fn guarded<V>(run: impl FnOnce() -> Result<V>) -> Result<V, Outcome> {
+    // What was changed half when it panicked does not matter: nobody looks at it again.
+    match panic::catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Outcome::Refused(error.to_string())),
+        Err(payload) => Err(Outcome::Crashed(message(&*payload))),
+    }
+}
+
+/// What a panic says.
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without words".to_owned())
 }
 
 /// Runs the plan, several cases at a time. The items come back in the order of the plan; `done` sees each as soon as it and
@@ -136,6 +226,7 @@ fn verify_case(plan: &Plan<'_>, name: &str) -> Result<Vec<Item>> {
         for &precision in &plan.precisions {
             let start = Instant::now();
             let outcome = run(&golden, backend, precision, plan.attention, &mut NoTap);
+            let outcome = plan.waivers.apply(backend.name(), name, outcome);
             let elapsed = start.elapsed();
             items.push(Item { case: name.to_owned(), backend: backend.name(), precision, outcome, elapsed });
         }
@@ -157,7 +248,8 @@ mod tests {
         let suite = Suite::embedded();
         let cases = suite.names().to_vec();
         let (precisions, attention) = (vec![Precision::F32, Precision::Bf16], AttentionForm::Absorbed);
-        let plan = Plan { suite: &suite, cases, backends: vec![&Reference], precisions, attention };
+        let backends: Vec<&dyn Backend> = vec![&Reference];
+        let plan = Plan { suite: &suite, cases, backends, precisions, attention, waivers: Waivers::default() };
         let mut told = Vec::new();
         let items = verify(&plan, |item| told.push((item.case.clone(), item.precision))).unwrap();
         let planned: Vec<_> = plan

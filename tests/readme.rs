@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use dsv2::metrics::NAMES;
+
 const README: &str = include_str!("../README.md");
 
 /// The lines that the README shows below `$ {command}`, to the end of the code block or the next command.
@@ -18,9 +20,10 @@ fn dsv2(arguments: &str, folder: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A line without its measured numbers, which differ from one mathematical library to the next. `None` for rules and empty lines.
+/// A line without its measured numbers and by which measure they are worst, which differ from one mathematical library to the next. `None` for rules and empty lines.
 fn stable(line: &str) -> Option<String> {
-    let is_measured = |word: &&str| word.contains("e-") || word.trim_end_matches(',').parse::<f64>().is_ok();
+    let is_measured =
+        |word: &&str| word.contains("e-") || NAMES.contains(word) || word.trim_end_matches(',').parse::<f64>().is_ok();
     let words: Vec<&str> =
         line.split_whitespace().filter(|word| !is_measured(word) && !word.starts_with('─')).collect();
     (!words.is_empty()).then(|| words.join(" "))

@@ -38,8 +38,8 @@
 //! Refused here, accepted there: a `num_key_value_heads` other than the number of heads (there it fails later or
 //! computes nonsense); groups that hold fewer than k experts between them (there, masked experts are selected with
 //! weight 0); `q_lora_rank` 0 (two empty matrices); a `problem_type` that does not exist; `partial_rotary_factor` other
-//! than 1; and whatever there fails only in the forward pass or while the model is built: k null, an unknown
-//! `topk_method`, `rope_type` or `hidden_act`.
+//! than 1; a key that is there twice (there, the last one counts); and whatever there fails only in the forward pass or
+//! while the model is built: k null, an unknown `topk_method`, `rope_type` or `hidden_act`.
 //!
 //! Accepted here, refused there: an integer for a number (`"routed_scaling_factor": 16`). DeepSeek's code and
 //! Transformers up to 5.3 take it as well.

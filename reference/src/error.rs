@@ -1,6 +1,9 @@
 //! Errors. Each names the thing at fault, what was expected and what was found, in one line.
 
+use std::fmt::Display;
 use std::path::PathBuf;
+
+use crate::weights::one_line;
 
 /// The result of everything here that can be refused.
 pub type Result<V, E = Error> = std::result::Result<V, E>;
@@ -61,9 +64,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// A [`Error::Config`].
-    pub fn config(field: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
-        Error::Config { field: field.into(), expected: expected.into(), found: found.to_string() }
+    /// A [`Error::Config`]. What was found may be any text of a file: it is made one line, and cut off if it is long.
+    pub fn config(field: impl Into<String>, expected: impl Into<String>, found: impl Display) -> Self {
+        Error::Config { field: field.into(), expected: expected.into(), found: one_line(&found) }
     }
     /// A [`Error::Weight`].
     pub fn weight(name: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {

@@ -74,6 +74,7 @@ mod error;
 pub mod experts;
 pub mod file;
 pub mod generator;
+mod json;
 pub mod layer;
 pub mod linear;
 pub mod loss;

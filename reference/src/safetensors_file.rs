@@ -18,12 +18,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
-use safetensors::{Dtype as FileDtype, SafeTensorError, SafeTensors, tensor::Metadata};
+use safetensors::{Dtype as FileDtype, tensor::Metadata};
 
 use crate::tensor::SharedBytes;
 use crate::weights::one_line;
 use crate::{Dtype, Error, Result, Tensor};
 
+mod header;
 mod write;
 pub use write::write_safetensors;
 pub(crate) use write::{FileWriter, Unfinished, cannot};
@@ -116,7 +117,7 @@ impl SafetensorsFile {
     /// If the bytes are no safetensors file.
     pub fn from_bytes(path: impl Into<PathBuf>, bytes: SharedBytes) -> Result<Self> {
         let path = path.into();
-        let (start, header) = parse(&path, (*bytes).as_ref())?;
+        let (start, header) = header::read(&path, (*bytes).as_ref())?;
         Ok(SafetensorsFile { path, bytes, start, header })
     }
 
@@ -188,47 +189,6 @@ impl SafetensorsFile {
     fn refuse(&self, expected: impl Into<String>, found: impl ToString) -> Error {
         Error::file(&self.path, expected, found)
     }
-}
-
-/// Reads the header, and returns where it ends. Whatever the bytes are, this ends in `Ok` or `Err`.
-fn parse(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
-    let held = bytes.len();
-    let refuse = |expected: String, found: String| Err(Error::file(path, expected, found));
-    let Some((length, rest)) = bytes.split_first_chunk() else {
-        return refuse("a safetensors file, at least 8 bytes long".into(), format!("{held} bytes"));
-    };
-    let length = u64::from_le_bytes(*length);
-    if length > rest.len() as u64 {
-        let expected = format!("a safetensors header within the file's {held} bytes");
-        return refuse(expected, format!("a header length of {length}"));
-    }
-    let header = match SafeTensors::read_metadata(bytes) {
-        Ok((_, header)) => header,
-        Err(SafeTensorError::MetadataIncompleteBuffer) => {
-            // The header is in order, but what it describes is longer or shorter than the file.
-            let described = serde_json::from_slice::<Metadata>(&rest[..length as usize]).map_or(0, |h| h.data_len());
-            let expected = format!("{} bytes, as the header says", 8 + length as u128 + described as u128);
-            return refuse(expected, format!("{held} bytes"));
-        }
-        Err(SafeTensorError::InvalidOffset(name)) => {
-            let expected = "tensors one after another without gap or overlap".into();
-            return refuse(expected, format!("other data_offsets for `{}`", one_line(&name)));
-        }
-        Err(SafeTensorError::TensorInvalidInfo) => {
-            return refuse("data_offsets that fit dtype and shape".into(), "a tensor with others".into());
-        }
-        Err(error) => return refuse("a safetensors header".into(), one_line(&error)),
-    };
-    // An empty tensor may claim an axis of any length; an array type cannot hold every such shape.
-    for name in header.offset_keys() {
-        let shape = header.info(&name).map_or(&[][..], |info| &info.shape);
-        let size = shape.iter().filter(|&&n| n > 0).try_fold(8usize, |size, &n| size.checked_mul(n));
-        if size.is_none_or(|size| size > isize::MAX as usize) {
-            let expected = format!("a possible shape for `{}`", one_line(&name));
-            return refuse(expected, one_line(&format!("{shape:?}")));
-        }
-    }
-    Ok((8 + length as usize, header))
 }
 
 fn integers<const N: usize>(bytes: &[u8], widen: impl Fn([u8; N]) -> i64) -> Vec<i64> {

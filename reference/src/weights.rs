@@ -77,14 +77,14 @@ pub fn check_complete(source: &dyn WeightSource, expected: &[(String, Vec<usize>
 /// if it is longer than any sensible name.
 pub(crate) fn one_line(text: &(impl std::fmt::Display + ?Sized)) -> String {
     const LONGEST: usize = 300;
-    let text = text.to_string();
-    let mut line = String::new();
-    for (i, c) in text.chars().enumerate() {
-        match c {
-            _ if i == LONGEST => return line + "...",
-            c if c.is_control() => line.extend(c.escape_default()),
-            c => line.push(c),
+    let (mut line, mut length) = (String::new(), 0);
+    for c in text.to_string().chars() {
+        let shown = if c.is_control() { c.escape_default().to_string() } else { c.into() };
+        length += shown.chars().count();
+        if length > LONGEST {
+            return line + "...";
         }
+        line += &shown;
     }
     line
 }
@@ -114,6 +114,15 @@ mod tests {
     fn check(held: &[(&str, &[usize])], tolerated: &[&str]) -> Result<(), String> {
         let expected = list(&[("embed", &[9, 4]), ("a.weight", &[4, 2]), ("b.weight", &[2, 4])]);
         check_complete(&Shapes(list(held)), &expected, tolerated).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn any_text_is_made_one_line_of_a_sensible_length() {
+        assert_eq!(one_line("a\n\u{7f}\u{e4}"), "a\\n\\u{7f}\u{e4}");
+        assert_eq!(one_line(&"x".repeat(300)), "x".repeat(300));
+        assert_eq!(one_line(&"x".repeat(301)), "x".repeat(300) + "...");
+        // A fuzzer found that escapes made the line six times as long.
+        assert_eq!(one_line(&"\u{7f}".repeat(200)), "\\u{7f}".repeat(50) + "...");
     }
 
     #[test]

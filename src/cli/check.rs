@@ -1,11 +1,14 @@
 //! `dsv2 check`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dsv2::backend::Precision;
 use dsv2::case::Case;
-use dsv2::check::{Checked, Request, check};
+use dsv2::check::{Request, check};
+use dsv2::mutants::explain::explain;
+use dsv2::report::model::{CheckReport, Files, PassOrFail, Report};
+use dsv2::taps::storage::CacheFormat;
 use dsv2::trace::Trace;
 use dsv2::{Result, output, report};
 use dsv2_reference::Dialect;
@@ -27,21 +30,31 @@ pub struct CheckArgs {
     /// What they should be [default: what the f64 reference computes]
     #[arg(long, value_name = "FILE")]
     expected: Option<PathBuf>,
-    /// What the candidate computed in: f64, f32 or bf16 [default: as its tensors are stored]
+    /// What the candidate computed in: f64, f32, tf32, f16 or bf16 [default: as its tensors are stored]
     #[arg(long, value_name = "DTYPE", value_parser = precision)]
     dtype: Option<Precision>,
+    /// How its cache keeps the latents: plain, or fp8 (e4m3, a scale for each 128)
+    #[arg(long, default_value = "plain", value_parser = cache)]
+    cache: CacheFormat,
     /// Whose DeepSeek-V2: hf, hf-pre-5.15 or deepseek
     #[arg(long, default_value = "hf", value_parser = dialect)]
     dialect: Dialect,
     /// The candidate was fed in pieces of these lengths (only rotary embeddings that grow with the sequence depend on it)
     #[arg(long, value_name = "LENGTHS", value_parser = pieces)]
     chunks: Option<std::vec::Vec<usize>>,
-    /// Write report.json to this folder
+    /// Write report.json (every number), junit.xml (for continuous integration) and report.html (to be read) to this folder
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+    /// If it does not conform: which mutants compute what the dump holds (one run of the model for each of them)
+    #[arg(long)]
+    explain: bool,
     /// Print one JSON object in place of a table
     #[arg(long)]
     json: bool,
+}
+
+fn cache(text: &str) -> Result<CacheFormat> {
+    text.parse()
 }
 
 pub fn run(args: &CheckArgs) -> Result<Done> {
@@ -50,29 +63,26 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         expected: args.expected.as_deref().map(Trace::read).transpose()?,
         case: Case::open(&args.model, &args.inputs, args.dialect, args.chunks.clone())?,
         precision: args.dtype,
+        cache: args.cache,
     };
     args.report.as_deref().map(output::make_report_folder).transpose()?;
-    let Checked { verdict, precision, unknown, near_ties } = check(&request)?;
-    let json = report::check_json(&verdict);
+    let shown = |path: &Path| path.display().to_string();
+    let files = Files {
+        model: shown(&args.model),
+        inputs: shown(&args.inputs),
+        candidate: shown(&args.candidate),
+        expected: args.expected.as_deref().map(shown),
+    };
+    let checked = check(&request)?;
+    let mut report = CheckReport::new(&request, &checked, files);
+    let conforms = report.verdict == PassOrFail::Pass;
+    if args.explain && !conforms {
+        report = report.explained(&explain(&request.case, &checked.candidate, checked.precision)?);
+    }
+    let text = (!args.json).then(|| report::check_text(&report, styled()));
+    let report = Report::Check(Box::new(report));
     if let Some(dir) = &args.report {
-        output::write_report(dir, &json)?;
+        output::write_report(dir, &report)?;
     }
-    let conforms = verdict.passes();
-    if args.json {
-        return Ok(Done { output: json.to_string(), conforms });
-    }
-    let mut parts = vec![report::check_table(&verdict, styled())];
-    if !unknown.is_empty() {
-        parts.push(format!("not looked at (no stage of this model): {}", unknown.join(", ")));
-    }
-    if !near_ties.is_empty() {
-        let of = near_ties.iter().map(|(stage, tokens)| format!("{stage} ({tokens})"));
-        let of = of.collect::<Vec<_>>().join(", ");
-        parts.push(format!("near ties that fell the other way (tokens; allowed, and followed): {of}"));
-    }
-    parts.push(match verdict.first_failure() {
-        None => format!("pass: {} stages, as {precision} computes them", verdict.compared()),
-        Some(stage) => format!("FAIL: first wrong stage {}", report::describe_failure(stage)),
-    });
-    Ok(Done { output: parts.join("\n\n"), conforms })
+    Ok(Done { output: text.unwrap_or_else(|| report.json().to_string()), conforms })
 }

@@ -26,7 +26,7 @@ pub struct TraceArgs {
     /// What runs it
     #[arg(long, value_enum, default_value = "reference")]
     backend: BackendName,
-    /// What to compute in: f64, f32 or bf16
+    /// What to compute in: f64, f32, tf32, f16 or bf16
     #[arg(long, default_value = "f32", value_parser = precision)]
     dtype: Precision,
     /// Whose DeepSeek-V2: hf, hf-pre-5.15 or deepseek
@@ -49,7 +49,7 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     let case = Case::open(&args.model, &args.inputs, args.dialect, args.chunks.clone())?;
     let wanted = |name: &str| pattern.matches(name);
     let attention = args.attention.into();
-    let settings = Settings { precision: args.dtype, attention, stages: Some(&wanted), replay: None };
+    let settings = Settings { precision: args.dtype, attention, stages: Some(&wanted), ..Settings::default() };
     let trace = args.backend.backend().run(&case, &settings, &mut NoTap)?;
     if trace.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use clap::Args;
 use dsv2::backend::Precision;
+use dsv2::report::model::{PassOrFail, Report, VerifyReport};
 use dsv2::verify::{Item, Plan, verify};
+use dsv2::waivers::Waivers;
 use dsv2::{Error, Result, golden, output, report};
 
 use super::progress::Progress;
@@ -26,9 +28,12 @@ pub struct VerifyArgs {
     /// Which form of attention
     #[arg(long, value_enum, default_value = "expanded")]
     attention: Attention,
-    /// Write report.json, with every number, to this folder
+    /// Write report.json (every number), junit.xml (for continuous integration) and report.html (to be read) to this folder
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+    /// Failures that are accepted for now: a waivers.toml (see golden/RUNNER.md)
+    #[arg(long, value_name = "FILE")]
+    waivers: Option<PathBuf>,
     #[command(flatten)]
     golden: GoldenArgs,
 }
@@ -46,25 +51,20 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
         backends: vec![args.backend.unwrap_or(BackendName::Reference).backend()],
         precisions: args.dtype.map_or_else(|| vec![Precision::F64, Precision::F32], |dtype| vec![dtype]),
         attention: args.attention.into(),
+        waivers: args.waivers.as_deref().map(Waivers::read).transpose()?.unwrap_or_default(),
     };
 
     args.report.as_deref().map(output::make_report_folder).transpose()?;
     let start = Instant::now();
     let mut progress = Progress::new(plan.cases.len() * plan.backends.len() * plan.precisions.len());
-    let tell = |item: &Item| {
-        let outcome = report::outcome(&item.outcome);
-        progress.step(&format!("{} {} {}: {outcome}", item.case, item.backend, item.precision));
-    };
+    let tell = |item: &Item| progress.step(&report::progress(item));
     let items = verify(&plan, tell)?;
     drop(progress);
+    let report = VerifyReport::new(&items);
+    let output = report::verify_text(&report, start.elapsed(), styled());
+    let conforms = report.verdict == PassOrFail::Pass;
     if let Some(dir) = &args.report {
-        output::write_report(dir, &report::verify_json(&items))?;
+        output::write_report(dir, &Report::Verify(report))?;
     }
-    let mut parts = vec![report::verify_table(&items, styled())];
-    let failures: Vec<String> = items.iter().filter_map(report::verify_failure).collect();
-    if !failures.is_empty() {
-        parts.push(failures.join("\n"));
-    }
-    parts.push(report::totals(&items, start.elapsed()));
-    Ok(Done { output: parts.join("\n\n"), conforms: !items.iter().any(|item| item.outcome.fails()) })
+    Ok(Done { output, conforms })
 }

@@ -30,7 +30,7 @@ pub fn check(inputs: &Inputs, expected: &Expected) -> Result<()> {
     if let Some(positions) = &inputs.position_ids {
         let (rows, columns) = positions.dim();
         if (rows != 1 && rows != batch) || columns != length {
-            return Err(shape("position_ids", format!("[1 or {batch}, {length}]"), positions));
+            return Err(shape("position_ids", format!("[{}, {length}]", one_or(batch)), positions));
         }
     }
     if let Some(keep) = &inputs.logits_to_keep {
@@ -50,6 +50,11 @@ pub fn check(inputs: &Inputs, expected: &Expected) -> Result<()> {
 
 fn shape<S: Data, D: Dimension>(name: &str, expected: String, found: &ArrayBase<S, D>) -> Error {
     Error::input(name, format!("shape {expected}"), format!("shape {:?}", found.shape()))
+}
+
+/// How many rows something has that all sequences may share.
+fn one_or(batch: usize) -> String {
+    if batch == 1 { "1".into() } else { format!("1 or {batch}") }
 }
 
 /// Refuses the first element that is not `valid`.
@@ -96,7 +101,7 @@ fn check_mask(mask: &AttentionMask, batch: usize, length: usize) -> Result<()> {
         AttentionMask::Additive(added) => {
             let (rows, one, queries, keys) = added.dim();
             if (rows != 1 && rows != batch) || (one, queries, keys) != (1, length, length) {
-                return Err(shape("attention_mask", format!("[1 or {batch}, 1, {length}, {length}]"), added));
+                return Err(shape("attention_mask", format!("[{}, 1, {length}, {length}]", one_or(batch)), added));
             }
             // minus infinity forbids a key, as the lowest finite number does
             each("attention_mask", "no NaN and no plus infinity".into(), added, |x| x < f32::INFINITY)

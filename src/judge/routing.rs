@@ -1,40 +1,129 @@
 //! Routing: which experts a token goes to is compared as a set, and with which weights, by expert.
 
+use std::collections::BTreeSet;
+
+use dsv2_reference::Dtype;
+use dsv2_reference::config::TopkMethod;
 use ndarray::{ArrayD, ArrayView1, Axis, Zip};
 
-use super::{Disposition, StageVerdict, wrong_shape};
+use super::near_tie::acceptable;
+use super::{Disposition, Held, Truth, wrong_shape};
 use crate::metrics::Element;
-use crate::stage::sibling;
+use crate::stage::{Stage, sibling};
 use crate::trace::Trace;
-use crate::values::fit;
+use crate::values::{Values, fit};
 
 /// Judges `topk_indices`: the same set of experts for each token, in whatever order.
-pub fn judge_experts(name: &str, got: &ArrayD<i64>, want: &ArrayD<i64>, rows: Option<&[bool]>) -> StageVerdict {
-    let Some(got) = fit(got, want.shape()) else { return wrong_shape(name, got.shape(), want.shape()) };
-    let mut verdict = StageVerdict::new(name, Disposition::Pass);
+pub fn judge_experts(got: &ArrayD<i64>, want: &ArrayD<i64>, rows: Option<&[bool]>) -> Held {
+    let Some(got) = fit(got, want.shape()) else { return wrong_shape(got.shape(), want.shape()) };
     if want.ndim() == 0 {
-        return StageVerdict::new(name, if got == *want { Disposition::Pass } else { Disposition::WrongRouting });
+        return Held::new(if got == *want { Disposition::Pass } else { Disposition::WrongRouting });
     }
-    let last = Axis(want.ndim() - 1);
-    let tokens = got.lanes(last).into_iter().zip(want.lanes(last)).enumerate();
+    let tokens = got.lanes(last(&got)).into_iter().zip(want.lanes(last(want))).enumerate();
     let mut compared = tokens.filter(|(token, _)| rows.is_none_or(|rows| rows[*token])).peekable();
     if compared.peek().is_none() {
-        return StageVerdict::new(name, Disposition::NotCompared);
+        return Held::new(Disposition::NotCompared);
     }
-    if let Some((token, (got, want))) = compared.find(|(_, (got, want))| sorted(*got) != sorted(*want)) {
-        let slot = got.iter().position(|expert| !want.iter().any(|other| other == expert)).unwrap_or(0);
-        let missed = want.iter().find(|&expert| !got.iter().any(|other| other == expert)).unwrap_or(&want[slot]);
-        verdict.disposition = Disposition::WrongRouting;
-        verdict.element = Some(Element { index: vec![token, slot], got: got[slot] as f64, want: *missed as f64 });
-        verdict.note = Some(format!("token {token} goes to experts {:?} in place of {:?}", sorted(got), sorted(want)));
+    match compared.find(|(_, (got, want))| sorted(*got) != sorted(*want)) {
+        None => Held::new(Disposition::Pass),
+        Some((token, (got, want))) => {
+            let slot = got.iter().position(|expert| !want.iter().any(|other| other == expert)).unwrap_or(0);
+            let missed = want.iter().find(|&expert| !got.iter().any(|other| other == expert)).unwrap_or(&want[slot]);
+            let note = format!("token {token} goes to experts {:?} in place of {:?}", sorted(got), sorted(want));
+            Held {
+                element: Some(Element { index: vec![token, slot], got: got[slot] as f64, want: *missed as f64 }),
+                ..Held::noted(Disposition::WrongRouting, note)
+            }
+        }
     }
-    verdict
+}
+
+/// Judges `topk_indices` by the candidate's own logits: each token's set must be what the router selects from logits that are
+/// no further off than rounding explains. If the dump does not hold the logits, those of `truth` decide, and their budget.
+pub fn judge_choice(
+    name: &str,
+    got: &ArrayD<i64>,
+    candidate: &Trace,
+    truth: &Truth<'_>,
+    method: TopkMethod,
+) -> Option<Held> {
+    let logits_name = sibling(name, "router_logits");
+    let computed = truth.trace.get(&logits_name)?.real()?;
+    let held = candidate.get(&logits_name).and_then(|values| match values {
+        Values::Real(dtype, got) => Some((unit_roundoff(*dtype), fit(got, computed.shape())?)),
+        _ => None,
+    });
+    let allowed = allowed_error(&logits_name, computed, truth);
+    let (rounding, logits) = held.map_or((None, computed.clone()), |(rounding, logits)| (Some(rounding), logits));
+
+    let want = truth.trace.get(name)?.shape();
+    let Some(got) = fit(got, want) else { return Some(wrong_shape(got.shape(), want)) };
+    let (tokens, k) = (*want.first()?, *want.last()?);
+    let got = got.to_shape((tokens, k)).ok()?;
+    let rows = Stage::parse(name).and_then(|stage| truth.rows.of_stage(&stage, &[tokens, k]));
+    let experts = logits.shape()[1];
+    for (token, (chosen, z)) in got.rows().into_iter().zip(logits.lanes(last(&logits))).enumerate() {
+        if rows.as_ref().is_some_and(|rows| !rows[token]) || z.iter().any(|z| !z.is_finite()) {
+            continue;
+        }
+        let set: BTreeSet<usize> =
+            chosen.iter().filter_map(|&e| usize::try_from(e).ok()).filter(|&e| e < experts).collect();
+        if set.len() != k {
+            let note = format!("token {token} goes to experts {:?}, which are not {k} of {experts}", sorted(chosen));
+            return Some(Held::noted(Disposition::WrongRouting, note));
+        }
+        let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // Scores are fp32: exp(z - max) errs by the rounding of z - max, and a few units of its own.
+        let scores = z.iter().map(|z| largest - z + 8.0).fold(0.0, f64::max) * unit_roundoff(Dtype::F32);
+        let stored = rounding.map_or(allowed, |rounding| rounding * z.iter().fold(0.0, |m: f64, z| m.max(z.abs())));
+        let epsilon = scores + stored;
+        let z = z.to_vec();
+        if !acceptable(method, &z, &set, epsilon) {
+            let note = format!(
+                "token {token} goes to experts {:?}, which the router does not select from these logits, nor from any within {epsilon:.1e}",
+                sorted(chosen)
+            );
+            return Some(Held::noted(Disposition::WrongRouting, note));
+        }
+    }
+    Some(Held::new(Disposition::Pass))
+}
+
+/// How far off a logit may be that the dump does not hold.
+fn allowed_error(name: &str, logits: &ArrayD<f64>, truth: &Truth<'_>) -> f64 {
+    let rms = (logits.iter().map(|z| z * z).sum::<f64>() / logits.len().max(1) as f64).sqrt();
+    truth.budgets.get(name).map_or(0.0, |budget| budget.max * rms)
+}
+
+/// In how many tokens the choice is not the one that `logits` (of the truth) lead to.
+pub fn moved(chosen: &ArrayD<i64>, logits: &ArrayD<f64>, rows: Option<&[bool]>, method: TopkMethod) -> usize {
+    let tokens = chosen.lanes(last(chosen)).into_iter().zip(logits.lanes(last(logits))).enumerate();
+    let compared = tokens.filter(|(token, _)| rows.is_none_or(|rows| rows[*token]));
+    let other = compared.filter(|(_, (chosen, z))| {
+        let set = chosen.iter().map(|&expert| expert as usize).collect();
+        !acceptable(method, &z.to_vec(), &set, 0.0)
+    });
+    other.count()
+}
+
+/// Half the distance of neighbours, relative.
+pub fn unit_roundoff(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::Bf16 => 2.0_f64.powi(-8),
+        Dtype::F16 => 2.0_f64.powi(-11),
+        Dtype::F32 => 2.0_f64.powi(-24),
+        Dtype::F64 => 2.0_f64.powi(-53),
+    }
 }
 
 fn sorted(experts: ArrayView1<'_, i64>) -> Vec<i64> {
     let mut experts = experts.to_vec();
     experts.sort_unstable();
     experts
+}
+
+fn last<A>(values: &ArrayD<A>) -> Axis {
+    Axis(values.ndim().saturating_sub(1))
 }
 
 /// Brings the candidate's `topk_weights` into the truth's order of experts; a weight for an expert that the truth does
@@ -48,7 +137,7 @@ pub fn by_expert(name: &str, got: ArrayD<f64>, candidate: &Trace, truth: &Trace)
     let of = |trace: &Trace| fit(trace.get(&indices)?.index()?, got.shape());
     let (Some(chosen), Some(wanted)) = (of(candidate), of(truth)) else { return got };
     let mut aligned = ArrayD::zeros(got.shape());
-    let last = Axis(got.ndim().saturating_sub(1));
+    let last = last(&got);
     Zip::from(aligned.lanes_mut(last)).and(got.lanes(last)).and(chosen.lanes(last)).and(wanted.lanes(last)).for_each(
         |mut aligned, got, chosen, wanted| {
             for (weight, expert) in aligned.iter_mut().zip(wanted) {

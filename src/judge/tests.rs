@@ -2,6 +2,7 @@ use dsv2_reference::Dtype;
 use ndarray::array;
 
 use super::*;
+use crate::budget::FACTORS;
 use crate::inputs::{AttentionMask, Inputs, Tokens};
 
 fn trace(stages: &[(&str, Values)]) -> Trace {
@@ -19,8 +20,8 @@ fn verdict(candidate: &[(&str, Values)], truth: &[(&str, Values)], noise: f64) -
 fn verdict_of_rows(candidate: &[(&str, Values)], truth: &[(&str, Values)], noise: f64, rows: &ComparedRows) -> Verdict {
     let (candidate, truth) = (trace(candidate), trace(truth));
     let noise = truth.iter().map(|(name, _)| (name.to_owned(), Metrics::from_values([noise; 4]))).collect();
-    let budgets = Budgets::new(&noise, &truth, rows);
-    judge(&candidate, &Truth { trace: &truth, budgets: &budgets, rows }, |name| name != "loss")
+    let budgets = Budgets::new(&noise, &truth, rows, FACTORS);
+    judge(&candidate, &Truth { trace: &truth, budgets: &budgets, rows }, None, |name| name != "loss")
 }
 
 fn dispositions(verdict: &Verdict) -> Vec<Disposition> {

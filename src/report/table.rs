@@ -2,73 +2,77 @@
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, LineStyle, Table, TableStyle};
 
-use super::{judged, number, outcome};
-use crate::judge::{Disposition, StageVerdict, Verdict};
-use crate::verify::{Item, Outcome};
+use super::describe::{conclusion, disposition, number, one_line};
+use super::model::{CheckReport, DecidedBy, RunReport, VerifyReport};
+use crate::judge::Disposition;
+use crate::verify::Conclusion;
 
-/// Words for a disposition.
-pub(super) fn disposition(disposition: Disposition) -> &'static str {
-    match disposition {
-        Disposition::Pass => "pass",
-        Disposition::OverBudget => "FAIL: over budget",
-        Disposition::NonFinite => "FAIL: NaN or infinity",
-        Disposition::WrongShape => "FAIL: wrong shape",
-        Disposition::WrongRouting => "FAIL: wrong experts",
-        Disposition::Missing => "FAIL: missing",
-        Disposition::NotHeld => "not held",
-        Disposition::NotCompared => "not compared",
-    }
-}
-
-/// The verdicts on all items: case, backend, type, stages compared, the worst stage with its error and budget. `styled` adds
-/// colour, for a terminal.
-pub fn verify_table(items: &[Item], styled: bool) -> String {
+/// Each run: case, backend, type, stages compared, the worst stage with its error and budget. `styled` adds colour, for a
+/// terminal.
+pub fn verify_table(report: &VerifyReport, styled: bool) -> String {
     let mut table =
         table(styled, &["case", "backend", "dtype", "stages", "worst stage", "", "error", "budget", "verdict"]);
     for column in [3, 6, 7] {
         align_right(&mut table, column);
     }
-    for item in items {
-        let verdict = judged(item);
-        // of a failure, the stage where it begins
-        let shown = verdict.and_then(|verdict| verdict.first_failure().or_else(|| verdict.worst()));
-        let [stage, metric, error, budget] = stage_cells(shown);
+    for run in &report.runs {
+        let stage = run.telling_stage();
+        let shown = stage.and_then(|stage| Some((stage.decided_by?, stage.shown()?)));
+        let [metric, error, budget] = shown.map_or_else(Default::default, |(decided_by, shown)| {
+            let error = if decided_by == DecidedBy::Local { shown.local } else { shown.propagated };
+            [shown.metric.name().to_owned(), error.map(number).unwrap_or_default(), number(shown.budget)]
+        });
         table.add_row([
-            Cell::new(&item.case),
-            Cell::new(item.backend),
-            Cell::new(item.precision),
-            Cell::new(verdict.map_or(0, Verdict::compared)),
-            stage,
-            metric,
-            error,
-            budget,
-            mark(outcome(&item.outcome), item.outcome.fails(), matches!(item.outcome, Outcome::Judged(_))),
+            Cell::new(&run.case),
+            Cell::new(&run.backend),
+            Cell::new(&run.dtype),
+            Cell::new(run.compared),
+            Cell::new(stage.map_or("", |stage| &stage.stage)),
+            Cell::new(metric),
+            Cell::new(error),
+            Cell::new(budget),
+            mark(verdict(run), fails(run.conclusion), run.conclusion == Conclusion::Pass),
         ]);
     }
     table.trim_fmt()
 }
 
-/// The verdict on each stage that a candidate holds.
-pub fn check_table(verdict: &Verdict, styled: bool) -> String {
-    let mut table = table(styled, &["stage", "", "error", "budget", "verdict"]);
-    for column in [2, 3] {
-        align_right(&mut table, column);
+/// How a run went, and why there is no verdict if there is none.
+fn verdict(run: &RunReport) -> String {
+    match (run.conclusion, &run.reason) {
+        (Conclusion::NotSupported | Conclusion::NotJudged, Some(reason)) => {
+            format!("{}: {}", conclusion(run.conclusion), one_line(reason))
+        }
+        _ => conclusion(run.conclusion).to_owned(),
     }
-    for stage in verdict.stages.iter().filter(|stage| stage.disposition != Disposition::NotHeld) {
-        let [name, metric, error, budget] = stage_cells(Some(stage));
-        let (words, fails) = (disposition(stage.disposition), stage.disposition.fails());
-        table.add_row([name, metric, error, budget, mark(words, fails, stage.disposition.compared())]);
-    }
-    table.trim_fmt()
 }
 
-fn stage_cells(stage: Option<&StageVerdict>) -> [Cell; 4] {
-    let Some(stage) = stage else { return std::array::from_fn(|_| Cell::new("")) };
-    let [metric, error, budget] = match stage.worst_metric() {
-        Some((metric, error, budget)) => [metric.into(), number(error), number(budget)],
-        None => Default::default(),
-    };
-    [Cell::new(&stage.stage), Cell::new(metric), Cell::new(error), Cell::new(budget)]
+fn fails(conclusion: Conclusion) -> bool {
+    matches!(conclusion, Conclusion::Fail | Conclusion::Crashed)
+}
+
+/// The verdict on each stage that a candidate holds, by the measure that tells most.
+pub fn check_table(report: &CheckReport, styled: bool) -> String {
+    let mut table = table(styled, &["stage", "", "local error", "budget", "propagated error", "verdict"]);
+    for column in [2, 3, 4] {
+        align_right(&mut table, column);
+    }
+    for stage in report.stages.iter().filter(|stage| stage.disposition != Disposition::NotHeld) {
+        let [metric, local, budget, propagated] = stage.shown().map_or_else(Default::default, |shown| {
+            let error = |error: Option<f64>| error.map(number).unwrap_or_default();
+            [shown.metric.name().to_owned(), error(shown.local), number(shown.budget), error(shown.propagated)]
+        });
+        let (fails, compared) = (stage.disposition.fails(), stage.disposition.compared());
+        table.add_row([
+            Cell::new(&stage.stage),
+            Cell::new(metric),
+            Cell::new(local),
+            Cell::new(budget),
+            Cell::new(propagated),
+            mark(disposition(stage.disposition), fails, compared),
+        ]);
+    }
+    table.trim_fmt()
 }
 
 fn mark(words: impl ToString, fails: bool, ran: bool) -> Cell {

@@ -137,11 +137,12 @@ fn damaged_folders_are_refused() {
         fs::write(dir.join(INDEX), content).unwrap();
         refused(message);
     };
-    with_index("", "model.safetensors.index.json: expected JSON, found EOF");
-    with_index("{\"weight_map\": {", "expected JSON, found EOF");
+    with_index("", "model.safetensors.index.json: expected JSON, found no JSON: EOF");
+    with_index("{\"weight_map\": {", "expected JSON, found no JSON: EOF");
     with_index("[1]", "expected an object with \"weight_map\", found none");
     with_index(r#"{"weight_map": []}"#, "to be an object from tensors to files, found []");
     with_index(r#"{"weight_map": {}}"#, "found {}");
+    with_index(r#"{"weight_map": {"a": "b", "a": "c"}}"#, "expected JSON, found no JSON: the key `a` twice");
     with_index(r#"{"weight_map": {"a": 1}}"#, "expected the name of a file in the folder for `a`, found 1");
     with_index(r#"{"weight_map": {"a": "../a"}}"#, "for `a`, found \"../a\"");
     with_index(r#"{"weight_map": {"a": "/etc/passwd"}}"#, "for `a`, found \"/etc/passwd\"");

@@ -7,29 +7,31 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::DeepseekV2Config;
-use crate::{Error, Result};
+use crate::weights::one_line;
+use crate::{Error, Result, json};
 
 impl DeepseekV2Config {
     /// Reads the text of a config.json.
     ///
     /// # Errors
     ///
-    /// The text is not a JSON object, or a field is impossible in every dialect.
+    /// The text is not a JSON object, a key is there twice, or a field is impossible in every dialect.
     pub fn from_json_str(text: &str) -> Result<Self> {
-        let not_json =
-            |error: serde_json::Error| Error::config("the text", "a JSON object", format!("no JSON: {error}"));
-        Self::from_value(serde_json::from_str(text).map_err(not_json)?)
+        let value = json::parse(text.as_bytes());
+        Self::from_value(value.map_err(|error| Error::config("the text", "a JSON object", json::no_json(&error)))?)
     }
 
     /// Reads a config.json.
     ///
     /// # Errors
     ///
-    /// The file cannot be read or is no JSON, or a field is impossible in every dialect.
+    /// The file cannot be read or is no JSON, a key is there twice, or a field is impossible in every dialect.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = crate::file::read(path)?;
-        let not_json = |error: serde_json::Error| Error::file(path, "a JSON object", format!("no JSON: {error}"));
-        Self::from_value(serde_json::from_slice(&bytes).map_err(not_json)?)
+        let value = json::read(path, "a JSON object")?;
+        if !value.is_object() {
+            return Err(Error::file(path, "a JSON object", one_line(&shortened(&value))));
+        }
+        Self::from_value(value)
     }
 
     /// Reads a parsed config.json.

@@ -96,6 +96,32 @@ fn rope_of(rope_scaling: Value) -> RopeParameters {
 }
 
 #[test]
+fn texts_of_the_file_are_one_short_line_in_messages() {
+    let refused = |text: &str| DeepseekV2Config::from_json_str(text).unwrap_err().to_string();
+    // Neither JSON's own escapes nor its length limits what a message may hold.
+    assert_eq!(refused("\"\u{7f}\u{85}\""), "config: the text: expected a JSON object, found \"\\u{7f}\\u{85}\"");
+    let long = "x".repeat(10_000);
+    for text in [
+        format!(r#"{{"model_type": "{long}"}}"#),
+        format!(r#"{{"hidden_act": "{long}"}}"#),
+        format!(r#"{{"problem_type": "{long}"}}"#),
+        format!(r#"{{"rope_scaling": {{"type": "{long}"}}}}"#),
+        format!(r#"{{"vocab_size": "{long}"}}"#),
+    ] {
+        let line = refused(&text);
+        assert!(line.len() < 700 && line.ends_with("..."), "{line}");
+    }
+}
+
+#[test]
+fn a_key_that_is_there_twice_is_refused() {
+    let refused = DeepseekV2Config::from_json_str(r#"{"vocab_size": 7, "vocab_size": 8}"#).unwrap_err().to_string();
+    let line =
+        "config: the text: expected a JSON object, found no JSON: the key `vocab_size` twice at line 1 column 34";
+    assert_eq!(refused, line);
+}
+
+#[test]
 fn v2_lite_is_its_preset_and_each_field_is_read() {
     let config = DeepseekV2Config::from_json_str(V2_LITE).unwrap();
     let preset = DeepseekV2Config::preset("v2-lite").unwrap();

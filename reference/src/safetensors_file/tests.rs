@@ -54,7 +54,7 @@ fn what_is_written_is_read() {
     assert_eq!(names[5..], ["model.norm", "half", "mask"]);
     // A reader of the format's own agrees, and finds the tensors aligned.
     let bytes = fs::read(&path).unwrap();
-    let (length, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let (length, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(length % 8, 0);
     assert_eq!(header.metadata().as_ref().unwrap()["format"], "pt");
 }
@@ -78,6 +78,9 @@ fn damaged_files_are_refused() {
     assert!(from(&good).is_ok());
     let two = r#"{"v":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},
         "w":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}"#;
+    // Both say the same, so that no offset is wrong.
+    let twins = r#"{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
+        "w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
     let huge = |length: u64| [&length.to_le_bytes(), &good[8..]].concat();
     for (bytes, message) in [
         (vec![], "f: expected a safetensors file, at least 8 bytes long, found 0 bytes"),
@@ -87,17 +90,34 @@ fn damaged_files_are_refused() {
         (good[..good.len() - 1].to_vec(), "f: expected 70 bytes, as the header says, found 69 bytes"),
         ([&good[..], &[0]].concat(), "f: expected 70 bytes, as the header says, found 71 bytes"),
         (good[..40].to_vec(), "found a header length of 54"),
-        (file("{", &[]), "invalid JSON in header"),
-        (file("[]", &[]), "invalid JSON in header"),
+        (file("{", &[]), "f: expected a safetensors header, found no such JSON: EOF"),
+        (file("[]", &[]), "found no such JSON: invalid type: sequence, expected an object of tensors"),
         (file("\u{fffd}", &[]).iter().map(|&b| b | 0x80).collect(), "f: expected"),
-        (one(r#"{"dtype":"F32","shape":[2],"data_offsets":[4,12]}"#, &[0; 12]), "found other data_offsets for `w`"),
-        (one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4]}"#, &[0; 4]), "expected data_offsets that fit"),
-        (one(r#"{"dtype":"F32","shape":[2],"data_offsets":[8,0]}"#, &[0; 8]), "found other data_offsets for `w`"),
-        (one(r#"{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}"#, &[0; 8]), "invalid value: integer `-2`"),
-        (one(r#"{"dtype":"F\n3","shape":[2],"data_offsets":[0,8]}"#, &[0; 8]), r"unknown variant `F\n3`"),
-        (one(r#"{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}"#, &[0; 8]), "overflow"),
+        (
+            one(r#"{"dtype":"F32","shape":[2],"data_offsets":[4,12]}"#, &[0; 12]),
+            "f: expected tensors without gap or overlap, `w` from byte 0 on, found data_offsets [4, 12]",
+        ),
+        (
+            one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4]}"#, &[0; 4]),
+            "f: expected 8 bytes for `w`, F32 [2], found data_offsets [0, 4]",
+        ),
+        (one(r#"{"dtype":"F32","shape":[2],"data_offsets":[8,0]}"#, &[0; 8]), "`w` from byte 0 on"),
+        (one(r#"{"dtype":"F32","shape":[0],"data_offsets":[0,-1]}"#, &[]), "found no such JSON: `w`: invalid value"),
+        (one(r#"{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}"#, &[0; 8]), "`w`: invalid value: integer `-2`"),
+        (one(r#"{"dtype":"F\n3","shape":[2],"data_offsets":[0,8]}"#, &[0; 8]), r"`w`: unknown variant `F\n3`"),
+        (
+            one(r#"{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}"#, &[0; 8]),
+            "f: expected a possible shape for `w`, found F32 [4294967296, 4294967296]",
+        ),
         (one(r#"{"dtype":"F32","shape":[0,9223372036854775807],"data_offsets":[0,0]}"#, &[]), "a possible shape"),
-        (file(two, &[0; 3]), "without gap or overlap, found other data_offsets for `w`"),
+        (one(r#"{"dtype":"F4","shape":[3],"data_offsets":[0,1]}"#, &[0]), "a possible shape for `w`, found F4 [3]"),
+        (
+            file(two, &[0; 3]),
+            "f: expected tensors without gap or overlap, `w` from byte 2 on, found data_offsets [1, 3]",
+        ),
+        (file(twins, &[0]), "f: expected one tensor `w`, found two of that name"),
+        (file(r#"{"__metadata__":{"a":1}}"#, &[]), "found no such JSON: `__metadata__`: invalid type: integer `1`"),
+        (file(&" ".repeat(100_000), &[]), "found no such JSON: EOF"),
     ] {
         let refused = from(&bytes).unwrap_err().to_string();
         assert!(refused.contains(message), "{refused}");

@@ -1,0 +1,63 @@
+"""Writes the seed corpora (fuzz/corpus/<target>/) from golden/hostile and from a few golden cases.
+
+    python seeds.py
+"""
+
+from pathlib import Path
+
+FUZZ = Path(__file__).resolve().parent
+GOLDEN = FUZZ.parent / "golden"
+HOSTILE = GOLDEN / "hostile"
+SMALL = 20_000
+
+
+def write(target, name, content):
+    folder = FUZZ / "corpus" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+
+
+def without_length_prefix(file):
+    """What the targets turn back into a file: the header, a NUL, the tensors."""
+    length = int.from_bytes(file[:8], "little")
+    return file[8 : 8 + length] + b"\0" + file[8 + length :]
+
+
+def fits(file):
+    return len(file) >= 8 and int.from_bytes(file[:8], "little") <= len(file) - 8 and len(file) < SMALL
+
+
+def as_checkpoint(folder):
+    """config.json, a NUL, the index, a NUL, the last shard."""
+    index = folder / "model.safetensors.index.json"
+    shards = sorted(folder.glob("*.safetensors"))
+    shard = shards[-1].read_bytes() if shards else b""
+    config = (folder / "config.json").read_bytes()
+    text = index.read_bytes() if index.exists() else b""
+    return b"\0".join([config, text, without_length_prefix(shard) if fits(shard) else b""])
+
+
+for path in HOSTILE.glob("config/*.json"):
+    write("config", path.stem, path.read_bytes())
+    write("checkpoint", f"config-{path.stem}", path.read_bytes())
+for path in HOSTILE.glob("*/config.json"):
+    write("config", "good", path.read_bytes())
+for path in HOSTILE.glob("safetensors/*.safetensors"):
+    write("safetensors", path.stem, path.read_bytes())
+for path in [*HOSTILE.glob("inputs/*.safetensors"), *HOSTILE.glob("dump/*.safetensors")]:
+    file = path.read_bytes()
+    write("safetensors", path.stem, without_length_prefix(file))
+    write("dump", f"{path.parent.name}-{path.stem}", b"\1" + without_length_prefix(file))
+for path in HOSTILE.glob("safetensors/*.safetensors"):
+    write("dump", f"file-{path.stem}", b"\0" + path.read_bytes())
+for folder in [HOSTILE / "good", *HOSTILE.glob("checkpoint/*/")]:
+    write("checkpoint", folder.name, as_checkpoint(folder))
+for path in GOLDEN.glob("cases/*/inputs.safetensors"):
+    file = path.read_bytes()
+    if fits(file):
+        write("dump", f"case-{path.parent.name}", b"\1" + without_length_prefix(file))
+# What files in good order are made from: any bytes.
+for first in (2, 3):
+    for seed in range(20):
+        stream = bytes((first * 31 + seed * 97 + i * i * (seed + 1)) % 256 for i in range(400))
+        write("dump", f"made-{first}-{seed}", bytes([first]) + stream)

@@ -1,0 +1,385 @@
+"""Writes the files of this folder: one good model, and files each of which has one thing wrong with it.
+
+    python make.py
+
+Standard library only. The lines that refuse them (*.error, *.failure) are not written here: they are what `dsv2` says.
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I64": 8, "I32": 4, "U32": 4, "BOOL": 1, "F8_E4M3": 1}
+
+# A good model: one layer of four experts in two groups, a few hundred weights.
+
+CONFIG = {
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "vocab_size": 7, "hidden_size": 4,
+    "intermediate_size": 5, "moe_intermediate_size": 3, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "q_lora_rank": None, "kv_lora_rank": 3, "qk_nope_head_dim": 2, "qk_rope_head_dim": 2, "v_head_dim": 2,
+    "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "topk_method": "group_limited_greedy",
+    "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.0, "first_k_dense_replace": 0, "rope_theta": 10000.0,
+    "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+}
+LAYER = "model.layers.0"
+WEIGHTS = {
+    "model.embed_tokens.weight": [7, 4],
+    f"{LAYER}.input_layernorm.weight": [4],
+    f"{LAYER}.self_attn.q_proj.weight": [8, 4],
+    f"{LAYER}.self_attn.kv_a_proj_with_mqa.weight": [5, 4],
+    f"{LAYER}.self_attn.kv_a_layernorm.weight": [3],
+    f"{LAYER}.self_attn.kv_b_proj.weight": [8, 3],
+    f"{LAYER}.self_attn.o_proj.weight": [4, 4],
+    f"{LAYER}.post_attention_layernorm.weight": [4],
+    f"{LAYER}.mlp.gate.weight": [4, 4],
+    **{
+        f"{LAYER}.mlp.{mlp}.{proj}.weight": [4, 3] if proj == "down_proj" else [3, 4]
+        for mlp in [f"experts.{expert}" for expert in range(4)] + ["shared_experts"]
+        for proj in ["gate_proj", "up_proj", "down_proj"]
+    },
+    "model.norm.weight": [4],
+    "lm_head.weight": [7, 4],
+}
+IDS = [1, 5, 2]
+
+
+def tensor(dtype, shape, values):
+    """A tensor: its type, its shape, its bytes."""
+    values = list(values)
+    assert len(values) == math.prod(shape)
+    if dtype == "BF16":  # all of ours are multiples of an eighth: the low half of the float is zero
+        return dtype, shape, b"".join(struct.pack("<f", x)[2:] for x in values)
+    code = {"F16": "e", "F32": "f", "F64": "d", "I64": "q", "I32": "i", "U32": "I", "BOOL": "B", "F8_E4M3": "B"}[dtype]
+    return dtype, shape, struct.pack(f"<{len(values)}{code}", *values)
+
+
+def filled(dtype, shape, value=0):
+    return tensor(dtype, shape, [value] * math.prod(shape))
+
+
+def weight(name):
+    shape, salt = WEIGHTS[name], len(name)
+    return tensor("BF16", shape, [((7 * i + salt) % 13 - 6) / 8 for i in range(math.prod(shape))])
+
+
+def without(tensors, name):
+    return {other: tensor for other, tensor in tensors.items() if other != name}
+
+
+def safetensors(tensors):
+    """A safetensors file in good order."""
+    header, data = {}, b""
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    return raw_file(json.dumps(header, separators=(",", ":")), data)
+
+
+def raw_file(header, data=b""):
+    """A safetensors file whose header is any text or bytes."""
+    header = header if isinstance(header, bytes) else header.encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def write(path, content):
+    path = HERE / path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+MODEL = {name: weight(name) for name in WEIGHTS}
+INPUTS = {"input_ids": tensor("I64", [1, 3], IDS)}
+
+
+def good():
+    write("good/config.json", json.dumps(CONFIG, indent=1) + "\n")
+    write("good/model.safetensors", safetensors(MODEL))
+    write("good/inputs.safetensors", safetensors(INPUTS))
+    rows = b"".join(MODEL["model.embed_tokens.weight"][2][8 * i : 8 * i + 8] for i in IDS)
+    write("good/dump.safetensors", safetensors({"model.embed_tokens": ("BF16", [1, 3, 4], rows)}))
+
+
+def configs():
+    text = json.dumps(CONFIG, separators=(",", ":"))
+    rope = CONFIG["rope_scaling"]
+    texts = {
+        "empty": "",  # no byte at all
+        "truncated": text[: len(text) // 2],  # the first half
+        "a-list": "[" + text + "]",  # a config in a list
+        "a-comment": "// DeepSeek-V2\n" + text,  # JSON knows no comments
+        "trailing-comma": text[:-1] + ",}",  # nor commas before a brace
+        "two-objects": text + text,  # something after the end
+        "not-utf-8": text.encode().replace(b"silu", b"sil\xfc"),  # Latin-1
+        "nested-deeply": text[:-1] + ',"x":' + "[" * 2000 + "]" * 2000 + "}",  # must not overflow a stack
+        "key-twice": text.replace('"vocab_size":7', '"vocab_size":7,"vocab_size":8'),  # first or last?
+        "number-nan": text.replace('"rope_theta":10000.0', '"rope_theta":NaN'),  # Python's json takes it
+        "number-too-large": text.replace('"rope_theta":10000.0', '"rope_theta":1e999'),  # infinity as a double
+        "vocab-size-beyond-64-bits": text.replace('"vocab_size":7', '"vocab_size":20000000000000000000'),
+    }
+    changes = {
+        "vocab-size-zero": {"vocab_size": 0},
+        "vocab-size-negative": {"vocab_size": -7},
+        "vocab-size-fraction": {"vocab_size": 7.5},
+        "vocab-size-text": {"vocab_size": "7"},
+        "vocab-size-null": {"vocab_size": None},
+        "vocab-size-largest": {"vocab_size": 2**64 - 1},
+        "hidden-size-too-large": {"hidden_size": 2**31},
+        "hidden-size-no-multiple-of-heads": {"num_attention_heads": 3},
+        "layers-zero": {"num_hidden_layers": 0},
+        "layers-too-many": {"num_hidden_layers": 2_000_000_000},  # a list of all weights would fill the memory
+        "heads-zero": {"num_attention_heads": 0},
+        "key-value-heads-differ": {"num_key_value_heads": 1},
+        "rope-head-odd": {"qk_rope_head_dim": 3},
+        "q-lora-rank-zero": {"q_lora_rank": 0},
+        "experts-zero": {"n_routed_experts": 0},
+        "experts-not-divisible-by-groups": {"n_group": 3},
+        "experts-per-token-too-many": {"num_experts_per_tok": 5},
+        "experts-per-token-missing": {"num_experts_per_tok": None},
+        "experts-in-groups-too-few": {"num_experts_per_tok": 3},  # one group of two is kept
+        "groups-zero": {"n_group": 0},
+        "groups-kept-too-many": {"topk_group": 3},
+        "topk-method-of-v3": {"topk_method": "noaux_tc"},
+        "activation-unknown": {"hidden_act": "swish9"},
+        "model-type-unknown": {"model_type": "llama"},
+        "architecture-unknown": {"architectures": ["LlamaForCausalLM"]},
+        "epsilon-negative": {"rms_norm_eps": -1e-6},
+        "epsilon-a-list": {"rms_norm_eps": [1e-6]},
+        "tied-a-text": {"tie_word_embeddings": "false"},  # true in many languages
+        "pad-token-beyond-vocabulary": {"pad_token_id": 7},
+        "problem-type-unknown": {"problem_type": "ranking"},
+        "rope-scaling-a-number": {"rope_scaling": 4},
+        "rope-type-unknown": {"rope_scaling": {**rope, "type": "spiral"}},
+        "rope-type-of-another-model": {"rope_scaling": {**rope, "type": "longrope"}},
+        "rope-type-a-number": {"rope_scaling": {**rope, "type": 3}},
+        "rope-factor-missing": {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 16}},
+        "rope-factor-zero": {"rope_scaling": {**rope, "factor": 0}},
+        "rope-factor-negative": {"rope_scaling": {**rope, "factor": -4.0}},
+        "rope-factor-text": {"rope_scaling": {**rope, "factor": "4"}},
+        "rope-original-length-zero": {"rope_scaling": {**rope, "original_max_position_embeddings": 0}},
+        "rope-theta-zero": {"rope_theta": 0.0},
+        "rope-theta-one": {"rope_theta": 1.0},  # YaRN divides by its logarithm
+        "rope-partial": {"partial_rotary_factor": 0.5},
+    }
+    texts |= {what: json.dumps(CONFIG | change, separators=(",", ":")) for what, change in changes.items()}
+    for what, content in texts.items():
+        write(f"config/{what}.json", content)
+
+
+def files():
+    def one(entry, data=b"\0" * 8):
+        return raw_file('{"w":%s}' % entry, data)
+
+    def two(first, second, data=b"\0" * 8):
+        return raw_file('{"v":%s,"w":%s}' % (first, second), data)
+
+    def entry(shape="[2]", offsets="[0,8]", dtype='"F32"'):
+        return '{"dtype":%s,"shape":%s,"data_offsets":%s}' % (dtype, shape, offsets)
+
+    fine = one(entry())
+    files = {
+        "empty": b"",
+        "seven-bytes": fine[:7],  # not even the length of the header
+        "header-cut-off": fine[:30],  # the file ends in the header
+        "header-length-zero": raw_file(""),
+        "header-length-one-short": struct.pack("<Q", len(fine) - 17) + fine[8:],  # the last brace counts as data
+        "header-length-beyond-the-file": struct.pack("<Q", 1000) + fine[8:],
+        "header-length-2-to-the-63": struct.pack("<Q", 2**63) + fine[8:],  # negative, if signed
+        "header-length-2-to-the-64-less-8": struct.pack("<Q", 2**64 - 8) + fine[8:],  # wraps around to 0
+        "header-no-json": raw_file("dtype: F32"),
+        "header-a-list": raw_file("[]"),
+        "header-not-utf-8": raw_file(b'{"\xff":' + entry().encode() + b"}", b"\0" * 8),
+        "header-of-spaces": raw_file(" " * 4000),
+        "header-nested-deeply": raw_file("[" * 2000),  # must not overflow a stack
+        "header-with-something-behind": raw_file('{"w":%s}{}' % entry(), b"\0" * 8),
+        "metadata-a-number": raw_file('{"__metadata__":{"format":1}}'),
+        "one-byte-short": fine[:-1],
+        "one-byte-long": fine + b"\0",
+        "offsets-overlap": two(entry("[1]", "[0,4]"), entry("[1]", "[2,6]"), b"\0" * 6),
+        "offsets-equal": two(entry(), entry()),
+        "offsets-leave-a-gap": two(entry("[1]", "[0,4]"), entry("[1]", "[8,12]"), b"\0" * 12),
+        "offsets-begin-late": one(entry(offsets="[4,12]"), b"\0" * 12),
+        "offsets-beyond-the-end": one(entry("[1000]", "[0,4000]")),
+        "offsets-backwards": one(entry(offsets="[8,0]")),
+        "offsets-negative": one(entry(offsets="[-8,0]")),
+        "offsets-largest": one(entry("[0]", "[0,18446744073709551615]"), b""),
+        "offsets-three": one(entry(offsets="[0,4,8]")),
+        "offsets-missing": one('{"dtype":"F32","shape":[2]}'),
+        "shape-too-large-for-its-bytes": one(entry("[3]")),
+        "shape-too-small-for-its-bytes": one(entry("[1]")),
+        "shape-overflows": one(entry("[4294967296,4294967296]")),  # the product wraps around to 0
+        "shape-overflows-to-the-right-size": one(entry("[9223372036854775809,2]")),  # wraps around to 2
+        "shape-empty-but-impossible": one(entry("[0,9223372036854775807,9]", "[0,0]"), b""),
+        "shape-negative": one(entry("[-2]")),
+        "shape-fraction": one(entry("[2.5]")),
+        "shape-text": one(entry('["2"]')),
+        "shape-missing": one('{"dtype":"F32","data_offsets":[0,8]}'),
+        "shape-twice": one('{"dtype":"F32","shape":[2],"shape":[2],"data_offsets":[0,8]}'),
+        "type-unknown": one(entry(dtype='"FLOAT"')),
+        "type-a-number": one(entry(dtype="32")),
+        "type-missing": one('{"shape":[2],"data_offsets":[0,8]}'),
+        "type-ends-within-a-byte": one(entry("[3]", "[0,1]", '"F4"'), b"\0"),
+        "name-twice": raw_file('{"w":%s,"w":%s}' % (entry(), entry()), b"\0" * 8),
+        "name-twice-with-other-data": raw_file(
+            '{"w":%s,"w":%s}' % (entry("[1]", "[0,4]"), entry("[1]", "[4,8]")), b"\0" * 8
+        ),
+        "name-with-a-line-break": raw_file('{"a\\nb":%s}' % entry("[3]"), b"\0" * 8),  # may not break the message
+    }
+    for what, content in files.items():
+        write(f"safetensors/{what}.safetensors", content)
+
+
+def checkpoints():
+    gate, down = f"{LAYER}.mlp.gate.weight", f"{LAYER}.mlp.experts.3.down_proj.weight"
+    head = "lm_head.weight"
+
+    def folder(what, tensors, **change):
+        write(f"checkpoint/{what}/config.json", json.dumps(CONFIG | change, indent=1) + "\n")
+        if tensors is not None:
+            write(f"checkpoint/{what}/model.safetensors", safetensors(tensors))
+
+    def spoilt(name, index, value):
+        values = [0.0] * math.prod(WEIGHTS[name])
+        values[index] = value
+        return MODEL | {name: tensor("BF16", WEIGHTS[name], values)}
+
+    folder("weights-missing", None)
+    folder("weight-missing", without(MODEL, gate))
+    folder("weight-too-many", MODEL | {f"{LAYER}.mlp.experts.4.up_proj.weight": filled("BF16", [3, 4])})
+    folder("weight-transposed", MODEL | {down: filled("BF16", [3, 4])})
+    folder("weight-flat", MODEL | {gate: filled("BF16", [16])})
+    folder("weight-of-integers", MODEL | {gate: filled("I32", [4, 4])})
+    folder("weight-of-8-bit-floats", MODEL | {gate: filled("F8_E4M3", [4, 4])})
+    folder("weight-nan", spoilt(down, 7, math.nan))
+    folder("weight-infinite", spoilt(head, 27, -math.inf))
+    folder("config-of-more-layers", MODEL, num_hidden_layers=2)
+    folder("config-of-fewer-experts", MODEL, n_routed_experts=2, n_group=1)
+    folder("config-tied-for-a-classifier", MODEL, architectures=["DeepseekV2ForSequenceClassification"])
+
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    where = {name: shards[name == head] for name in WEIGHTS}
+
+    def sharded(what, index, first=without(MODEL, head), second={head: MODEL[head]}):
+        folder(what, None)
+        write(f"checkpoint/{what}/model.safetensors.index.json", index if isinstance(index, str) else json.dumps(index))
+        for shard, tensors in zip(shards, [first, second]):
+            if tensors is not None:
+                content = tensors if isinstance(tensors, bytes) else safetensors(tensors)
+                write(f"checkpoint/{what}/{shard}", content)
+
+    def elsewhere(shard):
+        return {"weight_map": where | {head: shard}}
+
+    sharded("shard-missing", {"weight_map": where}, second=None)
+    sharded("shard-cut-off", {"weight_map": where}, second=safetensors({head: MODEL[head]})[:-1])
+    sharded("shard-in-another-folder", elsewhere("../../good/model.safetensors"), second=None)  # it is there
+    sharded("shard-with-an-absolute-path", elsewhere("/etc/passwd"), second=None)
+    sharded("shard-the-folder-itself", elsewhere("."), second=None)
+    sharded("shard-a-number", elsewhere(2), second=None)
+    sharded("shard-without-its-tensor", {"weight_map": where}, second={"score.weight": MODEL[head]})
+    sharded("tensor-in-two-shards", {"weight_map": where}, first=MODEL)
+    sharded("index-without-a-tensor", {"weight_map": without(where, gate)}, first=without(without(MODEL, head), gate))
+    sharded("index-without-a-map", {"metadata": {"total_size": 0}}, None, None)
+    sharded("index-with-an-empty-map", {"weight_map": {}}, None, None)
+    sharded("index-with-a-list", {"weight_map": sorted(where)}, None, None)
+    sharded("index-truncated", json.dumps({"weight_map": where})[:300], None, None)
+    sharded("index-with-a-tensor-twice", '{"weight_map": {"%s": "%s", "%s": "%s"}}' % (head, shards[0], head, shards[1]))
+
+
+def inputs():
+    def embeds(value, width=4):
+        values = [0.0] * (3 * width)
+        values[width + 1] = value
+        return {"inputs_embeds": tensor("F32", [1, 3, width], values)}
+
+    def additive(value):
+        return INPUTS | {"attention_mask": filled("F32", [1, 1, 3, 3], value)}
+
+    def added(name, dtype, shape, values):
+        return INPUTS | {name: tensor(dtype, shape, values)}
+
+    cases = {
+        "ids-missing": {"attention_mask": filled("I64", [1, 3], 1)},
+        "ids-and-embeddings": INPUTS | embeds(0.0),
+        "ids-beyond-the-vocabulary": {"input_ids": tensor("I64", [1, 3], [1, 7, 2])},
+        "ids-negative": {"input_ids": tensor("I64", [1, 3], [1, 5, -1])},
+        "ids-lowest": {"input_ids": tensor("I64", [1, 3], [-(2**63), 5, 2])},
+        "ids-floats": {"input_ids": tensor("F32", [1, 3], IDS)},
+        "ids-of-one-axis": {"input_ids": tensor("I64", [3], IDS)},
+        "ids-of-no-token": {"input_ids": tensor("I64", [1, 0], [])},
+        "ids-of-no-sequence": {"input_ids": tensor("I64", [0, 3], [])},
+        "embeddings-nan": embeds(math.nan),
+        "embeddings-infinite": embeds(math.inf),
+        "embeddings-of-another-width": embeds(0.0, width=5),
+        "embeddings-integers": {"inputs_embeds": filled("I64", [1, 3, 4])},
+        "mask-too-short": added("attention_mask", "I64", [1, 2], [1, 1]),
+        "mask-too-long": added("attention_mask", "I64", [1, 4], [1, 1, 1, 1]),
+        "mask-of-another-batch": added("attention_mask", "I64", [2, 3], [1] * 6),
+        "mask-of-floats": added("attention_mask", "F32", [1, 3], [1, 1, 1]),  # to be multiplied? to be added?
+        "mask-nan": additive(math.nan),
+        "mask-plus-infinity": additive(math.inf),
+        "mask-for-each-head": INPUTS | {"attention_mask": filled("F32", [1, 2, 3, 3])},
+        "positions-too-few": added("position_ids", "I64", [1, 2], [0, 1]),
+        "positions-of-another-batch": added("position_ids", "I64", [2, 3], [0, 1, 2] * 2),
+        "positions-floats": added("position_ids", "F32", [1, 3], [0, 1, 2]),
+        "labels-beyond-the-vocabulary": added("labels", "I64", [1, 3], [1, 2, 7]),
+        "labels-negative": added("labels", "I64", [1, 3], [1, -1, 2]),  # only -100 means none
+        "labels-too-few": added("labels", "I64", [1, 2], [1, 2]),
+        "labels-floats": added("labels", "F32", [1, 3], [1, 2, 3]),
+        "labels-not-as-many-as-logits": added("labels", "I64", [1, 3], IDS)
+        | {"logits_to_keep": tensor("I64", [], [2])},
+        "logits-to-keep-beyond-the-end": added("logits_to_keep", "I64", [2], [0, 3]),
+        "logits-to-keep-before-the-beginning": added("logits_to_keep", "I64", [1], [-4]),
+        "logits-to-keep-of-another-batch": added("logits_to_keep", "I64", [2, 1], [0, 1]),
+        "logits-to-keep-mask-too-short": added("logits_to_keep", "BOOL", [1, 2], [1, 0]),
+        "logits-to-keep-a-fraction": added("logits_to_keep", "F32", [], [0.5]),
+        "num-items-negative": added("num_items_in_batch", "I64", [], [-1]),
+        "num-items-two": added("num_items_in_batch", "I64", [2], [1, 1]),
+        "name-unknown": added("attention_masks", "I64", [1, 3], [1, 1, 1]),
+        "type-unsigned": {"input_ids": tensor("U32", [1, 3], IDS)},
+        "truth-neither-0-nor-1": added("attention_mask", "BOOL", [1, 3], [1, 1, 2]),
+    }
+    for what, tensors in cases.items():
+        write(f"inputs/{what}.safetensors", safetensors(tensors))
+
+
+def dumps():
+    scores, gate = f"{LAYER}.self_attn.attn_scores", f"{LAYER}.mlp.gate"
+
+    def scores_with(value):
+        values = [0.0] * 18
+        values[1] = value  # the first query may not see the second key
+        return {scores: tensor("F32", [1, 2, 3, 3], values)}
+
+    def experts(*chosen):
+        return {f"{gate}.topk_indices": tensor("I64", [3, 2], chosen)}
+
+    cases = {
+        # refused
+        "of-nothing": {},
+        "without-a-stage": {"transformer.h.0": filled("F32", [1, 3, 4])},
+        "stage-of-8-bit-floats": {"model.norm": filled("F8_E4M3", [1, 3, 4])},
+        "stage-of-unsigned": {"model.norm": filled("U32", [1, 3, 4])},
+        "truth-neither-0-nor-1": {"model.norm": filled("BOOL", [1, 3, 4], 2)},
+        # judged a failure
+        "stage-of-wrong-shape": {"lm_head": filled("F32", [3])},
+        "stage-of-wrong-rank": {"lm_head": filled("F32", [3, 7, 2])},
+        "stage-of-no-element": {"lm_head": filled("F32", [1, 0, 7])},
+        "stage-of-integers": {"lm_head": filled("I64", [1, 3, 7])},
+        "score-nan-where-masked": scores_with(math.nan),
+        "score-finite-where-masked": scores_with(0.0),
+        "experts-of-no-model": experts(0, 4, 0, 1, 0, 1),
+        "experts-negative": experts(-1, 0, 0, 1, 0, 1),
+        "experts-twice-the-same": experts(0, 0, 1, 1, 2, 2),
+        "experts-of-two-groups": experts(0, 2, 0, 2, 0, 2),  # one group is kept
+        "experts-too-many": {f"{gate}.topk_indices": tensor("I64", [3, 3], [0, 1, 2] * 3)},
+        "experts-floats": {f"{gate}.topk_indices": tensor("F32", [3, 2], [0, 1] * 3)},
+    }
+    for what, tensors in cases.items():
+        write(f"dump/{what}.safetensors", safetensors(tensors))
+
+
+if __name__ == "__main__":
+    good(), configs(), files(), checkpoints(), inputs(), dumps()

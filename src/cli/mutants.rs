@@ -1,0 +1,79 @@
+//! `dsv2 mutants`.
+
+use std::time::Instant;
+
+use clap::Args;
+use dsv2::backend::Precision;
+use dsv2::mutants::benign::benign;
+use dsv2::mutants::score::{Finding, Plan, Score, Subjects, run as run_plan};
+use dsv2::mutants::{catalogue, report};
+use dsv2::{Error, Result, golden};
+
+use super::progress::Progress;
+use super::{Done, GoldenArgs, precision, styled};
+
+/// The arguments of `dsv2 mutants`.
+#[derive(Args)]
+pub struct MutantsArgs {
+    /// Only cases whose name matches, such as 'v2*'
+    #[arg(long = "case", value_name = "GLOB")]
+    cases: Option<String>,
+    /// Only mutants and benign variants whose name matches, such as 'group_*'
+    #[arg(long = "mutant", value_name = "GLOB")]
+    mutants: Option<String>,
+    /// Only this type [default: f32 and bf16]
+    #[arg(long, value_name = "DTYPE", value_parser = precision)]
+    dtype: Option<Precision>,
+    /// Print one JSON object in place of tables
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    golden: GoldenArgs,
+}
+
+pub fn run(args: &MutantsArgs) -> Result<Done> {
+    let suite = args.golden.suite()?;
+    let pattern = golden::pattern("--case", args.cases.as_deref().unwrap_or("*"))?;
+    let cases: Vec<String> = suite.names().iter().filter(|name| pattern.matches(name)).cloned().collect();
+    if cases.is_empty() {
+        return Err(Error::request("--case", "a pattern that matches a golden case", format!("\"{pattern}\"")));
+    }
+    let pattern = golden::pattern("--mutant", args.mutants.as_deref().unwrap_or("*"))?;
+    let subjects = Subjects {
+        mutants: catalogue().filter(|mutant| pattern.matches(mutant.id)).collect(),
+        benign: benign().filter(|benign| pattern.matches(benign.id)).collect(),
+    };
+    if subjects.mutants.is_empty() && subjects.benign.is_empty() {
+        return Err(Error::request("--mutant", "a pattern that matches a mutant", format!("\"{pattern}\"")));
+    }
+    let precisions = args.dtype.map_or_else(|| vec![Precision::F32, Precision::Bf16], |dtype| vec![dtype]);
+    let plan = Plan { suite: &suite, cases, precisions: precisions.clone(), subjects, most: usize::MAX };
+
+    let start = Instant::now();
+    let mut progress = Progress::new(plan.cases.len());
+    let findings = run_plan(&plan, |case, findings| {
+        let killed = |finding: &&Finding| matches!(finding, Finding::Kill(kill) if kill.named.is_some());
+        let runs = findings.iter().filter(|finding| matches!(finding, Finding::Kill(_))).count();
+        progress.step(&format!("{case}: {} of {runs} runs of mutants found", findings.iter().filter(killed).count()));
+    })?;
+    drop(progress);
+    let score = Score::new(&plan.subjects, &findings);
+    let conforms = score.totals().good();
+    if args.json {
+        return Ok(Done { output: report::json(&score).to_string(), conforms });
+    }
+    let mut parts = Vec::new();
+    if !score.mutants.is_empty() {
+        parts.push(report::mutants_table(&score, &precisions, styled()));
+        parts.push(report::weakest_table(&score, styled()));
+    }
+    if !score.benign.is_empty() {
+        parts.push(report::benign_table(&score, styled()));
+    }
+    let faults = report::faults(&score);
+    if !faults.is_empty() {
+        parts.push(faults.join("\n"));
+    }
+    parts.push(format!("{}\n{:.1} s", report::totals(&score), start.elapsed().as_secs_f64()));
+    Ok(Done { output: parts.join("\n\n"), conforms })
+}

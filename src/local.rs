@@ -1,0 +1,162 @@
+//! Each stage by itself: what the reference makes of a trace's own inputs of it, and how far off a plain implementation is
+//! on the same inputs.
+//!
+//! The reference runs once in f64 under a teacher: it computes a stage, the result is recorded, and then the trace's own
+//! value takes its place, so that all stages after it are computed from what the trace holds. A stage that the trace does
+//! not hold stays as computed, and the next one is then judged from further back ([`flow::sources`]). The same run in the
+//! trace's own precision, against the first, gives the noise that a budget is a multiple of.
+
+use std::collections::BTreeSet;
+
+use dsv2_reference::DeepseekV2Config;
+use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::tap::NoTap;
+use indexmap::IndexMap;
+use ndarray::ArrayD;
+
+use crate::Result;
+use crate::backend::{Backend, Precision, Reference, Settings};
+use crate::budget::{Budgets, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
+use crate::case::Case;
+use crate::judge::{LocalTruth, Truth};
+use crate::metrics::{Metrics, compare};
+use crate::rows::ComparedRows;
+use crate::stage::{Stage, flow};
+use crate::taps::storage::{self, CacheFormat};
+use crate::trace::Trace;
+use crate::values::{Values, fit};
+
+/// The truth of each stage of a trace by itself.
+pub struct Local {
+    trace: Trace,
+    budgets: Budgets,
+    exact: BTreeSet<String>,
+}
+
+impl Local {
+    /// Of `candidate`, which computed in `precision` and kept its cache in `cache`. `model` holds the model's stages in their
+    /// shapes; what does not fit into them is not used as an input.
+    ///
+    /// # Errors
+    /// If the reference refuses the case.
+    pub fn of(case: &Case, candidate: &Trace, model: &Trace, precision: Precision, cache: CacheFormat) -> Result<Self> {
+        let teacher = usable(candidate, model, &case.config);
+        // weights of experts are compared with the help of the logits, even if the trace does not hold these
+        let wanted = |name: &str| model.get(name).is_some();
+        let run = |precision, cache, plain_errors| {
+            let settings = Settings {
+                precision,
+                cache,
+                plain_errors,
+                attention: AttentionForm::Expanded,
+                stages: Some(&wanted),
+                teacher: Some(&teacher),
+                replay: None,
+            };
+            Reference.run(case, &settings, &mut NoTap)
+        };
+        // Each run has parts that use one processor only; side by side they fill the others.
+        let (truth, plain) = std::thread::scope(|scope| {
+            let plain = scope.spawn(|| run(plain(precision), cache, true));
+            let truth = run(Precision::F64, CacheFormat::Plain, false);
+            (truth, plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let (truth, plain) = (truth?, plain?);
+        let rows = ComparedRows::of(&case.inputs);
+        let mut noise = noise(&plain, &truth, &rows);
+        for (name, noise) in &mut noise {
+            let Some(narrow) = precision.narrow() else { break };
+            let written = matches!(teacher.get(name), Some(Values::Real(dtype, _)) if *dtype == narrow);
+            let usual = match precision.stored(name) == narrow {
+                true => storage::usual_rounding(name, &case.config, narrow),
+                // fp32 by definition, but written in the narrow type all the same, and so may be what it is computed from
+                false if written => 3.0 * storage::usual_rounding(name, &case.config, narrow),
+                false => 0.0,
+            };
+            noise.l2 = noise.l2.max(usual);
+        }
+
+        let exact: BTreeSet<String> = teacher
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|name| is_exact(name, &teacher, cache))
+            .map(str::to_owned)
+            .collect();
+        let trace: Trace = truth
+            .iter()
+            .map(|(name, values)| {
+                let values = match (values, teacher.get(name)) {
+                    // the weights that follow are those of the trace's own choice
+                    (Values::Index(_), Some(chosen)) => chosen.clone(),
+                    (Values::Real(_, a), _) if exact.contains(name) => stored(precision, name, a),
+                    _ => values.clone(),
+                };
+                (name.to_owned(), values)
+            })
+            .collect();
+        let factors = if precision.narrow().is_some() { NARROW_LOCAL_FACTORS } else { LOCAL_FACTORS };
+        let budgets = Budgets::new(&noise, &trace, &rows, factors);
+        Ok(Local { trace, budgets, exact })
+    }
+
+    /// For the judge.
+    ///
+    /// # Errors
+    /// If the config's way of routing is impossible.
+    pub fn truth<'a>(&'a self, config: &DeepseekV2Config, rows: &'a ComparedRows) -> Result<LocalTruth<'a>> {
+        let truth = Truth { trace: &self.trace, budgets: &self.budgets, rows };
+        Ok(LocalTruth { truth, exact: &self.exact, method: Some(config.topk_method()?) })
+    }
+}
+
+/// What a plain implementation computes in: an f64 candidate is held to what f32 can do, since parts of the model are fp32 by
+/// definition.
+fn plain(precision: Precision) -> Precision {
+    if precision == Precision::F64 { Precision::F32 } else { precision }
+}
+
+/// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice.
+fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config) -> Trace {
+    let experts = 0..config.num_experts() as i64;
+    let fits = |(name, values): (&str, &Values)| {
+        let values = values.fit(model.get(name)?.shape())?;
+        if let Values::Index(chosen) = &values {
+            let sets = chosen.rows().into_iter().all(|row| {
+                row.iter().all(|expert| experts.contains(expert))
+                    && row.iter().collect::<BTreeSet<_>>().len() == row.len()
+            });
+            return sets.then(|| (name.to_owned(), values));
+        }
+        matches!(model.get(name)?, Values::Real(..)).then(|| (name.to_owned(), values))
+    };
+    candidate.iter().filter_map(fits).collect()
+}
+
+/// Whether not a bit of the stage may differ: a copy of what the trace holds, kept in the type of the computation.
+fn is_exact(name: &str, teacher: &Trace, cache: CacheFormat) -> bool {
+    let copied = |source: &str| teacher.get(source).is_some();
+    match name.strip_prefix("past_key_values.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, _)) if storage::is_latent(name) => {
+            cache == CacheFormat::Plain && copied(&format!("model.layers.{layer}.self_attn.kv_a_layernorm"))
+        }
+        Some((layer, _)) => copied(&format!("model.layers.{layer}.self_attn.k_pe")),
+        None => flow::is_copy(name),
+    }
+}
+
+/// As a computation in `precision` stores the stage.
+pub fn stored(precision: Precision, name: &str, a: &ArrayD<f64>) -> Values {
+    let dtype = precision.stored(name);
+    let tensor = dsv2_reference::Tensor::from_values(dtype, a.shape(), a.iter().copied());
+    Values::Real(dtype, tensor.to_array())
+}
+
+/// How far each stage of `plain` is from the truth.
+pub fn noise(plain: &Trace, truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
+    let of = |(name, want): (&str, &Values)| {
+        let (got, want) = (fit(plain.get(name)?.real()?, want.shape())?, want.real()?);
+        let compared = rows.of_stage(&Stage::parse(name)?, want.shape());
+        Some((name.to_owned(), compare(got.view(), want.view(), compared.as_deref()).metrics))
+    };
+    truth.iter().filter_map(of).collect()
+}

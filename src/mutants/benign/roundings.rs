@@ -1,0 +1,206 @@
+//! Roundings in other places than the reference's: norms, the residual stream, attention.
+
+use ndarray::{Array2, Array4, ArrayD, Axis, s};
+
+use super::{Benign, any, narrow};
+use crate::mutants::arithmetic::{exact, mean_square, product, rms_norm, to_f32};
+use crate::mutants::kinds::*;
+use crate::mutants::scene::{Scene, rows, shaped};
+use crate::mutants::{Act, At, Variant};
+
+const NORMS: &[&str] = &[INPUT_NORM, Q_A_NORM, KV_A_NORM, POST_NORM, FINAL_NORM];
+
+pub const BENIGN: &[Benign] = &[
+    Benign::of(
+        "norm_rounded_twice",
+        "Norms round the normed value before it is multiplied by the gain (Transformers' order).",
+        any,
+        Variant {
+            acts: &[(
+                NORMS,
+                Act::Real(|s, at| {
+                    s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
+                        let scale = to_f32(1.0 / to_f32(mean_square(x) + eps).sqrt());
+                        x.mapv(|x| s.keep(to_f32(x * scale))) * w
+                    })
+                }),
+            )],
+        },
+    ),
+    Benign::of(
+        "norm_gain_first",
+        "Norms multiply by the gain before they divide.",
+        any,
+        Variant {
+            acts: &[(
+                NORMS,
+                Act::Real(|s, at| {
+                    s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
+                        let root = to_f32(to_f32(mean_square(x) + eps).sqrt());
+                        (&x * w).mapv(|y| to_f32(to_f32(y) / root))
+                    })
+                }),
+            )],
+        },
+    ),
+    Benign::of(
+        "residual_wide",
+        "The residual stream is not rounded between layers.",
+        narrow,
+        Variant {
+            acts: &[
+                (&[INPUT_NORM, POST_NORM, FINAL_NORM], Act::Real(norm_of_wide_stream)),
+                (&[LAYER], Act::Real(|s, at| shaped(wide_middle(s, at.layer)? + s.feed_forward(at.layer)?, at.value))),
+            ],
+        },
+    ),
+    Benign::of(
+        "middle_rounded",
+        "The residual stream is rounded after attention too.",
+        narrow,
+        Variant {
+            acts: &[
+                (
+                    &[POST_NORM],
+                    Act::Real(|s, at| {
+                        let mut input = s.norm_input(POST_NORM, at.layer)?;
+                        input.rows.mapv_inplace(|x| s.keep(x));
+                        input.each(at.value, rms_norm)
+                    }),
+                ),
+                (
+                    &[LAYER],
+                    Act::Real(|s, at| {
+                        let middle = s.middle(at.layer)?.mapv(|x| s.keep(x));
+                        shaped(middle + s.feed_forward(at.layer)?, at.value)
+                    }),
+                ),
+            ],
+        },
+    ),
+    Benign::of(
+        "norm_of_unrounded",
+        "Norms of latents and rotations read what a projection computed before it was rounded (one fused kernel).",
+        narrow,
+        Variant {
+            acts: &[
+                (
+                    &[Q_A_NORM, KV_A_NORM],
+                    Act::Real(|s, at| {
+                        let mut input = s.norm_input(at.kind, at.layer)?;
+                        let source = if at.kind == Q_A_NORM { Q_A } else { KV_A };
+                        let width = input.gain.len();
+                        input.rows = rows(s.unrounded(source, at.layer)?)?.slice_move(s![.., ..width]);
+                        input.each(at.value, rms_norm)
+                    }),
+                ),
+                (
+                    &[K_PE],
+                    Act::Real(|s, at| {
+                        let both = s.unrounded(KV_A, at.layer)?.clone().into_dimensionality::<ndarray::Ix3>().ok()?;
+                        let keys = both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1));
+                        let mut keys = keys.as_standard_layout().into_owned();
+                        s.rotary()?.rotate(&mut keys);
+                        Some(keys.into_dyn())
+                    }),
+                ),
+            ],
+        },
+    ),
+    Benign::of(
+        "scores_rounded_each_op",
+        "q·k is rounded, then the scaled score, then the masked one (Transformers' eager attention).",
+        narrow,
+        Variant {
+            acts: &[(
+                &[SCORES],
+                Act::Real(|s, at| {
+                    let scale = s.softmax_scale()?;
+                    let scores = s.heads(at.layer)?.scores().mapv(|score| s.keep(s.keep(score) * scale));
+                    Some((scores + s.bias()?).into_dyn())
+                }),
+            )],
+        },
+    ),
+    Benign::of(
+        "weights_wide",
+        "The attention weights are not rounded before they meet the values.",
+        narrow,
+        Variant {
+            acts: &[(
+                &[ATTENTION],
+                Act::Real(|s, at| {
+                    let weights = s.unrounded(WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
+                    s.attend_with(&weights, &s.values(at.layer)?)
+                }),
+            )],
+        },
+    ),
+    Benign {
+        id: "absorbed_rounded",
+        what: "Attention on the latents, where the query and the result are rounded in latent space too.",
+        applies: narrow,
+        absorbed: true,
+        absent: &[],
+        variant: Some(Variant {
+            acts: &[(&[SCORES], Act::Real(latent_scores)), (&[ATTENTION], Act::Real(latent_attention))],
+        }),
+    },
+];
+
+/// The stream after attention, of a stream that is not rounded between layers.
+fn wide_middle(scene: &Scene<'_>, layer: usize) -> Option<Array2<f64>> {
+    Some(wide_stream(scene, layer)? + scene.rows(O, layer)?)
+}
+
+fn wide_stream(scene: &Scene<'_>, layer: usize) -> Option<Array2<f64>> {
+    match layer.checked_sub(1) {
+        None => scene.stream(0),
+        Some(before) => rows(scene.unrounded(LAYER, before)?),
+    }
+}
+
+fn norm_of_wide_stream(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
+    let mut input = scene.norm_input(at.kind, at.layer)?;
+    input.rows = match at.kind {
+        POST_NORM => wide_middle(scene, at.layer)?,
+        FINAL_NORM => wide_stream(scene, scene.config().num_hidden_layers)?,
+        _ => wide_stream(scene, at.layer)?,
+    };
+    input.each(at.value, rms_norm)
+}
+
+/// Scores from a rounded latent query.
+fn latent_scores(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
+    let n = scene.config().qk_nope_head_dim;
+    let (q_nope, latents) = (scene.queries(at.layer)?.slice_move(s![.., .., .., ..n]), scene.latents(at.layer)?);
+    let (q_pe, keys) = (scene.real4(Q_PE, at.layer)?, scene.rotated_keys(at.layer)?);
+    let (batch, heads, length, _) = q_nope.dim();
+    let mut scores = Array4::zeros((batch, heads, length, latents.len_of(Axis(1))));
+    for h in 0..heads {
+        let (w_uk, _) = scene.absorbed_weights(at.layer, h)?;
+        for b in 0..batch {
+            let query = q_nope.slice(s![b, h, .., ..]).dot(&w_uk).mapv(|x| scene.keep(x));
+            let latent = product(query.view(), latents.index_axis(Axis(0), b), exact);
+            let rotated = product(q_pe.slice(s![b, h, .., ..]), keys.index_axis(Axis(0), b), exact);
+            scores.slice_mut(s![b, h, .., ..]).assign(&(latent + rotated));
+        }
+    }
+    scene.masked(scores)
+}
+
+/// Values from a rounded sum of latents.
+fn latent_attention(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
+    let (weights, latents) = (scene.real4(WEIGHTS, at.layer)?, scene.latents(at.layer)?);
+    let (batch, heads, length, _) = weights.dim();
+    let mut output = Array4::zeros((batch, length, heads, scene.config().v_head_dim));
+    for h in 0..heads {
+        let (_, w_uv) = scene.absorbed_weights(at.layer, h)?;
+        for b in 0..batch {
+            let context = weights.slice(s![b, h, .., ..]).dot(&latents.index_axis(Axis(0), b));
+            let context = context.mapv(|x| scene.keep(x));
+            output.slice_mut(s![b, .., h, ..]).assign(&product(context.view(), w_uv.view(), exact));
+        }
+    }
+    shaped(output, at.value)
+}

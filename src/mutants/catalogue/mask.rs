@@ -1,0 +1,169 @@
+//! Wrong masks. They show in the scores: minus infinity must stand in exactly the right places.
+
+use ndarray::{Array2, ArrayD};
+
+use super::{causal, chunked, several_tokens};
+use crate::case::Case;
+use crate::inputs::AttentionMask;
+use crate::mutants::kinds::SCORES;
+use crate::mutants::scene::Scene;
+use crate::mutants::{Act, At, Class, Mutant, Variant};
+
+const fn mask(
+    id: &'static str,
+    applies: fn(&Case) -> bool,
+    what: &'static str,
+    report: Option<&'static str>,
+    acts: &'static [(&'static [&'static str], Act)],
+) -> Mutant {
+    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
+}
+
+pub const MUTANTS: &[Mutant] = &[
+    mask(
+        "causal_plus1",
+        causal,
+        "A token sees the one after it.",
+        None,
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let real = s.attend();
+                also(s, at, |b, q, t| t == s.past() + q + 1 && real[[b, t]])
+            }),
+        )],
+    ),
+    mask(
+        "causal_minus1",
+        causal,
+        "A token does not see itself (the first one does).",
+        None,
+        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| t == s.past() + q && t > 0)))],
+    ),
+    mask(
+        "no_causal",
+        causal,
+        "Every token sees all that are there.",
+        None,
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let real = s.attend();
+                also(s, at, |b, q, t| t > s.past() + q && real[[b, t]])
+            }),
+        )],
+    ),
+    mask(
+        "mask_finite",
+        causal,
+        "Forbidden scores are -10, not minus infinity.",
+        None,
+        &[(
+            &[SCORES],
+            Act::Real(|_, at| Some(at.value.mapv(|score| if score == f64::NEG_INFINITY { -10.0 } else { score }))),
+        )],
+    ),
+    mask(
+        "mask_added_1",
+        causal,
+        "A boolean mask is added to the scores as 0 and 1.",
+        Some("huggingface/transformers, eager attention with a boolean 4-D mask"),
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let bias = s.bias()?;
+                let scores = s.heads(at.layer)?.scores() * s.softmax_scale()?;
+                Some((scores + bias.mapv(|added| if added == 0.0 { 1.0 } else { 0.0 })).into_dyn())
+            }),
+        )],
+    ),
+    mask(
+        "pad_ignored",
+        |case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Padding(real)) if real.iter().any(|r| !r)),
+        "Padding is attended to.",
+        None,
+        &[(&[SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
+    ),
+    mask(
+        "mask_topleft",
+        |case| causal(case) && chunked(case),
+        "The causal rule counts keys from the first cached one, queries from the piece's.",
+        None,
+        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| s.past() > 0 && t > q)))],
+    ),
+    mask(
+        "packed_ignored",
+        |case| packed(case) && case.inputs.position_ids.is_some(),
+        "Packed sequences see each other.",
+        None,
+        &[(&[SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
+    ),
+    mask(
+        "gaps_as_packed",
+        |case| !packed(case) && causal(case) && case.inputs.position_ids.is_some(),
+        "A gap in the positions begins a new sequence, though there is a mask or a cache.",
+        None,
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let segment = segments(&s.all_positions());
+                let row = |b: usize| b.min(segment.nrows() - 1);
+                without(at, |b, q, t| segment[[row(b), s.past() + q]] != segment[[row(b), t]])
+            }),
+        )],
+    ),
+    mask(
+        "mask4d_plus_causal",
+        |case| several_tokens(case) && matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
+        "The causal rule is added to a 4-D mask, which already is all there is.",
+        None,
+        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| t > s.past() + q)))],
+    ),
+    mask(
+        "mask4d_boolean",
+        |case| matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
+        "A 4-D mask says only who may be seen; what it adds to a score is lost.",
+        None,
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let bias = s.bias()?;
+                s.scores_where(at.layer, |b, q, t| bias[[b.min(bias.dim().0 - 1), 0, q, t]] > f64::NEG_INFINITY)
+            }),
+        )],
+    ),
+];
+
+/// Whether the positions tell packed sequences.
+fn packed(case: &Case) -> bool {
+    !case.use_cache && case.inputs.attention_mask.is_none()
+}
+
+/// Scores that are visible as they should be, or where `visible(b, q, t)`.
+fn also(scene: &Scene<'_>, at: At<'_>, visible: impl Fn(usize, usize, usize) -> bool) -> Option<ArrayD<f64>> {
+    let bias = scene.bias()?;
+    let rows = bias.dim().0;
+    scene.scores_where(at.layer, |b, q, t| bias[[b.min(rows - 1), 0, q, t]] == 0.0 || visible(b, q, t))
+}
+
+/// The scores without those for which `hidden(b, q, t)`.
+fn without(at: At<'_>, hidden: impl Fn(usize, usize, usize) -> bool) -> Option<ArrayD<f64>> {
+    let mut scores = at.value.clone().into_dimensionality::<ndarray::Ix4>().ok()?;
+    for ((b, _, q, t), score) in scores.indexed_iter_mut() {
+        if hidden(b, q, t) {
+            *score = f64::NEG_INFINITY;
+        }
+    }
+    Some(scores.into_dyn())
+}
+
+/// Which sequence each token belongs to, if every step other than 1 begins a new one.
+fn segments(positions: &Array2<i64>) -> Array2<usize> {
+    let mut segment = Array2::zeros(positions.dim());
+    for (mut segment, positions) in segment.rows_mut().into_iter().zip(positions.rows()) {
+        for i in 1..positions.len() {
+            segment[i] = segment[i - 1] + usize::from(positions[i] != positions[i - 1] + 1);
+        }
+    }
+    segment
+}

@@ -1,0 +1,214 @@
+//! Right tables, wrongly applied.
+
+use dsv2_reference::rope::{RotaryEmbedding, RotaryTables};
+use ndarray::{Array2, Array4, ArrayD, Axis, s};
+
+use super::tables::far;
+use super::{always, fixed_rope, several_tokens};
+use crate::case::Case;
+use crate::inputs::AttentionMask;
+use crate::mutants::kinds::{K_PE, Q_PE, SCORES};
+use crate::mutants::scene::Scene;
+use crate::mutants::{Act, At, Class, Mutant, Variant};
+
+const ROTATED: &[&str] = &[Q_PE, K_PE];
+
+pub const MUTANTS: &[Mutant] = &[
+    Mutant {
+        id: "rope_half",
+        class: Class::Structural,
+        what: "The two halves are rotated against each other, not neighbours (Llama's layout).",
+        report: Some("vllm-project/vllm#26995, huggingface/transformers#39687"),
+        applies: more_than_a_pair,
+        variant: Variant { acts: &[(ROTATED, Act::Real(rotated_halves))] },
+    },
+    Mutant {
+        id: "rope_half_q_only",
+        class: Class::Structural,
+        what: "Halves are rotated in the queries, neighbours in the keys.",
+        report: None,
+        applies: more_than_a_pair,
+        variant: Variant { acts: &[(&[Q_PE], Act::Real(rotated_halves))] },
+    },
+    Mutant {
+        id: "rope_q_off1",
+        class: Class::Structural,
+        what: "Queries stand one position too late.",
+        report: None,
+        applies: fixed_rope,
+        variant: Variant { acts: &[(&[Q_PE], Act::Real(|s, at| rotated_at(s, at, &(s.positions() + 1))))] },
+    },
+    Mutant {
+        id: "no_rope_q",
+        class: Class::Structural,
+        what: "Queries are not rotated.",
+        report: None,
+        applies: several_tokens,
+        variant: Variant { acts: &[(&[Q_PE], Act::Real(|s, at| Some(unrotated(s, at)?.into_dyn())))] },
+    },
+    Mutant {
+        id: "no_rope_k",
+        class: Class::Structural,
+        what: "Keys are not rotated.",
+        report: None,
+        applies: several_tokens,
+        variant: Variant { acts: &[(&[K_PE], Act::Real(|s, at| Some(unrotated(s, at)?.into_dyn())))] },
+    },
+    Mutant {
+        id: "q_split_swap",
+        class: Class::Structural,
+        what: "The rotated part of a query is taken from the front of the head, the other part from the back.",
+        report: None,
+        applies: always,
+        variant: Variant {
+            acts: &[
+                (
+                    &[Q_PE],
+                    Act::Real(|s, at| {
+                        let r = s.config().qk_rope_head_dim;
+                        rotate(s.rotary()?, s.queries(at.layer)?.slice_move(s![.., .., .., ..r]))
+                    }),
+                ),
+                (
+                    &[SCORES],
+                    Act::Real(|s, at| {
+                        let r = s.config().qk_rope_head_dim;
+                        let mut heads = s.heads(at.layer)?;
+                        heads.q_nope = s.queries(at.layer)?.slice_move(s![.., .., .., r..]);
+                        s.masked(heads.scores())
+                    }),
+                ),
+            ],
+        },
+    },
+    Mutant {
+        id: "q_all_nope_then_rope",
+        class: Class::Structural,
+        what: "A query is read as all heads' parts without position, then all heads' rotated parts.",
+        report: None,
+        applies: super::several_heads,
+        variant: Variant {
+            acts: &[
+                (&[Q_PE], Act::Real(|s, at| rotate(s.rotary()?, queries_by_part(s, at.layer)?.1))),
+                (
+                    &[SCORES],
+                    Act::Real(|s, at| {
+                        let mut heads = s.heads(at.layer)?;
+                        heads.q_nope = queries_by_part(s, at.layer)?.0;
+                        s.masked(heads.scores())
+                    }),
+                ),
+            ],
+        },
+    },
+    Mutant {
+        id: "rope_on_nope",
+        class: Class::Structural,
+        what: "The part without position is rotated as well.",
+        report: None,
+        applies: fixed_rope,
+        variant: Variant {
+            acts: &[(
+                &[SCORES],
+                Act::Real(|s, at| {
+                    let mut heads = s.heads(at.layer)?;
+                    let embedding = RotaryEmbedding::new(s.config(), s.dialect()).ok()?;
+                    rotate_front(embedding.tables(&s.positions(), None), &mut heads.q_nope);
+                    rotate_front(embedding.tables(&s.all_positions(), None), &mut heads.k_nope);
+                    s.masked(heads.scores())
+                }),
+            )],
+        },
+    },
+    Mutant {
+        id: "pad_pos_abs",
+        class: Class::Equivalent,
+        what: "With padding on the left, positions are counted from the first real token.",
+        report: None,
+        applies: |case| fixed_rope(case) && !far(case, 32) && padded_on_the_left(case),
+        variant: Variant {
+            acts: &[(
+                ROTATED,
+                Act::Real(|s, at| {
+                    let real = s.attend();
+                    let before = |b: usize, end: usize| real.row(b).iter().take(end).filter(|real| **real).count();
+                    let (batch, length, _) = s.dims();
+                    let positions = Array2::from_shape_fn((batch, length), |(b, i)| before(b, s.past() + i) as i64);
+                    rotated_at(s, at, &positions)
+                }),
+            )],
+        },
+    },
+];
+
+fn more_than_a_pair(case: &Case) -> bool {
+    several_tokens(case) && case.config.qk_rope_head_dim > 2
+}
+
+/// Whether padding is on the left and nowhere else, and positions are counted from the padding.
+fn padded_on_the_left(case: &Case) -> bool {
+    let Some(AttentionMask::Padding(attend)) = &case.inputs.attention_mask else { return false };
+    let rows: Vec<Vec<bool>> = attend.rows().into_iter().map(|row| row.to_vec()).collect();
+    case.inputs.position_ids.is_none() && rows.iter().all(|row| row.is_sorted()) && attend.iter().any(|real| !real)
+}
+
+/// What is rotated to become `q_pe` or `k_pe`.
+fn unrotated(scene: &Scene<'_>, at: At<'_>) -> Option<Array4<f64>> {
+    if at.kind == K_PE {
+        return scene.unrotated_keys(at.layer);
+    }
+    let n = scene.config().qk_nope_head_dim;
+    Some(scene.queries(at.layer)?.slice_move(s![.., .., .., n..]).as_standard_layout().into_owned())
+}
+
+fn rotate(tables: RotaryTables<f64>, x: Array4<f64>) -> Option<ArrayD<f64>> {
+    let mut x = x.as_standard_layout().into_owned();
+    tables.rotate(&mut x);
+    Some(x.into_dyn())
+}
+
+fn rotated_at(scene: &Scene<'_>, at: At<'_>, positions: &Array2<i64>) -> Option<ArrayD<f64>> {
+    let embedding = RotaryEmbedding::new(scene.config(), scene.dialect()).ok()?;
+    rotate(embedding.tables(positions, None), unrotated(scene, at)?)
+}
+
+/// Turns (x[i], x[i + r/2]) by angle i.
+fn rotated_halves(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
+    let x = unrotated(scene, at)?;
+    let half = x.len_of(Axis(3)) / 2;
+    let mut neighbours = x.clone();
+    for i in 0..half {
+        neighbours.slice_mut(s![.., .., .., 2 * i]).assign(&x.slice(s![.., .., .., i]));
+        neighbours.slice_mut(s![.., .., .., 2 * i + 1]).assign(&x.slice(s![.., .., .., half + i]));
+    }
+    scene.rotary()?.rotate(&mut neighbours);
+    let mut halves = x;
+    for i in 0..half {
+        halves.slice_mut(s![.., .., .., i]).assign(&neighbours.slice(s![.., .., .., 2 * i]));
+        halves.slice_mut(s![.., .., .., half + i]).assign(&neighbours.slice(s![.., .., .., 2 * i + 1]));
+    }
+    Some(halves.into_dyn())
+}
+
+/// Rotates as many of the first numbers as there are angles for.
+fn rotate_front(tables: RotaryTables<f64>, x: &mut Array4<f64>) {
+    let width = (x.len_of(Axis(3)) / 2 * 2).min(2 * tables.cos.len_of(Axis(2)));
+    let mut front = x.slice(s![.., .., .., ..width]).to_owned();
+    tables.rotate(&mut front);
+    x.slice_mut(s![.., .., .., ..width]).assign(&front);
+}
+
+/// q as `[H n | H r]` in place of `H [n | r]`.
+fn queries_by_part(scene: &Scene<'_>, layer: usize) -> Option<(Array4<f64>, Array4<f64>)> {
+    let c = scene.config();
+    let (heads, n, r) = (c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim);
+    let (batch, length, _) = scene.dims();
+    let by_head = scene.queries(layer)?.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned();
+    let flat = by_head.into_shape_with_order((batch, length, heads * (n + r))).ok()?;
+    let part = |from: usize, width: usize| {
+        let part = flat.slice(s![.., .., from..from + heads * width]);
+        let part = part.to_shape((batch, length, heads, width)).ok()?.into_owned();
+        Some(part.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned())
+    };
+    Some((part(0, n)?, part(heads * n, r)?))
+}

@@ -1,0 +1,130 @@
+//! Wrong factors in front of the scores.
+
+use dsv2_reference::config::RopeType;
+use dsv2_reference::rope::yarn_get_mscale;
+use ndarray::ArrayD;
+
+use super::{always, rope};
+use crate::case::Case;
+use crate::mutants::kinds::{SCORES, WEIGHTS};
+use crate::mutants::scene::Scene;
+use crate::mutants::{Act, At, Class, Mutant, Variant};
+
+const fn scale(
+    id: &'static str,
+    applies: fn(&Case) -> bool,
+    what: &'static str,
+    report: Option<&'static str>,
+    acts: &'static [(&'static [&'static str], Act)],
+) -> Mutant {
+    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
+}
+
+pub const MUTANTS: &[Mutant] = &[
+    scale(
+        "scale_no_mscale",
+        |case| mscale(case).is_some(),
+        "YaRN's mscale² is left out of the softmax scale.",
+        Some("huggingface/transformers#47435 (4.54 to 5.14), onnxruntime/mobius#548"),
+        &[(&[SCORES], Act::Real(|s, at| scaled(s, at, mscale(s.case())?.powi(-2))))],
+    ),
+    scale(
+        "scale_mscale1",
+        |case| mscale(case).is_some(),
+        "The softmax scale has mscale once, not squared.",
+        None,
+        &[(&[SCORES], Act::Real(|s, at| scaled(s, at, 1.0 / mscale(s.case())?)))],
+    ),
+    scale(
+        "scale_mscale_for_all_dim",
+        |case| mscale(case).is_some() && rope(case).is_some_and(|rope| rope.mscale != rope.mscale_all_dim),
+        "The softmax scale is computed from mscale (1 if missing), not from mscale_all_dim.",
+        None,
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let rope = s.config().rope().ok()?;
+                let other = yarn_get_mscale(rope.factor?, rope.mscale.unwrap_or(1.0));
+                scaled(s, at, (other / mscale(s.case())?).powi(2))
+            }),
+        )],
+    ),
+    scale(
+        "scale_mscale_always",
+        |case| mscale(case).is_none() && rope(case).is_some_and(|rope| rope.factor.is_some_and(|f| f > 1.0)),
+        "The softmax scale has mscale² where it should not.",
+        Some("ggml-org/llama.cpp at 0c1e570: 4e-1 off without the mscale keys"),
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let rope = s.config().rope().ok()?;
+                let all_dim = rope.mscale_all_dim.filter(|m| *m != 0.0).unwrap_or(1.0);
+                scaled(s, at, yarn_get_mscale(rope.factor?, all_dim).powi(2))
+            }),
+        )],
+    ),
+    scale(
+        "scale_dh_only",
+        always,
+        "The softmax scale is n^(-1/2): the rotated part is not counted.",
+        None,
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let c = s.config();
+                scaled(s, at, (c.qk_head_dim() as f64 / c.qk_nope_head_dim as f64).sqrt())
+            }),
+        )],
+    ),
+    scale(
+        "scale_latent_width",
+        always,
+        "Absorbed: the softmax scale is (c + r)^(-1/2), the width of the latent query.",
+        None,
+        &[(
+            &[SCORES],
+            Act::Real(|s, at| {
+                let c = s.config();
+                let latent = c.kv_lora_rank + c.qk_rope_head_dim;
+                (latent != c.qk_head_dim()).then_some(())?;
+                scaled(s, at, (c.qk_head_dim() as f64 / latent as f64).sqrt())
+            }),
+        )],
+    ),
+    scale(
+        "double_scale",
+        always,
+        "The softmax scale is applied twice.",
+        None,
+        &[(&[SCORES], Act::Real(|s, at| scaled(s, at, s.softmax_scale()?)))],
+    ),
+    scale(
+        "weights_scaled",
+        |case| mscale(case).is_some(),
+        "The attention weights are multiplied by mscale.",
+        None,
+        &[(&[WEIGHTS], Act::Real(|s, at| Some(at.value * mscale(s.case())?)))],
+    ),
+];
+
+/// The factor whose square is in the softmax scale, if there is one.
+fn mscale(case: &Case) -> Option<f64> {
+    let rope = rope(case)?;
+    let all_dim = rope.mscale_all_dim.filter(|m| *m != 0.0)?;
+    let has_it = case.dialect.folds_mscale_into_softmax_scale() && rope.rope_type != RopeType::Default;
+    let factor = yarn_get_mscale(rope.factor?, all_dim);
+    (has_it && factor != 1.0).then_some(factor)
+}
+
+/// The scores with another factor in front of q·k; what the mask adds is not scaled.
+fn scaled(scene: &Scene<'_>, at: At<'_>, by: f64) -> Option<ArrayD<f64>> {
+    let bias = scene.bias()?;
+    let bias = bias.broadcast(at.value.raw_dim())?;
+    let mut scores = at.value.clone();
+    scores.zip_mut_with(&bias, |score, added| {
+        if added.is_finite() {
+            *score = (*score - added) * by + added;
+        }
+    });
+    Some(scores)
+}

@@ -1,0 +1,259 @@
+//! Wrong rotary tables.
+
+use dsv2_reference::Dialect;
+use dsv2_reference::config::RopeType;
+use dsv2_reference::rope::{RotaryEmbedding, yarn_get_mscale};
+use ndarray::Array2;
+
+use super::tables::{at_positions, changed, embedding, far, of_frequencies};
+use super::{chunked, fixed_rope, rope, yarn};
+use crate::case::Case;
+use crate::mutants::arithmetic::to_bf16;
+use crate::mutants::kinds::{COS, SIN};
+use crate::mutants::{Act, Class, Mutant, Variant};
+
+const TABLES: &[&str] = &[COS, SIN];
+
+/// A mutant of the tables.
+const fn table(
+    id: &'static str,
+    applies: fn(&Case) -> bool,
+    what: &'static str,
+    report: Option<&'static str>,
+    acts: &'static [(&'static [&'static str], Act)],
+) -> Mutant {
+    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
+}
+
+pub const MUTANTS: &[Mutant] = &[
+    table(
+        "yarn_off",
+        yarn,
+        "YaRN is ignored: plain frequencies.",
+        Some("vllm-project/vllm#48621"),
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Default)))],
+    ),
+    table(
+        "yarn_linear",
+        yarn,
+        "Every frequency is divided by the factor, as in linear scaling.",
+        None,
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Linear)))],
+    ),
+    table(
+        "yarn_maxpos",
+        |case| original(case) != Some(case.config.max_position_embeddings),
+        "The ramp is computed from max_position_embeddings, not from the original context.",
+        None,
+        &[(
+            TABLES,
+            Act::Real(|s, at| {
+                let length = s.config().max_position_embeddings;
+                changed(s, at, |rope| rope.original_max_position_embeddings = Some(length))
+            }),
+        )],
+    ),
+    table(
+        "yarn_wrongdim",
+        yarn,
+        "The frequencies are those of the whole head, n + r wide.",
+        None,
+        &[(
+            TABLES,
+            Act::Real(|s, at| {
+                let mut config = s.config().clone();
+                config.qk_rope_head_dim = config.qk_head_dim().next_multiple_of(2);
+                let wide = RotaryEmbedding::new(&config, s.dialect()).ok()?;
+                Some(of_frequencies(
+                    s,
+                    at,
+                    &wide.inv_freq()[..s.config().qk_rope_head_dim / 2],
+                    wide.attention_factor(),
+                ))
+            }),
+        )],
+    ),
+    table(
+        "yarn_notrunc",
+        |case| rope(case).is_some_and(|rope| rope.truncate),
+        "The ends of the ramp are not rounded.",
+        None,
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.truncate = !rope.truncate)))],
+    ),
+    table(
+        "yarn_rampflip",
+        yarn,
+        "The ramp runs the other way: high frequencies are interpolated.",
+        None,
+        &[(
+            TABLES,
+            Act::Real(|s, at| {
+                let of = |rope_type| embedding(s, |rope| rope.rope_type = rope_type);
+                let (plain, linear, yarn) = (of(RopeType::Default)?, of(RopeType::Linear)?, of(RopeType::Yarn)?);
+                let all = plain.inv_freq().iter().zip(linear.inv_freq()).zip(yarn.inv_freq());
+                let flipped: Vec<f32> = all.map(|((plain, linear), yarn)| plain + linear - yarn).collect();
+                Some(of_frequencies(s, at, &flipped, yarn.attention_factor()))
+            }),
+        )],
+    ),
+    table(
+        "yarn_paper_ramp",
+        yarn,
+        "The ramp is linear in the number of turns, as the YaRN paper writes it.",
+        None,
+        &[(
+            TABLES,
+            Act::Real(|s, at| {
+                let rope = s.config().rope().ok()?;
+                let of = |rope_type| embedding(s, |rope| rope.rope_type = rope_type);
+                let (plain, linear) = (of(RopeType::Default)?, of(RopeType::Linear)?);
+                let length = rope.original_max_position_embeddings? as f64;
+                let frequencies: Vec<f32> = plain
+                    .inv_freq()
+                    .iter()
+                    .zip(linear.inv_freq())
+                    .map(|(&plain, &linear)| {
+                        let turns = length * f64::from(plain) / (2.0 * std::f64::consts::PI);
+                        let kept =
+                            ((turns - rope.beta_slow) / (rope.beta_fast - rope.beta_slow)).clamp(0.0, 1.0) as f32;
+                        linear * (1.0 - kept) + plain * kept
+                    })
+                    .collect();
+                Some(of_frequencies(s, at, &frequencies, of(RopeType::Yarn)?.attention_factor()))
+            }),
+        )],
+    ),
+    table(
+        "yarn_swapbeta",
+        yarn,
+        "beta_fast and beta_slow are exchanged.",
+        None,
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| std::mem::swap(&mut rope.beta_fast, &mut rope.beta_slow))))],
+    ),
+    table(
+        "yarn_default_betas",
+        |case| rope(case).is_some_and(|rope| (rope.beta_fast, rope.beta_slow) != (32.0, 1.0)),
+        "beta_fast and beta_slow of the config are ignored.",
+        None,
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| (rope.beta_fast, rope.beta_slow) = (32.0, 1.0))))],
+    ),
+    table(
+        "yarn_attnfactor",
+        yarn,
+        "Cosine and sine are multiplied by 0.1 ln(factor) + 1, YaRN's usual length factor.",
+        None,
+        &[(
+            TABLES,
+            Act::Real(|s, at| {
+                let factor = s.config().rope().ok()?.factor?;
+                Some(at.value * yarn_get_mscale(factor, 1.0))
+            }),
+        )],
+    ),
+    table(
+        "yarn_mscale_cos",
+        |case| yarn(case) && rope(case).is_some_and(|rope| rope.mscale.is_some_and(|mscale| mscale != 0.0)),
+        "Cosine and sine are multiplied by ms(factor, mscale), not divided by ms(factor, mscale_all_dim).",
+        Some("kekzl/imp#880"),
+        &[(
+            TABLES,
+            Act::Real(|s, at| {
+                let rope = s.config().rope().ok()?;
+                let own = embedding(s, |_| {})?.attention_factor();
+                Some(at.value * (yarn_get_mscale(rope.factor?, rope.mscale?) / own))
+            }),
+        )],
+    ),
+    table(
+        "yarn_mscale_ignored",
+        |case| {
+            yarn(case)
+                && rope(case).is_some_and(|rope| rope.mscale != rope.mscale_all_dim && rope.attention_factor.is_none())
+        },
+        "Cosine and sine have no factor, though mscale and mscale_all_dim differ.",
+        Some("ggml-org/llama.cpp at 0c1e570: 1.6e-1 off at mscale 1 and mscale_all_dim 0.707"),
+        &[(TABLES, Act::Real(|s, at| Some(at.value / embedding(s, |_| {})?.attention_factor())))],
+    ),
+    table(
+        "yarn_lone_mscale",
+        |case| yarn(case) && rope(case).is_some_and(|rope| rope.mscale.is_some() != rope.mscale_all_dim.is_some()),
+        "Where one of mscale and mscale_all_dim is missing, the other code base's fallback is used.",
+        Some("huggingface/transformers and deepseek-ai/DeepSeek-V2 differ; see `dialect`"),
+        &[(
+            TABLES,
+            Act::Real(|s, at| {
+                let other = if s.dialect() == Dialect::Deepseek { Dialect::Hf } else { Dialect::Deepseek };
+                let [own, other] = [s.dialect(), other].map(|dialect| RotaryEmbedding::new(s.config(), dialect));
+                Some(at.value * (other.ok()?.attention_factor() / own.ok()?.attention_factor()))
+            }),
+        )],
+    ),
+    table(
+        "yarn_attention_factor_ignored",
+        |case| yarn(case) && rope(case).is_some_and(|rope| rope.attention_factor.is_some()),
+        "attention_factor of the config is ignored.",
+        None,
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.attention_factor = None)))],
+    ),
+    table(
+        "rope_linear_off",
+        |case| rope(case).is_some_and(|rope| rope.rope_type == RopeType::Linear),
+        "The factor of linear scaling is ignored.",
+        None,
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Default)))],
+    ),
+    table(
+        "ntk_static",
+        |case| rope(case).is_some_and(|rope| rope.rope_type == RopeType::Dynamic),
+        "The base of dynamic scaling never grows.",
+        None,
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |_| {})))],
+    ),
+    table(
+        "rope_theta_default",
+        |case| rope(case).is_some_and(|rope| rope.rope_theta != 10000.0),
+        "The base is 10000, whatever the config says.",
+        None,
+        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_theta = 10000.0)))],
+    ),
+    table(
+        "rope_neg",
+        fixed_rope,
+        "Vectors are turned the wrong way round: the sine has the wrong sign.",
+        None,
+        &[(&[SIN], Act::Real(|_, at| Some(-at.value)))],
+    ),
+    table(
+        "rope_pos_zero_chunk",
+        |case| fixed_rope(case) && chunked(case),
+        "Positions start at 0 again in every piece.",
+        None,
+        &[(
+            TABLES,
+            Act::Real(|s, at| {
+                let positions = Array2::from_shape_fn(s.positions().dim(), |(_, i)| i as i64);
+                (s.past() > 0).then_some(())?;
+                at_positions(s, at, &positions)
+            }),
+        )],
+    ),
+    table(
+        "rope_bf16_pos",
+        |case| fixed_rope(case) && far(case, 256),
+        "Positions are bf16 numbers, which count by 2 from 256 on.",
+        None,
+        &[(TABLES, Act::Real(|s, at| at_positions(s, at, &s.positions().mapv(|p| to_bf16(p as f64) as i64))))],
+    ),
+    Mutant {
+        id: "rope_both_off1",
+        class: Class::Equivalent,
+        what: "Positions are counted from 1, for queries and keys alike.",
+        report: None,
+        applies: |case| fixed_rope(case) && !far(case, 32),
+        variant: Variant { acts: &[(TABLES, Act::Real(|s, at| at_positions(s, at, &(s.positions() + 1))))] },
+    },
+];
+
+fn original(case: &Case) -> Option<usize> {
+    rope(case).filter(|rope| rope.rope_type == RopeType::Yarn)?.original_max_position_embeddings
+}

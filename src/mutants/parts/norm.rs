@@ -1,0 +1,50 @@
+//! Norms.
+
+use dsv2_reference::norm::LATENT_NORM_EPS;
+use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis, s};
+
+use crate::mutants::kinds;
+use crate::mutants::scene::{Scene, shaped};
+
+/// What a norm is computed from.
+pub struct NormInput {
+    /// The rows that are normed.
+    pub rows: Array2<f64>,
+    /// The gain.
+    pub gain: Array1<f64>,
+    /// What is added to the mean square.
+    pub eps: f64,
+}
+
+impl NormInput {
+    /// Norms each row by `norm(row, gain, eps)`; the result has the shape of `like`.
+    pub fn each(
+        &self,
+        like: &ArrayD<f64>,
+        norm: impl Fn(ArrayView1<'_, f64>, &Array1<f64>, f64) -> Array1<f64>,
+    ) -> Option<ArrayD<f64>> {
+        let mut normed = self.rows.clone();
+        for mut row in normed.axis_iter_mut(Axis(0)) {
+            let y = norm(row.view(), &self.gain, self.eps);
+            row.assign(&y);
+        }
+        shaped(normed, like)
+    }
+}
+
+impl Scene<'_> {
+    /// The input of a norm.
+    pub fn norm_input(&self, kind: &str, layer: usize) -> Option<NormInput> {
+        let c = self.config();
+        let (rows, eps) = match kind {
+            kinds::INPUT_NORM => (self.stream(layer)?, c.rms_norm_eps),
+            kinds::POST_NORM => (self.middle(layer)?, c.rms_norm_eps),
+            kinds::FINAL_NORM => (self.stream(c.num_hidden_layers)?, c.rms_norm_eps),
+            kinds::Q_A_NORM => (self.rows(kinds::Q_A, layer)?, LATENT_NORM_EPS),
+            kinds::KV_A_NORM => (self.rows(kinds::KV_A, layer)?.slice_move(s![.., ..c.kv_lora_rank]), LATENT_NORM_EPS),
+            _ => return None,
+        };
+        let gain = self.weights().vector(&format!("{}.weight", kinds::name(kind, layer)))?;
+        Some(NormInput { rows, gain, eps })
+    }
+}

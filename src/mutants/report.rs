@@ -1,0 +1,154 @@
+//! What a person or a program gets to read of the mutation score.
+
+use comfy_table::Cell;
+use serde_json::{Value, json};
+
+use super::score::{BenignScore, InPrecision, MutantScore, Score};
+use crate::backend::Precision;
+use crate::report::table::{align_right, table};
+
+/// One line for each mutant: for each type the number of cases that find it, of those that it applies to, and how many times
+/// its budget the error is on the best of them.
+pub fn mutants_table(score: &Score, precisions: &[Precision], styled: bool) -> String {
+    let mut header = vec!["mutant".to_owned(), "class".to_owned(), "planted at".to_owned()];
+    for precision in precisions {
+        header.extend([precision.to_string(), "over".to_owned(), "named".to_owned()]);
+    }
+    let mut table = table(styled, &header.iter().map(String::as_str).collect::<Vec<_>>());
+    for column in 3..header.len() {
+        align_right(&mut table, column);
+    }
+    for mutant in &score.mutants {
+        let class = format!("{:?}", mutant.mutant.class).to_lowercase();
+        let mut row = vec![Cell::new(mutant.mutant.id), Cell::new(class), Cell::new(short(mutant.mutant.stage()))];
+        for precision in precisions {
+            match mutant.in_precision.iter().find(|of| of.precision == *precision) {
+                Some(of) => row.extend([killed(of), ratio(of.best), named(of)].map(Cell::new)),
+                None => row.extend(["", "", ""].map(Cell::new)),
+            }
+        }
+        table.add_row(row);
+    }
+    table.trim_fmt()
+}
+
+/// One line for each benign variant: how much of its budget the worst stage takes.
+pub fn benign_table(score: &Score, styled: bool) -> String {
+    let mut table = table(styled, &["benign variant", "runs", "worst", "where", "flagged"]);
+    for column in [1, 2, 4] {
+        align_right(&mut table, column);
+    }
+    for BenignScore { benign, runs, worst, worst_at, flagged } in &score.benign {
+        table.add_row([
+            benign.id.to_owned(),
+            runs.to_string(),
+            format!("{worst:.2}"),
+            worst_at.clone(),
+            flagged.len().to_string(),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// The module, and the structural mutant in it that is nearest to survival.
+pub fn weakest_table(score: &Score, styled: bool) -> String {
+    let mut table = table(styled, &["module", "dtype", "nearest to survival", "over"]);
+    align_right(&mut table, 3);
+    for ((module, precision), (id, best)) in &score.weakest {
+        table.add_row([*module, precision, id, &ratio(*best)]);
+    }
+    table.trim_fmt()
+}
+
+/// What is not as it should be, one line each.
+pub fn faults(score: &Score) -> Vec<String> {
+    let mut faults = Vec::new();
+    for mutant in &score.mutants {
+        let id = mutant.mutant.id;
+        faults
+            .extend(mutant.survives().map(|precision| format!("{id} survives in {precision}: {}", mutant.mutant.what)));
+        if mutant.overreaches() {
+            faults.push(format!("{id} is flagged at the outputs, where it is right: {}", mutant.mutant.what));
+        }
+        faults.extend(mutant.misnamed.iter().map(|(case, precision, planted, named)| {
+            format!("{id} on {case} in {precision}: planted at {planted}, named at {named}")
+        }));
+    }
+    for benign in &score.benign {
+        faults.extend(benign.flagged.iter().map(|at| format!("false alarm: {} on {at}", benign.benign.id)));
+    }
+    faults
+}
+
+/// The sums, in two lines.
+pub fn totals(score: &Score) -> String {
+    let t = score.totals();
+    let part = |of: usize, all: usize| format!("{of} of {all}");
+    format!(
+        "{} mutants; found {} that must be, once for each type; named the right stage in {} runs, the right module in {}\n\
+         {} benign variants, {} runs: {} false alarms",
+        score.mutants.len(),
+        part(t.killed, t.required),
+        part(t.right_stage, t.named),
+        part(t.right_module, t.named),
+        score.benign.len(),
+        t.benign_runs,
+        t.false_alarms,
+    )
+}
+
+/// All of it for a program.
+pub fn json(score: &Score) -> Value {
+    let in_precision = |of: &InPrecision| {
+        json!({
+            "dtype": of.precision.to_string(), "killed": of.killed, "cases": of.cases, "ratio": finite(of.best),
+            "right_stage": of.right_stage, "right_module": of.right_module, "seen_at_outputs": of.seen_at_outputs,
+        })
+    };
+    let mutant = |score: &MutantScore| {
+        json!({
+            "id": score.mutant.id, "class": score.mutant.class, "stage": score.mutant.stage(), "what": score.mutant.what,
+            "report": score.mutant.report, "runs": score.in_precision.iter().map(in_precision).collect::<Vec<_>>(),
+            "survives": score.survives().map(|precision| precision.to_string()).collect::<Vec<_>>(),
+        })
+    };
+    let benign = |score: &BenignScore| {
+        json!({
+            "id": score.benign.id, "what": score.benign.what, "runs": score.runs, "ratio": finite(score.worst),
+            "flagged": score.flagged,
+        })
+    };
+    json!({
+        "schema": "dsv2-mutants/1",
+        "totals": score.totals(),
+        "good": score.totals().good(),
+        "mutants": score.mutants.iter().map(mutant).collect::<Vec<_>>(),
+        "benign": score.benign.iter().map(benign).collect::<Vec<_>>(),
+    })
+}
+
+/// The kind of a stage, without what every stage of a layer has in front.
+pub fn short(kind: &str) -> &str {
+    ["model.layers.*.self_attn.", "model.layers.*."].iter().find_map(|front| kind.strip_prefix(front)).unwrap_or(kind)
+}
+
+fn killed(of: &InPrecision) -> String {
+    format!("{}/{}", of.killed, of.cases)
+}
+
+fn named(of: &InPrecision) -> String {
+    format!("{}/{}", of.right_stage, of.killed)
+}
+
+fn ratio(x: f64) -> String {
+    match x {
+        x if x.is_infinite() => "∞".to_owned(),
+        x if x < 100.0 => format!("{x:.1}"),
+        x => format!("{x:.0e}"),
+    }
+}
+
+/// JSON has no infinity.
+fn finite(x: f64) -> Value {
+    if x.is_finite() { x.into() } else { "infinite".into() }
+}

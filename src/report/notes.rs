@@ -1,0 +1,94 @@
+//! What else there is to say of a check: each note is a title and some lines, and is there only if there is a line.
+
+use indexmap::IndexMap;
+
+use super::describe::{few, number, short_kind};
+use super::model::{CheckReport, EndToEnd, PassOrFail};
+use crate::judge::Disposition;
+use crate::stage::Stage;
+
+/// Something to know about a check.
+pub struct Note {
+    /// What it is about.
+    pub title: &'static str,
+    /// One line for each thing.
+    pub lines: Vec<String>,
+}
+
+/// How many names a line holds before it counts.
+const NAMES_IN_A_LINE: usize = 3;
+
+/// What the first failure may come from.
+pub fn causes(report: &CheckReport) -> Vec<Note> {
+    let explanation = report.explanation.iter().map(|found| {
+        let link = found.report.as_ref().map(|link| format!("; {link}")).unwrap_or_default();
+        format!("{} ({}; off by {}{link})", found.mutant, found.what.trim_end_matches('.'), number(found.error.0))
+    });
+    there_are([
+        ("hint", report.hint.iter().cloned().collect()),
+        ("the dump is what this mutant computes", explanation.collect()),
+    ])
+}
+
+/// Everything else.
+pub fn remarks(report: &CheckReport) -> Vec<Note> {
+    let spans = report.spans.iter().map(|span| {
+        let lacking: Vec<String> = span.lacking.iter().map(|name| leaf(name)).collect();
+        format!("{} (without {})", span.stage, few(lacking.iter().map(String::as_str), NAMES_IN_A_LINE))
+    });
+    let near_ties = report.near_ties.iter().map(|near| format!("{} ({})", near.stage, near.tokens));
+    // behind a wrong stage, tokens go elsewhere without any tie
+    let elsewhere = match report.verdict {
+        PassOrFail::Pass => "near ties that fell the other way (tokens; allowed, and followed)",
+        PassOrFail::Fail => "other experts than in the truth's own run (tokens; followed)",
+    };
+    there_are([
+        ("recognised layouts", layouts(report)),
+        ("not looked at (no stage of this model)", report.unknown.clone()),
+        ("judged from further back", spans.collect()),
+        (elsewhere, near_ties.collect()),
+        ("end to end", report.end_to_end.iter().map(end_to_end).collect()),
+        ("not judged", not_judged(report)),
+        ("mutants that such a dump cannot show", uncatchable(report)),
+    ])
+}
+
+fn there_are<const N: usize>(notes: [(&'static str, Vec<String>); N]) -> Vec<Note> {
+    let some = notes.into_iter().filter(|(_, lines)| !lines.is_empty());
+    some.map(|(title, lines)| Note { title, lines }).collect()
+}
+
+/// The last part of a stage's name.
+fn leaf(name: &str) -> String {
+    let kind = Stage::parse(name).map_or_else(|| name.to_owned(), |stage| short_kind(stage.kind));
+    kind.rsplit('.').next().unwrap_or_default().to_owned()
+}
+
+/// One line for each layout, with the stages that came in it.
+fn layouts(report: &CheckReport) -> Vec<String> {
+    let mut stages = IndexMap::<&str, Vec<&str>>::new();
+    for found in &report.layouts {
+        stages.entry(&found.layout).or_default().push(&found.stage);
+    }
+    stages.into_iter().map(|(layout, of)| format!("{}: {layout}", few(of.into_iter(), NAMES_IN_A_LINE))).collect()
+}
+
+fn end_to_end(EndToEnd { stage, replayed, free }: &EndToEnd) -> String {
+    let (replayed, free) = (number(replayed.0), number(free.0));
+    format!("{stage} is off by {replayed} if the truth follows these experts, by {free} if it goes its own way")
+}
+
+fn uncatchable(report: &CheckReport) -> Vec<String> {
+    let names = few(report.uncatchable.iter().map(String::as_str), 2 * NAMES_IN_A_LINE);
+    if report.uncatchable.is_empty() { Vec::new() } else { vec![names] }
+}
+
+fn not_judged(report: &CheckReport) -> Vec<String> {
+    let count = |of| report.stages.iter().filter(|stage| stage.disposition == of).count();
+    let all = report.stages.len();
+    let lines = [
+        (count(Disposition::NotHeld), "stages of the model are not in the dump"),
+        (count(Disposition::NotCompared), "are, but nothing of them can be compared"),
+    ];
+    lines.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} of {all} {what}")).collect()
+}

@@ -1,0 +1,156 @@
+//! Somebody else's values in place of the computed ones.
+//!
+//! Two uses. *Replay* forces only the choice of experts: a flipped near tie moves everything after it by O(1) and says nothing
+//! about the arithmetic. *Teacher forcing* puts a whole dump in place: each stage is computed from the dump's own values of
+//! the stages before it, so that the error of one stage cannot hide behind, or be blamed on, that of another.
+
+use std::collections::HashMap;
+
+use dsv2_reference::Real;
+use dsv2_reference::tap::{StageValue, Tap};
+use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Axis, Slice};
+
+use crate::stage::{Layout, Stage};
+use crate::trace::Trace;
+use crate::values::Values;
+
+/// Replaces every stage that a trace holds by what the trace holds, whatever pieces the sequence is fed in.
+pub struct Forced<'a> {
+    trace: &'a Trace,
+    batch: usize,
+    /// How much of each stage is behind us, along the sequence.
+    done: HashMap<String, usize>,
+}
+
+impl<'a> Forced<'a> {
+    /// The stages of `trace`, of `batch` sequences, joined and in the model's shapes.
+    pub fn new(trace: &'a Trace, batch: usize) -> Self {
+        Forced { trace, batch, done: HashMap::new() }
+    }
+
+    /// Puts the part of `whole` that the current piece is about into `value`.
+    fn put<A: Clone, V: Clone>(
+        &mut self,
+        name: &str,
+        whole: ArrayViewD<'_, A>,
+        mut value: ArrayViewMutD<'_, V>,
+        convert: impl Fn(&A) -> V,
+    ) {
+        if whole.shape() == value.shape() {
+            value.zip_mut_with(&whole, |to, from| *to = convert(from));
+            return;
+        }
+        let layout = Stage::parse(name).map_or(Layout::Whole, |stage| stage.layout);
+        let done = self.done.entry(name.to_owned()).or_default();
+        let Some(piece) = piece(whole, value.shape(), layout, self.batch, done) else { return };
+        value.zip_mut_with(&piece, |to, from| *to = convert(from));
+    }
+}
+
+/// The part of `whole` that has `shape` and comes after the first `done` tokens; for cached keys, the first ones.
+fn piece<A: Clone>(
+    whole: ArrayViewD<'_, A>,
+    shape: &[usize],
+    layout: Layout,
+    batch: usize,
+    done: &mut usize,
+) -> Option<ArrayD<A>> {
+    let mut next = |whole: ArrayViewD<'_, A>, axis: usize, new: usize| {
+        let range = Slice::from(*done..*done + new);
+        (*done + new <= whole.len_of(Axis(axis))).then(|| {
+            *done += new;
+            whole.slice_axis(Axis(axis), range).to_owned()
+        })
+    };
+    let first = |whole: ArrayViewD<'_, A>, axis: usize, keys: usize| {
+        (keys <= whole.len_of(Axis(axis))).then(|| whole.slice_axis(Axis(axis), Slice::from(..keys)).to_owned())
+    };
+    let piece = match layout {
+        Layout::Tokens | Layout::Table | Layout::Logits => next(whole, 1, *shape.get(1)?)?,
+        Layout::Heads => next(whole, 2, *shape.get(2)?)?,
+        Layout::Scores | Layout::Weights => {
+            let rows = next(whole, 2, *shape.get(2)?)?;
+            first(rows.view(), 3, *shape.get(3)?)?
+        }
+        Layout::Flat => {
+            let width = *shape.get(1)?;
+            let split = whole.to_shape((batch, whole.len().checked_div(batch * width)?, width)).ok()?;
+            next(split.view().into_dyn(), 1, shape.first()?.checked_div(batch)?)?
+        }
+        Layout::Keys => first(whole, 1, *shape.get(1)?)?,
+        Layout::Whole => return None,
+    };
+    piece.to_shape(shape).ok().map(|piece| piece.to_owned())
+}
+
+impl<T: Real> Tap<T> for Forced<'_> {
+    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
+        let trace = self.trace;
+        match (trace.get(name), value) {
+            (Some(Values::Real(_, whole)), StageValue::Real(value)) => {
+                self.put(name, whole.view(), value, |&x| T::from_f64(x));
+            }
+            (Some(Values::Index(whole)), StageValue::Index(value)) => self.put(name, whole.view(), value, |&x| x),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dsv2_reference::Dtype;
+    use ndarray::{Array2, Array3, Array4, array};
+
+    use super::*;
+
+    fn trace(name: &str, values: Values) -> Trace {
+        [(name.to_owned(), values)].into_iter().collect()
+    }
+
+    #[test]
+    fn forcing_goes_on_where_the_last_piece_ended() {
+        let name = "model.layers.1.mlp.gate.topk_indices";
+        let trace = trace(name, Values::Index(array![[0], [1], [2], [3], [4], [5]].into_dyn()));
+        let mut forced = Forced::new(&trace, 2);
+        let mut piece = |tokens: usize| {
+            let mut indices = Array2::from_elem((tokens, 1), -1);
+            Tap::<f32>::stage(&mut forced, name, StageValue::Index(indices.view_mut().into_dyn()));
+            indices.into_raw_vec_and_offset().0
+        };
+        assert_eq!(piece(4), [0, 1, 3, 4]);
+        assert_eq!(piece(2), [2, 5]);
+    }
+
+    #[test]
+    fn scores_are_forced_row_by_row_and_the_cache_from_its_start() {
+        let scores = "model.layers.0.self_attn.attn_scores";
+        let whole = Array4::from_shape_fn((1, 1, 3, 3), |(_, _, s, t)| (10 * s + t) as f64);
+        let scores_trace = trace(scores, Values::Real(Dtype::F64, whole.into_dyn()));
+        let mut forced = Forced::new(&scores_trace, 1);
+        let mut piece = |rows: usize, keys: usize| {
+            let mut value = Array4::<f64>::zeros((1, 1, rows, keys));
+            forced.stage(scores, StageValue::Real(value.view_mut().into_dyn()));
+            value.into_raw_vec_and_offset().0
+        };
+        assert_eq!(piece(2, 2), [0.0, 1.0, 10.0, 11.0]);
+        assert_eq!(piece(1, 3), [20.0, 21.0, 22.0]);
+
+        let keys = "past_key_values.0.k_pe";
+        let keys_trace = trace(keys, Values::Real(Dtype::F64, array![[[1.0], [2.0], [3.0]]].into_dyn()));
+        let mut forced = Forced::new(&keys_trace, 1);
+        for length in [2, 3] {
+            let mut value = Array3::<f64>::zeros((1, length, 1));
+            forced.stage(keys, StageValue::Real(value.view_mut().into_dyn()));
+            assert_eq!(value.into_raw_vec_and_offset().0, [1.0, 2.0, 3.0][..length]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_alone() {
+        let trace = trace("model.norm", Values::Real(Dtype::F64, array![[[1.0], [2.0]]].into_dyn()));
+        let mut forced = Forced::new(&trace, 1);
+        let mut value = Array3::<f64>::zeros((1, 3, 1));
+        forced.stage("model.norm", StageValue::Real(value.view_mut().into_dyn()));
+        assert_eq!(value, Array3::<f64>::zeros((1, 3, 1)));
+    }
+}

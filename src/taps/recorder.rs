@@ -1,0 +1,60 @@
+//! Recording.
+
+use dsv2_reference::Real;
+use dsv2_reference::tap::{StageValue, Tap};
+use indexmap::IndexMap;
+
+use crate::backend::{Choice, Precision};
+use crate::values::Values;
+
+/// Keeps what it sees, piece by piece.
+pub struct Recorder<'a> {
+    /// Which stages to keep; all, if there is no choice.
+    stages: Option<Choice<'a>>,
+    precision: Precision,
+    pieces: IndexMap<String, Vec<Values>>,
+}
+
+impl<'a> Recorder<'a> {
+    /// A recorder for a computation in `precision`.
+    pub fn new(precision: Precision, stages: Option<Choice<'a>>) -> Self {
+        Recorder { stages, precision, pieces: IndexMap::new() }
+    }
+
+    /// What was recorded of each stage, in order.
+    pub fn into_pieces(self) -> IndexMap<String, Vec<Values>> {
+        self.pieces
+    }
+}
+
+impl<T: Real> Tap<T> for Recorder<'_> {
+    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
+        if self.stages.is_some_and(|chosen| !chosen(name)) {
+            return;
+        }
+        let value = match value {
+            StageValue::Real(a) => Values::Real(self.precision.stored(name), a.mapv(Real::to_f64)),
+            StageValue::Index(a) => Values::Index(a.to_owned()),
+        };
+        self.pieces.entry(name.to_owned()).or_default().push(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn the_recorder_keeps_each_stage_in_its_type() {
+        let chosen = |name: &str| name.starts_with("model.");
+        let mut recorder = Recorder::new(Precision::Bf16, Some(&chosen));
+        for name in ["model.norm", "model.rotary_emb.cos", "lm_head"] {
+            let mut a = array![1.0f32];
+            recorder.stage(name, StageValue::Real(a.view_mut().into_dyn()));
+        }
+        let kept: Vec<_> = recorder.into_pieces().into_iter().map(|(name, v)| (name, v[0].describe())).collect();
+        assert_eq!(kept, [("model.norm".into(), "BF16 [1]".into()), ("model.rotary_emb.cos".into(), "F32 [1]".into())]);
+    }
+}

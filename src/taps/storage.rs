@@ -1,0 +1,309 @@
+//! What a type does to numbers: where it is stored, where it is read, and what a plain loop in it makes of a sum.
+//!
+//! | precision | stages are stored in | operands of matrix products are read as | sums |
+//! |---|---|---|---|
+//! | f64, f32 | f64, f32 | they are | |
+//! | tf32 | f32 | rounded to 10 bits of fraction | f32 |
+//! | f16, bf16 | f16, bf16; rotary tables, router and loss in f32 | they are | f32 |
+//!
+//! A cache may have a narrower type of its own ([`CacheFormat`]).
+
+use std::fmt;
+use std::str::FromStr;
+
+use dsv2_reference::generator::{fnv1a64, splitmix64};
+use dsv2_reference::tap::{StageValue, Tap};
+use dsv2_reference::{DeepseekV2Config, Dtype, Real};
+use ndarray::{ArrayViewMutD, Axis};
+
+use crate::judge::routing::unit_roundoff;
+use crate::stage::flow;
+use crate::{Error, Result};
+
+/// How the latents of the cache are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheFormat {
+    /// In the type of the computation.
+    #[default]
+    Plain,
+    /// Latents in 8 bits (e4m3), a scale of their largest number / 448 for each 128 of them; the rotary key as it is.
+    Fp8,
+}
+
+impl FromStr for CacheFormat {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "plain" => Ok(CacheFormat::Plain),
+            "fp8" => Ok(CacheFormat::Fp8),
+            _ => Err(Error::request("cache", "plain or fp8", format!("{text:?}"))),
+        }
+    }
+}
+
+impl fmt::Display for CacheFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            CacheFormat::Plain => "plain",
+            CacheFormat::Fp8 => "fp8",
+        })
+    }
+}
+
+/// How many latents share a scale.
+const TILE: usize = 128;
+/// The largest number of e4m3.
+const E4M3_MAX: f64 = 448.0;
+
+impl<T: Real> Tap<T> for CacheFormat {
+    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
+        if let (CacheFormat::Fp8, StageValue::Real(mut latents)) = (*self, value)
+            && is_latent(name)
+        {
+            let last = Axis(latents.ndim() - 1);
+            latents.lanes_mut(last).into_iter().for_each(|mut latent| {
+                for mut tile in latent.axis_chunks_iter_mut(Axis(0), TILE) {
+                    let largest = tile.iter().fold(0.0, |largest: f64, x| largest.max(Real::to_f64(*x).abs()));
+                    let scale = f64::from((largest / E4M3_MAX) as f32);
+                    if scale > 0.0 {
+                        tile.mapv_inplace(|x| T::from_f64(e4m3(Real::to_f64(x) / scale) * scale));
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Whether the stage holds cached latents.
+pub fn is_latent(name: &str) -> bool {
+    name.starts_with("past_key_values.") && name.ends_with(".compressed_kv")
+}
+
+/// The nearest number of e4m3 (ties to even): 3 bits of fraction, subnormal below 2⁻⁶, at most 448.
+fn e4m3(x: f64) -> f64 {
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let exponent = x.abs().log2().floor().max(-6.0);
+    let unit = (exponent - 3.0).exp2();
+    ((x / unit).round_ties_even() * unit).clamp(-E4M3_MAX, E4M3_MAX)
+}
+
+/// Reads the operands of matrix products as TF32 does: rounded to 10 bits of fraction.
+pub struct Tf32Operands {
+    /// Whether latents and rotary keys are read from a cache, and not as they were made.
+    pub cached: bool,
+}
+
+/// Stages that are read by a matrix product.
+const OPERANDS: [&str; 13] = [
+    ".input_layernorm",
+    ".q_proj",
+    ".q_a_layernorm",
+    ".q_b_proj",
+    ".q_pe",
+    ".k_pe",
+    ".kv_a_layernorm",
+    ".compressed_kv",
+    ".kv_b_proj",
+    ".attn_weights",
+    ".attn_output",
+    ".post_attention_layernorm",
+    "model.norm",
+];
+
+impl Tf32Operands {
+    fn reads(&self, name: &str) -> bool {
+        let goes_to_cache = name.ends_with(".kv_a_layernorm") || name.ends_with(".self_attn.k_pe");
+        OPERANDS.iter().any(|end| name.ends_with(end)) && !(self.cached && goes_to_cache)
+    }
+}
+
+impl<T: Real> Tap<T> for Tf32Operands {
+    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
+        if let StageValue::Real(mut value) = value
+            && self.reads(name)
+        {
+            value.mapv_inplace(|x| T::from_f32(tf32(x.to_f32())));
+        }
+    }
+}
+
+/// The nearest number with 10 bits of fraction, ties to even.
+fn tf32(x: f32) -> f32 {
+    if !x.is_finite() {
+        return x;
+    }
+    let bits = x.to_bits();
+    let even = (bits >> 13) & 1;
+    f32::from_bits((bits + 0x0fff + even) & !0x1fff)
+}
+
+/// Makes stages err as much as those of a plain implementation, which is more than the reference does.
+///
+/// * The reference adds in many short sums. A loop over K products in fp32 was measured to err by 0.17·√K·2⁻²⁴ of the
+///   result's usual size (for K from 512 to 16384).
+/// * The reference rounds to a narrow type only where there is a stage. A program of many small kernels does so after each of
+///   them (`roundings_inside`). One rounding costs 0.42·2⁻⁸ of the usual size in bf16, 0.42·2⁻¹¹ in f16.
+///
+/// So much, drawn at random but always alike, is added to each stage.
+pub struct PlainErrors<'a> {
+    config: &'a DeepseekV2Config,
+    /// What one rounding to the narrow type costs; 0 if there is none.
+    rounding: f64,
+    /// How many keys there are, from the last stage that has an axis of them.
+    keys: usize,
+    /// Whether the model is a classifier. A language model's loss is fp32 in any type.
+    classifier: bool,
+}
+
+/// See [`PlainErrors`].
+const PLAIN_SUM: f64 = 0.17 / (1 << 24) as f64;
+/// See [`PlainErrors`].
+const ROUNDING: f64 = 0.42;
+
+/// How often a program of small kernels rounds on the way from one stage to the next, and whether what it rounds there is of
+/// the stage's own elements or of many that are then summed.
+fn roundings_inside(name: &str, config: &DeepseekV2Config) -> (usize, Rounded) {
+    match name.rsplit('.').next().unwrap_or(name) {
+        // normalised, before the gain
+        "input_layernorm" | "q_a_layernorm" | "kv_a_layernorm" | "norm" => (1, Rounded::Elements),
+        // the same, and the residual stream between attention and MLP
+        "post_attention_layernorm" => (2, Rounded::Elements),
+        layer if layer.parse::<usize>().is_ok() => (1, Rounded::Elements),
+        // the product, scaled, then masked
+        "attn_scores" => (2, Rounded::Elements),
+        // activation, product with the other half
+        "down_proj" => (2, Rounded::Sums),
+        // gate and up as well
+        "shared_experts" => (3, Rounded::Sums),
+        // and the output with its weight, expert by expert
+        "experts" => (4 + config.experts_per_token().unwrap_or(0), Rounded::Sums),
+        // a classifier's, in the type of its logits: difference, square, mean
+        "loss" => (4, Rounded::Elements),
+        _ => (0, Rounded::Elements),
+    }
+}
+
+/// What rounding to `narrow` costs a stage in the program of small kernels, as a rule: a stage of a few numbers may be lucky.
+pub fn usual_rounding(name: &str, config: &DeepseekV2Config, narrow: Dtype) -> f64 {
+    let (inside, _) = roundings_inside(name, config);
+    ROUNDING * unit_roundoff(narrow) * ((1 + inside) as f64).sqrt()
+}
+
+/// See `roundings_inside`.
+#[derive(Clone, Copy, PartialEq)]
+enum Rounded {
+    Elements,
+    Sums,
+}
+
+impl<'a> PlainErrors<'a> {
+    /// For a model of this config, stored in `narrow`, if that is narrower than fp32.
+    pub fn new(config: &'a DeepseekV2Config, narrow: Option<Dtype>) -> Self {
+        PlainErrors {
+            config,
+            rounding: narrow.map_or(0.0, |dtype| ROUNDING * unit_roundoff(dtype)),
+            keys: 1,
+            classifier: false,
+        }
+    }
+
+    /// Adds `of_all` times the stage's usual size, and `of_each` times the element's own.
+    fn add_error<T: Real>(name: &str, mut value: ArrayViewMutD<'_, T>, of_all: f64, of_each: f64) {
+        let finite = value.iter().filter(|x| x.is_finite());
+        let (square, count) =
+            finite.fold((0.0, 0), |(square, count), x| (square + Real::to_f64(*x).powi(2), count + 1));
+        let usual = (square / f64::from(count.max(1))).sqrt();
+        let seed = fnv1a64(name);
+        for (i, x) in value.iter_mut().enumerate().filter(|(_, x)| x.is_finite()) {
+            let own = Real::to_f64(*x);
+            let size = (of_all * usual).hypot(of_each * own);
+            // one draw alone may be near 0
+            let draw = if count == 1 { 1.0 } else { normal(seed.wrapping_add(i as u64)) };
+            *x = T::from_f64(own + size * draw);
+        }
+    }
+}
+
+/// A number of mean 0 and variance 1: four uniform ones, summed.
+fn normal(seed: u64) -> f64 {
+    let bits = splitmix64(seed);
+    let sum: u64 = (0..4).map(|field| (bits >> (16 * field)) & 0xffff).sum();
+    (sum as f64 / 65536.0 - 2.0) * 3.0_f64.sqrt()
+}
+
+impl<T: Real> Tap<T> for PlainErrors<'_> {
+    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
+        let StageValue::Real(value) = value else { return };
+        if name.ends_with(".attn_weights") {
+            self.keys = value.shape().last().copied().unwrap_or(1);
+        }
+        let terms = if name.ends_with(".attn_output") { self.keys } else { flow::terms(name, self.config) };
+        let sum = if terms > 1 { PLAIN_SUM * (terms as f64).sqrt() } else { 0.0 };
+        self.classifier |= name == "pooled_logits";
+        let (roundings, of) = roundings_inside(name, self.config);
+        let rounding = match name {
+            "loss" if !self.classifier => 0.0,
+            _ => self.rounding * (roundings as f64).sqrt(),
+        };
+        match of {
+            _ if sum == 0.0 && rounding == 0.0 => {}
+            Rounded::Elements => PlainErrors::add_error(name, value, sum, rounding),
+            Rounded::Sums => PlainErrors::add_error(name, value, sum.hypot(rounding), 0.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn e4m3_has_three_bits_of_fraction() {
+        let same = [0.0, 1.0, 1.125, -448.0, 0.015625, 0.001953125];
+        assert!(same.iter().all(|&x| e4m3(x) == x));
+        assert_eq!(
+            [1.0624, 1.0626, 17.0, 19.0, 1e3, -1e9, 0.0009].map(e4m3),
+            [1.0, 1.125, 16.0, 20.0, 448.0, -448.0, 0.0]
+        );
+    }
+
+    #[test]
+    fn a_tile_is_quantised_once_and_stays() {
+        let mut latents = array![[[1.0, -0.3, 0.07, 0.0]]];
+        let mut quantise = || {
+            CacheFormat::Fp8.stage("past_key_values.0.compressed_kv", StageValue::Real(latents.view_mut().into_dyn()))
+        };
+        quantise();
+        let once = array![[[1.0, -0.3, 0.07, 0.0]]];
+        assert!(latents.iter().zip(&once).all(|(a, b): (&f64, &f64)| (a - b).abs() <= b.abs() / 16.0));
+        let first = latents.clone();
+        CacheFormat::Fp8.stage("past_key_values.0.compressed_kv", StageValue::Real(latents.view_mut().into_dyn()));
+        assert_eq!(latents, first);
+        assert_eq!(latents[[0, 0, 0]], f64::from((1.0f64 / 448.0) as f32) * 448.0);
+    }
+
+    #[test]
+    fn tf32_keeps_ten_bits() {
+        assert_eq!(
+            [1.0, 1.0 + 1.0 / 1024.0, f32::NEG_INFINITY].map(tf32),
+            [1.0, 1.0 + 1.0 / 1024.0, f32::NEG_INFINITY]
+        );
+        assert_eq!(tf32(1.0 + 1.0 / 2048.0), 1.0);
+        assert_eq!(tf32(1.0 + 3.0 / 2048.0), 1.0 + 2.0 / 1024.0);
+    }
+
+    #[test]
+    fn sums_err_as_much_as_a_loop_does() {
+        let config = DeepseekV2Config::preset("v2").unwrap();
+        let mut logits = ndarray::Array2::from_elem((64, 64), 1.0f64);
+        PlainErrors::new(&config, None).stage("lm_head", StageValue::Real(logits.view_mut().into_dyn()));
+        let error = (logits.iter().map(|x| (x - 1.0).powi(2)).sum::<f64>() / 4096.0).sqrt();
+        let expected = 0.17 * 5120.0_f64.sqrt() / f64::from(1 << 24);
+        assert!((error / expected - 1.0).abs() < 0.05, "{error} {expected}");
+    }
+}
