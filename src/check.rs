@@ -16,7 +16,7 @@ use indexmap::IndexSet;
 use crate::backend::{Backend, Precision, Reference, Settings};
 use crate::budget::Budgets;
 use crate::case::Case;
-use crate::judge::routing::moved;
+use crate::judge::routing::{as_choice, moved};
 use crate::judge::{Truth, Verdict, judge};
 use crate::layouts::{self, Recognised};
 use crate::local::Local;
@@ -176,14 +176,12 @@ pub fn precision_of(trace: &Trace) -> Precision {
 /// The candidate's choice of experts, layer by layer, where it is one: as many as the model's, all of which exist, none twice.
 fn choices(candidate: &Trace, case: &Case) -> Trace {
     let tokens = case.inputs.batch() * case.inputs.length();
-    let experts = 0..case.config.num_experts() as i64;
+    let experts = case.config.num_experts();
     let k = case.config.experts_per_token().unwrap_or(0);
     let usable = |(name, values): (&str, &Values)| {
         let chosen = values.index().filter(|_| name.ends_with(".topk_indices"))?;
         let chosen = chosen.to_shape((tokens, k)).ok().filter(|_| k > 0)?;
-        let sets = chosen.rows().into_iter().all(|row| {
-            row.iter().all(|expert| experts.contains(expert)) && row.iter().collect::<IndexSet<_>>().len() == k
-        });
+        let sets = chosen.rows().into_iter().all(|row| as_choice(row, experts).is_some());
         sets.then(|| (name.to_owned(), Values::Index(chosen.to_owned().into_dyn())))
     };
     candidate.iter().filter_map(usable).collect()

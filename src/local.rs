@@ -18,6 +18,7 @@ use crate::Result;
 use crate::backend::{Backend, Precision, Reference, Settings};
 use crate::budget::{Budgets, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
 use crate::case::Case;
+use crate::judge::routing::as_choice;
 use crate::judge::{LocalTruth, Truth};
 use crate::metrics::{Metrics, compare};
 use crate::rows::ComparedRows;
@@ -117,14 +118,11 @@ fn plain(precision: Precision) -> Precision {
 
 /// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice.
 fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config) -> Trace {
-    let experts = 0..config.num_experts() as i64;
+    let experts = config.num_experts();
     let fits = |(name, values): (&str, &Values)| {
         let values = values.fit(model.get(name)?.shape())?;
         if let Values::Index(chosen) = &values {
-            let sets = chosen.rows().into_iter().all(|row| {
-                row.iter().all(|expert| experts.contains(expert))
-                    && row.iter().collect::<BTreeSet<_>>().len() == row.len()
-            });
+            let sets = chosen.rows().into_iter().all(|row| as_choice(row, experts).is_some());
             return sets.then(|| (name.to_owned(), values));
         }
         matches!(model.get(name)?, Values::Real(..)).then(|| (name.to_owned(), values))

@@ -66,12 +66,10 @@ pub fn judge_choice(
         if rows.as_ref().is_some_and(|rows| !rows[token]) || z.iter().any(|z| !z.is_finite()) {
             continue;
         }
-        let set: BTreeSet<usize> =
-            chosen.iter().filter_map(|&e| usize::try_from(e).ok()).filter(|&e| e < experts).collect();
-        if set.len() != k {
+        let Some(set) = as_choice(chosen, experts) else {
             let note = format!("token {token} goes to experts {:?}, which are not {k} of {experts}", sorted(chosen));
             return Some(Held::noted(Disposition::WrongRouting, note));
-        }
+        };
         let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         // Scores are fp32: exp(z - max) errs by the rounding of z - max, and a few units of its own.
         let scores = z.iter().map(|z| largest - z + 8.0).fold(0.0, f64::max) * unit_roundoff(Dtype::F32);
@@ -87,6 +85,13 @@ pub fn judge_choice(
         }
     }
     Some(Held::new(Disposition::Pass))
+}
+
+/// The experts of a token as a set, if all of them are among the model's `experts` and none is there twice.
+pub fn as_choice(chosen: ArrayView1<'_, i64>, experts: usize) -> Option<BTreeSet<usize>> {
+    let exists = |&expert: &i64| usize::try_from(expert).ok().filter(|&expert| expert < experts);
+    let set: BTreeSet<usize> = chosen.iter().map(exists).collect::<Option<_>>()?;
+    (set.len() == chosen.len()).then_some(set)
 }
 
 /// How far off a logit may be that the dump does not hold.

@@ -15,7 +15,7 @@ mod yarn;
 
 use dsv2_reference::config::{RopeParameters, RopeType, TopkMethod};
 
-use super::Mutant;
+use super::{Act, Class, Mutant, Variant};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
 
@@ -35,6 +35,27 @@ pub fn catalogue() -> impl Iterator<Item = &'static Mutant> {
         head::MUTANTS,
     ];
     modules.into_iter().flatten().chain(precision::MUTANTS)
+}
+
+/// A structural mutant.
+const fn structural(
+    id: &'static str,
+    applies: fn(&Case) -> bool,
+    what: &'static str,
+    report: Option<&'static str>,
+    acts: &'static [(&'static [&'static str], Act)],
+) -> Mutant {
+    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
+}
+
+/// A structural mutant that no implementation is known to have been.
+const fn unreported(
+    id: &'static str,
+    applies: fn(&Case) -> bool,
+    what: &'static str,
+    acts: &'static [(&'static [&'static str], Act)],
+) -> Mutant {
+    structural(id, applies, what, None, acts)
 }
 
 // When a mutant applies.

@@ -2,24 +2,14 @@
 
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
-use super::{always, several_heads, several_tokens};
-use crate::case::Case;
+use super::{always, several_heads, several_tokens, unreported};
 use crate::mutants::kinds::{ATTENTION, O, SCORES, WEIGHTS};
 use crate::mutants::parts::expand;
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Class, Mutant, Variant};
-
-const fn mutant(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
-    Mutant { id, class: Class::Structural, what, report: None, applies, variant: Variant { acts } }
-}
+use crate::mutants::{Act, At, Mutant};
 
 pub const MUTANTS: &[Mutant] = &[
-    mutant(
+    unreported(
         "kvb_split_swap",
         always,
         "Of each head, kv_b_proj is read as values, then keys.",
@@ -42,7 +32,7 @@ pub const MUTANTS: &[Mutant] = &[
             ),
         ],
     ),
-    mutant(
+    unreported(
         "kvb_all_k_then_v",
         several_heads,
         "kv_b_proj is read as all heads' keys, then all heads' values.",
@@ -51,7 +41,7 @@ pub const MUTANTS: &[Mutant] = &[
             (&[ATTENTION], Act::Real(|s, at| s.attend_with(&s.real4(WEIGHTS, at.layer)?, &by_part(s, at.layer)?.1))),
         ],
     ),
-    mutant(
+    unreported(
         "kpe_head0_only",
         several_heads,
         "The rotated key is used by the first head only.",
@@ -65,19 +55,19 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mutant(
+    unreported(
         "kpe_dropped",
         always,
         "The rotated part does not enter the scores.",
         &[(&[SCORES], Act::Real(|s, at| s.masked(s.heads(at.layer)?.nope_scores())))],
     ),
-    mutant(
+    unreported(
         "nope_dropped",
         always,
         "The part without position does not enter the scores.",
         &[(&[SCORES], Act::Real(|s, at| s.masked(s.heads(at.layer)?.pe_scores())))],
     ),
-    mutant(
+    unreported(
         "abs_uk_T",
         |case| case.config.qk_nope_head_dim == case.config.kv_lora_rank,
         "Absorbed: W^UK is not transposed (where it is square).",
@@ -86,7 +76,7 @@ pub const MUTANTS: &[Mutant] = &[
             Act::Real(|s, at| scores_of(s, at, keys_from(s, at.layer, |w_uk, head| w_uk[head].t().to_owned())?)),
         )],
     ),
-    mutant(
+    unreported(
         "abs_uk_headroll",
         several_heads,
         "Absorbed: each head has the W^UK of the next.",
@@ -97,7 +87,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mutant(
+    unreported(
         "abs_uv_headroll",
         several_heads,
         "Absorbed: each head has the W^UV of the next.",
@@ -111,7 +101,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mutant(
+    unreported(
         "abs_uv_for_uk",
         |case| case.config.v_head_dim >= case.config.qk_nope_head_dim,
         "Absorbed: W^UV stands where W^UK should.",
@@ -123,7 +113,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mutant(
+    unreported(
         "heads_transposed",
         |case| several_heads(case) && several_tokens(case),
         "The heads' outputs are laid side by side without exchanging heads and tokens.",
@@ -138,7 +128,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mutant(
+    unreported(
         "lastrow_tile",
         several_tokens,
         "The last query's last key lies in a tile that is not read.",
@@ -151,7 +141,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mutant(
+    unreported(
         "one_elem",
         always,
         "One number of the output of attention is a quarter of the usual size off.",

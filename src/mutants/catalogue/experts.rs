@@ -4,7 +4,7 @@ use dsv2_reference::Activation;
 use ndarray::{Array2, ArrayD, Axis, s};
 use std::rc::Rc;
 
-use super::{moe, several_experts, shared_experts};
+use super::{moe, several_experts, shared_experts, unreported};
 use crate::case::Case;
 use crate::mutants::arithmetic::exact;
 use crate::mutants::kinds::{DOWN, EXPERTS, GATE, MLP, SHARED, UP};
@@ -12,20 +12,11 @@ use crate::mutants::parts::Expert;
 use crate::mutants::scene::{Scene, shaped};
 use crate::mutants::{Act, At, Class, Mutant, Variant};
 
-const fn experts(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
-    Mutant { id, class: Class::Structural, what, report: None, applies, variant: Variant { acts } }
-}
-
 /// Every feed-forward network: dense, routed, shared.
 const ALL: &[&str] = &[DOWN, EXPERTS, SHARED];
 
 pub const MUTANTS: &[Mutant] = &[
-    experts(
+    unreported(
         "expert_order",
         several_experts,
         "Experts are sorted by index, their weights are not.",
@@ -42,7 +33,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    experts(
+    unreported(
         "expert_roll",
         moe,
         "Each token goes to the expert after the chosen one.",
@@ -54,7 +45,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    experts(
+    unreported(
         "expert_gu_interleaved",
         moe,
         "The rows of gate and up, stacked, are read alternately.",
@@ -71,7 +62,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    experts(
+    unreported(
         "moe_in_weighted",
         moe,
         "The weight multiplies what goes into an expert, not what comes out.",
@@ -90,7 +81,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    experts(
+    unreported(
         "drop_last_slot",
         several_experts,
         "The last token's last expert is lost.",
@@ -103,7 +94,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    experts(
+    unreported(
         "capacity_drop",
         moe,
         "An expert takes its fair share of tokens and drops the rest, as in training.",
@@ -123,13 +114,13 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    experts(
+    unreported(
         "swap_gate_up",
         |_| true,
         "The activation is on up, not on gate.",
         &[(ALL, Act::Real(|s, at| other_experts(s, at, |expert| std::mem::swap(&mut expert.gate, &mut expert.up))))],
     ),
-    experts(
+    unreported(
         "gelu",
         silu,
         "GELU stands for SiLU.",
@@ -153,13 +144,13 @@ pub const MUTANTS: &[Mutant] = &[
             )],
         },
     },
-    experts(
+    unreported(
         "silu_always",
         |case| !silu(case),
         "SiLU, whatever hidden_act says.",
         &[(ALL, Act::Real(|s, at| other_experts(s, at, |expert| expert.activation = Activation::Silu)))],
     ),
-    experts(
+    unreported(
         "shared_half",
         |case| shared_experts(case) && case.config.n_shared_experts.is_some_and(|n| n > 1),
         "Only half of the shared experts are there.",
@@ -178,19 +169,19 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    experts(
+    unreported(
         "shared_gamma",
         |case| shared_experts(case) && case.config.routed_scaling_factor != 1.0,
         "routed_scaling_factor multiplies the shared experts too.",
         &[(&[SHARED], Act::Real(|s, at| Some(at.value * s.config().routed_scaling_factor)))],
     ),
-    experts(
+    unreported(
         "shared_dropped",
         shared_experts,
         "The shared experts are not added.",
         &[(&[MLP], Act::Real(|s, at| shaped(s.rows(EXPERTS, at.layer)?, at.value)))],
     ),
-    experts(
+    unreported(
         "routed_dropped",
         moe,
         "The routed experts are not added.",
@@ -202,7 +193,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    experts(
+    unreported(
         "mlp_bias_dropped",
         |case| case.config.mlp_bias,
         "The biases of the MLPs are left out.",

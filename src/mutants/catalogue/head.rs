@@ -3,24 +3,16 @@
 use dsv2_reference::config::Head;
 use ndarray::{ArrayD, Axis, s};
 
+use super::unreported;
 use crate::case::Case;
 use crate::inputs::{Labels, Tokens};
 use crate::mutants::arithmetic::exact;
 use crate::mutants::kinds::{EMBEDDING, FINAL_NORM, KV_A, LM_HEAD, LOSS, O, POOLED, Q_A, SCORE};
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Class, Mutant, Variant};
-
-const fn head(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
-    Mutant { id, class: Class::Structural, what, report: None, applies, variant: Variant { acts } }
-}
+use crate::mutants::{Act, At, Mutant};
 
 /// What comes before everything else.
-pub const INPUT: &[Mutant] = &[head(
+pub const INPUT: &[Mutant] = &[unreported(
     "embed_scaled",
     |_| true,
     "Embeddings are multiplied by √D (Gemma's rule).",
@@ -28,13 +20,13 @@ pub const INPUT: &[Mutant] = &[head(
 )];
 
 pub const MUTANTS: &[Mutant] = &[
-    head(
+    unreported(
         "attn_bias_dropped",
         |case| case.config.attention_bias,
         "The biases of attention are left out.",
         &[(&[Q_A, KV_A, O], Act::Real(without_bias))],
     ),
-    head(
+    unreported(
         "lm_head_tied",
         |case| case.head == Head::CausalLm && !case.config.tie_word_embeddings,
         "The embedding stands for the output head, though they are not tied.",
@@ -47,7 +39,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    head(
+    unreported(
         "logits_shifted",
         |case| case.head == Head::CausalLm && case.inputs.length() > 1,
         "Each position has the logits of the one before.",
@@ -64,13 +56,13 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    head(
+    unreported(
         "loss_unshifted",
         causal_labels,
         "Each position is held against its own label, not the next.",
         &[(&[LOSS], Act::Real(|s, at| cross_entropy(s, at, 0, true)))],
     ),
-    head(
+    unreported(
         "loss_counts_ignored",
         |case| {
             causal_labels(case)
@@ -79,13 +71,13 @@ pub const MUTANTS: &[Mutant] = &[
         "The loss is divided by the number of positions, those without a label included.",
         &[(&[LOSS], Act::Real(|s, at| cross_entropy(s, at, 1, false)))],
     ),
-    head(
+    unreported(
         "pool_last",
         |case| case.head == Head::SequenceClassification,
         "The classifier reads the last position, padding or not.",
         &[(&[POOLED], Act::Real(|s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., -1, ..]).into_dyn())))],
     ),
-    head(
+    unreported(
         "pool_before_pad",
         |case| case.head == Head::SequenceClassification && case.config.pad_token_id.is_some(),
         "The classifier reads the token before the first padding, which is the wrong one for padding on the left.",
@@ -104,13 +96,13 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    head(
+    unreported(
         "pool_first",
         |case| case.head == Head::SequenceClassification,
         "The classifier reads the first position.",
         &[(&[POOLED], Act::Real(|s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., 0, ..]).into_dyn())))],
     ),
-    head(
+    unreported(
         "head_before_norm",
         |case| case.head == Head::SequenceClassification,
         "The classifier reads the stream before the final norm.",

@@ -2,25 +2,15 @@
 
 use ndarray::{Array2, ArrayD};
 
-use super::{causal, chunked, several_tokens};
+use super::{causal, chunked, several_tokens, structural};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
 use crate::mutants::kinds::SCORES;
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Class, Mutant, Variant};
-
-const fn mask(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    report: Option<&'static str>,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
-    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
-}
+use crate::mutants::{Act, At, Mutant};
 
 pub const MUTANTS: &[Mutant] = &[
-    mask(
+    structural(
         "causal_plus1",
         causal,
         "A token sees the one after it.",
@@ -33,14 +23,14 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mask(
+    structural(
         "causal_minus1",
         causal,
         "A token does not see itself (the first one does).",
         None,
         &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| t == s.past() + q && t > 0)))],
     ),
-    mask(
+    structural(
         "no_causal",
         causal,
         "Every token sees all that are there.",
@@ -53,7 +43,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mask(
+    structural(
         "mask_finite",
         causal,
         "Forbidden scores are -10, not minus infinity.",
@@ -63,7 +53,7 @@ pub const MUTANTS: &[Mutant] = &[
             Act::Real(|_, at| Some(at.value.mapv(|score| if score == f64::NEG_INFINITY { -10.0 } else { score }))),
         )],
     ),
-    mask(
+    structural(
         "mask_added_1",
         causal,
         "A boolean mask is added to the scores as 0 and 1.",
@@ -77,28 +67,28 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mask(
+    structural(
         "pad_ignored",
         |case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Padding(real)) if real.iter().any(|r| !r)),
         "Padding is attended to.",
         None,
         &[(&[SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
     ),
-    mask(
+    structural(
         "mask_topleft",
         |case| causal(case) && chunked(case),
         "The causal rule counts keys from the first cached one, queries from the piece's.",
         None,
         &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| s.past() > 0 && t > q)))],
     ),
-    mask(
+    structural(
         "packed_ignored",
         |case| packed(case) && case.inputs.position_ids.is_some(),
         "Packed sequences see each other.",
         None,
         &[(&[SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
     ),
-    mask(
+    structural(
         "gaps_as_packed",
         |case| !packed(case) && causal(case) && case.inputs.position_ids.is_some(),
         "A gap in the positions begins a new sequence, though there is a mask or a cache.",
@@ -112,14 +102,14 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    mask(
+    structural(
         "mask4d_plus_causal",
         |case| several_tokens(case) && matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
         "The causal rule is added to a 4-D mask, which already is all there is.",
         None,
         &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| t > s.past() + q)))],
     ),
-    mask(
+    structural(
         "mask4d_boolean",
         |case| matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
         "A 4-D mask says only who may be seen; what it adds to a score is lost.",

@@ -2,54 +2,44 @@
 
 use ndarray::{Array2, ArrayD};
 
-use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts};
+use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts, structural};
 use crate::case::Case;
 use crate::mutants::arithmetic::softmax;
 use crate::mutants::kinds::{CHOICE, GATES};
 use crate::mutants::parts::highest;
 use crate::mutants::scene::{Scene, rows, shaped};
-use crate::mutants::{Act, At, Class, Mutant, Variant};
-
-const fn router(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    report: Option<&'static str>,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
-    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
-}
+use crate::mutants::{Act, At, Mutant};
 
 pub const MUTANTS: &[Mutant] = &[
-    router(
+    structural(
         "group_top2",
         grouped,
         "A group is as good as the sum of its two best experts (DeepSeek-V3's rule).",
         Some("ggml-org/llama.cpp at 0c1e570: 1e-2 to 7.5e-1 off; the same in candle-vllm and litgpt"),
         &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.iter().take(2).sum())))],
     ),
-    router(
+    structural(
         "group_sum",
         grouped,
         "A group is as good as the sum of its experts.",
         None,
         &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.iter().sum())))],
     ),
-    router(
+    structural(
         "group_worst",
         grouped,
         "A group is as good as its worst expert.",
         None,
         &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.last().copied().unwrap_or(0.0))))],
     ),
-    router(
+    structural(
         "group_ignored",
         grouped,
         "Experts are chosen from all groups.",
         None,
         &[(&[CHOICE], Act::Index(|s, layer| Some(s.router(layer)?.choose(|scores| (0..scores.len()).collect()))))],
     ),
-    router(
+    structural(
         "group_M_plus1",
         grouped,
         "One group too many is kept.",
@@ -63,7 +53,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "group_strided",
         grouped,
         "Group g has the experts g, g + n_group, ..., not a run of neighbours.",
@@ -81,7 +71,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "group_topk_in_each",
         |case| grouped(case) && enough_in_each_group(case),
         "Of every group its topk_group best experts are candidates.",
@@ -99,7 +89,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "group_mask_lost",
         grouped,
         "The mask of groups replaces the scores: every token goes to the first experts, with weight 0.",
@@ -116,7 +106,7 @@ pub const MUTANTS: &[Mutant] = &[
             (&[GATES], Act::Real(|_, at| Some(at.value * 0.0))),
         ],
     ),
-    router(
+    structural(
         "topk_lowest",
         some_experts,
         "The experts with the lowest scores are chosen.",
@@ -130,28 +120,28 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "no_gamma",
         scaled_experts,
         "routed_scaling_factor is left out.",
         None,
         &[(&[GATES], Act::Real(|s, at| Some(at.value / s.config().routed_scaling_factor)))],
     ),
-    router(
+    structural(
         "renorm",
         |case| several_experts(case) && plain_weights(case),
         "The weights are divided by their sum, then scaled (DeepSeek-V3's rule).",
         Some("ggml-org/llama.cpp at 0c1e570, where norm_topk_prob is set"),
         &[(&[GATES], Act::Real(|s, at| Some(normalised(at)? * s.config().routed_scaling_factor)))],
     ),
-    router(
+    structural(
         "renorm_nogamma",
         |case| several_experts(case) && plain_weights(case),
         "The weights are divided by their sum and not scaled.",
         None,
         &[(&[GATES], Act::Real(|_, at| normalised(at)))],
     ),
-    router(
+    structural(
         "norm_topk_ignored",
         |case| several_experts(case) && !plain_weights(case),
         "norm_topk_prob is set and ignored.",
@@ -166,7 +156,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "softmax_after_topk",
         |case| several_experts(case) && plain_weights(case),
         "The softmax is over the chosen experts only.",
@@ -184,7 +174,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "gate_sigmoid",
         |case| moe(case) && plain_weights(case),
         "Scores are sigmoids, not a softmax (DeepSeek-V3's rule).",
@@ -197,14 +187,14 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "gate_raw_logits",
         |case| moe(case) && plain_weights(case),
         "The logits themselves are the weights.",
         None,
         &[(&[GATES], Act::Real(|s, at| shaped(logits_of_choice(s, at)? * s.config().routed_scaling_factor, at.value)))],
     ),
-    router(
+    structural(
         "w_misaligned",
         several_experts,
         "Each expert has the weight of the next.",
@@ -218,7 +208,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "topk_minus1",
         several_experts,
         "The last of the chosen experts is left out.",
@@ -233,7 +223,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    router(
+    structural(
         "weights_one",
         several_experts,
         "Every chosen expert counts alike.",

@@ -4,38 +4,28 @@ use dsv2_reference::config::RopeType;
 use dsv2_reference::rope::yarn_get_mscale;
 use ndarray::ArrayD;
 
-use super::{always, rope};
+use super::{always, rope, structural};
 use crate::case::Case;
 use crate::mutants::kinds::{SCORES, WEIGHTS};
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Class, Mutant, Variant};
-
-const fn scale(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    report: Option<&'static str>,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
-    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
-}
+use crate::mutants::{Act, At, Mutant};
 
 pub const MUTANTS: &[Mutant] = &[
-    scale(
+    structural(
         "scale_no_mscale",
         |case| mscale(case).is_some(),
         "YaRN's mscale² is left out of the softmax scale.",
         Some("huggingface/transformers#47435 (4.54 to 5.14), onnxruntime/mobius#548"),
         &[(&[SCORES], Act::Real(|s, at| scaled(s, at, mscale(s.case())?.powi(-2))))],
     ),
-    scale(
+    structural(
         "scale_mscale1",
         |case| mscale(case).is_some(),
         "The softmax scale has mscale once, not squared.",
         None,
         &[(&[SCORES], Act::Real(|s, at| scaled(s, at, 1.0 / mscale(s.case())?)))],
     ),
-    scale(
+    structural(
         "scale_mscale_for_all_dim",
         |case| mscale(case).is_some() && rope(case).is_some_and(|rope| rope.mscale != rope.mscale_all_dim),
         "The softmax scale is computed from mscale (1 if missing), not from mscale_all_dim.",
@@ -49,7 +39,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    scale(
+    structural(
         "scale_mscale_always",
         |case| mscale(case).is_none() && rope(case).is_some_and(|rope| rope.factor.is_some_and(|f| f > 1.0)),
         "The softmax scale has mscale² where it should not.",
@@ -63,7 +53,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    scale(
+    structural(
         "scale_dh_only",
         always,
         "The softmax scale is n^(-1/2): the rotated part is not counted.",
@@ -76,7 +66,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    scale(
+    structural(
         "scale_latent_width",
         always,
         "Absorbed: the softmax scale is (c + r)^(-1/2), the width of the latent query.",
@@ -91,14 +81,14 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    scale(
+    structural(
         "double_scale",
         always,
         "The softmax scale is applied twice.",
         None,
         &[(&[SCORES], Act::Real(|s, at| scaled(s, at, s.softmax_scale()?)))],
     ),
-    scale(
+    structural(
         "weights_scaled",
         |case| mscale(case).is_some(),
         "The attention weights are multiplied by mscale.",

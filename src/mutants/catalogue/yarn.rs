@@ -6,7 +6,7 @@ use dsv2_reference::rope::{RotaryEmbedding, yarn_get_mscale};
 use ndarray::Array2;
 
 use super::tables::{at_positions, changed, embedding, far, of_frequencies};
-use super::{chunked, fixed_rope, rope, yarn};
+use super::{chunked, fixed_rope, rope, structural, yarn};
 use crate::case::Case;
 use crate::mutants::arithmetic::to_bf16;
 use crate::mutants::kinds::{COS, SIN};
@@ -15,32 +15,22 @@ use crate::mutants::{Act, Class, Mutant, Variant};
 const TABLES: &[&str] = &[COS, SIN];
 
 /// A mutant of the tables.
-const fn table(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    report: Option<&'static str>,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
-    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
-}
-
 pub const MUTANTS: &[Mutant] = &[
-    table(
+    structural(
         "yarn_off",
         yarn,
         "YaRN is ignored: plain frequencies.",
         Some("vllm-project/vllm#48621"),
         &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Default)))],
     ),
-    table(
+    structural(
         "yarn_linear",
         yarn,
         "Every frequency is divided by the factor, as in linear scaling.",
         None,
         &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Linear)))],
     ),
-    table(
+    structural(
         "yarn_maxpos",
         |case| original(case) != Some(case.config.max_position_embeddings),
         "The ramp is computed from max_position_embeddings, not from the original context.",
@@ -53,7 +43,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    table(
+    structural(
         "yarn_wrongdim",
         yarn,
         "The frequencies are those of the whole head, n + r wide.",
@@ -73,14 +63,14 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    table(
+    structural(
         "yarn_notrunc",
         |case| rope(case).is_some_and(|rope| rope.truncate),
         "The ends of the ramp are not rounded.",
         None,
         &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.truncate = !rope.truncate)))],
     ),
-    table(
+    structural(
         "yarn_rampflip",
         yarn,
         "The ramp runs the other way: high frequencies are interpolated.",
@@ -96,7 +86,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    table(
+    structural(
         "yarn_paper_ramp",
         yarn,
         "The ramp is linear in the number of turns, as the YaRN paper writes it.",
@@ -123,21 +113,21 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    table(
+    structural(
         "yarn_swapbeta",
         yarn,
         "beta_fast and beta_slow are exchanged.",
         None,
         &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| std::mem::swap(&mut rope.beta_fast, &mut rope.beta_slow))))],
     ),
-    table(
+    structural(
         "yarn_default_betas",
         |case| rope(case).is_some_and(|rope| (rope.beta_fast, rope.beta_slow) != (32.0, 1.0)),
         "beta_fast and beta_slow of the config are ignored.",
         None,
         &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| (rope.beta_fast, rope.beta_slow) = (32.0, 1.0))))],
     ),
-    table(
+    structural(
         "yarn_attnfactor",
         yarn,
         "Cosine and sine are multiplied by 0.1 ln(factor) + 1, YaRN's usual length factor.",
@@ -150,7 +140,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    table(
+    structural(
         "yarn_mscale_cos",
         |case| yarn(case) && rope(case).is_some_and(|rope| rope.mscale.is_some_and(|mscale| mscale != 0.0)),
         "Cosine and sine are multiplied by ms(factor, mscale), not divided by ms(factor, mscale_all_dim).",
@@ -164,7 +154,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    table(
+    structural(
         "yarn_mscale_ignored",
         |case| {
             yarn(case)
@@ -174,7 +164,7 @@ pub const MUTANTS: &[Mutant] = &[
         Some("ggml-org/llama.cpp at 0c1e570: 1.6e-1 off at mscale 1 and mscale_all_dim 0.707"),
         &[(TABLES, Act::Real(|s, at| Some(at.value / embedding(s, |_| {})?.attention_factor())))],
     ),
-    table(
+    structural(
         "yarn_lone_mscale",
         |case| yarn(case) && rope(case).is_some_and(|rope| rope.mscale.is_some() != rope.mscale_all_dim.is_some()),
         "Where one of mscale and mscale_all_dim is missing, the other code base's fallback is used.",
@@ -188,42 +178,42 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    table(
+    structural(
         "yarn_attention_factor_ignored",
         |case| yarn(case) && rope(case).is_some_and(|rope| rope.attention_factor.is_some()),
         "attention_factor of the config is ignored.",
         None,
         &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.attention_factor = None)))],
     ),
-    table(
+    structural(
         "rope_linear_off",
         |case| rope(case).is_some_and(|rope| rope.rope_type == RopeType::Linear),
         "The factor of linear scaling is ignored.",
         None,
         &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Default)))],
     ),
-    table(
+    structural(
         "ntk_static",
         |case| rope(case).is_some_and(|rope| rope.rope_type == RopeType::Dynamic),
         "The base of dynamic scaling never grows.",
         None,
         &[(TABLES, Act::Real(|s, at| changed(s, at, |_| {})))],
     ),
-    table(
+    structural(
         "rope_theta_default",
         |case| rope(case).is_some_and(|rope| rope.rope_theta != 10000.0),
         "The base is 10000, whatever the config says.",
         None,
         &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_theta = 10000.0)))],
     ),
-    table(
+    structural(
         "rope_neg",
         fixed_rope,
         "Vectors are turned the wrong way round: the sine has the wrong sign.",
         None,
         &[(&[SIN], Act::Real(|_, at| Some(-at.value)))],
     ),
-    table(
+    structural(
         "rope_pos_zero_chunk",
         |case| fixed_rope(case) && chunked(case),
         "Positions start at 0 again in every piece.",
@@ -237,7 +227,7 @@ pub const MUTANTS: &[Mutant] = &[
             }),
         )],
     ),
-    table(
+    structural(
         "rope_bf16_pos",
         |case| fixed_rope(case) && far(case, 256),
         "Positions are bf16 numbers, which count by 2 from 256 on.",
