@@ -21,6 +21,7 @@
 //! | [`layer`], [`model`] | 2, figure 2 | the residual stream, the whole model |
 //! | [`causal_lm`], [`sequence_classification`], [`loss`] | | heads and losses, greedy generation |
 //! | [`checkpoint`], [`safetensors_file`], [`mod@file`], [`generator`], [`weights`] | | where weights come from |
+//! | `linalg` (feature) | | ranks, factorisations and condition numbers of the model's matrices |
 //! | [`tap`], [`round`] | | the hook at every named tensor; rounding to bf16 with it |
 //!
 //! Shapes are written with the letters B (batch), S (new tokens), T (cached and new tokens), D (`hidden_size`), H
@@ -76,6 +77,8 @@ pub mod file;
 pub mod generator;
 mod json;
 pub mod layer;
+#[cfg(feature = "linalg")]
+pub mod linalg;
 pub mod linear;
 pub mod loss;
 pub mod mask;
