@@ -35,7 +35,7 @@ use std::sync::OnceLock;
 use ndarray::{Array, Array2, Array3, Array4, ArrayView, ArrayView2, ArrayView3, Axis, RemoveAxis, Slice, s};
 use rayon::prelude::*;
 
-use crate::cache::LayerCache;
+use crate::cache::{CacheFormat, LayerCache};
 use crate::linear::Linear;
 use crate::matmul::{matmul, matmul_t};
 use crate::norm::{LATENT_NORM_EPS, RmsNorm};
@@ -154,17 +154,18 @@ impl<T: Real> DeepseekV2Attention<T> {
         let (compressed_kv, k_pe) = self.latents(hidden, context.rotary, tap);
 
         // From here on the keys are those of all T tokens: the cached ones and the new ones.
-        let mut new_tokens_only = LayerCache::new(batch, self.kv_lora_rank, self.qk_rope_head_dim);
+        let mut new_tokens_only = LayerCache::new(batch, self.kv_lora_rank, self.qk_rope_head_dim, CacheFormat::Plain);
         let is_cached = cache.is_some();
         let cache = cache.unwrap_or(&mut new_tokens_only);
         cache.append(compressed_kv.view(), k_pe.view());
+        let mut decoded = None;
+        let (mut latents, mut keys) = cache.read(&mut decoded);
         if is_cached {
-            let (latents, keys) = cache.both_mut();
             let mut stage = tap.root_child(format!("past_key_values.{}", self.layer));
-            stage.view("compressed_kv", latents);
-            stage.view("k_pe", keys);
+            stage.view("compressed_kv", latents.view_mut());
+            stage.view("k_pe", keys.view_mut());
         }
-        let (latents, keys) = (cache.compressed_kv(), cache.k_pe());
+        let (latents, keys) = (latents.view(), keys.view());
         let (attn_output, attn_weights) = match context.form {
             AttentionForm::Expanded => self.attend_expanded(q_nope, q_pe, latents, keys, context.bias, tap),
             AttentionForm::Absorbed => self.attend_absorbed(q_nope, q_pe, latents, keys, context.bias, tap),

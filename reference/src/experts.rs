@@ -14,12 +14,13 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 
 use crate::activation::Activation;
+use crate::deepseek_v3::router::DeepseekV3TopkRouter;
 use crate::linear::Linear;
 use crate::modules::row_by_row;
-use crate::router::{DeepseekV2TopkRouter, Routing};
-use crate::tap::Scope;
+use crate::router::{DROPPED, DeepseekV2TopkRouter, Routing};
+use crate::tap::{NoTap, Scope};
 use crate::weights::WeightSource;
-use crate::{DeepseekV2Config, Dialect, Real, Result};
+use crate::{DeepseekV2Config, Dialect, Error, Real, Result};
 
 /// `down_proj(act(gate_proj(x)) * up_proj(x))`: the dense MLP, the shared experts, and each routed expert.
 #[derive(Debug)]
@@ -80,12 +81,31 @@ impl<T: Real> DeepseekV2Mlp<T> {
     }
 }
 
+/// `mlp.gate`: by whose rule the tokens are routed.
+#[derive(Debug)]
+pub enum Gate<T> {
+    /// DeepSeek-V2's.
+    V2(DeepseekV2TopkRouter<T>),
+    /// DeepSeek-V3's, an extension ([`crate::deepseek_v3`]).
+    V3(DeepseekV3TopkRouter<T>),
+}
+
+impl<T: Real> Gate<T> {
+    fn forward(&self, tokens: ArrayView2<T>, tap: &mut Scope<T>) -> Result<Routing<T>> {
+        match self {
+            Gate::V2(router) => router.forward(tokens, tap),
+            Gate::V3(router) => router.forward(tokens, tap),
+        }
+    }
+}
+
 /// A mixture-of-experts layer.
 #[derive(Debug)]
 pub struct DeepseekV2Moe<T> {
-    gate: DeepseekV2TopkRouter<T>,
+    gate: Box<Gate<T>>,
     experts: Vec<DeepseekV2Mlp<T>>,
     shared_experts: Option<DeepseekV2Mlp<T>>,
+    hidden_size: usize,
 }
 
 impl<T: Real> DeepseekV2Moe<T> {
@@ -94,26 +114,66 @@ impl<T: Real> DeepseekV2Moe<T> {
     /// # Errors
     /// If a weight is missing or of another shape.
     pub fn load(config: &DeepseekV2Config, dialect: Dialect, path: &str, weights: &dyn WeightSource) -> Result<Self> {
+        let gate = DeepseekV2TopkRouter::load(config, dialect, &format!("{path}.gate"), weights)?;
+        DeepseekV2Moe::with_gate(config, Gate::V2(gate), path, weights)
+    }
+
+    /// The same behind any gate.
+    ///
+    /// # Errors
+    /// If a weight is missing or of another shape.
+    pub fn with_gate(config: &DeepseekV2Config, gate: Gate<T>, path: &str, weights: &dyn WeightSource) -> Result<Self> {
         let expert = |e| {
             DeepseekV2Mlp::load(config, &format!("{path}.experts.{e}"), config.moe_intermediate_size, false, weights)
         };
         let shared = format!("{path}.shared_experts");
         Ok(DeepseekV2Moe {
-            gate: DeepseekV2TopkRouter::load(config, dialect, &format!("{path}.gate"), weights)?,
+            gate: Box::new(gate),
             experts: (0..config.num_experts()).map(expert).collect::<Result<_>>()?,
             shared_experts: match config.n_shared_experts {
                 None => None,
                 Some(_) => Some(DeepseekV2Mlp::load(config, &shared, config.shared_width(), config.mlp_bias, weights)?),
             },
+            hidden_size: config.hidden_size,
         })
     }
 
+    /// Where each of N tokens goes: \[N,D\].
+    ///
+    /// # Errors
+    /// If the tokens have another width than the layer, or the router refuses its logits.
+    pub fn route(&self, tokens: ArrayView2<T>) -> Result<Routing<T>> {
+        self.check_width(tokens.ncols())?;
+        self.gate.forward(tokens, &mut Scope::root(&mut NoTap))
+    }
+
+    fn check_width(&self, width: usize) -> Result<()> {
+        if width == self.hidden_size {
+            return Ok(());
+        }
+        Err(Error::input("hidden_states", format!("{} numbers for each token", self.hidden_size), width))
+    }
+
+    /// The routed experts.
+    pub fn experts(&self) -> &[DeepseekV2Mlp<T>] {
+        &self.experts
+    }
+
+    /// The shared experts, as one MLP.
+    pub fn shared_experts(&self) -> Option<&DeepseekV2Mlp<T>> {
+        self.shared_experts.as_ref()
+    }
+
     /// \[B,S,D\] -> \[B,S,D\], and the router's logits \[B S,E\].
-    pub(crate) fn forward(&self, hidden: ArrayView3<T>, tap: &mut Scope<T>) -> Result<(Array3<T>, Array2<T>)> {
+    ///
+    /// # Errors
+    /// As [`DeepseekV2Moe::route`].
+    pub fn forward(&self, hidden: ArrayView3<T>, tap: &mut Scope<T>) -> Result<(Array3<T>, Array2<T>)> {
         let (batch, length, width) = hidden.dim();
-        let tokens = hidden.into_shape_with_order((batch * length, width)).expect("standard layout");
-        let routing = self.gate.forward(tokens, &mut tap.child("gate"))?;
-        let mut routed = self.routed(tokens, &routing);
+        self.check_width(width)?;
+        let tokens = hidden.to_shape((batch * length, width)).expect("a row for each token");
+        let routing = self.gate.forward(tokens.view(), &mut tap.child("gate"))?;
+        let mut routed = self.routed(tokens.view(), &routing)?;
         tap.real("experts", &mut routed);
         let mut output = routed.into_shape_with_order((batch, length, width)).expect("a row for each token");
         if let Some(shared_experts) = &self.shared_experts {
@@ -127,7 +187,12 @@ impl<T: Real> DeepseekV2Moe<T> {
 
     /// sum_i g_{i,t} FFN_i(u_t): each expert sees the tokens that selected it, in one piece; the sum over experts is in
     /// order of the expert's index, whatever the number of threads. \[N,D\] -> \[N,D\].
-    fn routed(&self, tokens: ArrayView2<T>, routing: &Routing<T>) -> Array2<T> {
+    ///
+    /// # Errors
+    /// If `routing` is not of these tokens and experts.
+    pub fn routed(&self, tokens: ArrayView2<T>, routing: &Routing<T>) -> Result<Array2<T>> {
+        self.check_width(tokens.ncols())?;
+        check_routing(routing, tokens.nrows(), self.experts.len())?;
         let of_experts: Vec<_> =
             routing.tokens_of_experts().into_iter().enumerate().filter(|(_, of)| !of.is_empty()).collect();
         let outputs: Vec<Array2<T>> = of_experts
@@ -143,6 +208,23 @@ impl<T: Real> DeepseekV2Moe<T> {
                 sum.row_mut(*token).scaled_add(*weight, &y);
             }
         }
-        sum
+        Ok(sum)
+    }
+}
+
+/// Refuses a routing (anybody may make one) of other tokens or to experts that do not exist.
+pub(crate) fn check_routing<T: Real>(routing: &Routing<T>, tokens: usize, experts: usize) -> Result<()> {
+    let Routing { router_logits, topk_indices, topk_weights } = routing;
+    if router_logits.dim() != (tokens, experts) || topk_indices.nrows() != tokens {
+        let found = format!("logits {:?} and indices {:?}", router_logits.shape(), topk_indices.shape());
+        return Err(Error::input("routing", format!("logits [{tokens}, {experts}] and indices [{tokens}, k]"), found));
+    }
+    if topk_weights.dim() != topk_indices.dim() {
+        let found = format!("{:?}", topk_weights.shape());
+        return Err(Error::input("topk_weights", format!("{:?}, as the indices", topk_indices.shape()), found));
+    }
+    match topk_indices.iter().find(|&&expert| !(DROPPED..experts as i64).contains(&expert)) {
+        None => Ok(()),
+        Some(bad) => Err(Error::input("topk_indices", format!("experts below {experts}"), bad)),
     }
 }

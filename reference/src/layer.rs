@@ -46,12 +46,24 @@ impl<T: Real> DeepseekV2DecoderLayer<T> {
     /// # Errors
     /// If a weight is missing or has another shape than the config implies.
     pub fn load(config: &DeepseekV2Config, dialect: Dialect, layer: usize, weights: &dyn WeightSource) -> Result<Self> {
+        let moe = |path: &str| DeepseekV2Moe::load(config, dialect, path, weights);
+        DeepseekV2DecoderLayer::with_experts(config, dialect, layer, weights, moe)
+    }
+
+    /// The same, where `moe` loads the experts of `model.layers.{layer}.mlp` if the layer has any.
+    pub(crate) fn with_experts(
+        config: &DeepseekV2Config,
+        dialect: Dialect,
+        layer: usize,
+        weights: &dyn WeightSource,
+        moe: impl FnOnce(&str) -> Result<DeepseekV2Moe<T>>,
+    ) -> Result<Self> {
         let path = format!("model.layers.{layer}");
         let norm =
             |name: &str| RmsNorm::load(weights, &format!("{path}.{name}"), config.hidden_size, config.rms_norm_eps);
         let mlp_path = format!("{path}.mlp");
         let mlp = if config.is_moe_layer(layer, dialect) {
-            FeedForward::Moe(DeepseekV2Moe::load(config, dialect, &mlp_path, weights)?)
+            FeedForward::Moe(moe(&mlp_path)?)
         } else {
             let width = config.intermediate_size;
             FeedForward::Dense(DeepseekV2Mlp::load(config, &mlp_path, width, config.mlp_bias, weights)?)

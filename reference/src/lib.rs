@@ -13,10 +13,13 @@
 //! | [`dialect`] | | where Transformers, its old versions and DeepSeek's own code disagree |
 //! | [`attention`] | 2.1, eq. 9-19; C, eq. 37-47 | MLA, expanded and absorbed side by side |
 //! | [`rope`] | 2.1.3, 3.1.4 | rotary embedding, YaRN, the softmax scale |
-//! | [`cache`] | 2.1.4 | the latent KV cache |
+//! | [`cache`] | 2.1.4, 3.2.3 | the latent KV cache, plain or packed in 6 to 16 bits per element |
 //! | [`mask`] | | causal rule, padding, packed sequences |
-//! | [`router`] | 2.2.1, 2.2.2, eq. 20-22 | which experts, with what weight |
+//! | [`router`] | 2.2.1, 2.2.2, eq. 20-22 | which experts, with what weight; limited to M devices |
 //! | [`experts`], [`activation`] | 2.2.1, eq. 20 | the gated MLP, shared and routed experts |
+//! | [`training`] | 2.2.3, 2.2.4, eq. 23-31 | balance losses, token dropping |
+//! | [`parallel`] | 2.2.2, 3.1.3 | experts on many devices, heads and columns on many ranks, computed on one |
+//! | [`deepseek_v3`] | none | two parts of DeepSeek-V3, which V2's documentation speaks of: routing with biases, multi-token prediction |
 //! | [`norm`], [`softmax`], [`linear`], [`matmul`] | | the arithmetic below, each sum in a fixed order |
 //! | [`layer`], [`model`] | 2, figure 2 | the residual stream, the whole model |
 //! | [`causal_lm`], [`sequence_classification`], [`loss`] | | heads and losses, greedy generation |
@@ -70,6 +73,7 @@ pub mod cache;
 pub mod causal_lm;
 pub mod checkpoint;
 pub mod config;
+pub mod deepseek_v3;
 pub mod dialect;
 mod error;
 pub mod experts;
@@ -86,6 +90,7 @@ pub mod matmul;
 pub mod model;
 mod modules;
 pub mod norm;
+pub mod parallel;
 mod real;
 pub mod rope;
 pub mod round;
@@ -95,6 +100,7 @@ pub mod sequence_classification;
 pub mod softmax;
 pub mod tap;
 mod tensor;
+pub mod training;
 pub mod weights;
 
 pub use activation::Activation;
