@@ -47,7 +47,12 @@ fn fault(place: &str) -> Option<String> {
         return (!file.is_file()).then(|| format!("no golden case {case}"));
     }
     let Some((file, name)) = place.split_once("::") else { return Some(format!("neither test nor case: {place}")) };
-    let path = if file.starts_with("src/") { crate_dir().join(file) } else { crate_dir().join("tests").join(file) };
+    let folder = match file {
+        _ if file.starts_with("src/") => "",
+        _ if file.starts_with("properties/") => "../tests",
+        _ => "tests",
+    };
+    let path = crate_dir().join(folder).join(file);
     (!has_test(&path, name)).then(|| format!("no test {name} in {file}"))
 }
 
