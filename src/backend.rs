@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::cache::LatentCache;
+use dsv2_reference::cache::{CacheFormat, LatentCache};
 use dsv2_reference::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM};
 use dsv2_reference::config::Head;
 use dsv2_reference::loss::{CausalLmLabels, ClassificationLabels};
@@ -16,7 +16,7 @@ use dsv2_reference::{Dtype, Real, mask};
 
 use crate::case::Case;
 use crate::inputs::{AttentionMask, Inputs, Labels};
-use crate::taps::storage::{CacheFormat, PlainErrors, Tf32Operands};
+use crate::taps::storage::{PlainErrors, Tf32Operands};
 use crate::taps::{AnyTap, Forced, Recorder, again};
 use crate::trace::Trace;
 use crate::{Error, Result};
@@ -94,7 +94,7 @@ pub struct Settings<'a> {
     pub attention: AttentionForm,
     /// Which stages to record; all, if there is no choice.
     pub stages: Option<Choice<'a>>,
-    /// How the cache keeps its latents.
+    /// How the cache keeps its latents and keys.
     pub cache: CacheFormat,
     /// Whether it errs as much as a plain implementation ([`PlainErrors`]).
     pub plain_errors: bool,
@@ -145,7 +145,6 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
     let mut recorder = Recorder::new(settings.precision, settings.stages);
     let forced = |trace| Forced::new(trace, batch);
     let (mut replay, mut teacher) = (settings.replay.map(forced), settings.teacher.map(forced));
-    let mut cache_format = settings.cache;
     let narrow = settings.precision.narrow();
     let mut plain_errors = settings.plain_errors.then(|| PlainErrors::new(&case.config, narrow));
     let mut rounding = narrow.map(RoundingTap);
@@ -155,7 +154,6 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
             |tap: Option<&mut dyn Tap<T>>| tap.into_iter().for_each(|tap| tap.stage(name, again(&mut value)));
         show(replay.as_mut().map(|tap| tap as _));
         show(Some(&mut *tap));
-        show(Some(&mut cache_format));
         show(plain_errors.as_mut().map(|tap| tap as _));
         show(rounding.as_mut().map(|tap| tap as _));
         show(Some(&mut recorder));
@@ -164,7 +162,7 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
     };
 
     let model = Model::<T>::load(case)?;
-    let mut cache = case.use_cache.then(|| LatentCache::new(&case.config, batch));
+    let mut cache = case.use_cache.then(|| LatentCache::with_format(&case.config, batch, settings.cache));
     let run = Run { attention: settings.attention, ..Run::default() };
     for piece in case.inputs.pieces(&case.pieces)? {
         model.forward(&piece, cache.as_mut(), &run, &mut taps)?;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::checkpoint::Checkpoint;
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::{WeightSource, check_complete};
@@ -72,6 +73,19 @@ impl Case {
         let tolerated: &[&str] = if self.config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
         check_complete(&*self.weights, &self.config.weight_shapes(self.head, self.dialect), tolerated)?;
         Ok(Case { weights: Box::new(Remembered::new(self.weights)), ..self })
+    }
+}
+
+impl Case {
+    /// Whether there is a cache that could keep its numbers in this format.
+    ///
+    /// # Errors
+    /// If there is none, and the format is not that of no cache.
+    pub fn check_cache(&self, format: CacheFormat) -> Result<()> {
+        if format == CacheFormat::Plain || self.use_cache {
+            return Ok(());
+        }
+        Err(Error::request("--cache", "plain where there is no cache (use_cache is false)", format))
     }
 }
 

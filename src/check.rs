@@ -10,6 +10,7 @@ mod hint;
 mod uncatchable;
 
 use dsv2_reference::Dtype;
+use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::tap::{StageValue, Tap};
 use indexmap::IndexSet;
 
@@ -23,7 +24,6 @@ use crate::local::Local;
 use crate::metrics::compare;
 use crate::rows::ComparedRows;
 use crate::stage::{Stage, flow, sibling};
-use crate::taps::storage::CacheFormat;
 use crate::trace::Trace;
 use crate::values::{Values, fit};
 use crate::{Error, Result};
@@ -96,6 +96,7 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 
 fn checked(request: &Request, hints: bool) -> Result<Checked> {
     let case = &request.case;
+    case.check_cache(request.cache)?;
     let (candidate, mut layouts) = layouts::split_fused(&request.candidate, &case.config, case.dialect);
     let precision = request.precision.unwrap_or_else(|| precision_of(&candidate));
     if !candidate.iter().any(|(name, _)| Stage::parse(name).is_some()) {

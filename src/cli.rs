@@ -1,6 +1,7 @@
 //! What can be asked for.
 
 mod check;
+mod kv_cache;
 mod mutants;
 mod progress;
 mod trace;
@@ -12,12 +13,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{Backend, Precision, Reference};
 use dsv2::golden::Suite;
-use dsv2::kv_cache::kv_cache_table;
 use dsv2::materialize::materialize;
 use dsv2::{Error, Result, golden};
+use dsv2_reference::Dialect;
 use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::config::PRESETS;
-use dsv2_reference::{DeepseekV2Config, Dialect};
+use dsv2_reference::cache::CacheFormat;
 
 /// Is this implementation DeepSeek-V2, and if not, which stage is wrong and by how much?
 #[derive(Parser)]
@@ -39,8 +39,8 @@ enum Command {
     Mutants(mutants::MutantsArgs),
     /// Write a golden case as a Hugging Face folder, with its inputs and expected stages
     Materialize(MaterializeArgs),
-    /// What the latent cache saves
-    KvCache(KvCacheArgs),
+    /// What a token costs in the cache, and how far a memory goes: MHA, GQA, MQA and MLA, in bf16, fp8 and 6 bits
+    KvCache(kv_cache::KvCacheArgs),
 }
 
 #[derive(Args)]
@@ -51,19 +51,6 @@ struct MaterializeArgs {
     dir: PathBuf,
     #[command(flatten)]
     golden: GoldenArgs,
-}
-
-#[derive(Args)]
-struct KvCacheArgs {
-    /// A checkpoint folder (its config.json is read)
-    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
-    model: Option<PathBuf>,
-    /// A released model
-    #[arg(long, value_parser = PRESETS)]
-    preset: Option<String>,
-    /// Bytes of a cached number: 2 for bf16, 4 for fp32
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
-    bytes: u8,
 }
 
 #[derive(Args, Default)]
@@ -134,27 +121,17 @@ impl Cli {
                 materialize(&golden, &args.dir)?;
                 Ok(Done { output: format!("{}: {}", args.dir.display(), golden.file.description), conforms: true })
             }
-            Command::KvCache(args) => kv_cache(&args),
+            Command::KvCache(args) => kv_cache::run(&args),
         }
     }
 }
 
-fn kv_cache(args: &KvCacheArgs) -> Result<Done> {
-    let table = |name: &str, config: &DeepseekV2Config| kv_cache_table(name, config, args.bytes.into());
-    let output = match (&args.model, &args.preset) {
-        (Some(dir), _) => table("model", &DeepseekV2Config::from_file(&dir.join("config.json"))?),
-        (None, Some(name)) => table(name, &DeepseekV2Config::preset(name)?),
-        (None, None) => {
-            let models =
-                ["v2", "v2-lite"].map(|name| DeepseekV2Config::preset(name).map(|config| table(name, &config)));
-            models.into_iter().collect::<Result<Vec<_>, _>>()?.join("\n\n")
-        }
-    };
-    Ok(Done { output, conforms: true })
-}
-
 fn dialect(text: &str) -> Result<Dialect> {
     golden::dialect(text)
+}
+
+fn cache_format(text: &str) -> Result<CacheFormat> {
+    Ok(text.parse()?)
 }
 
 fn precision(text: &str) -> Result<Precision> {

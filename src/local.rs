@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
 use ndarray::ArrayD;
@@ -23,7 +24,7 @@ use crate::judge::{LocalTruth, Truth};
 use crate::metrics::{Metrics, compare};
 use crate::rows::ComparedRows;
 use crate::stage::{Stage, flow};
-use crate::taps::storage::{self, CacheFormat};
+use crate::taps::storage;
 use crate::trace::Trace;
 use crate::values::{Values, fit};
 
@@ -134,9 +135,8 @@ fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config) -> Trace 
 fn is_exact(name: &str, teacher: &Trace, cache: CacheFormat) -> bool {
     let copied = |source: &str| teacher.get(source).is_some();
     match name.strip_prefix("past_key_values.").and_then(|rest| rest.split_once('.')) {
-        Some((layer, _)) if storage::is_latent(name) => {
-            cache == CacheFormat::Plain && copied(&format!("model.layers.{layer}.self_attn.kv_a_layernorm"))
-        }
+        Some(_) if cache != CacheFormat::Plain => false,
+        Some((layer, "compressed_kv")) => copied(&format!("model.layers.{layer}.self_attn.kv_a_layernorm")),
         Some((layer, _)) => copied(&format!("model.layers.{layer}.self_attn.k_pe")),
         None => flow::is_copy(name),
     }

@@ -478,14 +478,38 @@ fn numbers_in_the_place_of_expert_indices_are_a_failure_of_the_candidate() {
     assert!(stdout.contains(&format!("first wrong stage {indices}")), "{stdout}");
 }
 
+#[test]
+fn a_packed_cache_is_judged_by_the_numbers_that_it_holds() {
+    let room = Room::of("v2");
+    let trace = room.out("trace.safetensors");
+    for format in ["bf16", "int8", "fp8", "six-bit"] {
+        run(room.trace().args(["--cache", format])).passes();
+        run(room.check(&trace).args(["--cache", format])).passes();
+        let stdout = run(&mut room.check(&trace)).fails();
+        assert!(stdout.contains("first wrong stage past_key_values.0.compressed_kv"), "{format}: {stdout}");
+        fs::remove_file(&trace).unwrap();
+    }
+    let config = room.file("config.json");
+    let mut without: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    without["use_cache"] = false.into();
+    fs::write(&config, without.to_string()).unwrap();
+    let line = run(room.trace().args(["--cache", "fp8"])).refused();
+    assert!(line.contains("--cache: expected plain where there is no cache (use_cache is false), found fp8"), "{line}");
+}
+
 // everything else
 
 #[test]
 fn what_the_latent_cache_saves() {
     insta::assert_snapshot!(run(&mut dsv2(["kv-cache"])).passes());
     let room = Room::of("v2");
-    let stdout = run(dsv2(["kv-cache", "--bytes", "4", "--model"]).arg(room.path().join("model"))).passes();
-    assert!(stdout.contains("latent cache (MLA)"), "{stdout}");
+    let stdout = run(dsv2(["kv-cache", "--memory", "0.5", "--model"]).arg(room.path().join("model"))).passes();
+    assert!(stdout.contains("longest context in 0.5 GB"), "{stdout}");
+    let json = run(&mut dsv2(["kv-cache", "--json", "--preset", "v2-lite", "--batch", "2"])).passes();
+    let tables: Value = serde_json::from_str(&json).unwrap();
+    let row = tables["tables"][0]["rows"].as_array().unwrap().iter().find(|row| row["attention"] == "mla").unwrap();
+    assert_eq!((&row["format"], &row["bytes_per_token"]), (&"bf16".into(), &31_104.into()));
+    assert_eq!(row["longest_context"], 160_751, "10^10 / 31104 / 2");
     let line = run(&mut dsv2(["kv-cache", "--preset", "v3"])).refused();
     assert!(line.contains("v3") && line.contains("v2-lite"), "{line}");
 }
@@ -517,7 +541,10 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
         (&["trace", "--chunks", "7,0"], &["--chunks", "expected lengths from 1 up, such as 7,1,1", "7,0"]),
         (&["prove"], &["prove"]),
         (&["verify", "--proof"], &["--proof"]),
-        (&["kv-cache", "--bytes", "0"], &["--bytes", "0"]),
+        (&["kv-cache", "--memory=-1"], &["--memory", "expected 0 to 9000000 (GB)", "-1"]),
+        (&["kv-cache", "--memory", "NaN"], &["--memory", "expected 0 to 9000000 (GB)", "NaN"]),
+        (&["kv-cache", "--batch", "0"], &["--batch", "expected one sequence or more", "0"]),
+        (&["trace", "--cache", "fp4"], &["--cache", "plain", "six-bit", "fp4"]),
         (&["materialize", "v2"], &["<DIR>"]),
     ] {
         let line = run(&mut dsv2(args)).refused();

@@ -53,3 +53,12 @@ fn the_example_of_a_wrong_implementation_is_real() {
         assert!(real.any(|printed| printed == line), "not printed, or not in this order: {line}");
     }
 }
+
+#[test]
+fn the_excerpt_of_the_cache_table_is_real() {
+    let printed = dsv2("kv-cache --preset v2", Path::new("."));
+    let mut real = printed.lines();
+    for line in shown("cargo run --release -- kv-cache --preset v2").into_iter().filter(|line| *line != "...") {
+        assert!(real.any(|printed| printed == line), "not printed, or not in this order: {line}");
+    }
+}

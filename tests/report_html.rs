@@ -9,11 +9,11 @@ use dsv2::check::{Request, check};
 use dsv2::golden::Suite;
 use dsv2::report::html;
 use dsv2::report::model::{CheckReport, Files, PassOrFail, Report, VerifyReport};
-use dsv2::taps::storage::CacheFormat;
 use dsv2::values::Values;
 use dsv2::verify::{Plan, verify};
 use dsv2::waivers::Waivers;
 use dsv2_reference::AttentionForm;
+use dsv2_reference::cache::CacheFormat;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const O_PROJ: &str = "model.layers.1.self_attn.o_proj";

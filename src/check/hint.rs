@@ -4,6 +4,7 @@
 //! attends to itself alone; a forgotten factor leaves everything in proportion. Each mutant that is planted at the stage
 //! is run on a small golden case, and its looks are compared.
 
+use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 use ndarray::{ArrayD, Axis};
 
@@ -18,7 +19,6 @@ use crate::mutants::weights::Wide;
 use crate::mutants::{Class, Mutant, catalogue};
 use crate::rows::ComparedRows;
 use crate::stage::{Layout, Stage};
-use crate::taps::storage::CacheFormat;
 use crate::trace::Trace;
 use crate::values::{Values, fit};
 

@@ -8,12 +8,12 @@ use dsv2::case::Case;
 use dsv2::check::{Request, check};
 use dsv2::mutants::explain::explain;
 use dsv2::report::model::{CheckReport, Files, PassOrFail, Report};
-use dsv2::taps::storage::CacheFormat;
 use dsv2::trace::Trace;
 use dsv2::{Result, output, report};
 use dsv2_reference::Dialect;
+use dsv2_reference::cache::CacheFormat;
 
-use super::{Done, dialect, pieces, precision, styled};
+use super::{Done, cache_format, dialect, pieces, precision, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -33,8 +33,8 @@ pub struct CheckArgs {
     /// What the candidate computed in: f64, f32, tf32, f16 or bf16 [default: as its tensors are stored]
     #[arg(long, value_name = "DTYPE", value_parser = precision)]
     dtype: Option<Precision>,
-    /// How its cache keeps the latents: plain, or fp8 (e4m3, a scale for each 128)
-    #[arg(long, default_value = "plain", value_parser = cache)]
+    /// How its cache keeps latents and keys: plain, bf16, fp8, int8 or six-bit
+    #[arg(long, default_value = "plain", value_parser = cache_format)]
     cache: CacheFormat,
     /// Whose DeepSeek-V2: hf, hf-pre-5.15 or deepseek
     #[arg(long, default_value = "hf", value_parser = dialect)]
@@ -51,10 +51,6 @@ pub struct CheckArgs {
     /// Print one JSON object in place of a table
     #[arg(long)]
     json: bool,
-}
-
-fn cache(text: &str) -> Result<CacheFormat> {
-    text.parse()
 }
 
 pub fn run(args: &CheckArgs) -> Result<Done> {

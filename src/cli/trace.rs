@@ -7,9 +7,10 @@ use dsv2::backend::{Precision, Settings};
 use dsv2::case::Case;
 use dsv2::{Error, Result, golden, output};
 use dsv2_reference::Dialect;
+use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
-use super::{Attention, BackendName, Done, dialect, pieces, precision};
+use super::{Attention, BackendName, Done, cache_format, dialect, pieces, precision};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -38,6 +39,9 @@ pub struct TraceArgs {
     /// Feed the sequence in pieces of these lengths, such as 7,1,1, through the cache
     #[arg(long, value_name = "LENGTHS", value_parser = pieces)]
     chunks: Option<std::vec::Vec<usize>>,
+    /// How the cache keeps latents and keys: plain, bf16, fp8, int8 or six-bit
+    #[arg(long, default_value = "plain", value_parser = cache_format)]
+    cache: CacheFormat,
     /// Only stages whose name matches, such as 'model.layers.0.*'
     #[arg(long, value_name = "GLOB")]
     stages: Option<String>,
@@ -47,9 +51,11 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     let pattern = golden::pattern("--stages", args.stages.as_deref().unwrap_or("*"))?;
     output::check_place(&args.output)?;
     let case = Case::open(&args.model, &args.inputs, args.dialect, args.chunks.clone())?;
+    case.check_cache(args.cache)?;
     let wanted = |name: &str| pattern.matches(name);
     let attention = args.attention.into();
-    let settings = Settings { precision: args.dtype, attention, stages: Some(&wanted), ..Settings::default() };
+    let settings =
+        Settings { precision: args.dtype, attention, stages: Some(&wanted), cache: args.cache, ..Settings::default() };
     let trace = args.backend.backend().run(&case, &settings, &mut NoTap)?;
     if trace.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));

@@ -1,11 +1,11 @@
 use dsv2_reference::Dtype;
+use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
 use super::*;
 use crate::backend::{Backend, Precision, Reference, Settings};
 use crate::check::{Checked, Request, check};
 use crate::golden::Suite;
-use crate::taps::storage::CacheFormat;
 
 /// Checks the reference's own trace of a case, rearranged.
 fn checked(case: &str, rearrange: impl Fn(&str, ArrayD<f64>) -> (String, ArrayD<f64>)) -> Checked {

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use dsv2_reference::Dtype;
+use dsv2_reference::cache::CacheFormat;
 use glob::Pattern;
 use ndarray::array;
 use time::{Date, Month};
@@ -15,7 +16,6 @@ use crate::judge::{LocalTruth, Truth, Verdict, judge};
 use crate::layouts::Recognised;
 use crate::metrics::Metrics;
 use crate::rows::ComparedRows;
-use crate::taps::storage::CacheFormat;
 use crate::trace::Trace;
 use crate::values::Values;
 use crate::verify::Outcome;

@@ -6,89 +6,16 @@
 //! | tf32 | f32 | rounded to 10 bits of fraction | f32 |
 //! | f16, bf16 | f16, bf16; rotary tables, router and loss in f32 | they are | f32 |
 //!
-//! A cache may have a narrower type of its own ([`CacheFormat`]).
-
-use std::fmt;
-use std::str::FromStr;
+//! A cache may have a narrower type of its own ([`CacheFormat`](dsv2_reference::cache::CacheFormat)): that is not done here, but
+//! by the reference's cache, which then holds real bytes.
 
 use dsv2_reference::generator::{fnv1a64, splitmix64};
 use dsv2_reference::tap::{StageValue, Tap};
 use dsv2_reference::{DeepseekV2Config, Dtype, Real};
-use ndarray::{ArrayViewMutD, Axis};
+use ndarray::ArrayViewMutD;
 
 use crate::judge::routing::unit_roundoff;
 use crate::stage::flow;
-use crate::{Error, Result};
-
-/// How the latents of the cache are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CacheFormat {
-    /// In the type of the computation.
-    #[default]
-    Plain,
-    /// Latents in 8 bits (e4m3), a scale of their largest number / 448 for each 128 of them; the rotary key as it is.
-    Fp8,
-}
-
-impl FromStr for CacheFormat {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "plain" => Ok(CacheFormat::Plain),
-            "fp8" => Ok(CacheFormat::Fp8),
-            _ => Err(Error::request("cache", "plain or fp8", format!("{text:?}"))),
-        }
-    }
-}
-
-impl fmt::Display for CacheFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            CacheFormat::Plain => "plain",
-            CacheFormat::Fp8 => "fp8",
-        })
-    }
-}
-
-/// How many latents share a scale.
-const TILE: usize = 128;
-/// The largest number of e4m3.
-const E4M3_MAX: f64 = 448.0;
-
-impl<T: Real> Tap<T> for CacheFormat {
-    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
-        if let (CacheFormat::Fp8, StageValue::Real(mut latents)) = (*self, value)
-            && is_latent(name)
-        {
-            let last = Axis(latents.ndim() - 1);
-            latents.lanes_mut(last).into_iter().for_each(|mut latent| {
-                for mut tile in latent.axis_chunks_iter_mut(Axis(0), TILE) {
-                    let largest = tile.iter().fold(0.0, |largest: f64, x| largest.max(Real::to_f64(*x).abs()));
-                    let scale = f64::from((largest / E4M3_MAX) as f32);
-                    if scale > 0.0 {
-                        tile.mapv_inplace(|x| T::from_f64(e4m3(Real::to_f64(x) / scale) * scale));
-                    }
-                }
-            });
-        }
-    }
-}
-
-/// Whether the stage holds cached latents.
-pub fn is_latent(name: &str) -> bool {
-    name.starts_with("past_key_values.") && name.ends_with(".compressed_kv")
-}
-
-/// The nearest number of e4m3 (ties to even): 3 bits of fraction, subnormal below 2⁻⁶, at most 448.
-fn e4m3(x: f64) -> f64 {
-    if x == 0.0 || !x.is_finite() {
-        return x;
-    }
-    let exponent = x.abs().log2().floor().max(-6.0);
-    let unit = (exponent - 3.0).exp2();
-    ((x / unit).round_ties_even() * unit).clamp(-E4M3_MAX, E4M3_MAX)
-}
 
 /// Reads the operands of matrix products as TF32 does: rounded to 10 bits of fraction.
 pub struct Tf32Operands {
@@ -258,34 +185,7 @@ impl<T: Real> Tap<T> for PlainErrors<'_> {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::array;
-
     use super::*;
-
-    #[test]
-    fn e4m3_has_three_bits_of_fraction() {
-        let same = [0.0, 1.0, 1.125, -448.0, 0.015625, 0.001953125];
-        assert!(same.iter().all(|&x| e4m3(x) == x));
-        assert_eq!(
-            [1.0624, 1.0626, 17.0, 19.0, 1e3, -1e9, 0.0009].map(e4m3),
-            [1.0, 1.125, 16.0, 20.0, 448.0, -448.0, 0.0]
-        );
-    }
-
-    #[test]
-    fn a_tile_is_quantised_once_and_stays() {
-        let mut latents = array![[[1.0, -0.3, 0.07, 0.0]]];
-        let mut quantise = || {
-            CacheFormat::Fp8.stage("past_key_values.0.compressed_kv", StageValue::Real(latents.view_mut().into_dyn()))
-        };
-        quantise();
-        let once = array![[[1.0, -0.3, 0.07, 0.0]]];
-        assert!(latents.iter().zip(&once).all(|(a, b): (&f64, &f64)| (a - b).abs() <= b.abs() / 16.0));
-        let first = latents.clone();
-        CacheFormat::Fp8.stage("past_key_values.0.compressed_kv", StageValue::Real(latents.view_mut().into_dyn()));
-        assert_eq!(latents, first);
-        assert_eq!(latents[[0, 0, 0]], f64::from((1.0f64 / 448.0) as f32) * 448.0);
-    }
 
     #[test]
     fn tf32_keeps_ten_bits() {

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError, mpsc};
 
 use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
 use super::{Finding, Kill, Pass, Subjects, is_output};
@@ -16,7 +17,6 @@ use crate::mutants::tap::Planted;
 use crate::mutants::weights::Wide;
 use crate::mutants::{Class, Mutant};
 use crate::stage::Stage;
-use crate::taps::storage::CacheFormat;
 use crate::trace::Trace;
 
 /// What is tried on what.
