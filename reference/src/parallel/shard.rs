@@ -21,7 +21,7 @@
 //! the last two by vocabulary).
 //!
 //! **Trap: the bias of a projection whose results are summed.** With the whole of `o_proj.bias` on every rank the sum
-//! has it P times.
+//! has it P times (text-generation-inference#1036 is about one).
 //!
 //! **Trap: heads go in blocks.** In `kv_b_proj` a head is n rows of keys and then v rows of values; a block of the
 //! matrix is a block of heads, but half of its rows is *not* "all keys".
