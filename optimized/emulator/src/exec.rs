@@ -1,0 +1,15 @@
+//! Running a kernel: launches hold blocks, blocks hold warps, warps hold the registers of 32 lanes.
+
+mod access;
+pub(crate) mod async_copy;
+pub(crate) mod barrier;
+pub(crate) mod block;
+mod collective;
+pub(crate) mod lanes;
+pub(crate) mod launch;
+mod matrix;
+mod meet;
+pub(crate) mod registers;
+mod specials;
+mod view;
+pub(crate) mod warp;

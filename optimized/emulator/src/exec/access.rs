@@ -1,0 +1,146 @@
+//! `ld`, `st`, `atom` and `red`: the one place where the lanes of a warp touch memory.
+
+use super::block::Block;
+use super::registers::{LANES, Registers, lanes};
+use super::view::{Request, View};
+use crate::Error;
+use crate::lower::instruction::{Atomic, Load, Register, Store};
+use crate::observe::{Access, Kind, Observer};
+
+impl<O: Observer> Block<'_, O> {
+    /// `ld`
+    pub(super) fn load(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
+        let addresses = self.warps[warp].addresses(load.address);
+        let bytes = load.bytes * load.parts.len() as u32;
+        let request = Request { space: load.space, bytes, writes: false, reads: true };
+        self.tell_access(warp, pc, mask, &Access { kind: Kind::Read, space: load.space, addresses: &addresses, bytes });
+        let (view, registers) = self.split(warp);
+        if let Some((memory, base)) = view.together(request, mask, &addresses) {
+            for (part, register) in load.parts.iter().enumerate() {
+                let Some(register) = register else { continue };
+                let start = base.wrapping_sub(u64::from(part as u32 * load.bytes));
+                if (register.bits, load.bytes) == (32, 4) {
+                    let row = registers.get_mut::<u32>(register.slot);
+                    lanes(mask).for_each(|lane| row[lane] = memory.load(addresses[lane].wrapping_sub(start), 4) as u32);
+                    continue;
+                }
+                for lane in lanes(mask) {
+                    let value = memory.load(addresses[lane].wrapping_sub(start), load.bytes);
+                    set(registers, *register, lane, if load.signed { widen(value, load.bytes) } else { value });
+                }
+            }
+            return Ok(());
+        }
+        let failed = lanes(mask).find_map(|lane| {
+            let spot = match view.locate(request, lane, addresses[lane]) {
+                Ok(spot) => spot,
+                Err(cause) => return Some((lane, cause)),
+            };
+            for (part, register) in load.parts.iter().enumerate() {
+                let value = spot.store.load(spot.offset + u64::from(part as u32 * load.bytes), load.bytes);
+                if let Some(register) = register {
+                    set(registers, *register, lane, if load.signed { widen(value, load.bytes) } else { value });
+                }
+            }
+            None
+        });
+        self.check(warp, pc, failed)
+    }
+
+    /// `st`
+    pub(super) fn store(&mut self, warp: usize, pc: usize, mask: u32, store: &Store) -> Result<(), Error> {
+        let addresses = self.warps[warp].addresses(store.address);
+        let bytes = store.bytes * store.parts.len() as u32;
+        let request = Request { space: store.space, bytes, writes: true, reads: false };
+        let access = Access { kind: Kind::Write, space: store.space, addresses: &addresses, bytes };
+        self.tell_access(warp, pc, mask, &access);
+        let (view, registers) = self.split(warp);
+        if let Some((memory, base)) = view.together(request, mask, &addresses) {
+            for (part, register) in store.parts.iter().enumerate() {
+                let start = base.wrapping_sub(u64::from(part as u32 * store.bytes));
+                if (register.bits, store.bytes) == (32, 4) {
+                    let row = registers.get::<u32>(register.slot);
+                    lanes(mask)
+                        .for_each(|lane| memory.store(addresses[lane].wrapping_sub(start), 4, u64::from(row[lane])));
+                    continue;
+                }
+                for lane in lanes(mask) {
+                    memory.store(addresses[lane].wrapping_sub(start), store.bytes, get(registers, *register, lane));
+                }
+            }
+            return Ok(());
+        }
+        let failed = lanes(mask).find_map(|lane| {
+            let spot = match view.locate(request, lane, addresses[lane]) {
+                Ok(spot) => spot,
+                Err(cause) => return Some((lane, cause)),
+            };
+            for (part, register) in store.parts.iter().enumerate() {
+                let offset = spot.offset + u64::from(part as u32 * store.bytes);
+                spot.store.store(offset, store.bytes, get(registers, *register, lane));
+            }
+            None
+        });
+        self.check(warp, pc, failed)
+    }
+
+    /// `atom` and `red`: lane after lane.
+    pub(super) fn atomic(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {
+        let addresses = self.warps[warp].addresses(atomic.address);
+        let Atomic { space, bytes, operands: [b, c], .. } = *atomic;
+        let request = Request { space, bytes, writes: true, reads: true };
+        self.tell_access(warp, pc, mask, &Access { kind: Kind::Atomic, space, addresses: &addresses, bytes });
+        let (view, registers) = self.split(warp);
+        let failed = lanes(mask).find_map(|lane| {
+            let spot = match view.locate(request, lane, addresses[lane]) {
+                Ok(spot) => spot,
+                Err(cause) => return Some((lane, cause)),
+            };
+            let old = spot.store.load(spot.offset, bytes);
+            let new = (atomic.update)(old, get(registers, b, lane), get(registers, c, lane));
+            spot.store.store(spot.offset, bytes, new);
+            if let Some(register) = atomic.old {
+                set(registers, register, lane, old);
+            }
+            None
+        });
+        self.check(warp, pc, failed)
+    }
+
+    /// The memory and the registers of a warp, side by side.
+    pub(super) fn split(&mut self, warp: usize) -> (View<'_>, &mut Registers) {
+        let warp = &mut self.warps[warp];
+        let view = View {
+            memory: self.launch.memory,
+            params: self.launch.params,
+            shared: &self.shared,
+            local: &warp.local,
+            checked: self.launch.checked,
+        };
+        (view, &mut warp.registers)
+    }
+}
+
+/// A value of `bytes` bytes with its sign carried on to 64 bits.
+fn widen(value: u64, bytes: u32) -> u64 {
+    let unused = 64 - bytes * 8;
+    ((value << unused) as i64 >> unused) as u64
+}
+
+#[inline]
+pub(super) fn set(registers: &mut Registers, register: Register, lane: usize, value: u64) {
+    debug_assert!(lane < LANES);
+    match register.bits {
+        64 => registers.wide[register.slot as usize][lane] = value,
+        32 => registers.narrow[register.slot as usize][lane] = value as u32,
+        bits => registers.narrow[register.slot as usize][lane] = value as u32 & ((1 << bits) - 1),
+    }
+}
+
+#[inline]
+pub(super) fn get(registers: &Registers, register: Register, lane: usize) -> u64 {
+    match register.bits {
+        64 => registers.wide[register.slot as usize][lane],
+        _ => u64::from(registers.narrow[register.slot as usize][lane]),
+    }
+}

@@ -1,0 +1,86 @@
+//! Warp-wide instructions: shuffles, votes, matches and reductions (PTX manual, `shfl.sync`, `vote.sync`,
+//! `match.sync`, `redux.sync`). They are called once all lanes of the member mask are there.
+
+use super::registers::{LANES, Lane, Registers, lanes};
+use crate::lower::instruction::{Collective, Shuffle, Vote};
+
+/// Runs an instruction that needs the registers only; `false` if it is another one.
+pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective) -> bool {
+    match *collective {
+        Collective::Sync => {}
+        Collective::Shuffle { mode, d, valid, a, lane, clamp } => {
+            shuffle(registers, mask, mode, [d, a, lane, clamp], valid);
+        }
+        Collective::Vote { mode, d, source } => {
+            let yes = registers.test(source) & mask;
+            match mode {
+                Vote::Ballot => registers.put(d, &[yes; LANES], mask),
+                Vote::All => registers.set_predicate(d, if yes == mask { mask } else { 0 }, mask),
+                Vote::Any => registers.set_predicate(d, if yes != 0 { mask } else { 0 }, mask),
+                Vote::Uniform => registers.set_predicate(d, if yes == mask || yes == 0 { mask } else { 0 }, mask),
+            }
+        }
+        Collective::MatchAny { d, a } => {
+            let out =
+                if a.bits > 32 { equal::<u64>(registers, a.slot, mask) } else { equal::<u32>(registers, a.slot, mask) };
+            registers.put(d, &out, mask);
+        }
+        Collective::MatchAll { d, same, a } => {
+            let sets =
+                if a.bits > 32 { equal::<u64>(registers, a.slot, mask) } else { equal::<u32>(registers, a.slot, mask) };
+            let all = lanes(mask).all(|lane| sets[lane] == mask);
+            registers.put(d, &[if all { mask } else { 0 }; LANES], mask);
+            if let Some(same) = same {
+                registers.set_predicate(same, if all { mask } else { 0 }, mask);
+            }
+        }
+        Collective::Reduce { d, a, combine } => {
+            let values = registers.get::<u32>(a);
+            if let Some(result) = lanes(mask).map(|lane| values[lane]).reduce(combine) {
+                registers.put(d, &[result; LANES], mask);
+            }
+        }
+        Collective::LoadMatrix { .. } | Collective::MatrixProduct(_) => return false,
+    }
+    true
+}
+
+/// For each lane the lanes that have the same value.
+fn equal<T: Lane + PartialEq>(registers: &Registers, slot: u32, mask: u32) -> [u32; LANES] {
+    let values = registers.get::<T>(slot);
+    let mut out = [0; LANES];
+    for lane in lanes(mask) {
+        out[lane] = lanes(mask).filter(|other| values[*other] == values[lane]).fold(0, |set, other| set | 1 << other);
+    }
+    out
+}
+
+/// The formula of the manual. A source lane that does not take part gives an undefined value; here it is the lane's own
+/// register as it is.
+fn shuffle(registers: &mut Registers, mask: u32, mode: Shuffle, slots: [u32; 4], valid: Option<u32>) {
+    let [d, a, b, c] = slots;
+    let values = *registers.get::<u32>(a);
+    let (selectors, clamps) = (*registers.get::<u32>(b), *registers.get::<u32>(c));
+    let (mut out, mut in_range) = ([0; LANES], 0);
+    for lane in lanes(mask) {
+        let (me, select) = (lane as u32, selectors[lane] & 31);
+        let (clamp, segment) = (clamps[lane] & 31, clamps[lane] >> 8 & 31);
+        let last = me & segment | clamp & !segment;
+        let first = me & segment;
+        let (from, ok) = match mode {
+            Shuffle::Up => (me.wrapping_sub(select), me as i32 - select as i32 >= last as i32),
+            Shuffle::Down => (me + select, me + select <= last),
+            Shuffle::Butterfly => (me ^ select, me ^ select <= last),
+            Shuffle::Index => {
+                let from = first | select & !segment & 31;
+                (from, from <= last)
+            }
+        };
+        out[lane] = values[if ok { (from & 31) as usize } else { lane }];
+        in_range |= u32::from(ok) << lane;
+    }
+    registers.put(d, &out, mask);
+    if let Some(valid) = valid {
+        registers.set_predicate(valid, in_range, mask);
+    }
+}

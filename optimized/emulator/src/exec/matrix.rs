@@ -1,0 +1,79 @@
+//! `ldmatrix` and `mma.sync` (PTX manual, "Warp Level Matrix Instructions"), which need all 32 lanes.
+
+use super::block::Block;
+use super::registers::{FULL, LANES};
+use super::view::Request;
+use crate::error::Cause;
+use crate::lower::instruction::{Address, Product, Shape};
+use crate::numeric::format::Half;
+use crate::numeric::{fragment, mma};
+use crate::observe::{Access, Kind, Observer};
+use crate::{Error, Space};
+
+impl<O: Observer> Block<'_, O> {
+    /// Only a whole warp can do this.
+    pub(super) fn whole_warp(&self, warp: usize, pc: usize, lanes: u32) -> Result<(), Error> {
+        if lanes == FULL {
+            return Ok(());
+        }
+        self.check(warp, pc, Some((lanes.trailing_zeros() as usize % LANES, Cause::PartialWarp { lanes })))
+    }
+
+    /// `ldmatrix`: lanes 8 i to 8 i + 7 hold the addresses of the rows of matrix i.
+    pub(super) fn load_matrix(
+        &mut self,
+        warp: usize,
+        pc: usize,
+        d: &[u32],
+        (address, space): (Address, Space),
+        transposed: bool,
+    ) -> Result<(), Error> {
+        let addresses = self.warps[warp].addresses(address);
+        let rows = d.len() * 8;
+        let giving = if rows == LANES { FULL } else { (1 << rows) - 1 };
+        let access = Access { kind: Kind::Read, space, addresses: &addresses, bytes: 16 };
+        self.tell_access(warp, pc, giving, &access);
+        let request = Request { space, bytes: 16, writes: false, reads: true };
+        let (view, registers) = self.split(warp);
+        let mut failed = None;
+        let mut matrices = [[[0u16; 8]; 8]; 4];
+        'rows: for lane in 0..rows {
+            match view.locate(request, lane, addresses[lane]) {
+                Ok(spot) => {
+                    for (pair, values) in matrices[lane / 8][lane % 8].chunks_exact_mut(2).enumerate() {
+                        let word = spot.store.load(spot.offset + 4 * pair as u64, 4);
+                        (values[0], values[1]) = (word as u16, (word >> 16) as u16);
+                    }
+                }
+                Err(cause) => {
+                    failed = Some((lane, cause));
+                    break 'rows;
+                }
+            }
+        }
+        for (slot, matrix) in d.iter().zip(&matrices) {
+            registers.put(*slot, &fragment::ldmatrix(matrix, transposed), FULL);
+        }
+        self.check(warp, pc, failed)
+    }
+
+    /// `mma.sync`
+    pub(super) fn matrix_product(&mut self, warp: usize, product: &Product) {
+        let how = self.launch.summation;
+        let registers = &mut self.warps[warp].registers;
+        let take =
+            |slots: &[u32], index: usize| slots.get(index).map_or([0; LANES], |slot| *registers.get::<u32>(*slot));
+        let a: [_; 4] = std::array::from_fn(|index| take(&product.a, index));
+        let b: [_; 2] = std::array::from_fn(|index| take(&product.b, index));
+        let c: [_; 4] = std::array::from_fn(|index| take(&product.c, index));
+        let d = match product.shape {
+            Shape::M16n8k16Bf16 => mma::m16n8k16(Half::Bf16, &a, &b, &c, how),
+            Shape::M16n8k16F16 => mma::m16n8k16(Half::F16, &a, &b, &c, how),
+            Shape::M16n8k8Bf16 => mma::m16n8k8(Half::Bf16, &[a[0], a[1]], &[b[0]], &c, how),
+            Shape::M16n8k8F16 => mma::m16n8k8(Half::F16, &[a[0], a[1]], &[b[0]], &c, how),
+        };
+        for (slot, values) in product.d.iter().zip(&d) {
+            registers.put(*slot, values, FULL);
+        }
+    }
+}

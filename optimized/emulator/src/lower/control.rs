@@ -1,0 +1,97 @@
+//! PTX manual, "Control Flow Instructions", "Parallel Synchronization" (`bar`, `barrier`) and "Miscellaneous".
+
+use super::case::{Case, Lowered};
+use super::instruction::{Action, Barrier, Collective, Op};
+use super::slots::Name;
+use super::warp::members;
+use crate::parse::ast::Operand;
+use crate::parse::literal::Literal;
+use crate::parse::types::Type;
+
+/// How many named barriers a block has.
+pub(crate) const BARRIERS: usize = 16;
+
+/// Lowers an instruction of this kind; `None` if it is none.
+pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
+    Some(match case.name {
+        "bra" => branch(case),
+        // A kernel is nobody's callee: returning from it ends the thread.
+        "ret" | "exit" => {
+            case.take("uni");
+            case.finish(0).map(|()| Op::Exit)
+        }
+        "trap" => case.finish(0).map(|()| Op::Trap),
+        "bar" | "barrier" => barrier(case),
+        // Time does not pass here, so nobody sleeps; a thread that waits for another is overtaken anyway.
+        "nanosleep" => nanosleep(case),
+        // Calls of functions with a body never come here.
+        "call" => Err("only calls of functions whose body is in the module are supported".to_string()),
+        _ => return None,
+    })
+}
+
+fn branch(case: &mut Case) -> Lowered<Op> {
+    case.take("uni");
+    case.finish(1)?;
+    let Operand::Name(label) = case.operand(0)? else {
+        return Err("the target of a branch must be a label".to_string());
+    };
+    match case.slots.find(label) {
+        Some(Name::Label(target)) => Ok(Op::Branch(target)),
+        _ => Err(format!("there is no label {label}")),
+    }
+}
+
+fn nanosleep(case: &mut Case) -> Lowered<Op> {
+    if case.kind()? != Type::U32 {
+        return Err("nanosleep takes .u32".to_string());
+    }
+    case.finish(1)?;
+    case.source(0, Type::U32)?;
+    Ok(Op::Lanes(Box::new(|_, _| {})))
+}
+
+/// `bar{.cta}.sync a{, b}`, `.arrive a, b`, `.red.op d, a{, b}, p`, and `bar.warp.sync mask`
+fn barrier(case: &mut Case) -> Lowered<Op> {
+    if case.take("warp") {
+        case.kind_is("sync")?;
+        case.finish(1)?;
+        return Ok(Op::Warp(members(case, 0)?, Collective::Sync));
+    }
+    // `bar` is short for `barrier.cta ... .aligned`.
+    let aligned = case.name == "bar" || case.take("aligned");
+    case.take("cta");
+    let count = case.operands.len();
+    if case.take("sync") {
+        case.finish(count.clamp(1, 2))?;
+        let threads = if count == 2 { Some(case.source(1, Type::U32)?) } else { None };
+        return Ok(Op::Barrier(Barrier { id: number(case, 0)?, threads, aligned, action: Action::Sync }));
+    }
+    if case.take("arrive") {
+        case.finish(2)?;
+        let threads = Some(case.source(1, Type::U32)?);
+        return Ok(Op::Barrier(Barrier { id: number(case, 0)?, threads, aligned, action: Action::Arrive }));
+    }
+    case.kind_is("red")?;
+    let name = ["popc", "and", "or"].into_iter().find(|name| case.take(name)).ok_or("the operation is missing")?;
+    let kind = case.kind()?;
+    case.finish(count.clamp(3, 4))?;
+    let id = number(case, 1)?;
+    let threads = if count == 4 { Some(case.source(2, Type::U32)?) } else { None };
+    let p = case.condition(count - 1)?;
+    let action = match (name, kind) {
+        ("popc", Type::U32) => Action::Count { d: case.target(0, kind)?, p },
+        ("and", Type::Pred) => Action::And { d: case.predicate(case.operand(0)?)?, p },
+        ("or", Type::Pred) => Action::Or { d: case.predicate(case.operand(0)?)?, p },
+        _ => return Err("popc gives .u32, and and or give .pred".to_string()),
+    };
+    Ok(Op::Barrier(Barrier { id, threads, aligned, action }))
+}
+
+fn number(case: &Case, index: usize) -> Lowered<u32> {
+    match case.operand(index)? {
+        Operand::Literal(Literal::Int(id)) if (0..BARRIERS as i64).contains(id) => Ok(*id as u32),
+        Operand::Literal(_) => Err(format!("barriers have the numbers 0 to {}", BARRIERS - 1)),
+        _ => Err("a barrier whose number is in a register is not supported".to_string()),
+    }
+}

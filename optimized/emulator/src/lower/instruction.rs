@@ -1,0 +1,218 @@
+//! What the interpreter runs: instructions whose operands are slots and whose labels are positions.
+
+use crate::Space;
+use crate::exec::lanes::Lanes;
+use crate::exec::registers::Pred;
+
+/// One instruction of a lowered kernel.
+pub(crate) struct Instruction {
+    pub(crate) op: Op,
+    /// The lanes in which it executes: `@p`, `@!p`, or all.
+    pub(crate) guard: Option<Pred>,
+    pub(crate) opcode: Box<str>,
+    pub(crate) line: u32,
+    /// File number and line of the source.
+    pub(crate) source: Option<(u32, u32)>,
+}
+
+/// What an instruction does. Arithmetic is a closure; the rest needs more than the registers of one warp.
+pub(crate) enum Op {
+    /// Registers of the warp only.
+    Lanes(Lanes),
+    Branch(usize),
+    Exit,
+    Trap,
+    Load(Load),
+    Store(Store),
+    Atomic(Atomic),
+    /// `cp.async`
+    Copy(Copy),
+    Commit,
+    /// `cp.async.wait_group n`; `None` for `wait_all`.
+    WaitGroups(Option<u32>),
+    /// Instructions for which the lanes of a mask come together.
+    Warp(Members, Collective),
+    Barrier(Barrier),
+    Fence,
+}
+
+/// A register and its declared width.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Register {
+    pub(crate) slot: u32,
+    pub(crate) bits: u32,
+}
+
+/// `[base + offset]`
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Address {
+    pub(crate) base: Base,
+    pub(crate) offset: i64,
+}
+
+/// The register of an address, of 32 or 64 bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Base {
+    None,
+    Narrow(u32),
+    Wide(u32),
+}
+
+/// `ld`: one to four elements; `None` for `_`.
+pub(crate) struct Load {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) bytes: u32,
+    pub(crate) signed: bool,
+    pub(crate) parts: Vec<Option<Register>>,
+}
+
+/// `st`: one to four elements.
+pub(crate) struct Store {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) bytes: u32,
+    pub(crate) parts: Vec<Register>,
+}
+
+/// The new value from the old one and two operands; the second is only for `cas`.
+pub(crate) type Update = Box<dyn Fn(u64, u64, u64) -> u64 + Send + Sync>;
+
+/// `atom` and, without a destination, `red`.
+pub(crate) struct Atomic {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) bytes: u32,
+    pub(crate) update: Update,
+    pub(crate) operands: [Register; 2],
+    pub(crate) old: Option<Register>,
+}
+
+/// `cp.async.ca` and `cp.async.cg`.
+pub(crate) struct Copy {
+    pub(crate) target: Address,
+    pub(crate) source: Address,
+    pub(crate) bytes: u32,
+    /// The slot that says how many bytes come from the source; the rest is zero.
+    pub(crate) source_bytes: Option<u32>,
+    /// The predicate that turns the source off altogether.
+    pub(crate) ignore: Option<Pred>,
+}
+
+/// Which lanes must come together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Members {
+    /// Every lane of the warp that has not exited: the `.aligned` instructions.
+    All,
+    /// The mask in a slot.
+    Mask(u32),
+}
+
+/// A warp-wide instruction.
+pub(crate) enum Collective {
+    Sync,
+    /// `lane` is operand b, `clamp` operand c with its segment mask.
+    Shuffle {
+        mode: Shuffle,
+        d: u32,
+        valid: Option<u32>,
+        a: u32,
+        lane: u32,
+        clamp: u32,
+    },
+    Vote {
+        mode: Vote,
+        d: u32,
+        source: Pred,
+    },
+    MatchAny {
+        d: u32,
+        a: Register,
+    },
+    MatchAll {
+        d: u32,
+        same: Option<u32>,
+        a: Register,
+    },
+    Reduce {
+        d: u32,
+        a: u32,
+        combine: fn(u32, u32) -> u32,
+    },
+    /// `ldmatrix`: the destination registers, as many as matrices.
+    LoadMatrix {
+        d: Vec<u32>,
+        address: Address,
+        space: Space,
+        transposed: bool,
+    },
+    MatrixProduct(Box<Product>),
+}
+
+/// `mma.sync`: the slots of the four fragments and how they are multiplied.
+pub(crate) struct Product {
+    pub(crate) d: Vec<u32>,
+    pub(crate) a: Vec<u32>,
+    pub(crate) b: Vec<u32>,
+    pub(crate) c: Vec<u32>,
+    pub(crate) shape: Shape,
+}
+
+/// The shapes and input types of `mma.sync` that are supported; the sum is in f32.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shape {
+    M16n8k16Bf16,
+    M16n8k16F16,
+    M16n8k8Bf16,
+    M16n8k8F16,
+}
+
+/// The four modes of `shfl.sync`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Shuffle {
+    Up,
+    Down,
+    Butterfly,
+    Index,
+}
+
+/// The four modes of `vote.sync`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Vote {
+    All,
+    Any,
+    Uniform,
+    Ballot,
+}
+
+/// `bar` and `barrier`.
+pub(crate) struct Barrier {
+    pub(crate) id: u32,
+    /// The slot with the number of threads, if one is given.
+    pub(crate) threads: Option<u32>,
+    /// The whole warp takes part at once.
+    pub(crate) aligned: bool,
+    pub(crate) action: Action,
+}
+
+/// What a thread does at a barrier.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Action {
+    /// It says that it was here and goes on.
+    Arrive,
+    /// It waits.
+    Sync,
+    /// It waits, and gets the result over the predicates of all: the count, their "and" or their "or".
+    Count {
+        d: u32,
+        p: Pred,
+    },
+    And {
+        d: u32,
+        p: Pred,
+    },
+    Or {
+        d: u32,
+        p: Pred,
+    },
+}

@@ -1,0 +1,230 @@
+//! Warp-wide instructions: `shfl`, `vote`, `match`, `redux`, `bar.warp.sync`, `activemask`, `ldmatrix`, `mma`.
+
+use super::case::{Case, Lowered};
+use super::instruction::{Collective, Members, Op, Product, Register, Shape, Shuffle, Vote};
+use super::shapes::no_type;
+use crate::Space;
+use crate::exec::registers::Registers;
+use crate::parse::ast::Operand;
+use crate::parse::types::Type;
+
+/// Lowers an instruction of this kind; `None` if it is none.
+pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
+    Some(match case.name {
+        "shfl" => shuffle(case),
+        "vote" => vote(case),
+        "match" => matching(case),
+        "redux" => reduce(case),
+        "activemask" => active(case),
+        "ldmatrix" => load_matrix(case),
+        "mma" => product(case),
+        _ => return None,
+    })
+}
+
+fn sync(case: &mut Case) -> Lowered<()> {
+    if case.take("sync") {
+        return Ok(());
+    }
+    Err("only the .sync form exists since sm_70".to_string())
+}
+
+/// The member mask, operand `index`.
+pub(crate) fn members(case: &mut Case, index: usize) -> Lowered<Members> {
+    Ok(Members::Mask(case.source(index, Type::B32)?))
+}
+
+/// `shfl.sync.mode.b32 d{|p}, a, b, c, membermask`
+fn shuffle(case: &mut Case) -> Lowered<Op> {
+    sync(case)?;
+    let mode = case.choose(|word| {
+        Some(match word {
+            "up" => Shuffle::Up,
+            "down" => Shuffle::Down,
+            "bfly" => Shuffle::Butterfly,
+            "idx" => Shuffle::Index,
+            _ => return None,
+        })
+    });
+    let mode = mode.ok_or("the mode is missing")?;
+    let kind = b32(case)?;
+    case.finish(5)?;
+    let (d, valid) = match case.operand(0)? {
+        Operand::Pair(d, p) => {
+            let register = case.register(&named(d), 32)?;
+            (register, Some(case.predicate(&named(p))?))
+        }
+        single => (case.register(single, 32)?, None),
+    };
+    let d = exactly(d, kind)?;
+    let (a, lane, clamp) = (case.source(1, kind)?, case.source(2, kind)?, case.source(3, kind)?);
+    Ok(Op::Warp(members(case, 4)?, Collective::Shuffle { mode, d, valid, a, lane, clamp }))
+}
+
+fn named(name: &str) -> Operand {
+    if name == "_" { Operand::Sink } else { Operand::Name(name.to_string()) }
+}
+
+fn exactly(register: Register, kind: Type) -> Lowered<u32> {
+    if register.bits == kind.bits() { Ok(register.slot) } else { Err("a register has the wrong width".to_string()) }
+}
+
+fn b32(case: &mut Case) -> Lowered<Type> {
+    let kind = case.kind()?;
+    if kind == Type::B32 { Ok(kind) } else { Err(no_type(kind)) }
+}
+
+/// `vote.sync.mode.pred d, p, membermask` and `vote.sync.ballot.b32`
+fn vote(case: &mut Case) -> Lowered<Op> {
+    sync(case)?;
+    let mode = case.choose(|word| {
+        Some(match word {
+            "all" => Vote::All,
+            "any" => Vote::Any,
+            "uni" => Vote::Uniform,
+            "ballot" => Vote::Ballot,
+            _ => return None,
+        })
+    });
+    let mode = mode.ok_or("the mode is missing")?;
+    let kind = case.kind()?;
+    case.finish(3)?;
+    let d = match (mode, kind) {
+        (Vote::Ballot, Type::B32) => case.target(0, kind)?,
+        (Vote::All | Vote::Any | Vote::Uniform, Type::Pred) => case.predicate(case.operand(0)?)?,
+        _ => return Err(no_type(kind)),
+    };
+    let source = case.condition(1)?;
+    Ok(Op::Warp(members(case, 2)?, Collective::Vote { mode, d, source }))
+}
+
+/// `match.any.sync.type d, a, membermask` and `match.all.sync.type d{|p}, a, membermask`
+fn matching(case: &mut Case) -> Lowered<Op> {
+    let all = match (case.take("all"), case.take("any")) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => return Err("one of .any and .all is missing".to_string()),
+    };
+    sync(case)?;
+    let kind = case.kind()?;
+    case.finish(3)?;
+    if !matches!(kind, Type::B32 | Type::B64) {
+        return Err(no_type(kind));
+    }
+    let a = Register { slot: case.source(1, kind)?, bits: kind.bits() };
+    let collective = match case.operand(0)? {
+        Operand::Pair(d, p) if all => {
+            let d = exactly(case.register(&named(d), 32)?, Type::B32)?;
+            Collective::MatchAll { d, same: Some(case.predicate(&named(p))?), a }
+        }
+        _ if all => Collective::MatchAll { d: case.target(0, Type::B32)?, same: None, a },
+        _ => Collective::MatchAny { d: case.target(0, Type::B32)?, a },
+    };
+    Ok(Op::Warp(members(case, 2)?, collective))
+}
+
+/// `redux.sync.op.type d, a, membermask`
+fn reduce(case: &mut Case) -> Lowered<Op> {
+    sync(case)?;
+    const NAMES: [&str; 6] = ["add", "min", "max", "and", "or", "xor"];
+    let name = case.choose(|word| NAMES.iter().find(|name| **name == word)).ok_or("the operation is missing")?;
+    let kind = case.kind()?;
+    case.finish(3)?;
+    let combine: fn(u32, u32) -> u32 = match (*name, kind) {
+        ("add", Type::U32 | Type::S32) => u32::wrapping_add,
+        ("min", Type::U32) => Ord::min,
+        ("max", Type::U32) => Ord::max,
+        ("min", Type::S32) => |a, b| (a as i32).min(b as i32) as u32,
+        ("max", Type::S32) => |a, b| (a as i32).max(b as i32) as u32,
+        ("and", Type::B32) => |a, b| a & b,
+        ("or", Type::B32) => |a, b| a | b,
+        ("xor", Type::B32) => |a, b| a ^ b,
+        _ => return Err(no_type(kind)),
+    };
+    let (d, a) = (case.target(0, kind)?, case.source(1, kind)?);
+    Ok(Op::Warp(members(case, 2)?, Collective::Reduce { d, a, combine }))
+}
+
+/// `activemask.b32 d`: the lanes that happen to run together now.
+fn active(case: &mut Case) -> Lowered<Op> {
+    let kind = b32(case)?;
+    case.finish(1)?;
+    let d = case.target(0, kind)?;
+    Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| registers.put(d, &[mask; 32], mask))))
+}
+
+/// The slots of a vector of 32-bit registers.
+fn fragment(case: &mut Case, index: usize, kind: Type, target: bool) -> Lowered<Vec<u32>> {
+    let parts = match case.operand(index)? {
+        Operand::Vector(parts) => parts.as_slice(),
+        single => std::slice::from_ref(single),
+    };
+    let mut slots = vec![];
+    for part in parts {
+        let register = if target { case.register(part, 32)? } else { case.value(part, kind)? };
+        slots.push(exactly(register, kind)?);
+    }
+    Ok(slots)
+}
+
+/// `ldmatrix.sync.aligned.m8n8.num{.trans}{.shared}.b16 {d, ...}, [p]`
+fn load_matrix(case: &mut Case) -> Lowered<Op> {
+    sync(case)?;
+    case.kind_is("aligned")?;
+    case.kind_is("m8n8")?;
+    let count = case.choose(|word| match word {
+        "x1" => Some(1),
+        "x2" => Some(2),
+        "x4" => Some(4),
+        _ => None,
+    });
+    let count = count.ok_or("the number of matrices is missing")?;
+    let transposed = case.take("trans");
+    let space = case.choose(Space::named).unwrap_or(Space::Generic);
+    case.kind_is("b16")?;
+    case.finish(2)?;
+    if !matches!(space, Space::Shared | Space::Generic) {
+        return Err("ldmatrix reads shared memory".to_string());
+    }
+    let d = fragment(case, 0, Type::B32, true)?;
+    if d.len() != count {
+        return Err(format!("{} registers for {count} matrices", d.len()));
+    }
+    let address = case.address(1, space)?;
+    Ok(Op::Warp(Members::All, Collective::LoadMatrix { d, address, space, transposed }))
+}
+
+/// `mma.sync.aligned.shape.row.col.f32.type.type.f32 d, a, b, c`
+fn product(case: &mut Case) -> Lowered<Op> {
+    sync(case)?;
+    case.kind_is("aligned")?;
+    let long = case.choose(|word| match word {
+        "m16n8k16" => Some(true),
+        "m16n8k8" => Some(false),
+        _ => None,
+    });
+    let long = long.ok_or("only the shapes m16n8k16 and m16n8k8 are supported")?;
+    case.kind_is("row")?;
+    case.kind_is("col")?;
+    let kinds = [case.kind()?, case.kind()?, case.kind()?, case.kind()?];
+    let shape = match (kinds, long) {
+        ([Type::F32, Type::Bf16, Type::Bf16, Type::F32], true) => Shape::M16n8k16Bf16,
+        ([Type::F32, Type::F16, Type::F16, Type::F32], true) => Shape::M16n8k16F16,
+        ([Type::F32, Type::Bf16, Type::Bf16, Type::F32], false) => Shape::M16n8k8Bf16,
+        ([Type::F32, Type::F16, Type::F16, Type::F32], false) => Shape::M16n8k8F16,
+        _ => return Err("only products of f16 or of bf16, summed in f32, are supported".to_string()),
+    };
+    case.finish(4)?;
+    let product = Product {
+        d: fragment(case, 0, Type::F32, true)?,
+        a: fragment(case, 1, Type::B32, false)?,
+        b: fragment(case, 2, Type::B32, false)?,
+        c: fragment(case, 3, Type::F32, false)?,
+        shape,
+    };
+    let lengths = [product.d.len(), product.a.len(), product.b.len(), product.c.len()];
+    if lengths != if long { [4, 4, 2, 4] } else { [4, 2, 1, 4] } {
+        return Err("the fragments have the wrong number of registers".to_string());
+    }
+    Ok(Op::Warp(Members::All, Collective::MatrixProduct(Box::new(product))))
+}

@@ -1,0 +1,111 @@
+//! Watching a launch: every instruction, every memory access and every synchronisation passes here.
+//!
+//! A race detector or a profiler is an [`Observer`]; the interpreter knows nothing of what it does. All methods have an
+//! empty default, and a launch without an observer pays nothing.
+
+use crate::Space;
+use crate::memory::address;
+
+/// Where an event happens.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// The kernel.
+    pub kernel: &'a str,
+    /// The opcode with all its modifiers.
+    pub opcode: &'a str,
+    /// The line in the PTX text.
+    pub line: u32,
+    /// File and line of the source, if the module has `.loc`.
+    pub source: Option<(&'a str, u32)>,
+    /// `%ctaid` of the block.
+    pub block: [u32; 3],
+    /// The warp within the block.
+    pub warp: u32,
+    /// The lanes that take part.
+    pub lanes: u32,
+}
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+    /// An atomic operation.
+    Atomic,
+    /// An asynchronous copy reads its source.
+    CopyRead,
+    /// An asynchronous copy will write here, at any time from now until it is waited for.
+    CopyWrite,
+    /// The bytes of an asynchronous copy become visible to the thread that issued it.
+    CopyLand,
+}
+
+/// One memory access of a warp.
+#[derive(Clone, Copy, Debug)]
+pub struct Access<'a> {
+    /// What it does.
+    pub kind: Kind,
+    /// The space that the instruction names.
+    pub space: Space,
+    /// The address of each lane that takes part, within that space.
+    pub addresses: &'a [u64; 32],
+    /// How many bytes each lane accesses. (The lanes of `ldmatrix` are those that give the addresses of rows.)
+    pub bytes: u32,
+}
+
+impl Access<'_> {
+    /// The space that a lane really accesses, and the address within it: generic addresses are resolved. Local addresses
+    /// are those of the thread; the same number means another byte in every thread.
+    pub fn place(&self, lane: usize) -> Option<(Space, u64)> {
+        let address = *self.addresses.get(lane)?;
+        Some(if self.space == Space::Generic { address::generic(address) } else { (self.space, address) })
+    }
+}
+
+/// One synchronisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// The lanes of a warp came together for `bar.warp.sync` or another `.sync` instruction.
+    Warp,
+    /// The lanes arrive at a named barrier.
+    Arrive(u32),
+    /// The lanes leave a named barrier: all that arrived before is visible to them.
+    Leave(u32),
+    /// A named barrier is complete and starts anew.
+    Complete(u32),
+    /// `membar` or `fence`.
+    Fence,
+    /// `cp.async.commit_group`
+    Commit,
+    /// `cp.async.wait_group n` or, with nothing, `wait_all`.
+    Wait(Option<u32>),
+    /// The lanes have exited.
+    Exit,
+}
+
+/// Something that watches a launch. Blocks run one after the other, in order.
+pub trait Observer {
+    /// Whether it watches at all.
+    const ACTIVE: bool = true;
+
+    /// A block begins; it has so many threads.
+    fn begin(&mut self, _block: [u32; 3], _threads: u32) {}
+
+    /// A warp executes an instruction in some of its lanes.
+    fn issue(&mut self, _site: &Site<'_>) {}
+
+    /// A warp accesses memory.
+    fn access(&mut self, _site: &Site<'_>, _access: &Access<'_>) {}
+
+    /// Threads synchronise.
+    fn sync(&mut self, _site: &Site<'_>, _event: Sync) {}
+}
+
+/// The observer that is not there.
+pub(crate) struct Nobody;
+
+impl Observer for Nobody {
+    const ACTIVE: bool = false;
+}

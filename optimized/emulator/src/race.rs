@@ -1,0 +1,294 @@
+//! Data races, found by *happens-before* (PTX manual, "Memory Consistency Model").
+//!
+//! Two accesses of the same byte race if at least one of them writes, nothing orders them, and they are not both
+//! *strong* (atomic, relaxed, volatile, ...) with a scope that includes the other. It does not matter in which order
+//! they came in this run, so a missing barrier is found in every run.
+//!
+//! ```
+//! use ptx_emulator::race::RaceDetector;
+//! use ptx_emulator::{Arg, Emulator, Grid, Module, Options};
+//!
+//! // Every thread writes the same word.
+//! let module = Module::parse(
+//!     ".version 8.4
+//!      .target sm_80
+//!      .address_size 64
+//!      .visible .entry who(.param .u64 data)
+//!      {
+//!          .reg .b32 %r<2>;
+//!          .reg .b64 %rd<2>;
+//!          ld.param.u64 %rd1, [data];
+//!          mov.u32 %r1, %tid.x;
+//!          st.global.u32 [%rd1], %r1;
+//!          ret;
+//!      }",
+//! )?;
+//! let mut gpu = Emulator::new();
+//! let data = gpu.allocate(4)?;
+//! let mut races = RaceDetector::new();
+//! gpu.launch_watched(&module, "who", Grid::linear(1, 2), &[Arg::from(data)], Options::default(), &mut races)?;
+//! assert_eq!(
+//!     races.races()[0].to_string(),
+//!     "who: race on 4 bytes of global memory at 0x1100000000: write (PTX line 10, st.global.u32) by block (0, 0, 0), \
+//!      thread 0, and write (PTX line 10, st.global.u32) by block (0, 0, 0), thread 1"
+//! );
+//! # Ok::<(), ptx_emulator::Error>(())
+//! ```
+//!
+//! # What orders accesses
+//! * the program, for one thread. The lanes of a warp are *not* in lockstep;
+//! * `bar.warp.sync`, for the lanes that it names. Shuffles, votes, matches and matrix instructions bring lanes
+//!   together but order no memory accesses (CUDA programming guide, "Warp Shuffle Functions" and its neighbours);
+//! * named barriers: all that arrive come before all that wait there; `bar.arrive` only releases. Threads that have
+//!   exited have not arrived;
+//! * fences with strong accesses: a fence, then a strong write; the value is read by a strong read, then a fence.
+//!   Between fence and write there may be a barrier: each thread fences what it wrote, and one of them tells the
+//!   others. Each of the four needs a scope that includes the other side: `membar.cta` orders nothing for another
+//!   block. `.release` and `.acquire` on the access itself count as well. The second fence is often forgotten, also in
+//!   well-known examples: a barrier does not stand in for it;
+//! * one launch comes before the next.
+//!
+//! # Asynchronous copies
+//! Between `cp.async` and the wait, the source is read and the destination written at any time, as if by another
+//! thread: whoever touches them meanwhile races, the thread that copies too. Then the copy is a write of that thread,
+//! which others see after a barrier.
+//!
+//! # What is not found
+//! Only what this run does is looked at: other inputs may race elsewhere. Orders that depend on luck (who took a lock
+//! first) count as they were.
+//!
+//! # Memory
+//! A word of shared or global memory that was accessed costs 56 bytes on the host, or 280 where its bytes were accessed
+//! one by one or by halves. To that come up to 40 bytes for each warp and instruction that has read it since its last
+//! write, without those that are in the past of a later one; at most 64 of the running block and 4 of others are kept
+//! per word or byte (beyond that a race may be missed, never invented). Clocks cost 4 bytes for each pair of threads of
+//! a block, up to 24 with fences and asynchronous copies, and for each address of a strong write after a fence 4 bytes
+//! for each thread of each block that wrote there. Shared memory is forgotten with its block, the rest with the launch.
+//!
+//! # Speed
+//! About 10 million thread-instructions per second on a matrix product in tiles, which does little but access memory.
+
+mod cell;
+mod clock;
+mod order;
+mod report;
+mod shadow;
+mod thread;
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::Space;
+use crate::observe::{Access, Kind, Observer, Site, Sync};
+use cell::{Mark, View};
+use clock::{Gathering, Knowledge};
+use order::{Order, Reach};
+use report::{Found, Log, Sites};
+use shadow::Shadow;
+use thread::{Location, Thread};
+
+pub use report::{Party, Race};
+
+/// Addresses of shared memory beyond this are out of bounds on every device; the launch fails right after.
+const SHARED: u64 = 1 << 20;
+
+/// Finds races in the launches that it watches: see the module's documentation.
+#[derive(Default)]
+pub struct RaceDetector {
+    sites: Sites,
+    log: Log,
+    /// The blocks of this launch, by number.
+    blocks: Vec<[u32; 3]>,
+    /// The threads of the running block, a multiple of 32.
+    threads: Vec<Thread>,
+    /// The last time that was given out in this block.
+    tick: u32,
+    barriers: BTreeMap<u32, Barrier>,
+    shared: Memory,
+    global: Memory,
+}
+
+/// A named barrier.
+#[derive(Default)]
+struct Barrier {
+    /// Those that have arrived in this phase.
+    arrived: Gathering,
+    /// What all knew who made the last phase complete.
+    complete: Knowledge,
+}
+
+/// A memory that threads share.
+#[derive(Default)]
+struct Memory {
+    shadow: Shadow,
+    locations: HashMap<u64, Location>,
+}
+
+impl Memory {
+    fn clear(&mut self) {
+        self.shadow.clear();
+        self.locations.clear();
+    }
+}
+
+impl RaceDetector {
+    /// A detector that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The races found so far, in all launches: one for each pair of lines, in the order in which they were found,
+    /// which is the same in every run.
+    pub fn races(&self) -> &[Race] {
+        &self.log.races
+    }
+
+    fn block(&self) -> u32 {
+        self.blocks.len().saturating_sub(1) as u32
+    }
+
+    fn warps(&self) -> usize {
+        self.threads.len() / 32
+    }
+
+    /// One lane accesses bytes.
+    fn touch(&mut self, space: Space, bytes: std::ops::Range<u64>, order: Order, new: &Mark, index: usize) {
+        let (block, warps) = (self.block(), self.warps());
+        let memory = if space == Space::Shared { &mut self.shared } else { &mut self.global };
+        let Some(thread) = self.threads.get_mut(index) else { return };
+        let strong = order.reach != Reach::Nobody;
+        let address = bytes.start;
+        if strong
+            && new.kind != Kind::Write
+            && let Some(location) = memory.locations.get(&address)
+        {
+            thread.hear(block, order, location);
+        }
+        let mut races: Vec<Found> = vec![];
+        let view = View { block, thread: index, clock: &thread.known.past };
+        memory.shadow.access(bytes, new, &view, |old, address, bytes| {
+            match races.iter_mut().find(|race| (race.old.site, race.old.kind) == (old.site, old.kind)) {
+                Some(race) if race.address + u64::from(race.bytes) == address => race.bytes += bytes,
+                Some(_) => {}
+                None => races.push(Found { old, address, bytes }),
+            }
+        });
+        if strong && new.kind != Kind::Read {
+            self.tick += 1;
+            thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), self.tick);
+        }
+        for race in &races {
+            self.log.note(&self.sites, &self.blocks, warps as u32, space, race, new);
+        }
+    }
+
+    fn join_warp(&mut self, lanes: impl Iterator<Item = usize> + Clone) {
+        let mut together = Gathering::default();
+        for index in lanes.clone() {
+            together.add(&self.threads[index].known, index, self.threads[index].now);
+        }
+        let known = together.finish();
+        for index in lanes {
+            self.threads[index].known = known.clone();
+            self.threads[index].now = self.tick;
+        }
+    }
+}
+
+/// The threads that a site names.
+fn threads(site: &Site<'_>) -> impl Iterator<Item = usize> + Clone {
+    let (first, lanes) = (site.warp as usize * 32, site.lanes);
+    (0..32).filter(move |lane| lanes >> lane & 1 == 1).map(move |lane| first + lane)
+}
+
+impl Observer for RaceDetector {
+    fn begin(&mut self, block: [u32; 3], threads: u32) {
+        // Blocks run in order, so this one is the first of a launch.
+        if block == [0; 3] {
+            self.sites.restart();
+            self.blocks.clear();
+            self.global.clear();
+        }
+        self.blocks.push(block);
+        self.threads.clear();
+        self.threads.resize(threads.next_multiple_of(32) as usize, Thread::new());
+        self.tick = 1;
+        self.barriers.clear();
+        self.shared.clear();
+    }
+
+    fn access(&mut self, site: &Site<'_>, access: &Access<'_>) {
+        let (number, order) = self.sites.number(site);
+        let copies = match access.kind {
+            Kind::CopyRead | Kind::CopyWrite => true,
+            // The copy has its own time until the wait, and nothing has to be done when it lands.
+            Kind::CopyLand => return,
+            Kind::Read | Kind::Write | Kind::Atomic => false,
+        };
+        for index in threads(site) {
+            let lane = index % 32;
+            let Some((space, address)) = access.place(lane) else { continue };
+            let Some(end) = address.checked_add(u64::from(access.bytes)) else { continue };
+            let private = !matches!(space, Space::Shared | Space::Global);
+            if private || space == Space::Shared && end > SHARED {
+                continue;
+            }
+            let Some(thread) = self.threads.get(index) else { continue };
+            let warp = if copies { self.warps() + index / 32 } else { index / 32 };
+            let mark = Mark {
+                block: self.block(),
+                time: if copies { thread.copies.now } else { thread.now },
+                site: number,
+                lanes: 1 << lane,
+                warp: warp as u16,
+                kind: access.kind,
+                reach: order.reach,
+            };
+            self.touch(space, address..end, order, &mark, index);
+        }
+    }
+
+    fn sync(&mut self, site: &Site<'_>, event: Sync) {
+        let (block, warps) = (self.block(), self.warps());
+        if site.warp as usize >= warps {
+            return;
+        }
+        self.tick += 1;
+        match event {
+            Sync::Warp if site.opcode.starts_with("bar.warp") => self.join_warp(threads(site)),
+            Sync::Arrive(id) => {
+                let barrier = self.barriers.entry(id).or_default();
+                for index in threads(site) {
+                    let thread = &mut self.threads[index];
+                    barrier.arrived.add(&thread.known, index, thread.now);
+                    thread.now = self.tick;
+                }
+            }
+            Sync::Complete(id) => {
+                let barrier = self.barriers.entry(id).or_default();
+                barrier.complete = std::mem::take(&mut barrier.arrived).finish();
+            }
+            Sync::Leave(id) => {
+                let barrier = self.barriers.entry(id).or_default();
+                for index in threads(site) {
+                    self.threads[index].known.join(&barrier.complete);
+                }
+            }
+            Sync::Fence => {
+                let order = Order::of(site.opcode);
+                for index in threads(site) {
+                    self.threads[index].fence((block, index), order, self.tick);
+                }
+            }
+            Sync::Commit => threads(site).for_each(|index| self.threads[index].copies.commit()),
+            Sync::Wait(keep) => {
+                for index in threads(site) {
+                    let thread = &mut self.threads[index];
+                    if let Some(landed) = thread.copies.wait(keep) {
+                        thread.known.past.set(warps * 32 + index, landed);
+                    }
+                }
+            }
+            Sync::Warp | Sync::Exit => {}
+        }
+    }
+}

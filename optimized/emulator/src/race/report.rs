@@ -1,0 +1,166 @@
+//! What is told of a race.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use super::cell::Mark;
+use super::order::Order;
+use crate::Space;
+use crate::observe::{Kind, Site};
+
+/// One side of a race.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// The opcode with all its modifiers.
+    pub opcode: String,
+    /// The line in the PTX text.
+    pub line: u32,
+    /// File and line of the source, if the module has `.loc`.
+    pub source: Option<(String, u32)>,
+    /// What it does; `CopyRead` and `CopyWrite` go on until the copy is waited for.
+    pub kind: Kind,
+    /// `%ctaid` of the block.
+    pub block: [u32; 3],
+    /// The thread within the block, counted through all dimensions with x first.
+    pub thread: u32,
+}
+
+/// Two accesses of the same bytes, at least one of them a write, that nothing orders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Race {
+    /// The kernel.
+    pub kernel: String,
+    /// `Global` or `Shared`.
+    pub space: Space,
+    /// The first byte that both access.
+    pub address: u64,
+    /// How many bytes both access.
+    pub bytes: u32,
+    /// The access that came first in this run; in another it may be the later one.
+    pub first: Party,
+    /// The other access.
+    pub second: Party,
+    /// How many accesses of a thread were found to race in the same two lines. The other fields describe the first.
+    pub count: u64,
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::Read => "read",
+            Kind::Write => "write",
+            Kind::Atomic => "atomic operation",
+            Kind::CopyRead => "read of a copy under way",
+            Kind::CopyWrite | Kind::CopyLand => "write of a copy under way",
+        };
+        let Self { opcode, line, block: [x, y, z], thread, .. } = self;
+        f.write_str(kind)?;
+        if let Some((file, line)) = &self.source {
+            write!(f, " at {file}:{line}")?;
+        }
+        write!(f, " (PTX line {line}, {opcode}) by block ({x}, {y}, {z}), thread {thread}")
+    }
+}
+
+impl fmt::Display for Race {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, space, address, bytes, first, second, count } = self;
+        write!(f, "{kernel}: race on {bytes} bytes of {space} memory at {address:#x}: {first}, and {second}")?;
+        if *count > 1 { write!(f, "; {count} such accesses") } else { Ok(()) }
+    }
+}
+
+/// An instruction that was seen.
+struct Seen {
+    kernel: String,
+    opcode: String,
+    line: u32,
+    source: Option<(String, u32)>,
+    order: Order,
+}
+
+/// The instructions that were seen, by number.
+#[derive(Default)]
+pub(super) struct Sites {
+    seen: Vec<Seen>,
+    /// By line and by where the opcode is stored, which is fixed within a launch.
+    numbers: HashMap<(u32, usize), u32>,
+}
+
+impl Sites {
+    /// Another launch begins.
+    pub(super) fn restart(&mut self) {
+        self.numbers.clear();
+    }
+
+    /// The number of an instruction, and the order that it asks for.
+    pub(super) fn number(&mut self, site: &Site<'_>) -> (u32, Order) {
+        let seen = &mut self.seen;
+        let number = *self.numbers.entry((site.line, site.opcode.as_ptr() as usize)).or_insert_with(|| {
+            let new = Seen {
+                kernel: site.kernel.to_string(),
+                opcode: site.opcode.to_string(),
+                line: site.line,
+                source: site.source.map(|(file, line)| (file.to_string(), line)),
+                order: Order::of(site.opcode),
+            };
+            let is_same = |old: &Seen| (&old.kernel, &old.opcode, old.line) == (&new.kernel, &new.opcode, new.line);
+            let at = seen.iter().position(|old| is_same(old) && old.source == new.source).unwrap_or_else(|| {
+                seen.push(new);
+                seen.len() - 1
+            });
+            at as u32
+        });
+        (number, seen[number as usize].order)
+    }
+}
+
+/// Bytes that two accesses of this access's lane raced on.
+pub(super) struct Found {
+    pub(super) old: Mark,
+    pub(super) address: u64,
+    pub(super) bytes: u32,
+}
+
+/// The races found so far.
+#[derive(Default)]
+pub(super) struct Log {
+    pub(super) races: Vec<Race>,
+    /// By both instructions, the smaller number first.
+    numbers: HashMap<[(u32, u8); 2], usize>,
+}
+
+impl Log {
+    /// Notes a race, or that it was seen again.
+    pub(super) fn note(
+        &mut self,
+        sites: &Sites,
+        blocks: &[[u32; 3]],
+        warps: u32,
+        space: Space,
+        found: &Found,
+        new: &Mark,
+    ) {
+        let key = |mark: &Mark| (mark.site, mark.kind as u8);
+        let (a, b) = (key(&found.old), key(new));
+        let races = &mut self.races;
+        let at = *self.numbers.entry([a.min(b), a.max(b)]).or_insert_with(|| {
+            let party = |mark: &Mark| {
+                let seen = &sites.seen[mark.site as usize];
+                Party {
+                    opcode: seen.opcode.clone(),
+                    line: seen.line,
+                    source: seen.source.clone(),
+                    kind: mark.kind,
+                    block: blocks[mark.block as usize],
+                    thread: u32::from(mark.warp) % warps * 32 + mark.lanes.trailing_zeros(),
+                }
+            };
+            let kernel = sites.seen[new.site as usize].kernel.clone();
+            let (first, second) = (party(&found.old), party(new));
+            races.push(Race { kernel, space, address: found.address, bytes: found.bytes, first, second, count: 0 });
+            races.len() - 1
+        });
+        races[at].count += 1;
+    }
+}
