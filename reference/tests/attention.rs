@@ -1,11 +1,9 @@
 //! Checklist items 26 to 33: multi-head latent attention.
 
-mod common;
-
 use std::cell::RefCell;
 
+use crate::common::{Exchanged, Stages, config, difference, ids, input, logits, model, weight, weights};
 use approx::assert_abs_diff_eq;
-use common::{Exchanged, Stages, config, difference, ids, input, logits, model, weight, weights};
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{

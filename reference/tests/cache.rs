@@ -1,9 +1,7 @@
 //! Checklist items 45 to 54: the latent cache; and what does not change a bit: chunks, threads, company in the batch.
 
-mod common;
-
+use crate::common::{Stages, config, ids, input, input_with, logits, logits_after, model};
 use approx::assert_abs_diff_eq;
-use common::{Stages, config, ids, input, input_with, logits, logits_after, model};
 use dsv2_reference::AttentionMask::Padding;
 use dsv2_reference::{
     AttentionForm, CausalLmInput, CausalLmLabels, DeepseekV2Config, LatentCache, NoTap, Real, Run, StageValue,

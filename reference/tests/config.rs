@@ -1,8 +1,6 @@
 //! Checklist items 1 to 11: config.json.
 
-mod common;
-
-use common::{config, ids, input, logits, model, refusal, tiny};
+use crate::common::{config, ids, input, logits, model, refusal, tiny};
 use dsv2_reference::config::{RopeParameters, RopeType, TopkMethod};
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use serde_json::{Value, json};

@@ -1,8 +1,6 @@
 //! Checklist item 52: greedy generation.
 
-mod common;
-
-use common::{ids, input, logits, model};
+use crate::common::{self, ids, input, logits, model};
 use dsv2_reference::DeepseekV2ForCausalLM;
 use ndarray::{Array2, Axis, array, concatenate, s};
 use serde_json::json;

@@ -1,9 +1,7 @@
 //! Checklist items 34 to 44: masks and position ids.
 
-mod common;
-
+use crate::common::{Stages, difference, ids, input, input_refusal, input_with, logits, logits_after, model, tiny};
 use approx::assert_abs_diff_eq;
-use common::{Stages, difference, ids, input, input_refusal, input_with, logits, logits_after, model, tiny};
 use dsv2_reference::AttentionMask::{Additive, Padding};
 use dsv2_reference::{AttentionMask, LatentCache, NoTap, Run};
 use ndarray::{Array2, Array3, Array4, array, concatenate, s};

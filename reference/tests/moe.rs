@@ -1,12 +1,12 @@
 //! Checklist items 55 to 67: routing and experts.
 
-mod common;
-
 use std::cell::RefCell;
 use std::path::Path;
 
+use crate::common::{
+    Exchanged, Stages, config, difference, ids, input, logits, model, model_in, refusal, weight, weights,
+};
 use approx::assert_abs_diff_eq;
-use common::{Exchanged, Stages, config, difference, ids, input, logits, model, model_in, refusal, weight, weights};
 use dsv2_reference::checkpoint::{Checkpoint, Entry, write_checkpoint};
 use dsv2_reference::config::Head;
 use dsv2_reference::round::RoundingTap;

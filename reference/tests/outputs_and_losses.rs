@@ -1,9 +1,9 @@
 //! Checklist items 68 to 79: what goes in and comes out; losses; sequence classification; the rounding tap.
 
-mod common;
-
+use crate::common::{
+    self, Exchanged, Stages, config, difference, ids, input, input_refusal, logits, model, weight, weights,
+};
 use approx::{assert_abs_diff_eq, assert_relative_eq};
-use common::{Exchanged, Stages, config, difference, ids, input, input_refusal, logits, model, weight, weights};
 use dsv2_reference::loss::IGNORE_INDEX;
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::sequence_classification::SequenceClassificationOutput;

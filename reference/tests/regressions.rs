@@ -1,8 +1,6 @@
 //! One test for each bug that was found in this crate.
 
-mod common;
-
-use common::{config, ids, input, input_with, logits_after, model, weights};
+use crate::common::{config, ids, input, input_with, logits_after, model, weights};
 use dsv2_reference::{
     CausalLmInput, CausalLmLabels, ClassificationLabels, DeepseekV2ForSequenceClassification, Dialect, LatentCache,
     ModelInput, NoTap, Run, StageValue,

@@ -1,9 +1,9 @@
 //! Checklist items 12 to 25: the rotary embedding and the softmax scale.
 
-mod common;
-
+use crate::common::{
+    self, Stages, config, difference, ids, input, input_with, logits, logits_after, model, model_in, refusal,
+};
 use approx::{assert_abs_diff_eq, assert_relative_eq};
-use common::{Stages, config, difference, ids, input, input_with, logits, logits_after, model, model_in, refusal};
 use dsv2_reference::rope::{RotaryEmbedding, softmax_scale};
 use dsv2_reference::{DeepseekV2Config, Dialect, LatentCache, Run, StageValue};
 use ndarray::{Array2, array, s};

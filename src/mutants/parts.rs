@@ -6,7 +6,7 @@ mod linear;
 mod norm;
 
 pub use attention::{Heads, expand};
-pub use experts::{Expert, Routed, Router, highest};
+pub use experts::{Expert, Routed, Router};
 pub use linear::Projection;
 pub use norm::NormInput;
 

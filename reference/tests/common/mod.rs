@@ -3,7 +3,6 @@
 //! Its sizes are small and different from each other, so that a mixed-up axis shows. Its weights are "hot": they keep
 //! the spread of what passes through them, the attention is peaked and the router decided. (With the usual standard
 //! deviation of 0.02 the attention is nearly uniform, and a wrong softmax scale is hardly visible.)
-#![allow(dead_code)] // each test program uses a part of it
 
 use std::collections::BTreeMap;
 

@@ -1,12 +1,12 @@
 //! Wrong experts, or right ones with wrong weights.
 
-use ndarray::{Array2, ArrayD};
+use dsv2_reference::router::selection::highest;
+use ndarray::{Array1, Array2, ArrayD};
 
 use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts, structural};
 use crate::case::Case;
 use crate::mutants::arithmetic::softmax;
 use crate::mutants::kinds::{CHOICE, GATES};
-use crate::mutants::parts::highest;
 use crate::mutants::scene::{Scene, rows, shaped};
 use crate::mutants::{Act, At, Mutant};
 
@@ -66,7 +66,8 @@ pub const MUTANTS: &[Mutant] = &[
                 Some(router.choose(|scores| {
                     let of = |group: usize| (group..scores.len()).step_by(groups);
                     let best = |group| of(group).map(|e| scores[e]).fold(0.0, f64::max);
-                    highest((0..groups).collect(), kept, best).into_iter().flat_map(of).collect()
+                    let best: Array1<f64> = (0..groups).map(best).collect();
+                    highest((0..groups).collect(), best.view(), kept).into_iter().flat_map(of).collect()
                 }))
             }),
         )],
@@ -84,7 +85,7 @@ pub const MUTANTS: &[Mutant] = &[
                 Some(router.choose(|scores| {
                     let size = scores.len() / groups;
                     let of = |group: usize| (group * size..(group + 1) * size).collect();
-                    (0..groups).flat_map(|group| highest(of(group), kept, |e| scores[e])).collect()
+                    (0..groups).flat_map(|group| highest(of(group), scores, kept)).collect()
                 }))
             }),
         )],
@@ -116,7 +117,7 @@ pub const MUTANTS: &[Mutant] = &[
             Act::Index(|s, layer| {
                 let router = s.router(layer)?;
                 let k = router.per_token;
-                Some(router.choose(|scores| highest((0..scores.len()).collect(), k, |e| -scores[e])))
+                Some(router.choose(|scores| highest((0..scores.len()).collect(), (-&scores).view(), k)))
             }),
         )],
     ),

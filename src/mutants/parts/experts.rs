@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use dsv2_reference::Activation;
 use dsv2_reference::config::TopkMethod;
+use dsv2_reference::router::selection::highest;
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis};
 
 use crate::mutants::arithmetic::{Dot, exact, product, softmax};
@@ -33,7 +34,7 @@ impl Router {
         let mut choice = Array2::zeros((self.logits.nrows(), self.per_token));
         for (token, mut row) in choice.axis_iter_mut(Axis(0)).enumerate() {
             let scores = self.scores(token);
-            let best = highest(candidates(scores.view()), self.per_token, |e| scores[e]);
+            let best = highest(candidates(scores.view()), scores.view(), self.per_token);
             row.iter_mut().zip(best).for_each(|(slot, e)| *slot = e as i64);
         }
         choice.into_dyn()
@@ -49,17 +50,10 @@ impl Router {
         let (groups, _) = self.groups;
         let size = scores.len() / groups;
         let of = |group: usize| group * size..(group + 1) * size;
-        let values: Vec<f64> =
+        let values: Array1<f64> =
             (0..groups).map(|group| value(&of(group).map(|e| scores[e]).collect::<Vec<_>>())).collect();
-        highest((0..groups).collect(), count, |group| values[group]).into_iter().flat_map(of).collect()
+        highest((0..groups).collect(), values.view(), count).into_iter().flat_map(of).collect()
     }
-}
-
-/// The `count` items of the highest value; of equals the lower one.
-pub fn highest(mut items: Vec<usize>, count: usize, value: impl Fn(usize) -> f64) -> Vec<usize> {
-    items.sort_by(|&a, &b| value(b).total_cmp(&value(a)).then(a.cmp(&b)));
-    items.truncate(count);
-    items
 }
 
 /// A gated MLP: a routed expert, or the shared ones.
