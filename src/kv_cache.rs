@@ -163,12 +163,13 @@ impl KvCacheTable {
     /// For one configuration.
     ///
     /// # Errors
-    /// If no sequence shares the memory, or the model keeps nothing of a token.
+    /// If no sequence shares the memory, or the model keeps nothing of a token, or more than can be counted.
     pub fn new(name: &str, config: &DeepseekV2Config, room: Room) -> Result<Self> {
         if room.batch == 0 {
             return Err(Error::request("--batch", "one sequence or more", 0));
         }
         let layers = config.num_hidden_layers;
+        check_countable(config)?;
         let mha = layers * Attention::Mha.bytes(config, PackedFormat::Bf16);
         let mut rows = Vec::new();
         for (attention, format) in Attention::ALL.iter().flat_map(|&kind| FORMATS.map(|format| (kind, format))) {
@@ -222,6 +223,19 @@ impl KvCacheTable {
         }
         Ok(tables)
     }
+}
+
+/// Sizes that are possible one by one may make a token larger than 64 bits can count.
+fn check_countable(config: &DeepseekV2Config) -> Result<()> {
+    // A number takes 5 bytes at most: a vector of one, in fp8, with its scale.
+    let of_layer =
+        |kind: &Attention| kind.vectors(config).map(|(n, length)| n as u128 * length as u128 * 5).iter().sum();
+    let largest: u128 = Attention::ALL.iter().map(of_layer).max().unwrap_or(0);
+    let bytes = largest * config.num_hidden_layers as u128;
+    if bytes > i64::MAX as u128 {
+        return Err(Error::request("model", "fewer than 2^63 bytes per token", bytes));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -292,6 +306,14 @@ mod tests {
         assert_eq!(row(&batch, Attention::Mla, PackedFormat::SixBit).longest_context, 6_028);
         let refused = KvCacheTable::new("v2", &config, Room { batch: 0, ..ROOM }).unwrap_err();
         assert_eq!(refused.to_string(), "--batch: expected one sequence or more, found 0");
+    }
+
+    #[test]
+    fn a_token_that_is_too_large_to_count_is_refused() {
+        let huge = i32::MAX as usize;
+        let config = DeepseekV2Config { num_attention_heads: huge, qk_nope_head_dim: huge, ..Default::default() };
+        let refused = KvCacheTable::new("huge", &config, ROOM).unwrap_err().to_string();
+        assert!(refused.starts_with("model: expected fewer than 2^63 bytes per token, found 7"), "{refused}");
     }
 
     #[test]
