@@ -84,6 +84,11 @@ impl Emulator {
         self.memory.read(pointer, bytes)
     }
 
+    /// How many bytes of memory are taken, and how many there are.
+    pub fn memory(&self) -> (u64, u64) {
+        (self.memory.used, self.memory.limit)
+    }
+
     /// The address of a `.global` variable of a module.
     pub fn variable(&mut self, module: &Module, name: &str) -> Result<Option<DevicePointer>, Error> {
         let found = module.ast.variables.iter().position(|variable| variable.name == name);

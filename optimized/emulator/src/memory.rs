@@ -42,8 +42,8 @@ pub(crate) struct Allocation {
 #[derive(Debug)]
 pub(crate) struct Memory {
     allocations: Vec<Option<Allocation>>,
-    used: u64,
-    limit: u64,
+    pub(crate) used: u64,
+    pub(crate) limit: u64,
 }
 
 impl Memory {

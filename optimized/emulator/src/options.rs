@@ -37,7 +37,8 @@ impl Arg {
         Self(bytes.to_vec())
     }
 
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    /// What the kernel gets.
+    pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }

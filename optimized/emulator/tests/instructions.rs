@@ -36,6 +36,8 @@ fn of_32_bits() {
     type Formula = fn(u32, u32, u32) -> u32;
     let cases: &[(&str, Formula)] = &[
         ("not.b32 %r0, %r1;", |a, _, _| !a),
+        ("mov.pred %p1, -1; mov.pred %p2, 0; selp.u32 %r1, 1, 2, %p1; selp.u32 %r0, %r1, 3, %p2;", |_, _, _| 3),
+        ("mov.pred %p1, 1; selp.b32 %r0, %r1, %r2, %p1;", |a, _, _| a),
         ("cnot.b32 %r0, %r1;", |a, _, _| u32::from(a == 0)),
         ("neg.s32 %r0, %r1;", |a, _, _| a.wrapping_neg()),
         ("lop3.b32 %r0, %r1, %r2, %r3, 0x96;", |a, b, c| a ^ b ^ c),

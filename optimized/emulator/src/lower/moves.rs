@@ -8,6 +8,7 @@ use crate::exec::lanes::{Lanes, map1};
 use crate::exec::registers::{Registers, lanes};
 use crate::memory::address::{self, LOCAL, SHARED};
 use crate::parse::ast::Operand;
+use crate::parse::literal::Literal;
 use crate::parse::types::Type;
 
 /// Lowers an instruction of this chapter; `None` if it has no such instruction.
@@ -25,6 +26,11 @@ fn mov(case: &mut Case, kind: Type) -> Lowered<Op> {
     match (case.operand(0)?, case.operand(1)?) {
         (Operand::Vector(parts), source) => unpack(case, kind, parts, source),
         (_, Operand::Vector(parts)) => pack(case, kind, parts),
+        // `mov.pred %p, 0`: compilers write a condition down so.
+        (_, Operand::Literal(Literal::Int(value))) if kind == Type::Pred => {
+            let (d, bits) = (case.predicate(case.operand(0)?)?, if *value == 0 { 0 } else { u32::MAX });
+            Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| registers.set_predicate(d, bits, mask))))
+        }
         _ if kind == Type::Pred => {
             let (d, a) = (case.predicate(case.operand(0)?)?, case.condition(1)?);
             Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
