@@ -1,81 +1,244 @@
 #!/usr/bin/env python3
 """Compiles CUDA C++ to PTX with one pinned NVRTC, without a GPU, a driver or a CUDA toolkit.
 
-    pip install nvidia-cuda-nvrtc-cu12==12.4.127
-    python optimized/nvrtc.py FILE.cu ...            writes FILE.ptx beside each
-    python optimized/nvrtc.py --check FILE.cu ...    compares instead; exits with 1 if one differs
+    pip install nvidia-cuda-nvrtc-cu12==12.4.127        Python 3.11 or later
+    python optimized/nvrtc.py                           all that is made of kernels/: PTX, mutants, resources.txt
+    python optimized/nvrtc.py --check                   compares instead; exits with 1 and names each difference
+    python optimized/nvrtc.py [--check] FILE.cu ...     only the PTX of these; outside of kernels/ it lies beside them
+    python optimized/nvrtc.py --resources [FILE.cu ...] shows what ptxas says of registers, spills and shared memory
 
-PTX of NVRTC 12.4 is version 8.4, which drivers from 550 on accept. The output is the same bytes on every machine: the
-path in the `.file` line, the only thing that depends on the place, is cut to the file's name.
+PTX of NVRTC 12.4 is version 8.4, which drivers from 550 on accept.
+
+A mutant is a kernel that one edit of its source makes wrong; kernels/mutants.toml lists them. Its PTX holds one kernel
+that the edit changes and no others, so that it can be put in its place.
 """
 
 import argparse
-import ctypes
-import importlib.util
 import re
 import sys
+import tomllib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from os.path import relpath
 from pathlib import Path
 
-VERSION = (12, 4)
-OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "-lineinfo", "-default-device"]
+from compiler import COUNTED, Compiler, Problem, with_headers
+
+HERE = Path(__file__).resolve().parent
+KERNELS = HERE / "kernels"
+PTX, MUTANTS = KERNELS / "ptx", KERNELS / "ptx" / "mutants"
+EMULATOR = HERE / "emulator" / "tests" / "ptx"
+
+# How often a file is compiled at most, see `settle`.
+RUNS = 16
+ENTRY = re.compile(r"(?ms)^(?:\.visible )?\.entry (\w+)\(.*?^\}\n")
+COLUMNS = ["kernel", *(f"registers {gpu}" for gpu in COUNTED), "spill bytes", "stack bytes", "static shared bytes"]
 
 
-def library() -> ctypes.CDLL:
-    """NVRTC of the pip package, its builtins first: they are not found otherwise."""
-    package = importlib.util.find_spec("nvidia.cuda_nvrtc") if importlib.util.find_spec("nvidia") else None
-    if package is None:
-        sys.exit("NVRTC: expected the package nvidia-cuda-nvrtc-cu12==12.4.127, found none")
-    folder = Path(next(iter(package.submodule_search_locations))) / "lib"
-    for builtins in folder.glob("libnvrtc-builtins.so*"):
-        ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
-    nvrtc = ctypes.CDLL(str(next(folder.glob("libnvrtc.so*"))))
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    if (major.value, minor.value) != VERSION:
-        sys.exit(f"NVRTC: expected version {VERSION[0]}.{VERSION[1]}, found {major.value}.{minor.value}")
-    return nvrtc
+def settle(path: Path, make: Callable[[], str]) -> str:
+    """What `make` makes for a file.
+
+    NVRTC 12.4 is not quite deterministic: of the loads of one local array it makes vectors in most runs, and in some it
+    does not. So a text counts if it is in the file already, or if two runs agree on it.
+    """
+    seen = set()
+    for _ in range(RUNS):
+        made = make()
+        if made in seen or same(path, made):
+            break
+        seen.add(made)
+    return made
 
 
-def text(nvrtc: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> str:
-    """The PTX or the log of a program; both end in NUL, which no reader wants."""
-    size = ctypes.c_size_t()
-    getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
-    buffer = ctypes.create_string_buffer(size.value)
-    getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
-    return buffer.value.decode()
+class Attempts:
+    """Work on several threads that goes on after a problem, so that all problems are told at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def map(self, work, items) -> list:
+        """The result of each item, or None where there was a problem."""
+        def attempt(item):
+            try:
+                return work(item)
+            except Problem as problem:
+                self.problems.append(str(problem))
+
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(attempt, items))
+
+    def end(self) -> None:
+        """Nothing is written or compared if there was a problem."""
+        if self.problems:
+            sys.exit("\n".join(sorted(self.problems)))
 
 
-def compile_to_ptx(nvrtc: ctypes.CDLL, path: Path) -> str:
-    program = ctypes.c_void_p()
-    nvrtc.nvrtcCreateProgram(
-        ctypes.byref(program), path.read_bytes(), path.name.encode(), 0, None, None
+def place(source: Path) -> Path:
+    """Where the PTX of a source is."""
+    folder = PTX if source.resolve().parent == KERNELS else source.parent
+    return folder / f"{source.stem}.ptx"
+
+
+def mutant_place(mutant: dict[str, str]) -> Path:
+    """Where the PTX of a mutant is."""
+    return MUTANTS / f"{mutant['name']}.ptx"
+
+
+def compiled(compiler: Compiler, attempts: Attempts, sources: list[Path]) -> dict[Path, str]:
+    """The PTX of sources, by its place."""
+    def make(source: Path) -> str:
+        return settle(place(source), lambda: compiler.ptx(source.name, with_headers(source)))
+
+    texts = attempts.map(make, sources)
+    return {place(source): text for source, text in zip(sources, texts) if text is not None}
+
+
+def table(compiler: Compiler, attempts: Attempts, sources: list[Path]) -> str:
+    """The resources of all kernels as text, sorted by name."""
+    rows = [row for found in attempts.map(compiler.resources, sources) for row in found or []]
+    rows.sort(key=lambda row: row["kernel"])
+    for first, second in zip(rows, rows[1:]):
+        if first["kernel"] == second["kernel"]:
+            attempts.problems.append(f"the kernel {first['kernel']} is in two modules")
+    cells = [COLUMNS, *([str(row[column]) for column in COLUMNS] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+    return "".join(
+        " | ".join(cell.rjust(width) if column else cell.ljust(width)
+                   for column, (cell, width) in enumerate(zip(line, widths))) + "\n"
+        for line in cells
     )
-    options = [option.encode() for option in [*OPTIONS, f"--include-path={path.parent}"]]
-    status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    if status != 0:
-        sys.exit(f"{path}: {text(nvrtc, 'ProgramLog', program)}")
-    ptx = text(nvrtc, "PTX", program)
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    return re.sub(r'(?m)^(\s*\.file\s+\d+\s+)"[^"]*?([^"/]+)"', r'\1"\2"', ptx)
+
+
+def read_mutants() -> list[dict[str, str]]:
+    """The rows of kernels/mutants.toml, which explains them."""
+    path = KERNELS / "mutants.toml"
+    try:
+        mutants = tomllib.loads(path.read_text()).get("mutant", [])
+    except tomllib.TOMLDecodeError as error:
+        raise Problem(f"mutants.toml: {error}") from None
+    names = [mutant.get("name") for mutant in mutants]
+    for mutant, name in zip(mutants, names):
+        if {*mutant, "file", "kernel"} != {"name", "module", "what", "from", "to", "file", "kernel"}:
+            raise Problem(f"mutants.toml: {name}: expected name, module, what, from, to and perhaps file and kernel, "
+                          f"found {', '.join(mutant)}")
+        if not all(isinstance(value, str) for value in mutant.values()):
+            raise Problem(f"mutants.toml: {name}: expected strings, found {mutant}")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or names.count(name) > 1:
+            raise Problem(f"mutants.toml: {name}: expected a name in snake_case that no other mutant has")
+    return mutants
+
+
+def mutate(compiler: Compiler, originals: dict[Path, str], mutant: dict[str, str]) -> str:
+    """The PTX of a mutant: that of its module with the edit, with one of the kernels that the edit changes."""
+    source = KERNELS / f"{mutant['module']}.cu"
+    if not source.exists():
+        raise Problem(f"expected a module of kernels/, found {mutant['module']}")
+    original = originals.get(place(source))
+    if original is None:
+        raise Problem(f"its module {mutant['module']} does not compile")
+    texts, file = with_headers(source), mutant.get("file", source.name)
+    if file not in texts:
+        raise Problem(f"expected a file among {', '.join(texts)}, found {file}")
+    if (count := texts[file].count(mutant["from"])) != 1:
+        raise Problem(f"expected its `from` once in {file}, found it {count} times")
+    texts[file] = texts[file].replace(mutant["from"], mutant["to"])
+    ptx = compiler.ptx(source.name, texts)
+    before = {entry[1]: without_places(entry[0]) for entry in ENTRY.finditer(original)}
+    changed = {entry[1] for entry in ENTRY.finditer(ptx) if without_places(entry[0]) != before.get(entry[1])}
+    if not changed:
+        # Perhaps the edit is in a table or in a function that is not inlined: then it may concern any kernel.
+        if without_places(ENTRY.sub("", ptx)) == without_places(ENTRY.sub("", original)):
+            raise Problem("dead: the PTX is the same with its edit and without")
+        changed = set(before)
+    lengths = {entry[1]: len(entry[0]) for entry in ENTRY.finditer(ptx) if entry[1] in changed}
+    # The budgets of fp32 are the tightest, and the shortest of its kernels says as much as all of them.
+    kernel = mutant.get("kernel", min(lengths, key=lambda name: (not name.endswith("_f32"), lengths[name], name)))
+    if kernel not in changed:
+        raise Problem(f"expected a kernel that its edit changes ({', '.join(sorted(changed))}), found {kernel}")
+    return without_places(ENTRY.sub(lambda entry: entry[0] if entry[1] == kernel else "", ptx))
+
+
+def without_places(ptx: str) -> str:
+    """PTX without comments and source lines: an edit moves them in what it does not concern, here and in mutants."""
+    return re.sub(r"(?m)^\s*(\.loc\s.*|//.*)?\n", "", ptx)
+
+
+def everything(compiler: Compiler, attempts: Attempts) -> dict[Path, str]:
+    """All that is made of kernels/, by its place."""
+    def make(mutant: dict[str, str]) -> str:
+        try:
+            return settle(mutant_place(mutant), lambda: mutate(compiler, originals, mutant))
+        except Problem as problem:
+            raise Problem(f"mutants.toml: {mutant['name']}: {problem}") from None
+
+    sources, mutants = sorted(KERNELS.glob("*.cu")), read_mutants()
+    originals = compiled(compiler, attempts, sources)
+    edited = attempts.map(make, mutants)
+    return {
+        **originals,
+        **{mutant_place(mutant): text for mutant, text in zip(mutants, edited)},
+        KERNELS / "resources.txt": table(compiler, attempts, sources),
+    }
+
+
+def left_over(folders: list[Path], made: dict[Path, str]) -> list[Path]:
+    """PTX whose source is gone."""
+    return [path for folder in folders for path in sorted(folder.glob("*.ptx")) if path not in made]
+
+
+def same(path: Path, text: str) -> bool:
+    """Whether the file holds the text."""
+    return path.exists() and path.read_text() == text
+
+
+def write(made: dict[Path, str], gone: list[Path]) -> None:
+    """Writes what has changed, each file beside its place first, so that nobody reads half of one."""
+    for path, text in made.items():
+        if not same(path, text):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f"{path.name}.new")
+            beside.write_text(text)
+            beside.rename(path)
+            print(f"written: {relpath(path)}")
+    for path in gone:
+        path.unlink()
+        print(f"removed: {relpath(path)}")
+
+
+def check(made: dict[Path, str], gone: list[Path]) -> None:
+    """Names each difference, and ends with 1 if there is one."""
+    lines = [f"{relpath(path)}: not what its source compiles to" for path, text in made.items() if not same(path, text)]
+    lines += [f"{relpath(path)}: its source is gone" for path in gone]
+    if lines:
+        sys.exit("\n".join([*lines, "made anew by: python optimized/nvrtc.py (FILE.cu, outside of kernels/)"]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the PTX that is there")
-    parser.add_argument("sources", nargs="+", type=Path, metavar="FILE.cu")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with what is there")
+    parser.add_argument("--resources", action="store_true", help="show registers, spills and shared memory")
+    parser.add_argument("sources", nargs="*", type=Path, metavar="FILE.cu")
     arguments = parser.parse_args()
-    nvrtc = library()
-    different = []
-    for source in arguments.sources:
-        ptx, beside = compile_to_ptx(nvrtc, source), source.with_suffix(".ptx")
-        if not arguments.check:
-            beside.with_suffix(".ptx.new").write_text(ptx)
-            beside.with_suffix(".ptx.new").rename(beside)
-        elif not beside.exists() or beside.read_text() != ptx:
-            different.append(str(beside))
-    if different:
-        sys.exit(f"not what their sources compile to: {', '.join(different)}")
+    compiler, attempts, gone = Compiler(), Attempts(), []
+    if arguments.resources:
+        shown = table(compiler, attempts, arguments.sources or sorted(KERNELS.glob("*.cu")))
+        attempts.end()
+        print(shown, end="")
+        return
+    if arguments.sources:
+        made = compiled(compiler, attempts, arguments.sources)
+    else:
+        made, folders = everything(compiler, attempts), [PTX, MUTANTS]
+        if arguments.check:
+            made |= compiled(compiler, attempts, sorted(EMULATOR.glob("*.cu")))
+            folders.append(EMULATOR)
+        gone = left_over(folders, made)
+    attempts.end()
+    (check if arguments.check else write)(made, gone)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Problem as problem:
+        sys.exit(str(problem))

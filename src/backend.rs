@@ -1,5 +1,7 @@
 //! Backends: whatever can run a case and say what every stage was.
 
+mod device;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -20,6 +22,8 @@ use crate::taps::storage::{PlainErrors, Tf32Operands};
 use crate::taps::{AnyTap, Forced, Recorder, again};
 use crate::trace::Trace;
 use crate::{Error, Result};
+
+pub use device::{OnCuda, OnEmulator};
 
 /// What a backend computes in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -110,10 +114,22 @@ pub trait Backend: Sync {
     /// What it is called on the command line and in reports.
     fn name(&self) -> &'static str;
 
+    /// What it computes in where nobody says.
+    fn precisions(&self) -> &'static [Precision] {
+        &[Precision::F32]
+    }
+
     /// Why it cannot run this case, if it cannot.
     fn cannot_run(&self, case: &Case, settings: &Settings<'_>) -> Option<String> {
         let _ = (case, settings);
         None
+    }
+
+    /// Whether it has no tensor for a stage, which then need not be in its trace: what follows from it is judged from further
+    /// back.
+    fn leaves_out(&self, stage: &str, settings: &Settings<'_>) -> bool {
+        let _ = (stage, settings);
+        false
     }
 
     /// Runs a case and records its stages. `tap` sees each before it is recorded, and may change it.
@@ -130,6 +146,10 @@ pub struct Reference;
 impl Backend for Reference {
     fn name(&self) -> &'static str {
         "reference"
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        &[Precision::F64, Precision::F32]
     }
 
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {

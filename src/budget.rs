@@ -19,26 +19,11 @@
 
 use indexmap::IndexMap;
 
-use crate::metrics::{Metrics, Spread};
+pub use crate::metrics::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
+use crate::metrics::{Metrics, Spread, with_floors};
 use crate::rows::ComparedRows;
 use crate::stage::Stage;
 use crate::trace::Trace;
-
-/// What the noise of a local error in fp32 (and f64, TF32) is multiplied with: 1.5 times the largest ratio that a correct
-/// implementation was seen to have. Seen were 1.96, 2.90, 3.54 and 3.62: Transformers 5.23 on 61 golden cases (eager kernels;
-/// `python adapters/run.py`). What differs there is the order of sums, of which a baseline is one draw.
-pub const LOCAL_FACTORS: Metrics = Metrics { l2: 2.9, row: 4.4, max: 5.3, gain: 5.4 };
-
-/// The same in bf16 and f16, where roundings differ that every implementation makes. Seen were 1.46, 2.43, 2.40 and 2.48.
-pub const NARROW_LOCAL_FACTORS: Metrics = Metrics { l2: 2.2, row: 3.6, max: 3.6, gain: 3.7 };
-
-/// What the noise of a propagated error is multiplied with: 1.5 times the largest ratio that a correct implementation was
-/// seen to have. Seen were 1.78, 3.18, 3.80 and 2.27: the reference in f64, f32 and bf16, in both forms of attention, on all
-/// golden cases.
-pub const FACTORS: Metrics = Metrics { l2: 2.7, row: 4.8, max: 5.7, gain: 3.4 };
-
-/// One rounding to fp32 on each side of the comparison: 2·2⁻²⁴.
-pub const FP32_ROUNDINGS: f64 = f32::EPSILON as f64;
 
 /// The budgets of the stages of one comparison.
 #[derive(Clone, Debug, Default)]
@@ -75,16 +60,6 @@ fn spread(name: &str, truth: &Trace, rows: &ComparedRows) -> Option<(Spread, usi
     let (stage, want) = (Stage::parse(name)?, truth.get(name)?.real()?);
     let spread = Spread::of(want.view(), rows.of_stage(&stage, want.shape()).as_deref());
     Some((spread, ComparedRows::tokens(&stage, want.shape(), spread.rows)))
-}
-
-fn with_floors(noise: Metrics, spread: Spread, tokens: usize) -> Metrics {
-    let l2 = noise.l2.max(FP32_ROUNDINGS);
-    Metrics {
-        l2,
-        row: noise.row.max(l2 * spread.smallest_row),
-        max: noise.max.max(l2 * spread.largest_element),
-        gain: noise.gain.max(l2 / (tokens.max(1) as f64).sqrt()),
-    }
 }
 
 /// The noise of propagated errors: the loss is a single number and the pooled logits are a few rows, whose own draw says

@@ -11,7 +11,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dsv2::backend::{Backend, Precision, Reference};
+use dsv2::backend::{Backend, OnCuda, OnEmulator, Precision, Reference};
 use dsv2::golden::Suite;
 use dsv2::materialize::materialize;
 use dsv2::{Error, Result, golden};
@@ -68,13 +68,26 @@ impl GoldenArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum BackendName {
+    /// The model written to be read, on the CPU
     Reference,
+    /// The CUDA kernels, run by the emulator
+    Emulated,
+    /// The CUDA kernels, on an NVIDIA GPU
+    Cuda,
 }
 
 impl BackendName {
+    /// Those that can run on this machine.
+    fn present() -> impl Iterator<Item = Self> {
+        let gpu = OnCuda::gpu().is_ok().then_some(BackendName::Cuda);
+        [BackendName::Reference, BackendName::Emulated].into_iter().chain(gpu)
+    }
+
     fn backend(self) -> &'static dyn Backend {
         match self {
             BackendName::Reference => &Reference,
+            BackendName::Emulated => &OnEmulator { races: false },
+            BackendName::Cuda => &OnCuda,
         }
     }
 }

@@ -11,6 +11,9 @@ pub enum Error {
     /// The model, its checkpoint or its inputs.
     #[error(transparent)]
     Reference(#[from] dsv2_reference::Error),
+    /// The CUDA model: a device, a kernel, or an operand that does not fit.
+    #[error(transparent)]
+    Device(#[from] dsv2_optimized::Error),
     /// A golden case at fault.
     #[error("golden case `{case}`: {source}")]
     Case {

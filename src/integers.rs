@@ -55,8 +55,12 @@ const EXACT: [&str; 21] = [
     "pooled_logits",
 ];
 
-/// Whether the stage has to be right to the bit.
-fn is_exact(name: &str) -> bool {
+/// Whether the stage has to be right to the bit. In a narrow type the experts need not be: there are sums within them that are
+/// no stages, and a correct implementation may store them.
+fn is_exact(name: &str, precision: Precision) -> bool {
+    if precision.narrow().is_some() && (name.ends_with(".experts") || name.ends_with(".shared_experts")) {
+        return false;
+    }
     let layer = name.strip_prefix("model.layers.").is_some_and(|layer| layer.parse::<usize>().is_ok());
     layer || EXACT.iter().any(|end| name.ends_with(end))
 }
@@ -74,7 +78,7 @@ pub fn run(
         let case = whole_numbers(&golden.case)?;
         let shapes = Reference.run(&case, &Settings { attention, ..Settings::default() }, &mut NoTap)?;
         let teacher = teacher(&shapes, &case);
-        let wanted = |name: &str| is_exact(name);
+        let wanted = |name: &str| is_exact(name, precision);
         let with = |precision| Settings {
             precision,
             attention,
@@ -189,7 +193,9 @@ mod tests {
     #[test]
     fn one_number_off_by_one_is_found_in_any_type() {
         for precision in [Precision::F64, Precision::F32, Precision::Bf16] {
-            for stage in ["model.layers.1.mlp.experts", "model.layers.0.self_attn.o_proj", "past_key_values.1.k_pe"] {
+            let of_experts =
+                if precision.narrow().is_some() { "model.layers.1.mlp" } else { "model.layers.1.mlp.experts" };
+            for stage in [of_experts, "model.layers.0.self_attn.o_proj", "past_key_values.1.k_pe"] {
                 let golden = Suite::embedded().load("v2").unwrap();
                 let outcome = run(&golden, &Reference, precision, AttentionForm::Expanded, &mut OneOff(stage));
                 let first = outcome.verdict().and_then(Verdict::first_failure).map(|first| first.stage.clone());

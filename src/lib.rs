@@ -29,7 +29,7 @@ pub mod kv_cache;
 pub mod layouts;
 pub mod local;
 pub mod materialize;
-pub mod metrics;
+pub use dsv2_metrics as metrics;
 pub mod mutants;
 pub mod output;
 pub mod report;

@@ -50,10 +50,11 @@ fn types(path: &Path) -> IndexMap<String, String> {
 // verify
 
 #[test]
-fn without_a_command_every_case_is_verified_in_two_types() {
+fn without_a_command_every_case_is_verified_on_every_backend() {
     let ran = run(&mut dsv2::<&str>([]));
     let cases = Suite::embedded().names().len();
-    let runs = 2 * cases;
+    // The reference in two types and the kernels in two; where there is a GPU there are two more.
+    let runs = (if dsv2::backend::OnCuda::gpu().is_ok() { 6 } else { 4 }) * cases;
     assert_eq!(ran.stderr.lines().count(), runs, "a line of progress for each run: {}", ran.stderr);
     let stdout = ran.passes();
     let totals = totals(&stdout);
@@ -63,8 +64,11 @@ fn without_a_command_every_case_is_verified_in_two_types() {
 
 #[test]
 fn verify_prints_a_table_and_one_line_of_totals() {
-    let stdout = run(&mut dsv2(["verify", "--case", "v2*"])).passes();
-    let table = stdout.lines().take_while(|line| !line.is_empty());
+    let mut stdout = String::new();
+    for backend in ["reference", "emulated"] {
+        stdout += &run(&mut dsv2(["verify", "--case", "v2*", "--backend", backend])).passes();
+    }
+    let table = stdout.lines().filter(|line| !line.is_empty() && !line.contains(" runs of "));
     // which stage is the worst, and by how much, is for the machine's arithmetic to say
     let masked: Vec<String> = table.map(mask).collect();
     let totals = totals(&stdout);
@@ -85,7 +89,8 @@ fn mask(line: &str) -> String {
 
 #[test]
 fn verify_runs_in_the_type_and_the_form_of_attention_asked_for() {
-    let stdout = run(&mut dsv2(["verify", "--case", "v2", "--dtype", "bf16"])).passes();
+    let args = ["verify", "--case", "v2", "--dtype", "bf16", "--backend", "reference"];
+    let stdout = run(&mut dsv2(args)).passes();
     let row = stdout.lines().nth(2).unwrap();
     assert!(row.split_whitespace().take(3).eq(["v2", "reference", "bf16"]), "{stdout}");
     let stages = |stdout: &str| totals(stdout).rsplit_once("; ").unwrap().1.to_owned();
@@ -103,7 +108,7 @@ fn verify_runs_in_the_type_and_the_form_of_attention_asked_for() {
 fn verify_writes_a_report() {
     let room = tempfile::tempdir().unwrap();
     let report = room.path().join("a/report");
-    run(dsv2(["verify", "--case", "one-token", "--report"]).arg(&report)).passes();
+    run(dsv2(["verify", "--case", "one-token", "--backend", "reference", "--report"]).arg(&report)).passes();
     assert_eq!(names(&report), ["junit.xml", "report.html", "report.json"]);
     let report: Value = serde_json::from_slice(&fs::read(report.join("report.json")).unwrap()).unwrap();
     assert_eq!(report["verdict"], "pass");
@@ -127,7 +132,7 @@ fn a_tampered_golden_case_fails_and_says_where() {
     for name in names(&golden) {
         fs::copy(golden.join(&name), case.join(&name)).unwrap();
     }
-    let verify = || run(dsv2(["verify", "--golden"]).arg(room.path()));
+    let verify = || run(dsv2(["verify", "--backend", "reference", "--golden"]).arg(room.path()));
     verify().passes();
 
     edit(&case.join("expected.safetensors"), |stages| scale(&mut stages[O_PROJ], 1.01));
@@ -530,7 +535,11 @@ fn help_is_no_error() {
 #[test]
 fn what_there_is_not_is_refused_and_what_there_is_said() {
     for (args, says) in [
-        (&["verify", "--backend", "cuda"][..], &["cuda", "--backend", "[possible values: reference]"][..]),
+        (
+            &["verify", "--backend", "tpu"][..],
+            &["tpu", "--backend", "[possible values: reference, emulated, cuda]"][..],
+        ),
+        (&["verify", "--backend", "emulated", "--races"], &["--backend", "--races", "cannot be used with"]),
         (&["verify", "--case", "no-such-*"], &["--case", "expected a pattern that matches a golden case", "no-such-*"]),
         (&["verify", "--case", "["], &["--case", "expected a pattern of *, ? and [..]", "\"[\""]),
         (&["verify", "--dtype", "f8"], &["--dtype", "expected f64, f32, tf32, f16 or bf16", "f8"]),
@@ -550,6 +559,19 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
         let line = run(&mut dsv2(args)).refused();
         assert!(says.iter().all(|word| line.contains(word)), "{args:?}: {line}");
     }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_a_refusal_and_no_pass() {
+    let Err(reason) = dsv2::backend::OnCuda::gpu() else { return };
+    let line = run(&mut dsv2(["verify", "--backend", "cuda"])).refused();
+    assert!(line.contains("--backend: expected a CUDA device, found") && line.contains(&reason), "{line}");
+}
+
+#[test]
+fn kernels_are_verified_under_the_race_detector() {
+    let stdout = run(&mut dsv2(["verify", "--races", "--case", "one-token"])).passes();
+    assert!(totals(&stdout).starts_with("2 runs of 1 cases: 2 pass, 0 fail, 0 not run; "), "{stdout}");
 }
 
 #[test]

@@ -34,7 +34,9 @@ fn the_excerpt_of_verify_is_real() {
     let printed = dsv2("verify --case v2*", Path::new("."));
     // Which stage comes nearest to its budget may change with the last bits, too.
     let without_stage = |line: String| line.split(" model.").next().unwrap_or_default().to_owned();
-    let real: Vec<_> = printed.lines().filter_map(stable).map(without_stage).collect();
+    // Where there is a GPU there are more runs, and so another number of them.
+    let on_any_machine = |line: &&str| !line.contains(" cuda ");
+    let real: Vec<_> = printed.lines().filter(on_any_machine).filter_map(stable).map(without_stage).collect();
     let excerpt = shown("cargo run --release -- verify --case 'v2*'");
     let excerpt: Vec<_> = excerpt.into_iter().filter_map(stable).map(without_stage).collect();
     assert_eq!(excerpt, real);

@@ -114,8 +114,7 @@ fn every_run_of_a_verification_is_there() {
     let plan = Plan {
         cases: suite.names().to_vec(),
         suite: &suite,
-        backends: vec![&Reference],
-        precisions: vec![Precision::F64, Precision::F32],
+        candidates: vec![(&Reference, Precision::F64), (&Reference, Precision::F32)],
         attention: AttentionForm::Expanded,
         waivers: Waivers::default(),
     };

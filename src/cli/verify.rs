@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use dsv2::backend::Precision;
+use dsv2::backend::{Backend, OnCuda, OnEmulator, Precision};
 use dsv2::report::model::{PassOrFail, Report, VerifyReport};
 use dsv2::verify::{Item, Plan, verify};
 use dsv2::waivers::Waivers;
@@ -19,10 +19,13 @@ pub struct VerifyArgs {
     /// Only cases whose name matches, such as 'mask-*'
     #[arg(long = "case", value_name = "GLOB")]
     cases: Option<String>,
-    /// Only this backend
-    #[arg(long, value_enum)]
+    /// Only this backend [default: every one that there is]
+    #[arg(long, value_enum, conflicts_with = "races")]
     backend: Option<BackendName>,
-    /// Only this type: f64, f32 or bf16 [default: f64 and f32]
+    /// Under the emulator's race detector, which takes about ten times as long
+    #[arg(long)]
+    races: bool,
+    /// Only this type: f64, f32 or bf16 [default: f64 and f32; on the kernels f32 and bf16]
     #[arg(long, value_name = "DTYPE", value_parser = precision)]
     dtype: Option<Precision>,
     /// Which form of attention
@@ -48,15 +51,14 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
     let plan = Plan {
         suite: &suite,
         cases,
-        backends: vec![args.backend.unwrap_or(BackendName::Reference).backend()],
-        precisions: args.dtype.map_or_else(|| vec![Precision::F64, Precision::F32], |dtype| vec![dtype]),
+        candidates: candidates(args)?,
         attention: args.attention.into(),
         waivers: args.waivers.as_deref().map(Waivers::read).transpose()?.unwrap_or_default(),
     };
 
     args.report.as_deref().map(output::make_report_folder).transpose()?;
     let start = Instant::now();
-    let mut progress = Progress::new(plan.cases.len() * plan.backends.len() * plan.precisions.len());
+    let mut progress = Progress::new(plan.cases.len() * plan.candidates.len());
     let tell = |item: &Item| progress.step(&report::progress(item));
     let items = verify(&plan, tell)?;
     drop(progress);
@@ -67,4 +69,24 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
         output::write_report(dir, &Report::Verify(report))?;
     }
     Ok(Done { output, conforms })
+}
+
+/// What is asked for; else every backend there is, in every type that it has.
+fn candidates(args: &VerifyArgs) -> Result<Vec<(&'static dyn Backend, Precision)>> {
+    if let (Some(BackendName::Cuda), Err(reason)) = (args.backend, OnCuda::gpu()) {
+        return Err(Error::request("--backend", "a CUDA device", reason));
+    }
+    let backends: Vec<&'static dyn Backend> = match args.backend {
+        _ if args.races => vec![&OnEmulator { races: true }],
+        Some(name) => vec![name.backend()],
+        None => BackendName::present().map(BackendName::backend).collect(),
+    };
+    let types = |backend: &'static dyn Backend| match args.dtype {
+        // a type that only some have is asked of them alone, unless somebody named the backend
+        Some(dtype) if args.backend.is_some() || backend.name() == "reference" => vec![dtype],
+        Some(dtype) => backend.precisions().iter().copied().filter(|precision| *precision == dtype).collect(),
+        None => backend.precisions().to_vec(),
+    };
+    let of_backend = |backend| types(backend).into_iter().map(move |dtype| (backend, dtype));
+    Ok(backends.into_iter().flat_map(of_backend).collect())
 }

@@ -9,8 +9,14 @@
 //! | `max`  | `max\|a−b\| / rms(b)` | one wrong element |
 //! | `gain` | `\|⟨a,b⟩/⟨b,b⟩ − 1\|` | errors that all point one way, such as truncation |
 
+#![deny(missing_docs)]
+
+mod budget;
+
 use ndarray::ArrayViewD;
 use serde::{Deserialize, Serialize};
+
+pub use budget::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS, with_floors};
 
 /// One number for each way of measuring an error (or a budget for it).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

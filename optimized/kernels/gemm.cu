@@ -1,0 +1,316 @@
+// Matrix products a b^T: linear layers, and products head by head.
+//
+//   out[g,i,j] = sum over k of a[g,i,k] b[g,j,k]  + bias[j]
+//
+// a: [G, M, K], b: [G, N, K], out: [G, M, N], all with any stride between batches and rows. The elements of a row of a
+// and out are neighbours. Of b they may be neighbours along K ("rows": a weight as it is stored) or along N ("columns":
+// b is stored [G, K, N], as query absorption has it: q [H, N, n] times W_UK [H, n, c]). Everything is summed in fp32,
+// and rounded once.
+//
+// A sum over K is made of runs of 128 bytes of a row (64 bf16, 32 floats). A run is summed on its own, in the order of
+// k, and added to those before. Neither the tile, nor its place, nor the way it was copied changes this: a row's result
+// does not depend on what else is in the batch. And the error stays small where thousands of terms are summed: tensor
+// cores cut off what does not fit into a sum instead of rounding it, so that one sum over all of K drifts towards zero.
+//
+// Bytes: (M K + N K) sizeof(T) + M N sizeof(out) if each element is read once; a tile of BM x BN reads a N / BN times
+// and b M / BM times, from the L2 cache where it can. Flops: 2 M N K for each g.
+#include "dev.cuh"
+
+// Strides are in elements. One of b_n and b_k is 1. `bias` may be null. `out` is of floats or of T.
+template <typename T> struct Product {
+    const T *a, *b, *bias;
+    void* out;
+    long long a_batch, a_row, b_batch, b_n, b_k, out_batch, out_row;
+    int out_is_float, m, n, k;
+};
+
+// ---- naive: a thread for each result, a grid of (M N / 128, G) ----
+
+template <typename T> __device__ void naive(const Product<T>& p) {
+    long long index = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (index >= (long long)p.m * p.n) return;
+    long long i = index / p.n, j = index % p.n;
+    const T* a = p.a + blockIdx.y * p.a_batch + i * p.a_row;
+    const T* b = p.b + blockIdx.y * p.b_batch + j * p.b_n;
+    float sum = 0.0f;
+    #pragma unroll 1
+    for (int start = 0; start < p.k; start += RUN) {
+        float run = 0.0f;
+        #pragma unroll 1
+        for (int k = start; k < min(start + RUN, p.k); k++) run += to_float(a[k]) * to_float(b[k * p.b_k]);
+        sum += run;
+    }
+    if (p.bias) sum += to_float(p.bias[j]);
+    long long at = blockIdx.y * p.out_batch + i * p.out_row + j;
+    if (p.out_is_float) ((float*)p.out)[at] = sum;
+    else ((bf16*)p.out)[at] = from_float<bf16>(sum);
+}
+
+// ---- tuned: a block for each tile of BM x BN results, a grid of (M / BM, N / BN, G), 2 BN threads ----
+
+// Tiles of both factors, one run deep, are copied STAGES - 1 ahead of the multiplication. Blocks that share rows of b
+// are neighbours, so that a weight comes from DRAM once.
+//
+//                 tile           stages   shared   registers   blocks on an A100's multiprocessor (164 KB)
+//   tuned_f32     32 x 64 x 32   4        48 KB    64          3: shared memory
+//   tuned_bf16    128 x 64 x 64  3        72 KB    166         2: shared memory
+//   few_.._bf16   16 x 32 x 64   6        36 KB    48          4: shared memory; 80 KB of weights under way
+//
+// Where rows are aligned the emulator counts no bank conflict and no sector that is not needed. tuned_bf16 asks the L2
+// cache for a byte every 43 flops, and issues 6.7 instructions (of PTX) for each mma, 0.4 of them ldmatrix: less than
+// the 8 cycles that an A100's tensor core takes for it.
+
+// Where 16 bytes of a tile are whose rows have CHUNKS of them. The order within a row changes from row to row, so that
+// 8 rows' bytes of one column are in 8 different groups of banks, without padding. It is an exclusive or: from a chunk
+// to one whose number differs in some bits the place differs in the same bits, times 16; 8 rows further the order is
+// the same.
+template <u32 CHUNKS> __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
+    return (row * CHUNKS + (chunk ^ (CHUNKS >= 8 ? row % 8 : row / 2 % 4))) * 16;
+}
+
+// `load_pack` and `load_tiles` of an address in shared memory: 32 bits are enough to compute with.
+__device__ __forceinline__ void load_shared(float (&to)[4], u32 from) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "r"(from) : "memory");
+}
+template <bool TRANSPOSED> __device__ __forceinline__ void load_tiles_at(u32 (&to)[4], u32 row) {
+    if (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
+}
+
+// Copies a tile of ROWS rows of CHUNKS times 16 bytes. The matrix ends after `rows` and `columns`; there are zeros
+// behind.
+template <typename T, u32 ROWS, u32 CHUNKS, u32 THREADS>
+__device__ __forceinline__ void copy_tile(char* tile, const T* from, long long stride, int rows, int columns,
+                                          bool packed) {
+    const u32 SIZE = Pack<T>::SIZE;
+    // Rows that begin at multiples of 16 bytes. A thread's rows are a multiple of 8 apart: `place` orders them alike.
+    if (packed) {
+        const u32 STEP = THREADS / CHUNKS;
+        static_assert(STEP % 8 == 0 && ROWS % STEP == 0);
+        u32 row = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS * SIZE;
+        u32 to = shared_address(tile + place<CHUNKS>(row, column / SIZE));
+        int bytes = min(max(columns - (int)column, 0), (int)SIZE) * (int)sizeof(T);
+        from += row * stride + column;
+        #pragma unroll
+        for (u32 i = 0; i < ROWS; i += STEP, from += STEP * stride)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + i * CHUNKS * 16), "l"(from),
+                         "r"((int)(i + row) < rows ? bytes : 0)
+                         : "memory");
+        return;
+    }
+    // Others: element by element, neighbours by neighbouring threads.
+    #pragma unroll 1
+    for (u32 index = threadIdx.x; index < ROWS * CHUNKS * SIZE; index += THREADS) {
+        u32 row = index / (CHUNKS * SIZE), column = index % (CHUNKS * SIZE);
+        bool there = (int)row < rows && (int)column < columns;
+        T x = there ? from[row * stride + column] : from_float<T>(0.0f);
+        ((T*)(tile + place<CHUNKS>(row, column / SIZE)))[column % SIZE] = x;
+    }
+}
+
+// The sums that a thread keeps of its block's tile.
+template <typename T, int BM, int BN, bool COLUMNS> struct Sums;
+
+// fp32: a warp has BM x 16 results, a thread every eighth row of 4 neighbouring columns.
+template <int BM, int BN, bool COLUMNS> struct Sums<float, BM, BN, COLUMNS> {
+    static const int ROWS = BM / 8;
+    // Rows of the finished tile, so far apart that no two threads that write at once meet in a bank.
+    static const int PITCH = BN + 4;
+    float sum[ROWS][4] = {};
+    // This thread's first 16 bytes in a tile of a and in one of b.
+    u32 a_place = place<8>(row(), 0), b_place = COLUMNS ? column() * 4 : place<8>(column(), 0);
+
+    __device__ __forceinline__ static u32 row() { return threadIdx.x % 8; }
+    __device__ __forceinline__ static u32 column() { return threadIdx.x / 8 * 4; }
+
+    __device__ __forceinline__ void multiply(u32 a, u32 b) {
+        float run[ROWS][4] = {};
+        #pragma unroll 1
+        for (u32 chunk = 0; chunk < 8; chunk++) {
+            float right[4][4];
+            #pragma unroll
+            for (u32 x = 0; x < 4; x++) {
+                if (COLUMNS) {
+                    u32 k = chunk * 4 + x;
+                    load_shared(right[x], b + (b_place ^ k % 8 * 16) + k * BN * 4);
+                } else {
+                    float line[4];
+                    load_shared(line, b + (b_place ^ (chunk ^ x) * 16) + x * 128);
+                    #pragma unroll
+                    for (int k = 0; k < 4; k++) right[k][x] = line[k];
+                }
+            }
+            #pragma unroll
+            for (int i = 0; i < ROWS; i++) {
+                float left[4];
+                load_shared(left, a + (a_place ^ chunk * 16) + i * 8 * 128);
+                #pragma unroll
+                for (int k = 0; k < 4; k++)
+                    #pragma unroll
+                    for (int x = 0; x < 4; x++) run[i][x] = fmaf(left[k], right[k][x], run[i][x]);
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < ROWS; i++)
+            #pragma unroll
+            for (int x = 0; x < 4; x++) sum[i][x] += run[i][x];
+    }
+
+    __device__ __forceinline__ void put(float* tile) const {
+        #pragma unroll
+        for (int i = 0; i < ROWS; i++) store_pack(tile + (i * 8 + row()) * PITCH + column(), sum[i]);
+    }
+};
+
+// bf16: tensor cores. A warp has 64 x 32 results of a tile of 128 x 64, or 16 x 16 of one of 16 x 32.
+template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
+    static const int ROWS = BM > 64 ? BM / 2 : BM;
+    static const int TILES = ROWS / 16, PAIRS = BN / 2 / 16;
+    static const int PITCH = BN + 8;
+    float sum[TILES][2 * PAIRS][4] = {};
+    // The row of 8 elements whose address this lane gives, in a tile of a and in one of b.
+    u32 a_place = place<8>(row() + lane() % 16, lane() / 16);
+    u32 b_place = COLUMNS ? place<BN / 8>(lane() % 16, column() / 8 + lane() / 16)
+                          : place<8>(column() + lane() / 16 * 8 + lane() % 8, lane() / 8 % 2);
+
+    __device__ __forceinline__ static u32 lane() { return threadIdx.x % WARP; }
+    __device__ __forceinline__ static u32 row() { return threadIdx.x / (2 * WARP) * ROWS; }
+    __device__ __forceinline__ static u32 column() { return threadIdx.x / WARP % 2 * (BN / 2); }
+
+    __device__ __forceinline__ void multiply(u32 a, u32 b) {
+        float run[TILES][2 * PAIRS][4] = {};
+        #pragma unroll
+        for (u32 k = 0; k < 64; k += 16) {
+            u32 left[TILES][4];
+            #pragma unroll
+            for (int i = 0; i < TILES; i++) load_tiles_at<false>(left[i], a + (a_place ^ k * 2) + i * 16 * 128);
+            #pragma unroll
+            for (int j = 0; j < PAIRS; j++) {
+                // Two 8-column slices of b, each as two tiles of 8 k.
+                u32 right[4];
+                if (COLUMNS) load_tiles_at<true>(right, b + (b_place ^ j * 32) + k * BN * 2);
+                else load_tiles_at<false>(right, b + (b_place ^ k * 2) + j * 16 * 128);
+                #pragma unroll
+                for (int i = 0; i < TILES; i++) {
+                    multiply_add(run[i][2 * j], left[i], right[0], right[1]);
+                    multiply_add(run[i][2 * j + 1], left[i], right[2], right[3]);
+                }
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < TILES; i++)
+            #pragma unroll
+            for (int j = 0; j < 2 * PAIRS; j++)
+                #pragma unroll
+                for (int x = 0; x < 4; x++) sum[i][j][x] += run[i][j][x];
+    }
+
+    __device__ __forceinline__ void put(float* tile) const {
+        #pragma unroll
+        for (int i = 0; i < TILES; i++)
+            #pragma unroll
+            for (int j = 0; j < 2 * PAIRS; j++) {
+                float* to = tile + (row() + i * 16 + lane() / 4) * PITCH + column() + j * 8 + lane() % 4 * 2;
+                *(float2*)to = make_float2(sum[i][j][0], sum[i][j][1]);
+                *(float2*)(to + 8 * PITCH) = make_float2(sum[i][j][2], sum[i][j][3]);
+            }
+    }
+};
+
+// Adds the bias to a row's results at `column` and the three after it, and stores those that are before `columns`.
+template <typename T, typename Out>
+__device__ __forceinline__ void finish(Out* out, const float* sums, const T* bias, int column, int columns,
+                                       bool packed) {
+    if (packed && column + 4 <= columns) {
+        float x[4];
+        load_pack(sums + column, x);
+        #pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (bias) x[i] += to_float(bias[column + i]);
+        if (sizeof(Out) == 4) store_pack((float*)out + column, x);
+        else *(uint2*)(out + column) = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
+        return;
+    }
+    #pragma unroll 1
+    for (int end = min(column + 4, columns); column < end; column++) {
+        float x = sums[column];
+        if (bias) x += to_float(bias[column]);
+        out[column] = from_float<Out>(x);
+    }
+}
+
+template <typename T, int BM, int BN, int STAGES, bool COLUMNS>
+__device__ __forceinline__ void tuned(const Product<T>& p) {
+    const int THREADS = 2 * BN, SIZE = Pack<T>::SIZE, DEPTH = 8 * SIZE;
+    const int A_BYTES = BM * 128, STAGE = A_BYTES + BN * 128;
+    extern __shared__ __align__(128) char shared[];
+    long long first_row = (long long)blockIdx.x * BM, first_column = (long long)blockIdx.y * BN;
+    int rows = p.m - (int)first_row, columns = p.n - (int)first_column;
+    const T* a = p.a + blockIdx.z * p.a_batch + first_row * p.a_row;
+    const T* b = p.b + blockIdx.z * p.b_batch + first_column * p.b_n;
+    bool a_packed = packs(a, p.a_row), b_packed = packs(b, COLUMNS ? p.b_k : p.b_n);
+
+    Sums<T, BM, BN, COLUMNS> sums;
+    int tiles = (p.k + DEPTH - 1) / DEPTH;
+    #pragma unroll 1
+    for (int next = 0; next < tiles + STAGES - 1; next++) {
+        int now = next - (STAGES - 1);
+        if (now >= 0) {
+            // After the barrier every thread's part of tile `now` is there, and nobody reads the tile before any more:
+            // the next one may take its place.
+            wait_copies<STAGES - 2>();
+            __syncthreads();
+        }
+        if (next < tiles) {
+            char* stage = shared + (u32)next % STAGES * STAGE;
+            int k = next * DEPTH;
+            copy_tile<T, BM, 8, THREADS>(stage, a + k, p.a_row, rows, p.k - k, a_packed);
+            if (COLUMNS)
+                copy_tile<T, DEPTH, BN / SIZE, THREADS>(stage + A_BYTES, b + k * p.b_k, p.b_k, p.k - k, columns,
+                                                        b_packed);
+            else copy_tile<T, BN, 8, THREADS>(stage + A_BYTES, b + k, p.b_n, columns, p.k - k, b_packed);
+        }
+        // Also where there is nothing left to copy: the wait above counts groups.
+        commit_copies();
+        if (now >= 0) {
+            u32 stage = shared_address(shared) + (u32)now % STAGES * STAGE;
+            sums.multiply(stage, stage + A_BYTES);
+        }
+    }
+
+    // Through shared memory, so that rows are written in whole.
+    const int PITCH = Sums<T, BM, BN, COLUMNS>::PITCH;
+    float* tile = (float*)shared;
+    __syncthreads();
+    sums.put(tile);
+    __syncthreads();
+    bool is_float = sizeof(T) == 4 || p.out_is_float;
+    int bytes = is_float ? 4 : 2;
+    char* out = (char*)p.out + (blockIdx.z * p.out_batch + first_row * p.out_row + first_column) * bytes;
+    const T* bias = p.bias ? p.bias + first_column : nullptr;
+    bool packed = ((u64)out | (u64)(p.out_row * bytes)) % (4 * bytes) == 0;
+    #pragma unroll 1
+    for (u32 index = threadIdx.x; index < BM * BN / 4; index += THREADS) {
+        int row = index / (BN / 4), column = index % (BN / 4) * 4;
+        if (row >= rows) break;
+        char* to = out + row * p.out_row * bytes;
+        if (is_float) finish((float*)to, tile + row * PITCH, bias, column, columns, packed);
+        else finish((bf16*)to, tile + row * PITCH, bias, column, columns, packed);
+    }
+}
+
+KERNEL(128) gemm_naive_f32(Product<float> p) { naive<float>(p); }
+KERNEL(128) gemm_naive_bf16(Product<bf16> p) { naive<bf16>(p); }
+
+#define TUNED(NAME, T, BM, BN, STAGES)                                                                               \
+    KERNEL(2 * BN) gemm_##NAME(Product<T> p) { tuned<T, BM, BN, STAGES, false>(p); }                                 \
+    KERNEL(2 * BN) gemm_columns_##NAME(Product<T> p) { tuned<T, BM, BN, STAGES, true>(p); }
+TUNED(tuned_f32, float, 32, 64, 4)
+TUNED(tuned_bf16, bf16, 128, 64, 3)
+// Few rows (decoding): small tiles many stages deep, for it is the stream of weights that takes the time.
+TUNED(few_tuned_bf16, bf16, 16, 32, 6)

@@ -1,0 +1,184 @@
+// The end of MLA's compression: normalise the latent, turn the key, write both into the paged cache (paper 2.1.2 and
+// 2.1.3, eq. 9 and 15: c_KV and k_R are all that is cached).
+//
+//   [c | k] = kv_a[n]          c^ = w * c / sqrt(mean(c^2) + eps)          k^ = RoPE(k)
+//   cache[slots[n] / page_size, slots[n] % page_size] = [c^ | k^]          compressed_kv[n] = c^,  k_pe[n] = k^
+//
+// kv_a: [N,c+r], rows at any stride; w: [c]; cos, sin: [N,r/2] f32; slots: [N] i32; cache: [pages,page_size,c+r], pages
+// and places at any stride; compressed_kv [N,c] and k_pe [N,r] may be null. A token whose slot is none of the cache's,
+// such as the -1 of a padded row, writes nothing there. Two tokens must not have the same slot.
+// Statistics and rotation are fp32; each result is rounded once.
+//
+// Bytes: 2 N (c+r) sizeof(T), and N (c+r) sizeof(T) more with the other outputs. Flops: N (4 c + 3 r).
+#include "dev.cuh"
+
+// A page and a place in it of a [pages,page_size,c+r] cache.
+template <typename T> struct Cache {
+    T* data;
+    int pages, page_size;
+    long long page_stride, place_stride;
+
+    // The row of a slot, or null if there is none.
+    __device__ __forceinline__ T* row(int slot) const {
+        if (slot < 0 || slot / page_size >= pages) return nullptr;
+        return data + slot / page_size * page_stride + slot % page_size * place_stride;
+    }
+};
+
+// The places of one token's results, which may be null: a row of the cache gets both, of the others each gets one.
+template <typename T> struct Outputs {
+    T *cache, *compressed_kv, *k_pe;
+
+    __device__ __forceinline__ Outputs(Cache<T> whole, int slot, T* all_compressed_kv, T* all_k_pe, long long token,
+                                       int rank, int rope)
+        : cache(whole.row(slot)), compressed_kv(all_compressed_kv ? all_compressed_kv + token * rank : nullptr),
+          k_pe(all_k_pe ? all_k_pe + token * rope : nullptr) {}
+};
+
+// Element i of the latent, or the pack of elements that begins there, to each place.
+template <typename T> __device__ __forceinline__ void write_latent(Outputs<T> to, int i, float value) {
+    if (to.cache) to.cache[i] = from_float<T>(value);
+    if (to.compressed_kv) to.compressed_kv[i] = from_float<T>(value);
+}
+template <typename T, int SIZE>
+__device__ __forceinline__ void write_latent(Outputs<T> to, int i, const float (&values)[SIZE], bool aligned) {
+    if (to.cache) store_pack(to.cache + i, values, aligned);
+    if (to.compressed_kv) store_pack(to.compressed_kv + i, values, aligned);
+}
+
+// A complex number of the key: two neighbours.
+struct Pair {
+    float re, im;
+
+    __device__ __forceinline__ Pair turned(float cos, float sin) const {
+        return {fmaf(re, cos, -(im * sin)), fmaf(re, sin, im * cos)};
+    }
+};
+
+// In one access if they lie `together` (the address is a multiple of the pair's size), else in two.
+__device__ __forceinline__ Pair load_pair(const float* from, bool together) {
+    if (!together) return {from[0], from[1]};
+    float2 pair = *(const float2*)from;
+    return {pair.x, pair.y};
+}
+__device__ __forceinline__ Pair load_pair(const bf16* from, bool together) {
+    if (!together) return {to_float(from[0]), to_float(from[1])};
+    u32 pair = *(const u32*)from;
+    return {low_bf16(pair), high_bf16(pair)};
+}
+__device__ __forceinline__ void store_pair(float* to, Pair pair, bool together) {
+    if (together) *(float2*)to = make_float2(pair.re, pair.im);
+    else to[0] = pair.re, to[1] = pair.im;
+}
+__device__ __forceinline__ void store_pair(bf16* to, Pair pair, bool together) {
+    if (together) *(u32*)to = pack_bf16(pair.re, pair.im);
+    else to[0] = from_float<bf16>(pair.re), to[1] = from_float<bf16>(pair.im);
+}
+
+// ---- naive: a thread for each token ----
+
+template <typename T>
+__device__ void naive(const T* kv_a, long long stride, const T* weight, float eps, const float* cos, const float* sin,
+                      const int* slots, Cache<T> cache, T* compressed_kv, T* k_pe, int tokens, int rank, int rope) {
+    long long token = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (token >= tokens) return;
+    const T* latent = kv_a + token * stride;
+    Outputs<T> to(cache, slots[token], compressed_kv, k_pe, token, rank, rope);
+    float sum = 0.0f;
+    #pragma unroll 1
+    for (int start = 0; start < rank; start += RUN) {
+        float run = 0.0f;
+        #pragma unroll 1
+        for (int i = start; i < min(start + RUN, rank); i++) run += to_float(latent[i]) * to_float(latent[i]);
+        sum += run;
+    }
+    float scale = 1.0f / sqrtf(sum / rank + eps);
+    #pragma unroll 1
+    for (int i = 0; i < rank; i++) write_latent(to, i, to_float(weight[i]) * (to_float(latent[i]) * scale));
+    const T* key = latent + rank;
+    #pragma unroll 1
+    for (int i = 0; i < rope; i += 2) {
+        long long angle = (token * rope + i) / 2;
+        Pair turned = load_pair(key + i, false).turned(cos[angle], sin[angle]);
+        if (to.cache) store_pair(to.cache + rank + i, turned, false);
+        if (to.k_pe) store_pair(to.k_pe + i, turned, false);
+    }
+}
+
+// ---- tuned: a warp for each token, which needs no barrier; 16 bytes at once, each element read once ----
+//
+// A lane adds the same elements in the same order whether they are aligned or not: where a row lies depends on the batch,
+// and its sum must not.
+
+const int THREADS = 128;
+// Packs of a latent that a lane keeps in registers (all of the 512 of V2, in both types); longer ones are read twice.
+const int KEPT = 4;
+
+template <typename T>
+__device__ void tuned(const T* kv_a, long long stride, const T* weight, float eps, const float* cos, const float* sin,
+                      const int* slots, Cache<T> cache, T* compressed_kv, T* k_pe, int tokens, int rank, int rope) {
+    const int SIZE = Pack<T>::SIZE;
+    long long token = (long long)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    int lane = threadIdx.x % WARP;
+    if (token >= tokens) return;
+    const T* latent = kv_a + token * stride;
+    Outputs<T> to(cache, slots[token], compressed_kv, k_pe, token, rank, rope);
+    // A null pointer is aligned.
+    bool aligned = packs(latent, 0) & packs(weight, 0) & packs(to.cache, 0) & packs(to.compressed_kv, 0);
+    int in_packs = rank / SIZE * SIZE;
+
+    float kept[KEPT][SIZE], sum = 0.0f;
+    #pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        int i = (k * WARP + lane) * SIZE;
+        if (i >= in_packs) break;
+        load_pack(latent + i, kept[k], aligned);
+        #pragma unroll
+        for (int j = 0; j < SIZE; j++) sum += kept[k][j] * kept[k][j];
+    }
+    // What is no whole pack, or more than a lane keeps.
+    int done = min(in_packs, KEPT * WARP * SIZE);
+    #pragma unroll 1
+    for (int i = done + lane; i < rank; i += WARP) sum += to_float(latent[i]) * to_float(latent[i]);
+    float scale = 1.0f / sqrtf(warp_sum(sum) / rank + eps);
+    #pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        int i = (k * WARP + lane) * SIZE;
+        if (i >= in_packs) break;
+        float gain[SIZE];
+        load_pack(weight + i, gain, aligned);
+        #pragma unroll
+        for (int j = 0; j < SIZE; j++) kept[k][j] = gain[j] * (kept[k][j] * scale);
+        write_latent(to, i, kept[k], aligned);
+    }
+    #pragma unroll 1
+    for (int i = done + lane; i < rank; i += WARP) {
+        write_latent(to, i, to_float(weight[i]) * (to_float(latent[i]) * scale));
+    }
+
+    // The key: a lane for each pair, so that the warp's accesses are whole lines.
+    const T* key = latent + rank;
+    T* cached_key = to.cache ? to.cache + rank : nullptr;
+    bool together = ((u64)key | (u64)cached_key | (u64)to.k_pe) % (2 * sizeof(T)) == 0;
+    #pragma unroll 1
+    for (int i = lane; i < rope / 2; i += WARP) {
+        long long angle = token * (rope / 2) + i;
+        Pair turned = load_pair(key + 2 * i, together).turned(cos[angle], sin[angle]);
+        if (cached_key) store_pair(cached_key + 2 * i, turned, together);
+        if (to.k_pe) store_pair(to.k_pe + 2 * i, turned, together);
+    }
+}
+
+#define KERNELS(VARIANT, LAUNCHED, T, SUFFIX)                                                                          \
+    KERNEL(LAUNCHED) latent_cache_write_##VARIANT##_##SUFFIX(                                                          \
+        const T* kv_a, long long stride, const T* weight, float eps, const float* cos, const float* sin,               \
+        const int* slots, T* cache, int pages, int page_size, long long page_stride, long long place_stride,           \
+        T* compressed_kv, T* k_pe, int tokens, int rank, int rope) {                                                   \
+        VARIANT<T>(kv_a, stride, weight, eps, cos, sin, slots, {cache, pages, page_size, page_stride, place_stride},   \
+                   compressed_kv, k_pe, tokens, rank, rope);                                                           \
+    }
+
+KERNELS(naive, 128, float, f32)
+KERNELS(naive, 128, bf16, bf16)
+KERNELS(tuned, THREADS, float, f32)
+KERNELS(tuned, THREADS, bf16, bf16)

@@ -1,0 +1,332 @@
+//! DeepSeek-V2 whole, on a device: the same model as `dsv2-reference`'s, stage for stage, from kernels alone.
+//!
+//! | module | paper | what |
+//! |---|---|---|
+//! | [`rotary`](mod@rotary) | 2.1.3, 3.1.4 | frequencies, the softmax scale |
+//! | [`cache`] | 2.1.4 | the latent cache, in pages |
+//! | `attention` | 2.1 | MLA, expanded and absorbed |
+//! | `feed_forward` | 2.2 | the gated MLP, the mixture of experts |
+//! | [`head`] | | logits, loss, classification |
+//! | [`generate`] | | greedy decoding and sampling |
+//! | [`plan`] | | how much memory all this takes |
+//! | [`tap`] | | the hook at every stage |
+//!
+//! Tensors are token-major: N = B S rows, sequence after sequence. The residual stream is one tensor \[N,D\] that every
+//! sub-layer adds to; the addition and the next norm are one kernel.
+
+mod attention;
+pub mod cache;
+mod feed_forward;
+pub mod generate;
+pub mod head;
+mod mask;
+pub mod plan;
+pub mod rotary;
+pub mod tap;
+mod weights;
+
+use std::sync::Arc;
+
+use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::model::{ModelInput, Tokens};
+use dsv2_reference::weights::WeightSource;
+use dsv2_reference::{DeepseekV2Config, Dialect};
+
+use crate::operators::embedding::embedding;
+use crate::operators::rms_norm::{add_rms_norm, rms_norm};
+use crate::operators::rotary::rotary;
+use crate::{Device, Element, Error, Result, Tensor, Variant};
+use attention::{Attention, Context};
+use cache::LatentCache;
+use feed_forward::FeedForward;
+use rotary::Frequencies;
+use tap::{Scope, Tap};
+use weights::Loader;
+
+/// Tokens of a page of a cache that only lives as long as a forward pass.
+const PAGE: usize = 64;
+
+/// How a model computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The type of weights, activations and cache.
+    pub element: Element,
+    /// Which kernels.
+    pub variant: Variant,
+}
+
+/// `model.*`, without a head.
+#[derive(Debug)]
+pub struct Model {
+    config: DeepseekV2Config,
+    dialect: Dialect,
+    settings: Settings,
+    device: Arc<dyn Device>,
+    embed_tokens: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    frequencies: Frequencies,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_layernorm: Tensor,
+    self_attn: Attention,
+    post_attention_layernorm: Tensor,
+    mlp: FeedForward,
+}
+
+impl Model {
+    /// Takes `model.*` from `weights`, one tensor after another. `progress` is told the bytes of each.
+    ///
+    /// # Errors
+    /// If the config is impossible, a weight is missing or of another shape, or the device has no room for all of them
+    /// (which is found out before the first is taken).
+    pub fn load(
+        config: &DeepseekV2Config,
+        dialect: Dialect,
+        weights: &dyn WeightSource,
+        device: &Arc<dyn Device>,
+        settings: Settings,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        config.validate(dialect)?;
+        plan::check("Model::load", device, plan::weights(config, dialect, None, settings.element))?;
+        let loader = &mut Loader { source: weights, device, element: settings.element, progress };
+        let width = [config.hidden_size];
+        Ok(Model {
+            embed_tokens: loader.load("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?,
+            layers: (0..config.num_hidden_layers)
+                .map(|layer| {
+                    let path = format!("model.layers.{layer}");
+                    Ok(Layer {
+                        input_layernorm: loader.load(&format!("{path}.input_layernorm.weight"), &width)?,
+                        self_attn: Attention::load(config, dialect, layer, loader)?,
+                        post_attention_layernorm: loader
+                            .load(&format!("{path}.post_attention_layernorm.weight"), &width)?,
+                        mlp: FeedForward::load(config, dialect, layer, loader)?,
+                    })
+                })
+                .collect::<Result<_>>()?,
+            norm: loader.load("model.norm.weight", &width)?,
+            frequencies: Frequencies::new(config, dialect)?,
+            config: config.clone(),
+            dialect,
+            settings,
+            device: device.clone(),
+        })
+    }
+
+    /// The config it was loaded with.
+    pub fn config(&self) -> &DeepseekV2Config {
+        &self.config
+    }
+
+    /// The dialect it was loaded with.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// How it computes.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// `embed_tokens.weight` \[V,D\].
+    pub fn embed_tokens(&self) -> &Tensor {
+        &self.embed_tokens
+    }
+
+    /// Runs the new tokens, after those in the cache, and appends them to it: the last hidden states \[N,D\], after the
+    /// final norm. If it fails, the cache is left as it was.
+    ///
+    /// # Errors
+    /// If an input has a wrong shape, a token is out of range, the cache has no room, or a kernel failed.
+    pub fn forward(
+        &self,
+        input: &ModelInput<f32>,
+        cache: Option<&mut LatentCache>,
+        form: AttentionForm,
+        tap: Option<&mut dyn Tap>,
+    ) -> Result<Tensor> {
+        LatentCache::undo_on_error(cache, |cache| self.forward_unguarded(input, cache, form, tap))
+    }
+
+    fn forward_unguarded(
+        &self,
+        input: &ModelInput<f32>,
+        cache: Option<&mut LatentCache>,
+        form: AttentionForm,
+        tap: Option<&mut dyn Tap>,
+    ) -> Result<Tensor> {
+        self.check_input(input)?;
+        let (batch, new) = input.tokens.dim();
+        let mut scope = Scope::root(tap);
+        let mut own;
+        let cached = cache.is_some();
+        let Settings { element, .. } = self.settings;
+        let cache = match cache {
+            Some(cache) if cache.batch() != batch => {
+                let expected = format!("a cache of {batch} sequences");
+                return Err(Error::operand("forward", "past_key_values", expected, cache.batch()));
+            }
+            Some(cache) => {
+                cache.check(&self.config, &self.device, element)?;
+                cache
+            }
+            None => {
+                own = LatentCache::new(&self.config, &self.device, element, batch, new, PAGE)?;
+                &mut own
+            }
+        };
+        self.forward_layers(input, cache, cached, form, &mut scope.child("model"))
+    }
+
+    /// Refuses what no cache and no kernel needs to be asked about.
+    fn check_input(&self, input: &ModelInput<f32>) -> Result<()> {
+        let (batch, new) = input.tokens.dim();
+        let operand = |name, expected: String, found: String| Err(Error::operand("forward", name, expected, found));
+        if batch == 0 || new == 0 {
+            return operand("input_ids", "at least one sequence of one token".into(), format!("[{batch}, {new}]"));
+        }
+        if let Tokens::InputsEmbeds(embeds) = &input.tokens {
+            if embeds.dim().2 != self.config.hidden_size {
+                let expected = format!("rows of {}", self.config.hidden_size);
+                return operand("inputs_embeds", expected, format!("{:?}", embeds.shape()));
+            }
+            if let Some(bad) = embeds.iter().find(|x| !x.is_finite()) {
+                return operand("inputs_embeds", "finite numbers".into(), bad.to_string());
+            }
+        }
+        match &input.position_ids {
+            Some(ids) if ids.dim() != (1, new) && ids.dim() != (batch, new) => {
+                operand("position_ids", format!("shape [1 or {batch}, {new}]"), format!("{:?}", ids.shape()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn forward_layers(
+        &self,
+        input: &ModelInput<f32>,
+        cache: &mut LatentCache,
+        cached: bool,
+        form: AttentionForm,
+        scope: &mut Scope,
+    ) -> Result<Tensor> {
+        let Settings { element, variant } = self.settings;
+        let (batch, new) = input.tokens.dim();
+        let rows = [batch * new, self.config.hidden_size];
+        let by_sequence = |tensor: &Tensor| tensor.reshape(&[batch, new, self.config.hidden_size]);
+        let eps = self.config.rms_norm_eps as f32;
+        let past = cache.lengths();
+        let mask = mask::added(input, cached, &past, new)?;
+        let hidden = self.embed(&input.tokens)?;
+        scope.show("embed_tokens", || by_sequence(&hidden))?;
+        let (cos, sin) = self.rotary_tables(input, &past, cache, scope)?;
+        let placement = cache.place(new)?;
+        let keys = placement.longest;
+        let context = Context {
+            batch,
+            new,
+            variant,
+            form,
+            cos,
+            sin,
+            mask: mask
+                .map(|mask| Tensor::from_f32(&self.device, Element::F32, &[batch, new, keys], &mask))
+                .transpose()?,
+            placement,
+            cached,
+        };
+
+        let normed = Tensor::empty(&self.device, element, &rows)?;
+        let first = self.layers.first().map_or(&self.norm, |layer| &layer.input_layernorm);
+        rms_norm(variant, &hidden, first, eps, &normed)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let scope = &mut scope.child(format_args!("layers.{i}"));
+            scope.show("input_layernorm", || by_sequence(&normed))?;
+            let attention = layer.self_attn.forward(&normed, &context, cache.layer(i), scope)?;
+            add_rms_norm(variant, &attention, &hidden, &layer.post_attention_layernorm, eps, &hidden, &normed)?;
+            scope.show("post_attention_layernorm", || by_sequence(&normed))?;
+            let output = layer.mlp.forward(&normed, [batch, new], variant, &mut scope.child("mlp"))?;
+            let next = self.layers.get(i + 1).map_or(&self.norm, |layer| &layer.input_layernorm);
+            add_rms_norm(variant, &output, &hidden, next, eps, &hidden, &normed)?;
+            if scope.show("", || by_sequence(&hidden))? {
+                rms_norm(variant, &hidden, next, eps, &normed)?;
+            }
+        }
+        scope.show("norm", || by_sequence(&normed))?;
+        cache.advance(new);
+        Ok(normed)
+    }
+
+    fn embed(&self, tokens: &Tokens<f32>) -> Result<Tensor> {
+        let (batch, new) = tokens.dim();
+        let shape = [batch * new, self.config.hidden_size];
+        match tokens {
+            Tokens::InputsEmbeds(embeds) => {
+                let values: Vec<f32> = embeds.iter().copied().collect();
+                Tensor::from_f32(&self.device, self.settings.element, &shape, &values)
+            }
+            Tokens::InputIds(ids) => {
+                let vocab = self.config.vocab_size;
+                let token = |id: &i64| match usize::try_from(*id) {
+                    Ok(token) if token < vocab => Ok(token as i32),
+                    _ => Err(Error::operand("forward", "input_ids", format!("tokens 0 to {}", vocab - 1), id)),
+                };
+                let ids = ids.iter().map(token).collect::<Result<Vec<_>>>()?;
+                let ids = Tensor::from_i32(&self.device, &[ids.len()], &ids)?;
+                let hidden = Tensor::empty(&self.device, self.settings.element, &shape)?;
+                embedding(self.settings.variant, &ids, &self.embed_tokens, &hidden)?;
+                Ok(hidden)
+            }
+        }
+    }
+
+    /// Cosine and sine of every token, \[N,r/2\].
+    fn rotary_tables(
+        &self,
+        input: &ModelInput<f32>,
+        past: &[usize],
+        cache: &mut LatentCache,
+        scope: &mut Scope,
+    ) -> Result<(Tensor, Tensor)> {
+        let (batch, new) = input.tokens.dim();
+        // One row of positions serves all sequences of the same length.
+        let lengths = if past.iter().all(|length| *length == past[0]) { &past[..1] } else { past };
+        let counted = lengths.iter().flat_map(|past| (*past..past + new).map(|position| position as i64));
+        let rows: Vec<i64> = match &input.position_ids {
+            Some(ids) => ids.iter().copied().collect(),
+            None => counted.collect(),
+        };
+        let given = rows.len() / new;
+        let longest = rows.iter().max().map_or(0, |position| position.saturating_add(1));
+        let position = |position: &i64| {
+            let expected = || format!("positions up to {}", i32::MAX);
+            i32::try_from(*position).map_err(|_| Error::operand("forward", "position_ids", expected(), position))
+        };
+        let positions = rows.iter().cycle().take(batch * new).map(position).collect::<Result<Vec<_>>>()?;
+        let positions = Tensor::from_i32(&self.device, &[batch * new], &positions)?;
+        let frequencies = self.frequencies.of_call(longest, cache.reached());
+        let pairs = frequencies.len();
+        let frequencies = Tensor::from_f32(&self.device, Element::F32, &[pairs], &frequencies)?;
+        let table = || Tensor::empty(&self.device, Element::F32, &[batch * new, pairs]);
+        let (cos, sin) = (table()?, table()?);
+        let factor = self.frequencies.attention_factor;
+        rotary(self.settings.variant, &positions, &frequencies, factor, &cos, &sin)?;
+        for (name, table) in [("rotary_emb.cos", &cos), ("rotary_emb.sin", &sin)] {
+            let changed = scope.show(name, || table.narrow(0, 0..given * new)?.reshape(&[given, new, pairs]))?;
+            for b in given..if changed { batch } else { given } {
+                let row = |b: usize| Ok::<_, Error>(table.narrow(0, b * new..(b + 1) * new)?.address());
+                self.device.copy(row(0)?, row(b)?, new * pairs * Element::F32.bytes())?;
+            }
+        }
+        Ok((cos, sin))
+    }
+}

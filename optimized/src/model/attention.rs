@@ -1,0 +1,362 @@
+//! Multi-head Latent Attention on the device (paper 2.1, eq. 37 to 47), from the cached latents in one of two forms.
+//!
+//! *Expanded*: keys and values of every head are made from all cached latents, then ordinary attention; cheaper for many
+//! new tokens. *Absorbed*: W^UK goes into the query and W^UV into the output, and attention reads the pages themselves;
+//! cheaper for a few. No weight is copied for it: W^UK and W^UV are views of `kv_b_proj`.
+
+use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::{DeepseekV2Config, Dialect};
+
+use super::cache::Placement;
+use super::rotary::softmax_scale;
+use super::tap::Scope;
+use super::weights::Loader;
+use crate::operators::gemm::{batched, linear};
+use crate::operators::latent::latent_cache_write;
+use crate::operators::latent_read::{Pages, absorbed_scores, latent_cache_read, score_weights, weighted_values};
+use crate::operators::mla_decode::{mla_decode, workspace};
+use crate::operators::mla_prefill::{attention_weights, mla_prefill};
+use crate::operators::rms_norm::rms_norm;
+use crate::operators::rope::rope;
+use crate::{Element, Result, Tensor, Variant};
+
+/// The norms inside attention have this epsilon whatever the config says.
+const LATENT_NORM_EPS: f32 = 1e-6;
+
+#[derive(Debug)]
+pub(super) struct Attention {
+    query: Query,
+    kv_a_proj_with_mqa: Linear,
+    kv_a_layernorm: Tensor,
+    /// \[H(n+v), c\]
+    kv_b_proj: Tensor,
+    o_proj: Linear,
+    softmax_scale: f32,
+    layer: usize,
+    /// H, n, r, v, c
+    heads: usize,
+    nope: usize,
+    rope: usize,
+    value: usize,
+    latent: usize,
+}
+
+#[derive(Debug)]
+enum Query {
+    Direct(Linear),
+    LowRank(Box<LowRank>),
+}
+
+#[derive(Debug)]
+struct LowRank {
+    q_a_proj: Linear,
+    q_a_layernorm: Tensor,
+    q_b_proj: Linear,
+}
+
+/// A weight and perhaps a bias.
+#[derive(Debug)]
+pub(super) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(super) fn load(loader: &mut Loader, path: &str, out: usize, into: usize, bias: bool) -> Result<Self> {
+        let weight = loader.load(&format!("{path}.weight"), &[out, into])?;
+        let bias = bias.then(|| loader.load(&format!("{path}.bias"), &[out])).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    /// x W^T + b: \[N,in\] -> \[N,out\].
+    pub(super) fn forward(&self, variant: Variant, x: &Tensor) -> Result<Tensor> {
+        let y = Tensor::empty(x.device(), x.element(), &[x.shape()[0], self.weight.shape()[0]])?;
+        linear(variant, x, &self.weight, self.bias.as_ref(), &y)?;
+        Ok(y)
+    }
+}
+
+/// What is the same for all layers of a forward pass.
+pub(super) struct Context {
+    pub(super) batch: usize,
+    pub(super) new: usize,
+    pub(super) variant: Variant,
+    pub(super) form: AttentionForm,
+    /// \[N,r/2\]
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
+    /// \[B,S,T\]
+    pub(super) mask: Option<Tensor>,
+    pub(super) placement: Placement,
+    /// Whether the cache outlives the pass.
+    pub(super) cached: bool,
+}
+
+impl Attention {
+    pub(super) fn load(config: &DeepseekV2Config, dialect: Dialect, layer: usize, loader: &mut Loader) -> Result<Self> {
+        let path = format!("model.layers.{layer}.self_attn");
+        let &DeepseekV2Config { hidden_size, num_attention_heads: heads, kv_lora_rank: latent, attention_bias, .. } =
+            config;
+        let &DeepseekV2Config { qk_nope_head_dim: nope, qk_rope_head_dim: rope, v_head_dim: value, .. } = config;
+        let query = match config.q_lora_rank {
+            None => Query::Direct(Linear::load(
+                loader,
+                &format!("{path}.q_proj"),
+                heads * (nope + rope),
+                hidden_size,
+                false,
+            )?),
+            Some(rank) => Query::LowRank(Box::new(LowRank {
+                q_a_proj: Linear::load(loader, &format!("{path}.q_a_proj"), rank, hidden_size, attention_bias)?,
+                q_a_layernorm: loader.load(&format!("{path}.q_a_layernorm.weight"), &[rank])?,
+                q_b_proj: Linear::load(loader, &format!("{path}.q_b_proj"), heads * (nope + rope), rank, false)?,
+            })),
+        };
+        let kv_a = format!("{path}.kv_a_proj_with_mqa");
+        Ok(Attention {
+            query,
+            kv_a_proj_with_mqa: Linear::load(loader, &kv_a, latent + rope, hidden_size, attention_bias)?,
+            kv_a_layernorm: loader.load(&format!("{path}.kv_a_layernorm.weight"), &[latent])?,
+            kv_b_proj: loader.load(&format!("{path}.kv_b_proj.weight"), &[heads * (nope + value), latent])?,
+            o_proj: Linear::load(loader, &format!("{path}.o_proj"), hidden_size, heads * value, attention_bias)?,
+            softmax_scale: softmax_scale(config, dialect)?,
+            layer,
+            heads,
+            nope,
+            rope,
+            value,
+            latent,
+        })
+    }
+
+    /// u = W^O o: \[N,D\] -> \[N,D\]. The new latents and keys are put into `pages`.
+    pub(super) fn forward(
+        &self,
+        normed: &Tensor,
+        context: &Context,
+        pages: &Tensor,
+        scope: &mut Scope,
+    ) -> Result<Tensor> {
+        let &Context { batch, new, variant, .. } = context;
+        let tap = &mut scope.child("self_attn");
+        let q = self.queries(normed, context, tap)?;
+        self.cache_new_tokens(normed, context, pages, tap)?;
+        let out = Tensor::empty(q.device(), q.element(), &[batch, new, self.heads, self.value])?;
+        match context.form {
+            AttentionForm::Expanded => self.attend_expanded(&q, context, pages, &out, tap)?,
+            AttentionForm::Absorbed => self.attend_absorbed(&q, context, pages, &out, tap)?,
+        }
+        let by_sequence = [batch, new, self.heads * self.value];
+        tap.show("attn_output", || out.reshape(&by_sequence))?;
+        let output = self.o_proj.forward(variant, &out.reshape(&[batch * new, self.heads * self.value])?)?;
+        tap.show("o_proj", || output.reshape(&[batch, new, output.shape()[1]]))?;
+        Ok(output)
+    }
+
+    /// q = [q^C ; q^R] per head, q^R rotated (37 to 40): \[B,S,H,n+r\].
+    fn queries(&self, normed: &Tensor, context: &Context, tap: &mut Scope) -> Result<Tensor> {
+        let &Context { batch, new, variant, .. } = context;
+        let by_sequence = |x: &Tensor| x.reshape(&[batch, new, x.shape()[1]]);
+        let q = match &self.query {
+            Query::Direct(q_proj) => {
+                let q = q_proj.forward(variant, normed)?;
+                tap.show("q_proj", || by_sequence(&q))?;
+                q
+            }
+            Query::LowRank(projections) => {
+                let LowRank { q_a_proj, q_a_layernorm, q_b_proj } = &**projections;
+                let latent = q_a_proj.forward(variant, normed)?;
+                tap.show("q_a_proj", || by_sequence(&latent))?;
+                let compressed = Tensor::empty(latent.device(), latent.element(), latent.shape())?;
+                rms_norm(variant, &latent, q_a_layernorm, LATENT_NORM_EPS, &compressed)?;
+                tap.show("q_a_layernorm", || by_sequence(&compressed))?;
+                let q = q_b_proj.forward(variant, &compressed)?;
+                tap.show("q_b_proj", || by_sequence(&q))?;
+                q
+            }
+        };
+        let by_head = q.reshape(&[batch * new, self.heads, self.nope + self.rope])?;
+        let q_pe = by_head.narrow(2, self.nope..self.nope + self.rope)?;
+        rope(variant, &q_pe, &context.cos, &context.sin, &q_pe)?;
+        let q = q.reshape(&[batch, new, self.heads, self.nope + self.rope])?;
+        tap.show("q_pe", || q.narrow(3, self.nope..self.nope + self.rope)?.permute(&[0, 2, 1, 3]))?;
+        Ok(q)
+    }
+
+    /// c^KV, normed, and k^R, rotated, of the new tokens go into the pages (41 and 43).
+    fn cache_new_tokens(&self, normed: &Tensor, context: &Context, pages: &Tensor, tap: &mut Scope) -> Result<()> {
+        let &Context { batch, new, variant, .. } = context;
+        let (device, element) = (normed.device(), normed.element());
+        let latent_and_key = self.kv_a_proj_with_mqa.forward(variant, normed)?;
+        tap.show("kv_a_proj_with_mqa", || latent_and_key.reshape(&[batch, new, self.latent + self.rope]))?;
+        let seen = |stage: &str, width: usize| {
+            tap.wants(stage).then(|| Tensor::empty(device, element, &[batch * new, width])).transpose()
+        };
+        let (latents, keys) = (seen("kv_a_layernorm", self.latent)?, seen("k_pe", self.rope)?);
+        latent_cache_write(
+            variant,
+            &latent_and_key,
+            &self.kv_a_layernorm,
+            LATENT_NORM_EPS,
+            &context.cos,
+            &context.sin,
+            &context.placement.slots,
+            pages,
+            latents.as_ref(),
+            keys.as_ref(),
+        )?;
+        if let Some(latents) = latents
+            && tap.show("kv_a_layernorm", || latents.reshape(&[batch, new, self.latent]))?
+        {
+            self.put(&latents, 0, &context.placement.slots.to_i32()?, pages)?;
+        }
+        if let Some(keys) = keys
+            && tap.show("k_pe", || keys.reshape(&[batch, 1, new, self.rope]))?
+        {
+            self.put(&keys, self.latent, &context.placement.slots.to_i32()?, pages)?;
+        }
+        Ok(())
+    }
+
+    /// What a tap changed goes into the pages: a row for each slot (none where it is negative), from column `column` on.
+    fn put(&self, values: &Tensor, column: usize, slots: &[i32], pages: &Tensor) -> Result<()> {
+        let places = pages.reshape(&[pages.shape()[0] * pages.shape()[1], pages.shape()[2]])?;
+        let width = values.shape().last().copied().unwrap_or(0);
+        let values = values.to_f32()?;
+        for (slot, values) in slots.iter().zip(values.chunks(width.max(1))).filter(|(slot, _)| **slot >= 0) {
+            let slot = *slot as usize;
+            places.narrow(0, slot..slot + 1)?.narrow(1, column..column + width)?.write_f32(values)?;
+        }
+        Ok(())
+    }
+
+    /// Keys and values of every head, then plain attention (42, 44 to 46).
+    fn attend_expanded(
+        &self,
+        q: &Tensor,
+        context: &Context,
+        pages: &Tensor,
+        out: &Tensor,
+        tap: &mut Scope,
+    ) -> Result<()> {
+        let &Context { batch, new, variant, .. } = context;
+        let (latents, keys) = self.read_cache(context, pages, tap)?;
+        let total = context.placement.longest;
+        let kv = Tensor::empty(q.device(), q.element(), &[batch * total, self.heads * (self.nope + self.value)])?;
+        linear(variant, &latents.reshape(&[batch * total, self.latent])?, &self.kv_b_proj, None, &kv)?;
+        tap.show("kv_b_proj", || kv.reshape(&[batch, total, self.heads * (self.nope + self.value)]))?;
+        let kv = kv.reshape(&[batch, total, self.heads, self.nope + self.value])?;
+        let (lengths, mask) = (Some(&context.placement.lengths), context.mask.as_ref());
+        if let Some((scores, weights)) = self.tapped_weights(q, context, tap)? {
+            attention_weights(q, &kv, &keys, lengths, mask, self.softmax_scale, &scores, &weights)?;
+            if show_weights(&scores, &weights, tap)? {
+                return weighted_values(&weights, &kv.narrow(3, self.nope..self.nope + self.value)?, out);
+            }
+        }
+        let lse = Tensor::empty(q.device(), Element::F32, &[batch, new, self.heads])?;
+        mla_prefill(variant, q, &kv, &keys, lengths, mask, self.softmax_scale, out, &lse)
+    }
+
+    /// Attention on the latents themselves: q' = W^UK^T q^C, then o = W^UV (sum_j p_j c_j).
+    fn attend_absorbed(
+        &self,
+        q: &Tensor,
+        context: &Context,
+        pages: &Tensor,
+        out: &Tensor,
+        tap: &mut Scope,
+    ) -> Result<()> {
+        let &Context { batch, new, variant, .. } = context;
+        let tokens = batch * new;
+        let cached = format!("past_key_values.{}", self.layer);
+        let looked_at = ["compressed_kv", "k_pe"].iter().any(|part| tap.absolute(&cached).wants(part));
+        if context.cached && looked_at {
+            self.read_cache(context, pages, tap)?;
+        }
+        // Head by head: [H,N,·] views of token-major tensors.
+        let per_head = |x: &Tensor, width: usize| x.reshape(&[tokens, self.heads, width])?.permute(&[1, 0, 2]);
+        let w = self.kv_b_proj.reshape(&[self.heads, self.nope + self.value, self.latent])?;
+        let (w_uk, w_uv) = (w.narrow(1, 0..self.nope)?, w.narrow(1, self.nope..self.nope + self.value)?);
+
+        let latent_shape = [batch, new, self.heads, self.latent];
+        let q_latent = Tensor::empty(q.device(), q.element(), &latent_shape)?;
+        let q_nope = per_head(q, self.nope + self.rope)?.narrow(2, 0..self.nope)?;
+        batched(variant, &q_nope, &w_uk.permute(&[0, 2, 1])?, &per_head(&q_latent, self.latent)?)?;
+
+        let q_pe = q.narrow(3, self.nope..self.nope + self.rope)?;
+        let pages =
+            Pages { cache: pages, block_table: &context.placement.block_table, lengths: &context.placement.lengths };
+        let mask = context.mask.as_ref();
+        let context_latent = Tensor::empty(q.device(), q.element(), &latent_shape)?;
+        if let Some((scores, weights)) = self.tapped_weights(q, context, tap)? {
+            absorbed_scores(&q_latent, &q_pe, &pages, mask, self.softmax_scale, &scores)?;
+            score_weights(&scores, &weights)?;
+            if show_weights(&scores, &weights, tap)? {
+                let (latents, _) = self.gather(context, pages.cache)?;
+                weighted_values(&weights, &latents, &context_latent)?;
+                return batched(variant, &per_head(&context_latent, self.latent)?, &w_uv, &per_head(out, self.value)?);
+            }
+        }
+        let capacity = pages.block_table.shape()[1] * pages.cache.shape()[1];
+        let scratch = workspace(variant, [batch, new, self.heads, self.latent], self.rope, capacity);
+        let scratch = Tensor::empty(q.device(), Element::F32, &[scratch])?;
+        let lse = Tensor::empty(q.device(), Element::F32, &[batch, new, self.heads])?;
+        mla_decode(
+            variant,
+            &q_latent,
+            &q_pe,
+            pages.cache,
+            pages.block_table,
+            pages.lengths,
+            mask,
+            self.softmax_scale,
+            &scratch,
+            &context_latent,
+            &lse,
+        )?;
+        batched(variant, &per_head(&context_latent, self.latent)?, &w_uv, &per_head(out, self.value)?)
+    }
+
+    /// All cached latents \[B,T,c\] and keys \[B,T,r\], one sequence after another; as stages, if the cache outlives the pass.
+    fn read_cache(&self, context: &Context, pages: &Tensor, tap: &mut Scope) -> Result<(Tensor, Tensor)> {
+        let (latents, keys) = self.gather(context, pages)?;
+        if context.cached {
+            let mut stage = tap.absolute(format_args!("past_key_values.{}", self.layer));
+            let changed = stage.show("compressed_kv", || Ok(latents.clone()))?;
+            if stage.show("k_pe", || Ok(keys.clone()))? || changed {
+                let slots = context.placement.all_slots(pages.shape()[1])?;
+                self.put(&latents, 0, &slots, pages)?;
+                self.put(&keys, self.latent, &slots, pages)?;
+            }
+        }
+        Ok((latents, keys))
+    }
+
+    fn gather(&self, context: &Context, pages: &Tensor) -> Result<(Tensor, Tensor)> {
+        let total = context.placement.longest;
+        let part = |width: usize| Tensor::empty(pages.device(), pages.element(), &[context.batch, total, width]);
+        let (latents, keys) = (part(self.latent)?, part(self.rope)?);
+        let Placement { block_table, lengths, .. } = &context.placement;
+        latent_cache_read(context.variant, &Pages { cache: pages, block_table, lengths }, &latents, &keys)?;
+        Ok((latents, keys))
+    }
+
+    /// Room for scores and weights \[B,H,S,T\], if somebody wants to see them: the fused kernels have none.
+    fn tapped_weights(&self, q: &Tensor, context: &Context, tap: &Scope) -> Result<Option<(Tensor, Tensor)>> {
+        if !tap.wants("attn_scores") && !tap.wants("attn_weights") {
+            return Ok(None);
+        }
+        let shape = [context.batch, self.heads, context.new, context.placement.longest];
+        let room = |element| Tensor::empty(q.device(), element, &shape);
+        Ok(Some((room(Element::F32)?, room(q.element())?)))
+    }
+}
+
+/// Shows scores and their weights. Whether the weights are others now, so that the output has to be made of them.
+fn show_weights(scores: &Tensor, weights: &Tensor, tap: &mut Scope) -> Result<bool> {
+    let changed = tap.show("attn_scores", || Ok(scores.clone()))?;
+    if changed {
+        score_weights(scores, weights)?;
+    }
+    Ok(tap.show("attn_weights", || Ok(weights.clone()))? || changed)
+}

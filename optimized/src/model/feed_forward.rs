@@ -1,0 +1,206 @@
+//! Feed-forward networks on the device (paper 2.2, eq. 20 to 22): the gated MLP, and the mixture of experts.
+//!
+//! Tokens visit their experts sorted by expert, so that one launch serves all of them:
+//!
+//! ```text
+//! logits = W_gate u            fp32
+//! experts, weights = route(logits)                                (21, 22)
+//! order = the pairs (token, j), sorted by expert
+//! h = silu(W_g u) * (W_u u)    one row for each pair, gathered through `order`
+//! y = W_d h
+//! experts = sum_j weight_j y_j                                    (20)
+//! ```
+
+use std::str::FromStr;
+
+use dsv2_reference::config::TopkMethod;
+use dsv2_reference::{Activation, DeepseekV2Config, Dialect};
+
+use super::attention::Linear;
+use super::tap::Scope;
+use super::weights::Loader;
+use crate::operators::combine::combine;
+use crate::operators::dispatch::sort_by_expert;
+use crate::operators::experts::{down, gate_up};
+use crate::operators::router::{RoutingRule, reweigh, route, router_logits};
+use crate::operators::swiglu::{add, gated};
+use crate::{Element, Error, Result, Tensor, Variant};
+
+#[derive(Debug)]
+pub(super) enum FeedForward {
+    Dense(Box<Mlp>),
+    Experts(Box<MixtureOfExperts>),
+}
+
+/// `down(act(gate x) * up x)`.
+#[derive(Debug)]
+pub(super) struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+    activation: Activation,
+}
+
+#[derive(Debug)]
+pub(super) struct MixtureOfExperts {
+    /// \[E,D\]
+    gate: Tensor,
+    rule: RoutingRule,
+    /// \[E,2I,D\]: gate rows, then up rows.
+    gate_up: Tensor,
+    /// \[E,D,I\]
+    down: Tensor,
+    shared_experts: Option<Mlp>,
+    activation: Activation,
+}
+
+impl FeedForward {
+    pub(super) fn load(config: &DeepseekV2Config, dialect: Dialect, layer: usize, loader: &mut Loader) -> Result<Self> {
+        let path = format!("model.layers.{layer}.mlp");
+        if !config.is_moe_layer(layer, dialect) {
+            return Ok(FeedForward::Dense(Box::new(Mlp::load(config, &path, config.intermediate_size, loader)?)));
+        }
+        let (experts, hidden, width) = (config.num_experts(), config.hidden_size, config.moe_intermediate_size);
+        Ok(FeedForward::Experts(Box::new(MixtureOfExperts {
+            gate: loader.load(&format!("{path}.gate.weight"), &[experts, hidden])?,
+            rule: rule(config, dialect)?,
+            gate_up: loader.experts(&path, experts, &["gate_proj", "up_proj"], [width, hidden])?,
+            down: loader.experts(&path, experts, &["down_proj"], [hidden, width])?,
+            shared_experts: match config.n_shared_experts {
+                None => None,
+                Some(_) => Some(Mlp::load(config, &format!("{path}.shared_experts"), config.shared_width(), loader)?),
+            },
+            activation: activation(config)?,
+        })))
+    }
+
+    /// \[N,D\] -> \[N,D\].
+    pub(super) fn forward(
+        &self,
+        normed: &Tensor,
+        [batch, new]: [usize; 2],
+        variant: Variant,
+        tap: &mut Scope,
+    ) -> Result<Tensor> {
+        match self {
+            FeedForward::Dense(mlp) => mlp.forward(normed, Some([batch, new]), variant, tap),
+            FeedForward::Experts(experts) => experts.forward(normed, [batch, new], variant, tap),
+        }
+    }
+}
+
+/// Which experts a token visits, and with what weight.
+fn rule(config: &DeepseekV2Config, dialect: Dialect) -> Result<RoutingRule> {
+    let (experts, k) = (config.num_experts(), config.experts_per_token()?);
+    let rule = match config.topk_method()? {
+        TopkMethod::Greedy => RoutingRule::greedy(experts, k)?,
+        TopkMethod::GroupLimitedGreedy { n_group, topk_group } => {
+            RoutingRule::group_limited(experts, n_group, topk_group, k)?
+        }
+    };
+    let rule = rule.scaled_by(config.routed_scaling_factor as f32);
+    Ok(if config.norm_topk_prob && dialect.honours_norm_topk_prob() { rule.normalised() } else { rule })
+}
+
+fn activation(config: &DeepseekV2Config) -> Result<Activation> {
+    let unknown = |_| Error::operand("load", "hidden_act", "an activation of Transformers", &config.hidden_act);
+    Activation::from_str(&config.hidden_act).map_err(unknown)
+}
+
+impl Mlp {
+    fn load(config: &DeepseekV2Config, path: &str, width: usize, loader: &mut Loader) -> Result<Self> {
+        let (hidden, bias) = (config.hidden_size, config.mlp_bias);
+        Ok(Mlp {
+            gate_proj: Linear::load(loader, &format!("{path}.gate_proj"), width, hidden, bias)?,
+            up_proj: Linear::load(loader, &format!("{path}.up_proj"), width, hidden, bias)?,
+            down_proj: Linear::load(loader, &format!("{path}.down_proj"), hidden, width, bias)?,
+            activation: activation(config)?,
+        })
+    }
+
+    /// \[N,D\] -> \[N,D\]. The projections of a dense layer are stages; those of the shared experts are not.
+    fn forward(&self, x: &Tensor, stages: Option<[usize; 2]>, variant: Variant, tap: &mut Scope) -> Result<Tensor> {
+        let mut show = |name: &str, value: &Tensor| match stages {
+            Some([batch, new]) => tap.show(name, || value.reshape(&[batch, new, value.shape()[1]])),
+            None => Ok(false),
+        };
+        let gate = self.gate_proj.forward(variant, x)?;
+        show("gate_proj", &gate)?;
+        let up = self.up_proj.forward(variant, x)?;
+        show("up_proj", &up)?;
+        gated(variant, self.activation, &gate, &up, &gate)?;
+        let down = self.down_proj.forward(variant, &gate)?;
+        show("down_proj", &down)?;
+        Ok(down)
+    }
+}
+
+impl MixtureOfExperts {
+    fn forward(&self, x: &Tensor, [batch, new]: [usize; 2], variant: Variant, tap: &mut Scope) -> Result<Tensor> {
+        let (device, element) = (x.device(), x.element());
+        let (tokens, hidden) = (x.shape()[0], x.shape()[1]);
+        let (experts, k) = (self.gate.shape()[0], self.rule.num_experts_per_tok());
+        let of = |element, shape: &[usize]| Tensor::empty(device, element, shape);
+
+        let mut gate = tap.child("gate");
+        let logits = of(Element::F32, &[tokens, experts])?;
+        router_logits(variant, x, &self.gate, &logits)?;
+        gate.show("router_logits", || Ok(logits.clone()))?;
+        let (indices, weights) = (of(Element::I32, &[tokens, k])?, of(Element::F32, &[tokens, k])?);
+        route(variant, &logits, &self.rule, &indices, &weights)?;
+        if gate.show("topk_indices", || Ok(indices.clone()))? {
+            check_indices(&indices, experts)?;
+            reweigh(&logits, &self.rule, &indices, &weights)?;
+        }
+        gate.show("topk_weights", || Ok(weights.clone()))?;
+
+        let (offsets, order) = (of(Element::I32, &[experts + 1])?, of(Element::I32, &[tokens * k])?);
+        let places = of(Element::I32, &[tokens * k])?;
+        sort_by_expert(variant, &indices, experts, &offsets, &order, &places)?;
+        let width = self.down.shape()[2];
+        let h = of(element, &[tokens * k, width])?;
+        gate_up(variant, self.activation, x, &self.gate_up, &offsets, &order, k, &h)?;
+        let y = of(element, &[tokens * k, hidden])?;
+        down(variant, &h, &self.down, &offsets, &y)?;
+
+        let shared = match &self.shared_experts {
+            Some(shared) => Some(shared.forward(x, None, variant, tap)?),
+            None => None,
+        };
+        let output = of(element, &[tokens, hidden])?;
+        combine(variant, &y, &places, &weights, shared.as_ref(), &output)?;
+        // The sum over the routed experts alone is a stage, but no tensor of its own unless somebody looks at it.
+        let mut changed = false;
+        let routed = of(element, &[tokens, hidden])?;
+        if tap.wants("experts") {
+            combine(variant, &y, &places, &weights, None, &routed)?;
+            changed |= tap.show("experts", || Ok(routed.clone()))?;
+        }
+        if let Some(shared) = &shared {
+            changed |= tap.show("shared_experts", || shared.reshape(&[batch, new, hidden]))?;
+        }
+        if changed && !tap.wants("experts") {
+            return Err(Error::operand(
+                "tap",
+                "shared_experts",
+                "a look at `experts` as well, to be put together anew",
+                "none",
+            ));
+        }
+        match (&shared, changed) {
+            (Some(shared), true) => add(variant, &routed, shared, &output)?,
+            (None, true) => output.device().copy(routed.address(), output.address(), routed.len() * element.bytes())?,
+            (_, false) => (),
+        }
+        tap.show("", || output.reshape(&[batch, new, hidden]))?;
+        Ok(output)
+    }
+}
+
+/// A tap may choose other experts, but not ones that do not exist.
+fn check_indices(indices: &Tensor, experts: usize) -> Result<()> {
+    match indices.to_i32()?.into_iter().find(|expert| !(0..experts as i32).contains(expert)) {
+        None => Ok(()),
+        Some(bad) => Err(Error::operand("tap", "topk_indices", format!("experts 0 to {}", experts - 1), bad)),
+    }
+}

@@ -1,0 +1,65 @@
+//! Weights on the device: taken one by one from a checkpoint, in the type of the computation.
+
+use std::sync::Arc;
+
+use dsv2_reference::weights::WeightSource;
+use dsv2_reference::{Dtype, Tensor as Stored};
+use half::bf16;
+
+use crate::{Device, Element, Error, Result, Tensor};
+
+/// Puts weights on a device. The host holds one at a time.
+pub(super) struct Loader<'a> {
+    pub(super) source: &'a dyn WeightSource,
+    pub(super) device: &'a Arc<dyn Device>,
+    pub(super) element: Element,
+    /// Told after each weight how many bytes it has on the device.
+    pub(super) progress: &'a mut dyn FnMut(usize),
+}
+
+impl Loader<'_> {
+    /// A weight of a checkpoint.
+    pub(super) fn load(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let weight = Tensor::empty(self.device, self.element, shape)?;
+        self.load_into(name, shape, &weight)?;
+        Ok(weight)
+    }
+
+    /// The same into a place that is there already, a part of a larger tensor.
+    pub(super) fn load_into(&mut self, name: &str, shape: &[usize], place: &Tensor) -> Result<()> {
+        let stored = self.source.tensor(name, shape)?;
+        match (stored.dtype(), self.element) {
+            (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32) => place.write(stored.bytes())?,
+            (_, Element::F32) => place.write(&narrow(&stored, |x| x.to_le_bytes()))?,
+            (_, Element::Bf16) => place.write(&narrow(&stored, |x| bf16::from_f32(x).to_le_bytes()))?,
+            (_, Element::I32) => return Err(Error::operand("load", "element", "f32 or bf16", self.element)),
+        }
+        (self.progress)(place.len() * self.element.bytes());
+        Ok(())
+    }
+
+    /// The matrices of all experts in one tensor \[E, rows, columns\]; `parts` are laid below each other.
+    pub(super) fn experts(
+        &mut self,
+        path: &str,
+        experts: usize,
+        parts: &[&str],
+        [rows, columns]: [usize; 2],
+    ) -> Result<Tensor> {
+        let all = Tensor::empty(self.device, self.element, &[experts, parts.len() * rows, columns])?;
+        for expert in 0..experts {
+            for (index, part) in parts.iter().enumerate() {
+                let place = all.narrow(0, expert..expert + 1)?.narrow(1, index * rows..(index + 1) * rows)?;
+                self.load_into(&format!("{path}.experts.{expert}.{part}.weight"), &[rows, columns], &place)?;
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The bytes of a stored tensor in another type, by way of `f32`.
+fn narrow<const N: usize>(stored: &Stored, encode: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+    let mut values = vec![0.0f32; stored.len()];
+    stored.widen(0, &mut values);
+    values.into_iter().flat_map(encode).collect()
+}

@@ -1,0 +1,51 @@
+//! Sorting by expert: which rows each expert works on. No atomics whose order matters: one input has one result.
+
+use ptx_emulator::Grid;
+
+use super::{Operand, Variant};
+use crate::{Element, Error, Kernel, Result, Tensor};
+
+/// As many experts as the block of the tuned kernel has threads, and room to count for.
+const MOST_EXPERTS: usize = 1024;
+
+/// Threads of that block.
+const THREADS: u32 = 1024;
+
+/// Sorts the pairs `token * k + j` of indices \[N,k\] by expert, then by number.
+///
+/// * offsets \[E+1\]: expert e has the places `offsets[e]..offsets[e + 1]`
+/// * order \[N k\]: the pair at each place
+/// * places \[N k\]: the place of each pair
+///
+/// A pair whose index is no expert comes after those of all experts, and its place is -1.
+///
+/// # Errors
+/// If shapes or types do not fit, there are more than 1024 experts, or the launch fails.
+pub fn sort_by_expert(
+    variant: Variant,
+    indices: &Tensor,
+    experts: usize,
+    offsets: &Tensor,
+    order: &Tensor,
+    places: &Tensor,
+) -> Result<()> {
+    let operator = "sort_by_expert";
+    if !(1..=MOST_EXPERTS).contains(&experts) {
+        return Err(Error::operand(operator, "experts", format!("1 to {MOST_EXPERTS}"), experts));
+    }
+    let [tokens, k] = Operand::new(operator, "indices", indices).element(Element::I32)?.contiguous()?.axes()?;
+    let pairs = tokens * k;
+    for (name, tensor, length) in
+        [("offsets", offsets, experts + 1), ("order", order, pairs), ("places", places, pairs)]
+    {
+        Operand::new(operator, name, tensor).element(Element::I32)?.shape(&[length])?.contiguous()?;
+    }
+    // Without a pair there are offsets still.
+    let grid = match variant {
+        Variant::Naive => Grid::linear((experts + 1).div_ceil(128) as u32, 128),
+        Variant::Tuned => Grid::linear(1, THREADS).with_shared((experts + 1) as u32 * (THREADS / 32) * 4),
+    };
+    let args =
+        [indices.arg(), offsets.arg(), order.arg(), places.arg(), (pairs as i32).into(), (experts as i32).into()];
+    indices.device().launch(&Kernel::new("dispatch", format!("{operator}_{variant}_i32")), grid, &args)
+}

@@ -1,0 +1,223 @@
+//! Matrix products: linear layers, and products head by head.
+//!
+//! A row of the result has the same bits whatever the other rows are and however many there are. So a sequence's result
+//! does not depend on its batch.
+
+use ptx_emulator::{Arg, Grid};
+
+use super::{Operand, Variant};
+use crate::{Element, Error, Kernel, Result, Tensor};
+
+/// `out = x Wᵀ + b`: x \[M,K\], weight \[N,K\], bias \[N\] -> out \[M,N\]. Rows of x, weight and out may be apart.
+///
+/// x, weight and bias are of one type. f32 gives f32, without TF32; bf16 gives bf16 or f32. All sums are fp32.
+///
+/// # Errors
+/// If shapes, strides or types do not fit, or the launch fails.
+pub fn linear(variant: Variant, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
+    let operator = "linear";
+    let [m, k] = Operand::new(operator, "x", x).real()?.contiguous_rows()?.axes()?;
+    let [n, _] = Operand::new(operator, "weight", weight).element(x.element())?.axes()?;
+    Operand::new(operator, "weight", weight).shape(&[n, k])?;
+    Operand::new(operator, "out", out).shape(&[m, n])?.contiguous_rows()?;
+    if let Some(bias) = bias {
+        Operand::new(operator, "bias", bias).element(x.element())?.shape(&[n])?.contiguous()?;
+    }
+    let rows = |of: &Tensor| [0, of.strides()[0], of.strides()[1]];
+    let b = right_side(operator, "weight", [n, k], rows(weight))?;
+    let product =
+        Product { operator, sizes: [1, m, n, k], a: (x, rows(x)), b: (weight, b), bias, out: (out, rows(out)) };
+    product.launch(variant)
+}
+
+/// `out_g = a_g b_gᵀ` for every g: a \[G,M,K\], b \[G,N,K\] -> out \[G,M,N\]. All strides of G and M are free.
+///
+/// The elements of b are neighbours along K, or along N: then b is a permuted tensor \[G,K,N\], as for the absorbed query,
+/// q \[H,N,n\] times W_UK \[H,n,c\]. Types are those of [`linear`].
+///
+/// # Errors
+/// If shapes, strides or types do not fit, or the launch fails.
+pub fn batched(variant: Variant, a: &Tensor, b: &Tensor, out: &Tensor) -> Result<()> {
+    let operator = "batched";
+    let [g, m, k] = Operand::new(operator, "a", a).real()?.contiguous_rows()?.axes()?;
+    let [_, n, _] = Operand::new(operator, "b", b).element(a.element())?.axes()?;
+    Operand::new(operator, "b", b).shape(&[g, n, k])?;
+    Operand::new(operator, "out", out).shape(&[g, m, n])?.contiguous_rows()?;
+    let strides = |of: &Tensor| [of.strides()[0], of.strides()[1], of.strides()[2]];
+    let right = right_side(operator, "b", [n, k], strides(b))?;
+    let product = Product {
+        operator,
+        sizes: [g, m, n, k],
+        a: (a, strides(a)),
+        b: (b, right),
+        bias: None,
+        out: (out, strides(out)),
+    };
+    product.launch(variant)
+}
+
+/// The strides of a right side, those of axes of one element set to what the kernels expect: one along K, or one along N.
+fn right_side(
+    operator: &'static str,
+    name: &'static str,
+    [n, k]: [usize; 2],
+    [of_batch, of_n, of_k]: [usize; 3],
+) -> Result<[usize; 3]> {
+    if of_k == 1 || k <= 1 {
+        Ok([of_batch, of_n, 1])
+    } else if of_n == 1 || n <= 1 {
+        Ok([of_batch, 1, of_k])
+    } else {
+        let found = format!("strides {of_n} along N and {of_k} along K");
+        Err(Error::operand(operator, name, "neighbouring elements along K or along N", found))
+    }
+}
+
+/// A tile of results that a block computes: its rows and columns, the dynamic shared memory, the name of its kernels.
+struct Tile {
+    rows: usize,
+    columns: usize,
+    stages: usize,
+    name: &'static str,
+}
+
+const F32: Tile = Tile { rows: 32, columns: 64, stages: 4, name: "tuned" };
+const BF16: Tile = Tile { rows: 128, columns: 64, stages: 3, name: "tuned" };
+const BF16_FEW: Tile = Tile { rows: 16, columns: 32, stages: 6, name: "few_tuned" };
+/// So many rows are still few: two small tiles below each other cost less than a large one that is a quarter full.
+const FEW: usize = 32;
+
+/// Operands that fit, with their strides along the batch, the rows and the columns (b: the batch, N and K).
+struct Product<'a> {
+    operator: &'static str,
+    /// G, M, N, K
+    sizes: [usize; 4],
+    a: (&'a Tensor, [usize; 3]),
+    b: (&'a Tensor, [usize; 3]),
+    bias: Option<&'a Tensor>,
+    out: (&'a Tensor, [usize; 3]),
+}
+
+impl Product<'_> {
+    fn launch(self, variant: Variant) -> Result<()> {
+        let (element, made) = (self.a.0.element(), self.out.0.element());
+        if made != Element::F32 && made != element {
+            let expected = if element == Element::F32 { "f32" } else { "f32 or bf16" };
+            return Err(Error::operand(self.operator, "out", expected, made));
+        }
+        let [g, m, n, _] = self.sizes;
+        if g * m * n == 0 {
+            return Ok(());
+        }
+        let (grid, name) = match variant {
+            Variant::Naive => (self.grid([(m * n).div_ceil(128), g, 1], 128)?, "naive".to_string()),
+            Variant::Tuned => {
+                let tile = match element {
+                    Element::Bf16 if m <= FEW => BF16_FEW,
+                    Element::Bf16 => BF16,
+                    _ => F32,
+                };
+                let blocks = [m.div_ceil(tile.rows), n.div_ceil(tile.columns), g];
+                let grid = self.grid(blocks, 2 * tile.columns as u32)?;
+                // A row of a tile is 128 bytes.
+                let shared = tile.stages * (tile.rows + tile.columns) * 128;
+                let columns = if self.b.1[2] == 1 { "" } else { "columns_" };
+                (grid.with_shared(shared as u32), format!("{columns}{}", tile.name))
+            }
+        };
+        let kernel = Kernel::new("gemm", format!("gemm_{name}_{element}"));
+        self.out.0.device().launch(&kernel, grid, &[self.argument()?])
+    }
+
+    /// A GPU takes 2^31 - 1 blocks in x, and 65535 in y and z.
+    fn grid(&self, blocks: [usize; 3], threads: u32) -> Result<Grid> {
+        let [x, y, z] = blocks;
+        if x > i32::MAX as usize || y > 65535 || z > 65535 {
+            let expected = "sizes for which 2^31 - 1, 65535 and 65535 blocks are enough";
+            return Err(Error::operand(self.operator, "out", expected, format!("{blocks:?} blocks")));
+        }
+        Ok(Grid { blocks: [x as u32, y as u32, z as u32], threads: [threads, 1, 1], shared: 0 })
+    }
+
+    /// `struct Product` of gemm.cu.
+    fn argument(&self) -> Result<Arg> {
+        let [_, m, n, k] = self.sizes;
+        let size = |size: usize| {
+            i32::try_from(size).map_err(|_| Error::operand(self.operator, "out", "sizes below 2^31", size))
+        };
+        let ((a, of_a), (b, of_b), (out, of_out)) = (self.a, self.b, self.out);
+        let words = [a.address(), b.address(), self.bias.map_or(0, Tensor::address), out.address()];
+        let strides = [of_a[0], of_a[1], of_b[0], of_b[1], of_b[2], of_out[0], of_out[1]].map(|stride| stride as u64);
+        let numbers = [i32::from(out.element() == Element::F32), size(m)?, size(n)?, size(k)?];
+        let mut bytes: Vec<u8> = words.iter().chain(&strides).flat_map(|word| word.to_le_bytes()).collect();
+        bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        Ok(Arg::bytes(&bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Device, Emulated, Library};
+
+    /// A tensor of ones.
+    fn ones(device: &Arc<dyn Device>, element: Element, shape: &[usize]) -> Tensor {
+        Tensor::from_f32(device, element, shape, &vec![1.0; shape.iter().product()]).expect("a tensor")
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
+        let tensor = |element, shape: &[usize]| ones(&device, element, shape);
+        let (f32, bf16) = (Element::F32, Element::Bf16);
+        let (x, weight, out) = (tensor(bf16, &[3, 8]), tensor(bf16, &[4, 8]), tensor(bf16, &[3, 4]));
+        let message = |x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, out: &Tensor| {
+            linear(Variant::Tuned, x, weight, bias, out).expect_err("refused").to_string()
+        };
+        assert_eq!(
+            message(&x, &tensor(bf16, &[4, 7]), None, &out),
+            "linear: weight: expected the shape [4, 8], found [4, 7]"
+        );
+        assert_eq!(message(&x, &tensor(f32, &[4, 8]), None, &out), "linear: weight: expected bf16, found f32");
+        let wide = tensor(f32, &[3, 8]);
+        assert_eq!(message(&wide, &tensor(f32, &[4, 8]), None, &out), "linear: out: expected f32, found bf16");
+        assert_eq!(
+            message(&x, &weight, Some(&tensor(bf16, &[3])), &out),
+            "linear: bias: expected the shape [4], found [3]"
+        );
+        let turned = tensor(bf16, &[8, 3]).permute(&[1, 0]).expect("a view");
+        assert!(message(&turned, &weight, None, &out).starts_with("linear: x: expected rows of neighbouring elements"));
+        let two_axes = batched(Variant::Tuned, &x, &weight, &out).expect_err("refused").to_string();
+        assert_eq!(two_axes, "batched: a: expected 3 axes, found [3, 8]");
+        assert_eq!(
+            right_side("batched", "b", [4, 8], [64, 16, 2]).expect_err("refused").to_string(),
+            "batched: b: expected neighbouring elements along K or along N, found strides 16 along N and 2 along K"
+        );
+    }
+
+    #[test]
+    fn aligned_products_have_no_bank_conflicts_and_waste_no_sectors() {
+        for (element, made) in
+            [(Element::F32, Element::F32), (Element::Bf16, Element::Bf16), (Element::Bf16, Element::F32)]
+        {
+            for (m, by_columns) in [(16, false), (16, true), (256, false), (256, true)] {
+                let emulated = Emulated::profiling(Library::embedded());
+                let device: Arc<dyn Device> = emulated.clone();
+                let (n, k) = (128, 256);
+                let x = ones(&device, element, &[m, k]);
+                let weight = if by_columns {
+                    ones(&device, element, &[k, n]).permute(&[1, 0]).expect("a view")
+                } else {
+                    ones(&device, element, &[n, k])
+                };
+                let out = Tensor::empty(&device, made, &[m, n]).expect("a tensor");
+                linear(Variant::Tuned, &x, &weight, None, &out).expect("a product");
+                let (name, profile) = emulated.profiles().remove(0);
+                let total = profile.total();
+                assert_eq!((total.bank_conflicts(), total.excess_sectors()), (0, 0), "{name} M={m}\n{profile}");
+            }
+        }
+    }
+}

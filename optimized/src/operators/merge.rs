@@ -1,0 +1,54 @@
+//! Two partial attentions of the same queries to disjoint keys, made into one.
+
+use ptx_emulator::Grid;
+
+use super::{Operand, Variant};
+use crate::{Element, Kernel, Result, Tensor};
+
+const OPERATOR: &str = "merge";
+
+/// `lse = ln(exp(lse_a) + exp(lse_b))`, `out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b`: attention to a chunk
+/// and to the cache before it.
+///
+/// out_a, out_b, out \[..,v\]; lse_a, lse_b, lse f32 \[..\], natural logarithms. What has seen nothing (lse = -inf)
+/// counts nothing; if neither has, the result is 0 and -inf. The results may be stored over a or b.
+///
+/// # Errors
+/// If shapes or types do not fit, or the launch fails.
+pub fn merge(
+    variant: Variant,
+    out_a: &Tensor,
+    lse_a: &Tensor,
+    out_b: &Tensor,
+    lse_b: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+) -> Result<()> {
+    let element = out_a.element();
+    let shape = out_a.shape();
+    Operand::new(OPERATOR, "out_a", out_a).real()?.contiguous()?;
+    for (name, tensor) in [("out_b", out_b), ("out", out)] {
+        Operand::new(OPERATOR, name, tensor).element(element)?.shape(shape)?.contiguous()?;
+    }
+    let (width, rows) = shape.split_last().map_or((1, shape), |(width, rows)| (*width, rows));
+    for (name, tensor) in [("lse_a", lse_a), ("lse_b", lse_b), ("lse", lse)] {
+        Operand::new(OPERATOR, name, tensor).element(Element::F32)?.shape(rows)?.contiguous()?;
+    }
+    let rows: usize = rows.iter().product();
+    if rows == 0 {
+        return Ok(());
+    }
+    let args = [
+        out_a.arg(),
+        lse_a.arg(),
+        out_b.arg(),
+        lse_b.arg(),
+        out.arg(),
+        lse.arg(),
+        (rows as i32).into(),
+        (width as i32).into(),
+    ];
+    // A warp for each row.
+    let kernel = Kernel::new(OPERATOR, format!("merge_{variant}_{element}"));
+    out.device().launch(&kernel, Grid::linear(rows.div_ceil(4) as u32, 128), &args)
+}

@@ -1,0 +1,87 @@
+//! Sampling of the next token.
+
+use ptx_emulator::Grid;
+
+use super::{Operand, Variant};
+use crate::{Element, Error, Kernel, Result, Tensor};
+
+/// Draws a token from the nucleus of each row: logits \[N,V\] (rows may be apart), uniforms \[N\] f32 -> tokens \[N\]
+/// i32.
+///
+/// Probabilities are `softmax(logits / temperature)`. The nucleus is the shortest run of tokens, by falling probability
+/// and then by rising number, whose sum is `top_p` or more; 1 takes all tokens. A uniform number from \[0,1) says how
+/// far into the nucleus, by rising number of the token, the draw falls; the same number draws the same token always, in
+/// any batch. What is outside of \[0,1) counts as the nearest end.
+///
+/// NaN is never drawn; of a row of nothing else, token 0 is.
+///
+/// # Errors
+/// If shapes or types do not fit, the vocabulary is empty, `temperature` is not positive and finite (greedy decoding is
+/// [`argmax`](super::argmax::argmax)), `top_p` is not within 0 and 1, or the launch fails.
+pub fn sample(
+    variant: Variant,
+    logits: &Tensor,
+    temperature: f32,
+    top_p: f32,
+    uniforms: &Tensor,
+    tokens: &Tensor,
+) -> Result<()> {
+    const OPERATOR: &str = "sample";
+    let [rows, vocab] = Operand::new(OPERATOR, "logits", logits).real()?.contiguous_rows()?.axes()?;
+    Operand::new(OPERATOR, "uniforms", uniforms).element(Element::F32)?.shape(&[rows])?.contiguous()?;
+    Operand::new(OPERATOR, "tokens", tokens).element(Element::I32)?.shape(&[rows])?.contiguous()?;
+    if vocab == 0 {
+        return Err(Error::operand(OPERATOR, "logits", "at least one token", format!("{:?}", logits.shape())));
+    }
+    if !(temperature.is_finite() && temperature > 0.0) {
+        return Err(Error::operand(OPERATOR, "temperature", "a positive finite number", temperature));
+    }
+    if !(0.0..=1.0).contains(&top_p) {
+        return Err(Error::operand(OPERATOR, "top_p", "a number within 0 and 1", top_p));
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+    let grid = match variant {
+        Variant::Naive => Grid::linear(rows.div_ceil(32) as u32, 32),
+        Variant::Tuned => Grid::linear(rows as u32, 512),
+    };
+    let args = [
+        logits.arg(),
+        (logits.strides()[0] as i64).into(),
+        (1.0 / temperature).into(),
+        top_p.into(),
+        uniforms.arg(),
+        tokens.arg(),
+        (rows as i32).into(),
+        (vocab as i32).into(),
+    ];
+    let kernel = Kernel::new(OPERATOR, format!("{OPERATOR}_{variant}_{}", logits.element()));
+    logits.device().launch(&kernel, grid, &args)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Device, Emulated, Library};
+
+    #[test]
+    fn impossible_parameters_are_refused() {
+        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
+        let tensor = |element, shape: &[usize]| Tensor::empty(&device, element, shape).unwrap();
+        let (logits, uniforms) = (tensor(Element::F32, &[1, 4]), tensor(Element::F32, &[1]));
+        let tokens = tensor(Element::I32, &[1]);
+        let message = |temperature, top_p| {
+            sample(Variant::Tuned, &logits, temperature, top_p, &uniforms, &tokens).unwrap_err().to_string()
+        };
+        for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            let expected = format!("sample: temperature: expected a positive finite number, found {temperature}");
+            assert_eq!(message(temperature, 0.9), expected);
+        }
+        for top_p in [-0.1, 1.1, f32::NAN] {
+            assert_eq!(message(1.0, top_p), format!("sample: top_p: expected a number within 0 and 1, found {top_p}"));
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Every operator, in every variant and type, against the f64 reference: on the emulator, under the emulator's race
+//! detector, and on a GPU where there is one. And wrong kernels, each of which must be caught.
+//!
+//! `cargo test -p dsv2-optimized --test operators -- router` runs what has `router` in its name.
+
+mod argmax;
+mod attention;
+mod combine;
+mod dispatch;
+mod embedding;
+mod experts;
+mod gemm;
+mod harness;
+mod latent;
+mod latent_read;
+mod loss;
+mod merge;
+mod mixture;
+mod mla_decode;
+mod mla_prefill;
+mod mutants;
+mod rms_norm;
+mod rope;
+mod rotary;
+mod router;
+mod sample;
+mod swiglu;
+
+use std::sync::Arc;
+
+use dsv2_optimized::{Cuda, Device, Emulated, Library};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use harness::Case;
+
+/// All cases, those of an operator together and the cheap ones first.
+fn cases() -> Vec<Arc<Case>> {
+    let operators = [
+        rms_norm::cases(),
+        rotary::cases(),
+        rope::cases(),
+        latent::cases(),
+        latent_read::cases(),
+        router::cases(),
+        dispatch::cases(),
+        experts::cases(),
+        combine::cases(),
+        mixture::cases(),
+        gemm::cases(),
+        swiglu::cases(),
+        mla_decode::cases(),
+        mla_prefill::cases(),
+        merge::cases(),
+        embedding::cases(),
+        loss::cases(),
+        argmax::cases(),
+        sample::cases(),
+    ];
+    operators.into_iter().flatten().map(Arc::new).collect()
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let cases = cases();
+    let mut trials = vec![];
+    for case in &cases {
+        let name = &case.name;
+        trials.push(trial(format!("emulated/{name}"), case, |case| {
+            case.judge(&(Emulated::new(Library::embedded()) as _))
+        }));
+        if case.watched {
+            let watch = |case: &Case| case.judge(&(Emulated::watching_races(Library::embedded()) as _));
+            trials.push(trial(format!("races/{name}"), case, watch));
+        }
+    }
+    trials.extend(mutants::trials(&cases));
+    match Cuda::new(Library::embedded()) {
+        Ok(gpu) => {
+            let gpu: Arc<dyn Device> = gpu;
+            trials.extend(cases.iter().map(|case| {
+                let gpu = gpu.clone();
+                trial(format!("cuda/{}", case.name), case, move |case| case.judge_and_calibrate(&gpu))
+            }));
+        }
+        Err(reason) => {
+            let name = format!("cuda/all {} cases (not run: {reason})", cases.len());
+            trials.push(Trial::test(name, || Ok(())).with_ignored_flag(true));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn trial(name: String, case: &Arc<Case>, run: impl FnOnce(&Case) -> Result<(), Failed> + Send + 'static) -> Trial {
+    let case = case.clone();
+    Trial::test(name, move || run(&case))
+}

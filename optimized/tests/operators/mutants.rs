@@ -1,0 +1,69 @@
+//! Wrong kernels: `kernels/mutants.toml` says what is changed in which source, `kernels/ptx/mutants/` holds what that
+//! compiles to. Each must be caught by a case of its module.
+
+use std::sync::Arc;
+
+use dsv2_optimized::{Device, Emulated, Error, Library};
+use include_dir::{Dir, include_dir};
+use libtest_mimic::{Failed, Trial};
+use serde::Deserialize;
+
+use crate::harness::Case;
+
+static PTX: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/kernels/ptx/mutants");
+
+#[derive(Deserialize)]
+struct Table {
+    mutant: Vec<Mutant>,
+}
+
+/// What the tests need of a row; the rest is for the script that compiles it.
+#[derive(Clone, Deserialize)]
+struct Mutant {
+    name: String,
+    module: String,
+    what: String,
+}
+
+/// One trial for each mutant.
+pub fn trials(cases: &[Arc<Case>]) -> Vec<Trial> {
+    let table: Table = toml::from_str(include_str!("../../kernels/mutants.toml")).expect("mutants.toml");
+    let trial = |mutant: Mutant| {
+        let cases: Vec<Arc<Case>> = cases.iter().filter(|case| case.module == mutant.module).cloned().collect();
+        Trial::test(format!("mutants/{}", mutant.name), move || mutant.is_caught_by(&cases))
+    };
+    table.mutant.into_iter().map(trial).collect()
+}
+
+impl Mutant {
+    fn is_caught_by(&self, cases: &[Arc<Case>]) -> Result<(), Failed> {
+        let file = PTX.get_file(format!("{}.ptx", self.name)).and_then(|file| file.contents_utf8());
+        let ptx = file.ok_or("no PTX: run optimized/nvrtc.py")?;
+        let library = Library::embedded().with(&self.module, ptx);
+        for case in cases {
+            if self.fails(case, &(Emulated::new(library.clone()) as _))? {
+                return Ok(());
+            }
+            if case.watched && self.fails(case, &(Emulated::watching_races(library.clone()) as _))? {
+                return Ok(());
+            }
+        }
+        Err(format!("survived {} cases: {}", cases.len(), self.what).into())
+    }
+
+    /// Whether the case sees that something is wrong. A mutant that cannot be launched shows nothing.
+    fn fails(&self, case: &Case, device: &Arc<dyn Device>) -> Result<bool, Failed> {
+        match (case.run)(device) {
+            Ok(outputs) => Ok(crate::harness::complaints(&outputs).is_err()),
+            Err(Error::Races { .. }) => Ok(true),
+            Err(Error::Emulator(found)) if is_finding(&found) => Ok(true),
+            Err(other) => Err(format!("{}: {other}", case.name).into()),
+        }
+    }
+}
+
+/// Whether the emulator found something while it ran the kernel.
+fn is_finding(error: &ptx_emulator::Error) -> bool {
+    use ptx_emulator::Error as E;
+    matches!(error, E::Fault(_) | E::Stuck(_) | E::Memory(_))
+}

@@ -1,0 +1,173 @@
+//! The recipe: all that `nvrtc.py` makes of `kernels/` is there and nothing else, it is what the library embeds, a driver
+//! of version 550 takes it, no kernel spills registers, and (where NVRTC 12.4 is) it is what the sources compile to.
+//!
+//! NVRTC is looked for in `python3`, or in the Python that `DSV2_NVRTC_PYTHON` names: then it has to be there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::{env, fs};
+
+use dsv2_optimized::library::MODULES;
+use libtest_mimic::{Arguments, Failed, Trial};
+use ptx_emulator::Module;
+use serde::Deserialize;
+
+/// What drivers from 550 on take.
+const PTX_VERSION: (u32, u32) = (8, 4);
+/// The oldest GPU that the kernels are for.
+const TARGET: &str = "sm_80";
+
+type Names = BTreeSet<String>;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = vec![
+        Trial::test("every_source_is_embedded", sources_are_embedded),
+        Trial::test("every_kernel_has_its_resources", kernels_have_resources),
+        Trial::test("no_kernel_spills", no_kernel_spills),
+        Trial::test("every_mutant_is_compiled", mutants_are_compiled),
+        compiles_to_the_same(),
+    ];
+    for (name, text) in MODULES {
+        trials.push(Trial::test(format!("module/{name}"), || fits(text).map(drop)));
+    }
+    for mutant in mutants() {
+        trials.push(Trial::test(format!("mutant/{}", mutant.name), move || mutant.is_of_its_module()));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Each `.cu` has its PTX, each PTX its `.cu`, and the library has all of them.
+fn sources_are_embedded() -> Result<(), Failed> {
+    let embedded: Names = MODULES.iter().map(|(name, _)| name.to_string()).collect();
+    same("kernels/*.cu", &files("", "cu")?, "kernels/ptx/*.ptx", &files("ptx", "ptx")?)?;
+    same("kernels/*.cu", &files("", "cu")?, "the modules in src/library.rs", &embedded)
+}
+
+/// Each kernel of the PTX is a row of `resources.txt`, and each row a kernel.
+fn kernels_have_resources() -> Result<(), Failed> {
+    let mut kernels = Names::new();
+    for (_, text) in MODULES {
+        kernels.extend(Module::parse(text)?.kernels().map(str::to_string));
+    }
+    same("the kernels of kernels/ptx", &kernels, "the rows of resources.txt", &resources()?.into_keys().collect())
+}
+
+fn no_kernel_spills() -> Result<(), Failed> {
+    let spilling: Vec<String> =
+        resources()?.into_iter().filter(|(_, spilled)| spilled != "0").map(|row| row.0).collect();
+    if spilling.is_empty() { Ok(()) } else { Err(format!("registers are spilled by {}", spilling.join(", ")).into()) }
+}
+
+/// Each mutant has its PTX, and each PTX its mutant.
+fn mutants_are_compiled() -> Result<(), Failed> {
+    let named = mutants().into_iter().map(|mutant| mutant.name).collect();
+    same("mutants.toml", &named, "kernels/ptx/mutants/*.ptx", &files("ptx/mutants", "ptx")?)
+}
+
+/// A module that a driver takes, and of which the emulator knows every instruction.
+fn fits(text: &str) -> Result<Module, Failed> {
+    let module = Module::parse(text)?;
+    let found = (module.version(), module.target());
+    if found != (PTX_VERSION, TARGET) {
+        return Err(format!("expected {:?}, found {found:?}", (PTX_VERSION, TARGET)).into());
+    }
+    module.check()?;
+    Ok(module)
+}
+
+/// The file of mutants.
+#[derive(Deserialize)]
+struct Table {
+    #[serde(default)]
+    mutant: Vec<Mutant>,
+}
+
+/// A row of it; the rest is for the script.
+#[derive(Deserialize)]
+struct Mutant {
+    name: String,
+    module: String,
+}
+
+fn mutants() -> Vec<Mutant> {
+    let table: Table = toml::from_str(include_str!("../kernels/mutants.toml")).expect("mutants.toml");
+    table.mutant
+}
+
+impl Mutant {
+    /// It can be put in the place of kernels of its module: a mutant that cannot be launched would look like one that
+    /// was caught.
+    fn is_of_its_module(&self) -> Result<(), Failed> {
+        let original = MODULES.iter().find(|(name, _)| *name == self.module);
+        let (_, original) = original.ok_or_else(|| format!("no module {}", self.module))?;
+        let original: Names = Module::parse(original)?.kernels().map(str::to_string).collect();
+        let text = fs::read_to_string(kernels_folder().join(format!("ptx/mutants/{}.ptx", self.name)))?;
+        let mutant: Names = fits(&text)?.kernels().map(str::to_string).collect();
+        if mutant.is_empty() || !mutant.is_subset(&original) {
+            return Err(format!("expected some of {original:?}, found {mutant:?}").into());
+        }
+        Ok(())
+    }
+}
+
+/// NVRTC makes the same of the sources, byte by byte; also of those of the emulator's tests.
+fn compiles_to_the_same() -> Trial {
+    let name = "ptx_is_what_the_sources_compile_to";
+    let named = env::var_os("DSV2_NVRTC_PYTHON");
+    let python = named.clone().unwrap_or_else(|| "python3".into());
+    let has_nvrtc = || run(&python, &["-c", "import nvrtc; nvrtc.Compiler()"]).is_ok_and(|it| it.status.success());
+    if named.is_none() && !has_nvrtc() {
+        let reason = "not run: NVRTC 12.4 is not installed";
+        return Trial::test(format!("{name} ({reason})"), move || Err(reason.into())).with_ignored_flag(true);
+    }
+    Trial::test(name, move || {
+        let output =
+            run(&python, &["nvrtc.py", "--check"]).map_err(|error| format!("{}: {error}", python.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(String::from_utf8_lossy(&output.stderr).trim_end().into())
+    })
+}
+
+fn run(python: &OsStr, arguments: &[&str]) -> std::io::Result<Output> {
+    let folder = env!("CARGO_MANIFEST_DIR");
+    Command::new(python).args(arguments).current_dir(folder).env("PYTHONDONTWRITEBYTECODE", "1").output()
+}
+
+fn kernels_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
+}
+
+/// The names, without their ending, of the files with an ending.
+fn files(folder: &str, ending: &str) -> Result<Names, Failed> {
+    let folder = kernels_folder().join(folder);
+    let entries = fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
+    let with_ending = paths.iter().filter(|path| path.extension() == Some(OsStr::new(ending)));
+    Ok(with_ending.filter_map(|path| Some(path.file_stem()?.to_str()?.to_string())).collect())
+}
+
+/// The kernels of `resources.txt`, each with its number of spilled bytes.
+fn resources() -> Result<BTreeMap<String, String>, Failed> {
+    let text = fs::read_to_string(kernels_folder().join("resources.txt"))?;
+    let mut lines = text.lines().map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    let spills = lines.next().and_then(|titles| titles.iter().position(|title| *title == "spill bytes"));
+    let spills = spills.ok_or("resources.txt: expected a column `spill bytes`, found none")?;
+    let row = |cells: Vec<&str>| Some((cells.first()?.to_string(), cells.get(spills)?.to_string()));
+    lines.map(|cells| row(cells).ok_or_else(|| "resources.txt: a row is too short".into())).collect()
+}
+
+/// Both have the same names.
+fn same(one: &str, its: &Names, other: &str, others: &Names) -> Result<(), Failed> {
+    let missing = |names: &Names, in_these: &Names, place: &str| {
+        let missing: Vec<&str> = names.difference(in_these).map(String::as_str).collect();
+        (!missing.is_empty()).then(|| format!("{} not in {place}", missing.join(", ")))
+    };
+    let complaints: Vec<String> =
+        [missing(its, others, other), missing(others, its, one)].into_iter().flatten().collect();
+    if complaints.is_empty() { Ok(()) } else { Err(complaints.join("; ").into()) }
+}

@@ -1,0 +1,255 @@
+//! The CUDA model as a backend: on the emulator, or on a GPU.
+
+use std::sync::{Arc, OnceLock};
+
+use dsv2_optimized::model::Settings as ModelSettings;
+use dsv2_optimized::model::cache::LatentCache;
+use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
+use dsv2_optimized::model::tap::Tap as DeviceTap;
+use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Tensor, Variant};
+use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::config::Head;
+use dsv2_reference::loss::{CausalLmLabels, ClassificationLabels};
+use dsv2_reference::tap::{StageValue, Tap};
+use ndarray::ArrayD;
+
+use super::{Backend, Precision, Settings, model_input};
+use crate::case::Case;
+use crate::inputs::{Inputs, Labels};
+use crate::taps::{AnyTap, Forced, Recorder, again};
+use crate::trace::Trace;
+use crate::{Error, Result};
+
+/// Tokens of a page of the cache.
+const PAGE: usize = 16;
+
+/// The kernels, run by the emulator: every access checked, no GPU needed.
+#[derive(Clone, Debug, Default)]
+pub struct OnEmulator {
+    /// Whether threads that race are an error, which takes about ten times as long.
+    pub races: bool,
+}
+
+/// The kernels on the first NVIDIA GPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnCuda;
+
+impl OnCuda {
+    /// The GPU, or why there is none. It is looked for once.
+    pub fn gpu() -> std::result::Result<Arc<dyn Device>, String> {
+        static GPU: OnceLock<std::result::Result<Arc<Cuda>, String>> = OnceLock::new();
+        let found = GPU.get_or_init(|| Cuda::new(Library::embedded()).map_err(|error| error.to_string()));
+        found.clone().map(|gpu| gpu as _)
+    }
+}
+
+impl Backend for OnEmulator {
+    fn name(&self) -> &'static str {
+        "emulated"
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        &[Precision::F32, Precision::Bf16]
+    }
+
+    fn leaves_out(&self, stage: &str, _: &Settings<'_>) -> bool {
+        is_fused(stage)
+    }
+
+    fn cannot_run(&self, _: &Case, settings: &Settings<'_>) -> Option<String> {
+        cannot_run(settings)
+    }
+
+    fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
+        let library = Library::embedded();
+        let device = if self.races { Emulated::watching_races(library) } else { Emulated::new(library) };
+        run(device, case, settings, tap)
+    }
+}
+
+impl Backend for OnCuda {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        &[Precision::F32, Precision::Bf16]
+    }
+
+    fn leaves_out(&self, stage: &str, _: &Settings<'_>) -> bool {
+        is_fused(stage)
+    }
+
+    fn cannot_run(&self, _: &Case, settings: &Settings<'_>) -> Option<String> {
+        OnCuda::gpu().err().map(|reason| format!("not run: {reason}")).or_else(|| cannot_run(settings))
+    }
+
+    fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
+        let gpu = OnCuda::gpu().map_err(|reason| Error::request("--backend", "a CUDA device", reason))?;
+        run(gpu, case, settings, tap)
+    }
+}
+
+/// Whether a stage is inside a fused kernel, which never writes it.
+fn is_fused(stage: &str) -> bool {
+    stage.ends_with(".attn_scores") || stage.ends_with(".attn_weights")
+}
+
+fn element(precision: Precision) -> Option<Element> {
+    match precision {
+        Precision::F32 => Some(Element::F32),
+        Precision::Bf16 => Some(Element::Bf16),
+        Precision::F64 | Precision::Tf32 | Precision::F16 => None,
+    }
+}
+
+fn cannot_run(settings: &Settings<'_>) -> Option<String> {
+    let Settings { precision, cache, plain_errors, .. } = settings;
+    if element(*precision).is_none() {
+        return Some(format!("the kernels compute in f32 and bf16, not in {precision}"));
+    }
+    if *cache != CacheFormat::Plain {
+        return Some("the kernels keep their cache in the type they compute in".to_owned());
+    }
+    plain_errors.then(|| "the kernels make their own errors".to_owned())
+}
+
+fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
+    let refused = |reason: String| Error::request("--backend", "a run that the kernels can do", reason);
+    let element = element(settings.precision).ok_or_else(|| refused(cannot_run(settings).unwrap_or_default()))?;
+    if let Some(reason) = cannot_run(settings) {
+        return Err(refused(reason));
+    }
+    let batch = case.inputs.batch();
+    let forced = |trace| Forced::new(trace, batch);
+    let mut stages = Stages {
+        replay: settings.replay.map(forced),
+        teacher: settings.teacher.map(forced),
+        tap,
+        recorder: Recorder::new(settings.precision, settings.stages),
+        chosen: settings.stages,
+    };
+    let model = Model::load(case, &device, ModelSettings { element, variant: Variant::Tuned })?;
+    let capacity = case.inputs.length();
+    let mut cache = match case.use_cache {
+        true => Some(LatentCache::new(&case.config, &device, element, batch, capacity, PAGE)?),
+        false => None,
+    };
+    for piece in case.inputs.pieces(&case.pieces)? {
+        model.forward(&piece, cache.as_mut(), settings, &mut stages)?;
+    }
+    Trace::join(stages.recorder.into_pieces(), batch)
+}
+
+enum Model {
+    CausalLm(CausalLm),
+    Classifier(SequenceClassifier),
+}
+
+impl Model {
+    fn load(case: &Case, device: &Arc<dyn Device>, settings: ModelSettings) -> Result<Self> {
+        let (config, weights, quiet) = (&case.config, &*case.weights, &mut |_| ());
+        Ok(match case.head {
+            Head::CausalLm => Model::CausalLm(CausalLm::load(config, case.dialect, weights, device, settings, quiet)?),
+            Head::SequenceClassification => {
+                Model::Classifier(SequenceClassifier::load(config, case.dialect, weights, device, settings, quiet)?)
+            }
+        })
+    }
+
+    fn forward(
+        &self,
+        inputs: &Inputs,
+        cache: Option<&mut LatentCache>,
+        settings: &Settings<'_>,
+        stages: &mut Stages<'_>,
+    ) -> Result<()> {
+        let (input, form) = (model_input::<f32>(inputs), settings.attention);
+        match self {
+            Model::CausalLm(model) => {
+                let labels = match &inputs.labels {
+                    None => None,
+                    Some(Labels::Ids(labels)) => Some(CausalLmLabels {
+                        num_items_in_batch: inputs.num_items_in_batch.map(|items| items as f64),
+                        ..CausalLmLabels::new(labels.clone())
+                    }),
+                    Some(_) => return Err(Error::input("labels", "token ids", "labels of a classifier")),
+                };
+                let logits_to_keep = inputs.logits_to_keep.clone().unwrap_or_default();
+                let input = CausalLmInput { input, logits_to_keep, labels };
+                model.forward(&input, cache, form, Some(stages))?;
+            }
+            Model::Classifier(model) => {
+                let labels = match &inputs.labels {
+                    None => None,
+                    Some(Labels::Classes(classes)) => Some(ClassificationLabels::Class(classes.clone())),
+                    Some(Labels::Targets(targets)) => Some(ClassificationLabels::Values(targets.clone())),
+                    Some(Labels::Ids(_)) => return Err(Error::input("labels", "labels of a classifier", "token ids")),
+                };
+                model.forward(&input, labels.as_ref(), cache, form, Some(stages))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The judge's taps at the stages of a device: each stage is brought to the host, shown to them, and put back if one of
+/// them changed it.
+struct Stages<'a> {
+    replay: Option<Forced<'a>>,
+    teacher: Option<Forced<'a>>,
+    tap: &'a mut dyn AnyTap,
+    recorder: Recorder<'a>,
+    chosen: Option<super::Choice<'a>>,
+}
+
+impl Stages<'_> {
+    fn show(&mut self, name: &str, mut value: StageValue<'_, f32>) {
+        if let Some(replay) = &mut self.replay {
+            Tap::<f32>::stage(replay, name, again(&mut value));
+        }
+        Tap::<f32>::stage(self.tap, name, again(&mut value));
+        Tap::<f32>::stage(&mut self.recorder, name, again(&mut value));
+        if let Some(teacher) = &mut self.teacher {
+            Tap::<f32>::stage(teacher, name, again(&mut value));
+        }
+    }
+}
+
+impl DeviceTap for Stages<'_> {
+    fn wants(&self, stage: &str) -> bool {
+        // A teacher gives the inputs of every stage, those of attention's output too. Without one the kernels that make
+        // scores do not run: their roundings are others than those of the fused kernels, which have no scores.
+        if self.teacher.is_some() {
+            return true;
+        }
+        let replayed = self.replay.is_some() && stage.ends_with(".topk_indices");
+        !is_fused(stage) && (replayed || self.chosen.is_none_or(|chosen| chosen(stage)))
+    }
+
+    fn stage(&mut self, name: &str, value: &Tensor) -> dsv2_optimized::Result<bool> {
+        let misshapen = |error: ndarray::ShapeError| {
+            dsv2_optimized::Error::operand("tap", "shape", format!("{:?}", value.shape()), error)
+        };
+        if value.element() == Element::I32 {
+            let before: Vec<i64> = value.to_i32()?.into_iter().map(i64::from).collect();
+            let mut array = ArrayD::from_shape_vec(value.shape(), before.clone()).map_err(misshapen)?;
+            self.show(name, StageValue::Index(array.view_mut()));
+            let changed = !array.iter().eq(&before);
+            if changed {
+                // An index that is none stays none: it is refused where it is used.
+                let values: Vec<i32> = array.iter().map(|index| i32::try_from(*index).unwrap_or(-1)).collect();
+                value.write_i32(&values)?;
+            }
+            return Ok(changed);
+        }
+        let before = value.to_f32()?;
+        let mut array = ArrayD::from_shape_vec(value.shape(), before.clone()).map_err(misshapen)?;
+        self.show(name, StageValue::Real(array.view_mut()));
+        let changed = array.iter().zip(&before).any(|(after, before)| after.to_bits() != before.to_bits());
+        if changed {
+            value.write_f32(&array.iter().copied().collect::<Vec<_>>())?;
+        }
+        Ok(changed)
+    }
+}
