@@ -216,28 +216,38 @@ impl<T: Real> Model<T> {
         let input = model_input(inputs);
         match self {
             Model::CausalLm(model) => {
-                let labels = match &inputs.labels {
-                    None => None,
-                    Some(Labels::Ids(labels)) => Some(CausalLmLabels {
-                        num_items_in_batch: inputs.num_items_in_batch.map(|items| items as f64),
-                        ..CausalLmLabels::new(labels.clone())
-                    }),
-                    Some(_) => return Err(Error::input("labels", "token ids", "labels of a classifier")),
-                };
+                let labels = causal_lm_labels(inputs)?;
                 let logits_to_keep = inputs.logits_to_keep.clone().unwrap_or_default();
                 model.forward(&CausalLmInput { input, logits_to_keep, labels }, cache, run, tap)?;
             }
             Model::Classifier(model) => {
-                let labels = match &inputs.labels {
-                    None => None,
-                    Some(Labels::Classes(classes)) => Some(ClassificationLabels::Class(classes.clone())),
-                    Some(Labels::Targets(targets)) => Some(ClassificationLabels::Values(targets.mapv(T::from_f32))),
-                    Some(Labels::Ids(_)) => return Err(Error::input("labels", "labels of a classifier", "token ids")),
-                };
+                let labels = classification_labels(inputs)?;
                 model.forward(&input, labels.as_ref(), cache, run, tap)?;
             }
         }
         Ok(())
+    }
+}
+
+/// The labels of next-token prediction.
+fn causal_lm_labels(inputs: &Inputs) -> Result<Option<CausalLmLabels>> {
+    match &inputs.labels {
+        None => Ok(None),
+        Some(Labels::Ids(labels)) => Ok(Some(CausalLmLabels {
+            num_items_in_batch: inputs.num_items_in_batch.map(|items| items as f64),
+            ..CausalLmLabels::new(labels.clone())
+        })),
+        Some(_) => Err(Error::input("labels", "token ids", "labels of a classifier")),
+    }
+}
+
+/// The labels of a classifier.
+fn classification_labels<T: Real>(inputs: &Inputs) -> Result<Option<ClassificationLabels<T>>> {
+    match &inputs.labels {
+        None => Ok(None),
+        Some(Labels::Classes(classes)) => Ok(Some(ClassificationLabels::Class(classes.clone()))),
+        Some(Labels::Targets(targets)) => Ok(Some(ClassificationLabels::Values(targets.mapv(T::from_f32)))),
+        Some(Labels::Ids(_)) => Err(Error::input("labels", "labels of a classifier", "token ids")),
     }
 }
 

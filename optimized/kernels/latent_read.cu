@@ -2,7 +2,7 @@
 //
 // cache: [pages, page_size, c + r], the normed latent and the rotated key of a token side by side; block_table: [B, columns],
 // the pages of each sequence; lengths: [B], its tokens. Entries of the table beyond a sequence's pages are not followed.
-#include "dev.cuh"
+#include "attention.cuh"
 
 // The place of token t of sequence b.
 template <typename T>
@@ -93,16 +93,15 @@ __device__ void scores(const T* q_latent, Steps latent_steps, const T* q_pe, Ste
     int t = at % tokens, s = at / tokens % new_tokens;
     int h = at / tokens / new_tokens % heads, b = at / tokens / new_tokens / heads;
     int length = lengths[b];
-    float score = __int_as_float(0xff800000);
+    float score = NEVER;
     if (t < length && (mask || t < length - new_tokens + s + 1)) {
         const T* key = place(cache, block_table, columns, page_size, latent + rope, b, t);
         const T* q = q_latent + b * latent_steps.sequence + s * latent_steps.token + h * latent_steps.head;
         const T* pe = q_pe + b * pe_steps.sequence + s * pe_steps.token + h * pe_steps.head;
         score = (dot(q, key, latent) + dot(pe, key + latent, rope)) * scale;
         if (mask) {
-            // What is at or below half the lowest finite number means the same as -inf.
             float added = mask[((long long)b * new_tokens + s) * tokens + t];
-            score = added <= -0x1.fffffep126f ? __int_as_float(0xff800000) : score + added;
+            score = added <= FORBIDDEN ? NEVER : score + added;
         }
     }
     out[at] = score;
@@ -127,11 +126,11 @@ template <typename T> __device__ void softmax(const float* scores, T* weights, i
     if (row >= rows) return;
     int lane = threadIdx.x % WARP;
     scores += row * tokens, weights += row * tokens;
-    float largest = __int_as_float(0xff800000), sum = 0.0f;
+    float largest = NEVER, sum = 0.0f;
     #pragma unroll 1
     for (int t = lane; t < tokens; t += WARP) largest = fmaxf(largest, scores[t]);
     largest = warp_max(largest);
-    bool none = largest == __int_as_float(0xff800000);
+    bool none = largest == NEVER;
     #pragma unroll 1
     for (int t = lane; t < tokens; t += WARP) sum += none ? 0.0f : expf(scores[t] - largest);
     sum = warp_sum(sum);

@@ -7,9 +7,7 @@
 // the result is 0 and -inf, never NaN. The results may be stored over a or b.
 //
 // Bytes: 3 N v sizeof(T). Flops: 3 N v.
-#include "dev.cuh"
-
-#define NEVER __uint_as_float(0xff800000u)  // -inf
+#include "attention.cuh"
 
 // The weights of a and b, and the new lse, for each thread of a warp.
 struct Weights {

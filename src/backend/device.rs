@@ -9,13 +9,12 @@ use dsv2_optimized::model::tap::Tap as DeviceTap;
 use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Tensor, Variant};
 use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::config::Head;
-use dsv2_reference::loss::{CausalLmLabels, ClassificationLabels};
 use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::ArrayD;
 
-use super::{Backend, Precision, Settings, model_input};
+use super::{Backend, Precision, Settings, causal_lm_labels, classification_labels, model_input};
 use crate::case::Case;
-use crate::inputs::{Inputs, Labels};
+use crate::inputs::Inputs;
 use crate::taps::{AnyTap, Forced, Recorder, again};
 use crate::trace::Trace;
 use crate::{Error, Result};
@@ -167,25 +166,13 @@ impl Model {
         let (input, form) = (model_input::<f32>(inputs), settings.attention);
         match self {
             Model::CausalLm(model) => {
-                let labels = match &inputs.labels {
-                    None => None,
-                    Some(Labels::Ids(labels)) => Some(CausalLmLabels {
-                        num_items_in_batch: inputs.num_items_in_batch.map(|items| items as f64),
-                        ..CausalLmLabels::new(labels.clone())
-                    }),
-                    Some(_) => return Err(Error::input("labels", "token ids", "labels of a classifier")),
-                };
+                let labels = causal_lm_labels(inputs)?;
                 let logits_to_keep = inputs.logits_to_keep.clone().unwrap_or_default();
                 let input = CausalLmInput { input, logits_to_keep, labels };
                 model.forward(&input, cache, form, Some(stages))?;
             }
             Model::Classifier(model) => {
-                let labels = match &inputs.labels {
-                    None => None,
-                    Some(Labels::Classes(classes)) => Some(ClassificationLabels::Class(classes.clone())),
-                    Some(Labels::Targets(targets)) => Some(ClassificationLabels::Values(targets.clone())),
-                    Some(Labels::Ids(_)) => return Err(Error::input("labels", "labels of a classifier", "token ids")),
-                };
+                let labels = classification_labels(inputs)?;
                 model.forward(&input, labels.as_ref(), cache, form, Some(stages))?;
             }
         }

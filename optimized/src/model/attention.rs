@@ -268,9 +268,8 @@ impl Attention {
     ) -> Result<()> {
         let &Context { batch, new, variant, .. } = context;
         let tokens = batch * new;
-        let cached = format!("past_key_values.{}", self.layer);
-        let looked_at = ["compressed_kv", "k_pe"].iter().any(|part| tap.absolute(&cached).wants(part));
-        if context.cached && looked_at {
+        let stage = tap.absolute(format_args!("past_key_values.{}", self.layer));
+        if context.cached && (stage.wants("compressed_kv") || stage.wants("k_pe")) {
             self.read_cache(context, pages, tap)?;
         }
         // Head by head: [H,N,·] views of token-major tensors.

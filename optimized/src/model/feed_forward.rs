@@ -171,26 +171,26 @@ impl MixtureOfExperts {
         combine(variant, &y, &places, &weights, shared.as_ref(), &output)?;
         // The sum over the routed experts alone is a stage, but no tensor of its own unless somebody looks at it.
         let mut changed = false;
-        let routed = of(element, &[tokens, hidden])?;
+        let mut routed = None;
         if tap.wants("experts") {
-            combine(variant, &y, &places, &weights, None, &routed)?;
-            changed |= tap.show("experts", || Ok(routed.clone()))?;
+            let alone = of(element, &[tokens, hidden])?;
+            combine(variant, &y, &places, &weights, None, &alone)?;
+            changed |= tap.show("experts", || Ok(alone.clone()))?;
+            routed = Some(alone);
         }
         if let Some(shared) = &shared {
             changed |= tap.show("shared_experts", || shared.reshape(&[batch, new, hidden]))?;
         }
-        if changed && !tap.wants("experts") {
-            return Err(Error::operand(
-                "tap",
-                "shared_experts",
-                "a look at `experts` as well, to be put together anew",
-                "none",
-            ));
-        }
-        match (&shared, changed) {
-            (Some(shared), true) => add(variant, &routed, shared, &output)?,
-            (None, true) => output.device().copy(routed.address(), output.address(), routed.len() * element.bytes())?,
-            (_, false) => (),
+        match (&routed, &shared) {
+            _ if !changed => (),
+            (Some(routed), Some(shared)) => add(variant, routed, shared, &output)?,
+            (Some(routed), None) => {
+                output.device().copy(routed.address(), output.address(), routed.len() * element.bytes())?;
+            }
+            (None, _) => {
+                let expected = "a look at `experts` as well, to be put together anew";
+                return Err(Error::operand("tap", "shared_experts", expected, "none"));
+            }
         }
         tap.show("", || output.reshape(&[batch, new, hidden]))?;
         Ok(output)

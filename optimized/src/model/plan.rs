@@ -240,19 +240,16 @@ impl Workspace<'_> {
         self.real(&[self.rows(), 2 * self.config.intermediate_size + self.config.hidden_size])
     }
 
-    /// `MixtureOfExperts::forward`: routing, a row for each token and expert, then the shared experts and the sums.
+    /// `MixtureOfExperts::forward`: routing, a row for each token and expert, then the shared experts and the sum.
     fn experts(&self) -> usize {
         let &DeepseekV2Config { hidden_size, moe_intermediate_size: width, .. } = self.config;
         let (rows, experts, k) = (self.rows(), self.config.num_experts(), self.experts_per_token);
         let routing = sum([wide(&[rows, experts]), wide(&[experts + 1]), wide(&[rows, 4 * k])]);
         let pairs = self.real(&[rows, k, width + hidden_size]);
-        let two_sums = self.real(&[rows, 2 * hidden_size]);
+        let output = self.real(&[rows, hidden_size]);
         let rest = match self.config.n_shared_experts {
-            None => two_sums,
-            Some(_) => {
-                let output = self.real(&[rows, hidden_size]);
-                sum([output, two_sums.max(self.real(&[rows, 2 * self.config.shared_width()]))])
-            }
+            None => output,
+            Some(_) => sum([output, output.max(self.real(&[rows, 2 * self.config.shared_width()]))]),
         };
         sum([routing, pairs, rest])
     }
