@@ -1,5 +1,6 @@
 //! What can be asked for.
 
+mod bench;
 mod check;
 mod kv_cache;
 mod mutants;
@@ -41,6 +42,10 @@ enum Command {
     Materialize(MaterializeArgs),
     /// What a token costs in the cache, and how far a memory goes: MHA, GQA, MQA and MLA, in bf16, fp8 and 6 bits
     KvCache(kv_cache::KvCacheArgs),
+    /// Make REPORT.md, with plots, of what benchmarks measured
+    BenchReport(bench::BenchReportArgs),
+    /// Compare two files of results; status 1 if something has become worse by more than chance
+    BenchCompare(bench::BenchCompareArgs),
 }
 
 #[derive(Args)]
@@ -135,6 +140,8 @@ impl Cli {
                 Ok(Done { output: format!("{}: {}", args.dir.display(), golden.file.description), conforms: true })
             }
             Command::KvCache(args) => kv_cache::run(&args),
+            Command::BenchReport(args) => bench::report(&args),
+            Command::BenchCompare(args) => bench::compare_files(&args),
         }
     }
 }

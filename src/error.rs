@@ -14,6 +14,9 @@ pub enum Error {
     /// The CUDA model: a device, a kernel, or an operand that does not fit.
     #[error(transparent)]
     Device(#[from] dsv2_optimized::Error),
+    /// Results of benchmarks.
+    #[error(transparent)]
+    Bench(#[from] dsv2_bench_report::Error),
     /// A golden case at fault.
     #[error("golden case `{case}`: {source}")]
     Case {

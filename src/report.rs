@@ -7,6 +7,7 @@
 //!                                -> html       one page that needs nothing else
 //! ```
 
+mod changes;
 mod describe;
 mod html;
 mod junit;
@@ -15,6 +16,7 @@ mod notes;
 pub(crate) mod table;
 mod text;
 
+pub use changes::changes_text;
 pub use html::html;
 pub use junit::junit;
 pub use text::{check_text, progress, verify_text};

@@ -75,7 +75,8 @@ pub fn check_table(report: &CheckReport, styled: bool) -> String {
     table.trim_fmt()
 }
 
-fn mark(words: impl ToString, fails: bool, ran: bool) -> Cell {
+/// Red, green, or yellow for what has no verdict.
+pub(crate) fn mark(words: impl ToString, fails: bool, ran: bool) -> Cell {
     let cell = Cell::new(words);
     match (fails, ran) {
         (true, _) => cell.fg(Color::Red).add_attribute(Attribute::Bold),

@@ -1,20 +1,17 @@
 //! How fast the emulator is: thread-instructions per second (an instruction of a warp counts once for each of its threads)
 //! on the kernels of its own tests, each in every way of running them.
-//!
-//! ```text
-//! cargo bench -p dsv2-benches --bench emulator                        about a minute
-//! cargo bench -p dsv2-benches --bench emulator -- --quick integer     a few seconds, those with `integer` in their name
-//! ```
 
-use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::Throughput;
+use dsv2_bench_report::Table;
 use ptx_emulator::race::RaceDetector;
 use ptx_emulator::{Arg, Emulator, Grid, Module, Options};
 
-const SPEED: &str = include_str!("../optimized/emulator/tests/ptx/speed.ptx");
-const GEMM: &str = include_str!("../optimized/emulator/tests/ptx/gemm.ptx");
+use crate::bench::Bench;
+
+const SPEED: &str = include_str!("../../optimized/emulator/tests/ptx/speed.ptx");
+const GEMM: &str = include_str!("../../optimized/emulator/tests/ptx/gemm.ptx");
 
 /// A launch that can be repeated: what it writes does not depend on what was there.
 struct Launch {
@@ -66,33 +63,54 @@ fn parsed(text: &str) -> Module {
     Module::parse(text).expect("the PTX of a test")
 }
 
-fn emulator(criterion: &mut Criterion) {
+/// Times every kernel in every way.
+pub fn run(bench: &mut Bench) {
+    let one = |options: Options| Options { threads: 1, ..options };
+    let all = |options: Options| Options { threads: 0, ..options };
+    let ways: [(&str, Option<Options>); 5] = [
+        ("unchecked-1-thread", Some(one(Options::unchecked()))),
+        ("unchecked-all-threads", Some(all(Options::unchecked()))),
+        ("checked-1-thread", Some(one(Options::default()))),
+        ("checked-all-threads", Some(all(Options::default()))),
+        ("races", None),
+    ];
     let launches = [
         ("integer", Launch::of_loop("integer", 300)),
         ("single", Launch::of_loop("single", 300)),
         ("shared", Launch::of_loop("shared_traffic", 50)),
         ("mma", Launch::of_product(256)),
     ];
+    let mut rows = Vec::new();
     for (name, mut launch) in launches {
-        let mut group = criterion.benchmark_group(name);
-        group.throughput(Throughput::Elements(launch.run(Options::default())));
-        for (mode, options) in [("unchecked", Options::unchecked()), ("checked", Options::default())] {
-            for (threads, count) in [("one thread", 1), ("all threads", 0)] {
-                let options = Options { threads: count, ..options };
-                group.bench_function(format!("{mode}, {threads}"), |b| b.iter(|| black_box(launch.run(options))));
-            }
+        let instructions = launch.run(Options::default());
+        let mut row = vec![name.to_owned()];
+        for (way, options) in ways {
+            let work = Some(Throughput::Elements(instructions));
+            let seconds = bench.time(&format!("emulator/{name}"), way, work, |iterations| match options {
+                Some(options) => repeated(iterations, || launch.run(options)),
+                None => repeated(iterations, || launch.run_watched(Options::default())),
+            });
+            row.push(
+                seconds.map_or("-".into(), |seconds| format!("{:.0}", instructions as f64 / seconds.median / 1e6)),
+            );
         }
-        group.bench_function("races", |b| b.iter(|| black_box(launch.run_watched(Options::default()))));
-        group.finish();
+        rows.push(row);
+    }
+    if rows.iter().any(|row| row[1..].iter().any(|cell| cell != "-")) {
+        bench.table(Table {
+            section: "emulator".into(),
+            title: "Million thread-instructions per second".into(),
+            columns: ["kernel"].into_iter().chain(ways.map(|(way, _)| way)).map(String::from).collect(),
+            rows,
+            notes: vec!["An instruction of a warp counts once for each of its threads.".into()],
+        });
     }
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_millis(1500));
-    targets = emulator
+fn repeated<T>(iterations: u64, mut routine: impl FnMut() -> T) -> Duration {
+    let start = Instant::now();
+    for _ in 0..iterations {
+        std::hint::black_box(routine());
+    }
+    start.elapsed()
 }
-criterion_main!(benches);

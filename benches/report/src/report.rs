@@ -1,0 +1,109 @@
+//! REPORT.md and its plots, from files of results.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use crate::error::at;
+use crate::results::write_whole;
+use crate::{Plot, Result, Results, Run, Table, plot};
+
+/// The parts of the report: what tables and plots name as their section, and the heading.
+const SECTIONS: [(&str, &str); 7] = [
+    ("cache", "Size of the cache"),
+    ("throughput", "Throughput"),
+    ("peers", "Side by side"),
+    ("headline", "The paper's 5.76 times"),
+    ("kernels", "Kernels"),
+    ("emulator", "The emulator"),
+    ("machine", "The machine"),
+];
+
+/// Writes REPORT.md, the plots (in `report-plots/`) and `REPORT.json`, all results in one file, into a folder.
+///
+/// # Errors
+/// If a file cannot be written or a plot cannot be drawn.
+pub fn write(results: &Results, folder: &Path) -> Result<()> {
+    let plots = folder.join(PLOTS);
+    std::fs::create_dir_all(&plots).map_err(at(&plots))?;
+    for plot in results.runs.iter().flat_map(|run| &run.plots) {
+        write_whole(&plots.join(format!("{}.svg", plot.file)), plot::svg(plot)?.as_bytes())?;
+    }
+    results.write(&folder.join("REPORT.json"))?;
+    write_whole(&folder.join("REPORT.md"), markdown(results).as_bytes())
+}
+
+const PLOTS: &str = "report-plots";
+
+/// The text of the report.
+pub fn markdown(results: &Results) -> String {
+    let mut text = String::from("# Benchmarks\n\n");
+    text += "Made by `dsv2 bench-report` of what the commands below measured; the numbers are in [REPORT.json](REPORT.json). \
+             Times belong to the machine that they were taken on: compare ratios.\n\n";
+    for run in &results.runs {
+        describe(&mut text, run);
+    }
+    for (section, heading) in SECTIONS {
+        let of_section: Vec<&Run> = results.runs.iter().filter(|run| has(run, section)).collect();
+        if of_section.is_empty() {
+            continue;
+        }
+        let _ = writeln!(text, "## {heading}\n");
+        for run in of_section {
+            let _ = writeln!(text, "`{}`\n", run.command);
+            run.tables.iter().filter(|table| table.section == section).for_each(|table| show_table(&mut text, table));
+            run.plots.iter().filter(|plot| plot.section == section).for_each(|plot| show_plot(&mut text, plot));
+        }
+    }
+    let not_run: Vec<_> = results.runs.iter().flat_map(|run| &run.not_run).collect();
+    if !not_run.is_empty() {
+        text += "## Not measured\n\n";
+        for not_run in not_run {
+            let _ = writeln!(text, "* {}: {}", not_run.what, not_run.why);
+        }
+    }
+    text.trim_end().to_owned() + "\n"
+}
+
+fn has(run: &Run, section: &str) -> bool {
+    run.tables.iter().any(|table| table.section == section) || run.plots.iter().any(|plot| plot.section == section)
+}
+
+fn describe(text: &mut String, run: &Run) {
+    let Run { command, commit, date, profile, machine, seconds, versions, noise, .. } = run;
+    let gpu = machine.gpu.as_deref().map_or(String::new(), |gpu| format!(", {gpu}"));
+    let _ = writeln!(
+        text,
+        "* `{command}` ({profile}): {} with {} threads, {:.0} GB{gpu}; {date}, commit {commit}, {:.0} minutes; a load that \
+         never changes strayed by {:.0} % meanwhile.",
+        machine.cpu,
+        machine.threads,
+        machine.memory_gb,
+        seconds / 60.0,
+        100.0 * noise
+    );
+    for (name, version) in versions {
+        let _ = writeln!(text, "  * {name}: {version}");
+    }
+    text.push('\n');
+}
+
+fn show_table(text: &mut String, table: &Table) {
+    let line = |cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    let _ = writeln!(text, "**{}**\n", table.title);
+    *text += &line(&table.columns);
+    // The first column holds names, the others numbers.
+    let rule: Vec<String> = (0..table.columns.len()).map(|c| if c == 0 { "---" } else { "---:" }.to_owned()).collect();
+    *text += &line(&rule);
+    table.rows.iter().for_each(|row| *text += &line(row));
+    text.push('\n');
+    for note in &table.notes {
+        let _ = writeln!(text, "{note}\n");
+    }
+}
+
+fn show_plot(text: &mut String, plot: &Plot) {
+    let _ = writeln!(text, "![{}]({PLOTS}/{}.svg)\n", plot.title, plot.file);
+}

@@ -1,0 +1,152 @@
+//! What this machine can do at most, measured in the same run as all else: reading memory, and multiplying and adding in
+//! registers. The same two loads, which never change, show how steady the machine was.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use dsv2_bench_report::{Better, Measurement, Table};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+/// More than any cache holds.
+const READ_BYTES: usize = 1 << 29;
+
+/// Multiplications with addition of one round: 16 chains of 16 numbers, so that no chain waits for itself.
+const CHAINS: usize = 16;
+const LANES: usize = 16;
+const ROUNDS: usize = 400_000;
+
+/// The most that was seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// Bytes read from memory in a second, by all threads.
+    pub bytes_per_second: f64,
+    /// fp32 operations in a second, by all threads; a multiplication with addition is two.
+    pub flops_per_second: f64,
+}
+
+impl Ceilings {
+    /// The least time in which so much can be done, in seconds.
+    pub fn floor(&self, bytes: f64, flops: f64) -> f64 {
+        (bytes / self.bytes_per_second).max(flops / self.flops_per_second)
+    }
+}
+
+/// The two loads and the seconds that they took.
+pub struct Control {
+    memory: Vec<u64>,
+    read: Vec<f64>,
+    multiply: Vec<f64>,
+}
+
+impl Control {
+    /// Nothing timed yet.
+    pub fn new() -> Self {
+        Control { memory: vec![1; READ_BYTES / 8], read: Vec::new(), multiply: Vec::new() }
+    }
+
+    /// Each load a few times; the best of them is what the machine could do just now.
+    pub fn time(&mut self) {
+        let best = |load: &dyn Fn()| {
+            let seconds = |_| {
+                let start = Instant::now();
+                load();
+                start.elapsed().as_secs_f64()
+            };
+            (0..5).map(seconds).fold(f64::INFINITY, f64::min)
+        };
+        self.read.push(best(&|| read(&self.memory)));
+        self.multiply.push(best(&multiply));
+    }
+
+    /// The best of the run.
+    pub fn ceilings(&self) -> Ceilings {
+        let least = |seconds: &[f64]| seconds.iter().copied().fold(f64::INFINITY, f64::min);
+        Ceilings {
+            bytes_per_second: READ_BYTES as f64 / least(&self.read),
+            flops_per_second: flops() / least(&self.multiply),
+        }
+    }
+
+    /// (largest - least) / median, of the load that strayed more.
+    pub fn noise(&self) -> f64 {
+        let spread = |seconds: &Vec<f64>| {
+            let [low, median, high] = sorted_ends(seconds);
+            (high - low) / median
+        };
+        spread(&self.read).max(spread(&self.multiply))
+    }
+
+    /// For comparing runs.
+    pub fn measurements(&self) -> [Measurement; 2] {
+        let measurement = |name: &str, seconds: &Vec<f64>, work: f64, unit: &str| {
+            let [low, median, high] = sorted_ends(seconds).map(|seconds| work / seconds);
+            Measurement {
+                id: format!("{}{name}", dsv2_bench_report::compare::CONTROL),
+                unit: unit.into(),
+                better: Better::More,
+                value: median,
+                low: high,
+                high: low,
+                samples: seconds.len(),
+                exact: false,
+            }
+        };
+        [
+            measurement("read", &self.read, READ_BYTES as f64, "B/s"),
+            measurement("multiply-add-f32", &self.multiply, flops(), "flop/s"),
+        ]
+    }
+
+    /// For the report.
+    pub fn table(&self) -> Table {
+        let row = |measurement: Measurement| {
+            let giga = |value: f64| format!("{:.1}", value / 1e9);
+            let Measurement { id, unit, value, low, high, samples, .. } = measurement;
+            vec![id, format!("G{unit}"), giga(value), giga(low), giga(high), samples.to_string()]
+        };
+        Table {
+            section: "machine".into(),
+            title: "Ceilings, timed between all parts of the run".into(),
+            columns: ["load", "unit", "median", "least", "most", "times"].map(String::from).into(),
+            rows: self.measurements().map(row).into(),
+            notes: vec![format!(
+                "Reading is a sum over {} MiB, multiplying is {CHAINS} chains of {LANES} fp32 numbers in registers; both on all \
+                 threads, best of 5 each time.",
+                READ_BYTES >> 20
+            )],
+        }
+    }
+}
+
+fn sorted_ends(values: &[f64]) -> [f64; 3] {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    [values[0], values[values.len() / 2], values[values.len() - 1]]
+}
+
+fn read(memory: &[u64]) {
+    let sum = |part: &[u64]| part.iter().fold(0u64, |sum, &word| sum.wrapping_add(word));
+    black_box(memory.par_chunks(1 << 17).map(sum).reduce(|| 0, u64::wrapping_add));
+}
+
+fn flops() -> f64 {
+    (2 * CHAINS * LANES * ROUNDS * rayon::current_num_threads()) as f64
+}
+
+fn multiply() {
+    rayon::broadcast(|_| chains(black_box(0.999), black_box(0.001)));
+}
+
+#[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma"))]
+fn chains(factor: f32, term: f32) {
+    let mut sums = [[1.0_f32; LANES]; CHAINS];
+    for _ in 0..ROUNDS {
+        for chain in &mut sums {
+            for sum in chain {
+                *sum = sum.mul_add(factor, term);
+            }
+        }
+    }
+    black_box(sums);
+}
