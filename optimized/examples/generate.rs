@@ -4,9 +4,11 @@
 //! generate --preset v2-lite --dtype bf16 --batch 4 --prompt-tokens 256 --new-tokens 64 --profile      on a GPU
 //! generate --device emulated --preset v2-lite --layers 2 --shrink 32 --new-tokens 3 --profile
 //! generate --model FOLDER                                                        a checkpoint
+//! generate --products library                                                    plain products by cuBLASLt
 //! ```
 //!
-//! Without a checkpoint the weights are generated, one after another, so that the host holds one at a time.
+//! Without a checkpoint the weights are generated: by a GPU itself, which makes all of them at once; for the emulator by the
+//! host, which is quicker than emulating that, one after another. They are the same to the bit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -14,15 +16,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
-use dsv2_optimized::model::Settings;
 use dsv2_optimized::model::generate::{GenerateOptions, Sampling};
 use dsv2_optimized::model::head::CausalLm;
 use dsv2_optimized::model::tap::Tap;
+use dsv2_optimized::model::{Products, Settings};
 use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Result, Tensor, Variant};
 use dsv2_reference::checkpoint::Checkpoint;
 use dsv2_reference::config::Head;
 use dsv2_reference::generator::{GeneratedWeights, Rule, splitmix64};
-use dsv2_reference::weights::{WeightSource, check_complete};
+use dsv2_reference::weights::check_complete;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array2;
@@ -49,6 +51,9 @@ struct Arguments {
     device: On,
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     dtype: Dtype,
+    /// Who makes plain matrix products; the library needs a GPU.
+    #[arg(long, value_enum, default_value_t = By::Ours)]
+    products: By,
     /// How many prompts.
     #[arg(long, default_value_t = 1)]
     batch: usize,
@@ -82,6 +87,20 @@ enum On {
 enum Dtype {
     Bf16,
     F32,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum By {
+    /// Our own kernel.
+    Ours,
+    /// cuBLASLt, as it is installed on this machine.
+    Library,
+}
+
+/// Where the weights come from.
+enum Weights {
+    Checkpoint(Checkpoint),
+    Generated(GeneratedWeights),
 }
 
 /// A device, and what else it can tell about itself.
@@ -121,7 +140,11 @@ fn run(arguments: &Arguments) -> Result<()> {
         Some(top_p) => Sampling::TopP { temperature: 1.0, top_p, seed: arguments.seed },
     };
     let options = GenerateOptions { sampling, ..GenerateOptions::new(arguments.new_tokens) };
-    let settings = Settings { element, variant: Variant::Tuned };
+    let products = match arguments.products {
+        By::Ours => Products::Ours,
+        By::Library => Products::Library,
+    };
+    let settings = Settings { products, ..Settings::new(element, Variant::Tuned) };
 
     let plan = options.plan(&config, Dialect::Hf, settings, arguments.batch, arguments.prompt_tokens, false)?;
     let (free, total) = device.memory()?;
@@ -131,7 +154,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     let style = ProgressStyle::with_template("loading {bar:40} {binary_bytes} of {binary_total_bytes}, {eta} left");
     let bar = ProgressBar::new(plan.weights as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut progress = |bytes: usize| bar.inc(bytes as u64);
-    let lm = CausalLm::load(&config, Dialect::Hf, &*weights, &device, settings, &mut progress)?;
+    let (dialect, progress) = (Dialect::Hf, &mut progress);
+    let lm = match (&weights, arguments.device) {
+        (Weights::Checkpoint(files), _) => CausalLm::load(&config, dialect, files, &device, settings, progress)?,
+        (Weights::Generated(rules), On::Cuda) => {
+            CausalLm::load_generated(&config, dialect, rules, &device, settings, progress)?
+        }
+        (Weights::Generated(rules), On::Emulated) => {
+            CausalLm::load(&config, dialect, rules, &device, settings, progress)?
+        }
+    };
     bar.finish_and_clear();
 
     let prompt = prompt(arguments, &config);
@@ -158,17 +190,17 @@ impl Arguments {
 }
 
 /// The config, cut to what was asked for, and where the weights come from.
-fn model(arguments: &Arguments) -> Result<(DeepseekV2Config, Box<dyn WeightSource>)> {
+fn model(arguments: &Arguments) -> Result<(DeepseekV2Config, Weights)> {
     let mut config = match (&arguments.model, &arguments.config) {
         (Some(folder), _) => DeepseekV2Config::from_file(&folder.join("config.json"))?,
         (None, Some(file)) => DeepseekV2Config::from_file(file)?,
         (None, None) => DeepseekV2Config::preset(&arguments.preset)?,
     };
-    let weights: Box<dyn WeightSource> = match &arguments.model {
+    let weights = match &arguments.model {
         Some(folder) => {
             let checkpoint = Checkpoint::open(folder)?;
             check_complete(&checkpoint, &config.weight_shapes(Head::CausalLm, Dialect::Hf), &["lm_head.weight"])?;
-            Box::new(checkpoint)
+            Weights::Checkpoint(checkpoint)
         }
         None => {
             let rule = |suffix: &str, mean, std, gain| Rule { suffix: suffix.into(), mean, std, gain };
@@ -180,7 +212,7 @@ fn model(arguments: &Arguments) -> Result<(DeepseekV2Config, Box<dyn WeightSourc
             ];
             // A text of random weights has no end.
             config.eos_token_id = None;
-            Box::new(GeneratedWeights { seed: arguments.seed, rules })
+            Weights::Generated(GeneratedWeights { seed: arguments.seed, rules })
         }
     };
     config.num_hidden_layers = arguments.layers.unwrap_or(config.num_hidden_layers).min(config.num_hidden_layers);

@@ -5,13 +5,16 @@
 
 pub mod cuda;
 pub mod emulated;
+mod pool;
+pub mod products;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use ptx_emulator::{Arg, Grid};
 
-use crate::{Kernel, Result};
+use crate::{Error, Kernel, Result};
+use products::MatrixLibrary;
 
 /// A device with memory of its own.
 pub trait Device: Debug + Send + Sync {
@@ -24,7 +27,7 @@ pub trait Device: Debug + Send + Sync {
     /// If there is not so much.
     fn allocate(&self, bytes: usize) -> Result<u64>;
 
-    /// Gives memory back, once all work on it is done.
+    /// Gives memory back, once all work on it is done. Who takes it next finds it undefined again.
     fn free(&self, address: u64);
 
     /// Copies from the host.
@@ -69,6 +72,14 @@ pub trait Device: Debug + Send + Sync {
     /// # Errors
     /// If the driver does not say.
     fn memory(&self) -> Result<(usize, usize)>;
+
+    /// The vendor's library of matrix products.
+    ///
+    /// # Errors
+    /// If the device has none.
+    fn products(&self) -> Result<&dyn MatrixLibrary> {
+        Err(Error::operand("products", "library", "a GPU with cuBLASLt", self.name()))
+    }
 }
 
 /// Memory that is given back when nobody uses it any more.

@@ -40,6 +40,7 @@ modules!(
     "embedding",
     "experts",
     "gemm",
+    "generated",
     "latent",
     "latent_read",
     "loss",

@@ -19,9 +19,11 @@ pub mod cache;
 mod feed_forward;
 pub mod generate;
 pub mod head;
+mod linear;
 mod mask;
 pub mod plan;
 pub mod rotary;
+mod settings;
 pub mod tap;
 mod weights;
 
@@ -35,25 +37,17 @@ use dsv2_reference::{DeepseekV2Config, Dialect};
 use crate::operators::embedding::embedding;
 use crate::operators::rms_norm::{add_rms_norm, rms_norm};
 use crate::operators::rotary::rotary;
-use crate::{Device, Element, Error, Result, Tensor, Variant};
+use crate::{Device, Element, Error, Result, Tensor};
 use attention::{Attention, Context};
 use cache::LatentCache;
 use feed_forward::FeedForward;
 use rotary::Frequencies;
+pub use settings::{Products, Settings};
 use tap::{Scope, Tap};
-use weights::Loader;
+use weights::{Loader, Source};
 
 /// Tokens of a page of a cache that only lives as long as a forward pass.
 const PAGE: usize = 64;
-
-/// How a model computes.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// The type of weights, activations and cache.
-    pub element: Element,
-    /// Which kernels.
-    pub variant: Variant,
-}
 
 /// `model.*`, without a head.
 #[derive(Debug)]
@@ -90,9 +84,21 @@ impl Model {
         settings: Settings,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
+        Model::load_from(config, dialect, Source::Host(weights), device, settings, progress)
+    }
+
+    fn load_from(
+        config: &DeepseekV2Config,
+        dialect: Dialect,
+        source: Source,
+        device: &Arc<dyn Device>,
+        settings: Settings,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
         config.validate(dialect)?;
+        settings.check(device)?;
         plan::check("Model::load", device, plan::weights(config, dialect, None, settings.element))?;
-        let loader = &mut Loader { source: weights, device, element: settings.element, progress };
+        let loader = &mut Loader { source, device, element: settings.element, progress };
         let width = [config.hidden_size];
         Ok(Model {
             embed_tokens: loader.load("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?,
@@ -219,7 +225,7 @@ impl Model {
         form: AttentionForm,
         scope: &mut Scope,
     ) -> Result<Tensor> {
-        let Settings { element, variant } = self.settings;
+        let Settings { element, variant, .. } = self.settings;
         let (batch, new) = input.tokens.dim();
         let rows = [batch * new, self.config.hidden_size];
         let by_sequence = |tensor: &Tensor| tensor.reshape(&[batch, new, self.config.hidden_size]);
@@ -234,7 +240,7 @@ impl Model {
         let context = Context {
             batch,
             new,
-            variant,
+            settings: self.settings,
             form,
             cos,
             sin,
@@ -254,7 +260,7 @@ impl Model {
             let attention = layer.self_attn.forward(&normed, &context, cache.layer(i), scope)?;
             add_rms_norm(variant, &attention, &hidden, &layer.post_attention_layernorm, eps, &hidden, &normed)?;
             scope.show("post_attention_layernorm", || by_sequence(&normed))?;
-            let output = layer.mlp.forward(&normed, [batch, new], variant, &mut scope.child("mlp"))?;
+            let output = layer.mlp.forward(&normed, [batch, new], self.settings, &mut scope.child("mlp"))?;
             let next = self.layers.get(i + 1).map_or(&self.norm, |layer| &layer.input_layernorm);
             add_rms_norm(variant, &output, &hidden, next, eps, &hidden, &normed)?;
             if scope.show("", || by_sequence(&hidden))? {

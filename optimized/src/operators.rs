@@ -10,6 +10,7 @@ pub mod dispatch;
 pub mod embedding;
 pub mod experts;
 pub mod gemm;
+pub mod generated;
 pub mod latent;
 pub mod latent_read;
 pub mod loss;

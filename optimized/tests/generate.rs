@@ -35,7 +35,7 @@ fn weights(seed: u64) -> GeneratedWeights {
 
 fn load(change: Value, seed: u64, element: Element) -> CausalLm {
     let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-    let settings = Settings { element, variant: Variant::Tuned };
+    let settings = Settings::new(element, Variant::Tuned);
     CausalLm::load(&config(change), Dialect::Hf, &weights(seed), &device, settings, &mut |_| ()).unwrap()
 }
 
@@ -66,6 +66,22 @@ fn greedy_tokens_are_the_references() {
         assert_eq!(ours.generate(&ids(2, 5), None, &greedy(8)).unwrap(), expected, "seed {seed}");
         let expanded = GenerateOptions { decode: AttentionForm::Expanded, ..greedy(8) };
         assert_eq!(ours.generate(&ids(2, 5), None, &expanded).unwrap(), expected, "seed {seed}, expanded");
+    }
+}
+
+#[test]
+fn weights_that_the_device_makes_are_the_hosts() {
+    for element in [Element::F32, Element::Bf16] {
+        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
+        let (config, settings, mut told) = (config(json!({})), Settings::new(element, Variant::Tuned), 0);
+        let progress = &mut |bytes| told += bytes;
+        let model = CausalLm::load_generated(&config, Dialect::Hf, &weights(1), &device, settings, progress).unwrap();
+        // Drawn from all tokens: nothing shows a wrong weight as well.
+        let options = nucleus(1.0, 5);
+        let plan = options.plan(model.model().config(), Dialect::Hf, settings, 3, 5, false).unwrap();
+        assert_eq!(told, plan.weights, "{element}: what the progress adds up to");
+        let expected = load(json!({}), 1, element).generate(&ids(3, 5), None, &options).unwrap();
+        assert_eq!(model.generate(&ids(3, 5), None, &options).unwrap(), expected, "{element}");
     }
 }
 

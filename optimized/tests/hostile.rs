@@ -18,7 +18,7 @@ use dsv2_reference::{
 use ndarray::{Array2, Array3, Array4, array};
 use serde_json::{Value, json};
 
-const SETTINGS: Settings = Settings { element: Element::F32, variant: Variant::Tuned };
+const SETTINGS: Settings = Settings::new(Element::F32, Variant::Tuned);
 
 /// A small model. Its rope type remembers how long a sequence has been: part of what a refusal must not change.
 fn config() -> DeepseekV2Config {

@@ -38,7 +38,7 @@ impl Bench {
             let config = DeepseekV2Config::from_json_str(CONFIG).unwrap();
             let weights: GeneratedWeights = serde_json::from_str(WEIGHTS).unwrap();
             let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-            let settings = Settings { element, variant: Variant::Tuned };
+            let settings = Settings::new(element, Variant::Tuned);
             let model = Model::load(&config, Dialect::Hf, &weights, &device, settings, &mut |_| ()).unwrap();
             Bench { model, form, page_size: 4 }
         })

@@ -118,10 +118,8 @@ fn configs() -> Vec<(&'static str, DeepseekV2Config, Dialect)> {
     ]
 }
 
-const SETTINGS: [Settings; 2] = [
-    Settings { element: Element::Bf16, variant: Variant::Tuned },
-    Settings { element: Element::F32, variant: Variant::Naive },
-];
+const SETTINGS: [Settings; 2] =
+    [Settings::new(Element::Bf16, Variant::Tuned), Settings::new(Element::F32, Variant::Naive)];
 const BATCH: usize = 2;
 
 fn weights() -> GeneratedWeights {

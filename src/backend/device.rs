@@ -128,7 +128,7 @@ fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut 
         recorder: Recorder::new(settings.precision, settings.stages),
         chosen: settings.stages,
     };
-    let model = Model::load(case, &device, ModelSettings { element, variant: Variant::Tuned })?;
+    let model = Model::load(case, &device, ModelSettings::new(element, Variant::Tuned))?;
     let capacity = case.inputs.length();
     let mut cache = match case.use_cache {
         true => Some(LatentCache::new(&case.config, &device, element, batch, capacity, PAGE)?),

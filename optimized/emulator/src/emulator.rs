@@ -64,7 +64,7 @@ impl Emulator {
         Ok(pointer)
     }
 
-    /// Gives memory back. Its address is never used again.
+    /// Gives memory back. Its address is invalid from now on, for as long as there are addresses that were never used.
     pub fn free(&mut self, pointer: DevicePointer) -> Result<(), Error> {
         self.memory.free(pointer)
     }

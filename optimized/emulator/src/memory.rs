@@ -3,9 +3,17 @@
 pub(crate) mod address;
 pub(crate) mod store;
 
+use std::collections::VecDeque;
+
 use crate::error::Cause;
 use crate::{Error, Space};
 use store::Store;
+
+/// How many windows of the address space are used before one is used again.
+///
+/// So an address that was given back stays invalid while this many allocations follow (less those that are alive): long
+/// enough for a use of it to be found.
+const WINDOWS: usize = 1 << 20;
 
 /// A device address, as a kernel gets it in its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,28 +46,41 @@ pub(crate) struct Allocation {
     pub(crate) name: String,
 }
 
-/// All allocations. Freed ones stay as `None`, so that an old pointer never becomes valid again.
+/// All allocations. Freed ones stay as `None`, so that an old pointer is not valid.
 #[derive(Debug)]
 pub(crate) struct Memory {
     allocations: Vec<Option<Allocation>>,
+    /// Windows that were given back, the first of them the longest ago.
+    freed: VecDeque<usize>,
     pub(crate) used: u64,
     pub(crate) limit: u64,
 }
 
 impl Memory {
     pub(crate) fn new(limit: u64) -> Self {
-        Self { allocations: vec![], used: 0, limit }
+        Self { allocations: vec![], freed: VecDeque::new(), used: 0, limit }
     }
 
     pub(crate) fn allocate(&mut self, bytes: u64, name: Option<&str>, constant: bool) -> Result<DevicePointer, Error> {
-        if bytes > (self.limit - self.used).min(address::LARGEST) || self.allocations.len() >= 1 << 20 {
-            return Err(Error::Memory(Cause::NoRoom { bytes, used: self.used, limit: self.limit }));
+        let no_room = Error::Memory(Cause::NoRoom { bytes, used: self.used, limit: self.limit });
+        if bytes > (self.limit - self.used).min(address::LARGEST) {
+            return Err(no_room);
         }
-        let index = self.allocations.len();
+        let index = self.window().ok_or(no_room)?;
         let name = name.map_or_else(|| format!("allocation {index}"), str::to_string);
-        self.allocations.push(Some(Allocation { store: Store::new(bytes, true), constant, name }));
+        self.allocations[index] = Some(Allocation { store: Store::new(bytes, true), constant, name });
         self.used += bytes;
         Ok(DevicePointer(address::base(index)))
+    }
+
+    /// A window that nobody has: one that nobody ever had, as long as there are any, then the one that was given back
+    /// the longest ago.
+    fn window(&mut self) -> Option<usize> {
+        if self.allocations.len() == WINDOWS {
+            return self.freed.pop_front();
+        }
+        self.allocations.push(None);
+        Some(self.allocations.len() - 1)
     }
 
     pub(crate) fn free(&mut self, pointer: DevicePointer) -> Result<(), Error> {
@@ -67,6 +88,7 @@ impl Memory {
         let slot = self.allocations.get_mut(index).filter(|_| offset == 0);
         let freed = slot.and_then(Option::take).ok_or(Error::Memory(missing(pointer.0, 0)))?;
         self.used -= freed.store.bytes();
+        self.freed.push_back(index);
         Ok(())
     }
 
@@ -114,4 +136,32 @@ impl Memory {
 
 fn missing(address: u64, bytes: u32) -> Cause {
     Cause::NoAllocation { space: Space::Global, address, bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_no_end_to_allocations_and_an_old_address_stays_invalid_for_long() {
+        let mut memory = Memory::new(100);
+        let kept = memory.allocate(4, None, false).unwrap();
+        memory.write(kept, &[1, 2, 3, 4]).unwrap();
+        let first = memory.allocate(8, None, false).unwrap();
+        memory.write(first, &[7; 8]).unwrap();
+        memory.free(first).unwrap();
+        // With the two before, as many as there are windows.
+        for _ in 2..WINDOWS {
+            let next = memory.allocate(8, None, false).unwrap();
+            assert_ne!(next, first);
+            memory.free(next).unwrap();
+        }
+        assert!(memory.read(first, 1).is_err() && memory.free(first).is_err(), "freed, and nobody else's yet");
+        let again = memory.allocate(16, None, false).unwrap();
+        assert_eq!(again, first, "the one given back the longest ago");
+        // What was there before is not: neither its bytes nor its bounds.
+        assert!(matches!(memory.read(again, 8), Err(Error::Memory(Cause::Uninitialised { .. }))));
+        assert_eq!(memory.rest(again).unwrap(), 16);
+        assert_eq!((memory.read(kept, 4).unwrap(), memory.used), (vec![1, 2, 3, 4], 20));
+    }
 }

@@ -4,19 +4,25 @@
 //! for first ([`Cuda::new`]): a machine without a GPU gets an error, which callers report as "not run".
 
 mod clock;
+mod cublaslt;
+mod memory;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use ptx_emulator::{Arg, Grid};
 
 use super::Device;
+use super::pool::Pool;
+use super::products::MatrixLibrary;
 use crate::{Error, Kernel, Library, Result};
 use clock::Clock;
 pub use clock::KernelTime;
+use cublaslt::CublasLt;
+use memory::Driver;
 
 /// The oldest GPU that the kernels run on, as its compute capability.
 const OLDEST: (i32, i32) = (8, 0);
@@ -31,6 +37,9 @@ pub struct Cuda {
     context: sys::CUcontext,
     device: sys::CUdevice,
     loaded: Mutex<Loaded>,
+    pool: Mutex<Pool>,
+    /// Opened when it is first asked for; or why it cannot be.
+    products: OnceLock<std::result::Result<CublasLt, String>>,
     /// Only in a device that measures.
     clock: Option<Mutex<Clock>>,
 }
@@ -105,13 +114,33 @@ impl Cuda {
         }
         // SAFETY: the device exists; the context is released when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("the GPU's context"))?;
-        Ok(Arc::new(Cuda { library, name, context, device, loaded: Mutex::default(), clock }))
+        let (loaded, pool, products) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        Ok(Arc::new(Cuda { library, name, context, device, loaded, pool, products, clock }))
     }
 
     /// Every call into the driver goes through here.
-    fn with_context<T>(&self, what: &str, call: impl FnOnce() -> std::result::Result<T, DriverError>) -> Result<T> {
+    fn in_context<T>(
+        &self,
+        call: impl FnOnce() -> std::result::Result<T, DriverError>,
+    ) -> std::result::Result<T, DriverError> {
         // SAFETY: the context is retained as long as this lives.
-        unsafe { result::ctx::set_current(self.context) }.and_then(|()| call()).map_err(failed(what))
+        unsafe { result::ctx::set_current(self.context) }.and_then(|()| call())
+    }
+
+    /// The same, with the words that an error needs.
+    fn with_context<T>(&self, what: &str, call: impl FnOnce() -> std::result::Result<T, DriverError>) -> Result<T> {
+        self.in_context(call).map_err(failed(what))
+    }
+
+    /// Launches something, and measures it if this is a measuring device.
+    fn timed(&self, name: &str, launch: impl FnOnce() -> std::result::Result<(), DriverError>) -> Result<()> {
+        let Some(clock) = &self.clock else { return self.with_context(name, launch) };
+        let clock = &mut *clock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.with_context(name, || clock.around(name, launch))
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn function(&self, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> {
@@ -157,14 +186,12 @@ impl Device for Cuda {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        // SAFETY: memory that nobody has yet.
-        self.with_context(&format!("an allocation of {bytes} bytes"), || unsafe { result::malloc_sync(bytes) })
+        let taken = self.pool().take(bytes, &mut Driver(self));
+        taken.map_err(|error| failed(&format!("an allocation of {bytes} bytes"))(error))
     }
 
     fn free(&self, address: u64) {
-        // A failure here was reported by the call that caused it.
-        // SAFETY: given out by `allocate`, and given back once. The driver waits for work that uses it.
-        let _ = self.with_context("freeing memory", || unsafe { result::free_sync(address) });
+        self.pool().give_back(address);
     }
 
     fn write(&self, address: u64, data: &[u8]) -> Result<()> {
@@ -212,9 +239,7 @@ impl Device for Cuda {
                 result::launch_kernel(function, (bx, by, bz), (tx, ty, tz), grid.shared, stream, &mut pointers)
             }
         };
-        let Some(clock) = &self.clock else { return self.with_context(&kernel.entry, launch) };
-        let clock = &mut *clock.lock().unwrap_or_else(PoisonError::into_inner);
-        self.with_context(&kernel.entry, || clock.around(&kernel.entry, launch))
+        self.timed(&kernel.entry, launch)
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -222,7 +247,14 @@ impl Device for Cuda {
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
-        self.with_context("the amount of memory", result::mem_get_info)
+        // Nobody may take or give back between the two numbers.
+        let pool = self.pool();
+        let (free, total) = self.with_context("the amount of memory", result::mem_get_info)?;
+        Ok((free + pool.kept(), total))
+    }
+
+    fn products(&self) -> Result<&dyn MatrixLibrary> {
+        self.cublaslt().map(|_| self as _)
     }
 }
 
@@ -230,6 +262,12 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // The events of launches that nobody asked about are given back.
         let _ = self.timings();
+        let (products, mut pool) = (self.products.take(), std::mem::take(&mut *self.pool()));
+        let _ = self.in_context(|| {
+            drop(products);
+            Ok(())
+        });
+        pool.release(&mut Driver(self));
         let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
         for module in std::mem::take(&mut loaded.modules).into_values() {
             // SAFETY: loaded by `function`, and its kernels go with this.

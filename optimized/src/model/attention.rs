@@ -7,18 +7,20 @@
 use dsv2_reference::attention::AttentionForm;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
+use super::Settings;
 use super::cache::Placement;
+use super::linear::{Linear, product};
 use super::rotary::softmax_scale;
 use super::tap::Scope;
 use super::weights::Loader;
-use crate::operators::gemm::{batched, linear};
+use crate::operators::gemm::batched;
 use crate::operators::latent::latent_cache_write;
 use crate::operators::latent_read::{Pages, absorbed_scores, latent_cache_read, score_weights, weighted_values};
 use crate::operators::mla_decode::{mla_decode, workspace};
 use crate::operators::mla_prefill::{attention_weights, mla_prefill};
 use crate::operators::rms_norm::rms_norm;
 use crate::operators::rope::rope;
-use crate::{Element, Result, Tensor, Variant};
+use crate::{Element, Result, Tensor};
 
 /// The norms inside attention have this epsilon whatever the config says.
 const LATENT_NORM_EPS: f32 = 1e-6;
@@ -54,33 +56,11 @@ struct LowRank {
     q_b_proj: Linear,
 }
 
-/// A weight and perhaps a bias.
-#[derive(Debug)]
-pub(super) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-impl Linear {
-    pub(super) fn load(loader: &mut Loader, path: &str, out: usize, into: usize, bias: bool) -> Result<Self> {
-        let weight = loader.load(&format!("{path}.weight"), &[out, into])?;
-        let bias = bias.then(|| loader.load(&format!("{path}.bias"), &[out])).transpose()?;
-        Ok(Linear { weight, bias })
-    }
-
-    /// x W^T + b: \[N,in\] -> \[N,out\].
-    pub(super) fn forward(&self, variant: Variant, x: &Tensor) -> Result<Tensor> {
-        let y = Tensor::empty(x.device(), x.element(), &[x.shape()[0], self.weight.shape()[0]])?;
-        linear(variant, x, &self.weight, self.bias.as_ref(), &y)?;
-        Ok(y)
-    }
-}
-
 /// What is the same for all layers of a forward pass.
 pub(super) struct Context {
     pub(super) batch: usize,
     pub(super) new: usize,
-    pub(super) variant: Variant,
+    pub(super) settings: Settings,
     pub(super) form: AttentionForm,
     /// \[N,r/2\]
     pub(super) cos: Tensor,
@@ -137,7 +117,7 @@ impl Attention {
         pages: &Tensor,
         scope: &mut Scope,
     ) -> Result<Tensor> {
-        let &Context { batch, new, variant, .. } = context;
+        let &Context { batch, new, settings, .. } = context;
         let tap = &mut scope.child("self_attn");
         let q = self.queries(normed, context, tap)?;
         self.cache_new_tokens(normed, context, pages, tap)?;
@@ -148,29 +128,30 @@ impl Attention {
         }
         let by_sequence = [batch, new, self.heads * self.value];
         tap.show("attn_output", || out.reshape(&by_sequence))?;
-        let output = self.o_proj.forward(variant, &out.reshape(&[batch * new, self.heads * self.value])?)?;
+        let output = self.o_proj.forward(settings, &out.reshape(&[batch * new, self.heads * self.value])?)?;
         tap.show("o_proj", || output.reshape(&[batch, new, output.shape()[1]]))?;
         Ok(output)
     }
 
     /// q = [q^C ; q^R] per head, q^R rotated (37 to 40): \[B,S,H,n+r\].
     fn queries(&self, normed: &Tensor, context: &Context, tap: &mut Scope) -> Result<Tensor> {
-        let &Context { batch, new, variant, .. } = context;
+        let &Context { batch, new, settings, .. } = context;
+        let Settings { variant, .. } = settings;
         let by_sequence = |x: &Tensor| x.reshape(&[batch, new, x.shape()[1]]);
         let q = match &self.query {
             Query::Direct(q_proj) => {
-                let q = q_proj.forward(variant, normed)?;
+                let q = q_proj.forward(settings, normed)?;
                 tap.show("q_proj", || by_sequence(&q))?;
                 q
             }
             Query::LowRank(projections) => {
                 let LowRank { q_a_proj, q_a_layernorm, q_b_proj } = &**projections;
-                let latent = q_a_proj.forward(variant, normed)?;
+                let latent = q_a_proj.forward(settings, normed)?;
                 tap.show("q_a_proj", || by_sequence(&latent))?;
                 let compressed = Tensor::empty(latent.device(), latent.element(), latent.shape())?;
                 rms_norm(variant, &latent, q_a_layernorm, LATENT_NORM_EPS, &compressed)?;
                 tap.show("q_a_layernorm", || by_sequence(&compressed))?;
-                let q = q_b_proj.forward(variant, &compressed)?;
+                let q = q_b_proj.forward(settings, &compressed)?;
                 tap.show("q_b_proj", || by_sequence(&q))?;
                 q
             }
@@ -185,9 +166,10 @@ impl Attention {
 
     /// c^KV, normed, and k^R, rotated, of the new tokens go into the pages (41 and 43).
     fn cache_new_tokens(&self, normed: &Tensor, context: &Context, pages: &Tensor, tap: &mut Scope) -> Result<()> {
-        let &Context { batch, new, variant, .. } = context;
+        let &Context { batch, new, settings, .. } = context;
+        let Settings { variant, .. } = settings;
         let (device, element) = (normed.device(), normed.element());
-        let latent_and_key = self.kv_a_proj_with_mqa.forward(variant, normed)?;
+        let latent_and_key = self.kv_a_proj_with_mqa.forward(settings, normed)?;
         tap.show("kv_a_proj_with_mqa", || latent_and_key.reshape(&[batch, new, self.latent + self.rope]))?;
         let seen = |stage: &str, width: usize| {
             tap.wants(stage).then(|| Tensor::empty(device, element, &[batch * new, width])).transpose()
@@ -239,11 +221,12 @@ impl Attention {
         out: &Tensor,
         tap: &mut Scope,
     ) -> Result<()> {
-        let &Context { batch, new, variant, .. } = context;
+        let &Context { batch, new, settings, .. } = context;
+        let Settings { variant, .. } = settings;
         let (latents, keys) = self.read_cache(context, pages, tap)?;
         let total = context.placement.longest;
         let kv = Tensor::empty(q.device(), q.element(), &[batch * total, self.heads * (self.nope + self.value)])?;
-        linear(variant, &latents.reshape(&[batch * total, self.latent])?, &self.kv_b_proj, None, &kv)?;
+        product(settings, &latents.reshape(&[batch * total, self.latent])?, &self.kv_b_proj, None, &kv)?;
         tap.show("kv_b_proj", || kv.reshape(&[batch, total, self.heads * (self.nope + self.value)]))?;
         let kv = kv.reshape(&[batch, total, self.heads, self.nope + self.value])?;
         let (lengths, mask) = (Some(&context.placement.lengths), context.mask.as_ref());
@@ -266,7 +249,8 @@ impl Attention {
         out: &Tensor,
         tap: &mut Scope,
     ) -> Result<()> {
-        let &Context { batch, new, variant, .. } = context;
+        let &Context { batch, new, settings, .. } = context;
+        let Settings { variant, .. } = settings;
         let tokens = batch * new;
         let stage = tap.absolute(format_args!("past_key_values.{}", self.layer));
         if context.cached && (stage.wants("compressed_kv") || stage.wants("k_pe")) {
@@ -336,7 +320,7 @@ impl Attention {
         let part = |width: usize| Tensor::empty(pages.device(), pages.element(), &[context.batch, total, width]);
         let (latents, keys) = (part(self.latent)?, part(self.rope)?);
         let Placement { block_table, lengths, .. } = &context.placement;
-        latent_cache_read(context.variant, &Pages { cache: pages, block_table, lengths }, &latents, &keys)?;
+        latent_cache_read(context.settings.variant, &Pages { cache: pages, block_table, lengths }, &latents, &keys)?;
         Ok((latents, keys))
     }
 

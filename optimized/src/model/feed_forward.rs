@@ -16,7 +16,8 @@ use std::str::FromStr;
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::{Activation, DeepseekV2Config, Dialect};
 
-use super::attention::Linear;
+use super::Settings;
+use super::linear::Linear;
 use super::tap::Scope;
 use super::weights::Loader;
 use crate::operators::combine::combine;
@@ -24,7 +25,7 @@ use crate::operators::dispatch::sort_by_expert;
 use crate::operators::experts::{down, gate_up};
 use crate::operators::router::{RoutingRule, reweigh, route, router_logits};
 use crate::operators::swiglu::{add, gated};
-use crate::{Element, Error, Result, Tensor, Variant};
+use crate::{Element, Error, Result, Tensor};
 
 #[derive(Debug)]
 pub(super) enum FeedForward {
@@ -79,12 +80,12 @@ impl FeedForward {
         &self,
         normed: &Tensor,
         [batch, new]: [usize; 2],
-        variant: Variant,
+        settings: Settings,
         tap: &mut Scope,
     ) -> Result<Tensor> {
         match self {
-            FeedForward::Dense(mlp) => mlp.forward(normed, Some([batch, new]), variant, tap),
-            FeedForward::Experts(experts) => experts.forward(normed, [batch, new], variant, tap),
+            FeedForward::Dense(mlp) => mlp.forward(normed, Some([batch, new]), settings, tap),
+            FeedForward::Experts(experts) => experts.forward(normed, [batch, new], settings, tap),
         }
     }
 }
@@ -119,25 +120,26 @@ impl Mlp {
     }
 
     /// \[N,D\] -> \[N,D\]. The projections of a dense layer are stages; those of the shared experts are not.
-    fn forward(&self, x: &Tensor, stages: Option<[usize; 2]>, variant: Variant, tap: &mut Scope) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, stages: Option<[usize; 2]>, settings: Settings, tap: &mut Scope) -> Result<Tensor> {
         let mut show = |name: &str, value: &Tensor| match stages {
             Some([batch, new]) => tap.show(name, || value.reshape(&[batch, new, value.shape()[1]])),
             None => Ok(false),
         };
-        let gate = self.gate_proj.forward(variant, x)?;
+        let gate = self.gate_proj.forward(settings, x)?;
         show("gate_proj", &gate)?;
-        let up = self.up_proj.forward(variant, x)?;
+        let up = self.up_proj.forward(settings, x)?;
         show("up_proj", &up)?;
-        gated(variant, self.activation, &gate, &up, &gate)?;
-        let down = self.down_proj.forward(variant, &gate)?;
+        gated(settings.variant, self.activation, &gate, &up, &gate)?;
+        let down = self.down_proj.forward(settings, &gate)?;
         show("down_proj", &down)?;
         Ok(down)
     }
 }
 
 impl MixtureOfExperts {
-    fn forward(&self, x: &Tensor, [batch, new]: [usize; 2], variant: Variant, tap: &mut Scope) -> Result<Tensor> {
-        let (device, element) = (x.device(), x.element());
+    fn forward(&self, x: &Tensor, [batch, new]: [usize; 2], settings: Settings, tap: &mut Scope) -> Result<Tensor> {
+        let Settings { element, variant, .. } = settings;
+        let device = x.device();
         let (tokens, hidden) = (x.shape()[0], x.shape()[1]);
         let (experts, k) = (self.gate.shape()[0], self.rule.num_experts_per_tok());
         let of = |element, shape: &[usize]| Tensor::empty(device, element, shape);
@@ -164,7 +166,7 @@ impl MixtureOfExperts {
         down(variant, &h, &self.down, &offsets, &y)?;
 
         let shared = match &self.shared_experts {
-            Some(shared) => Some(shared.forward(x, None, variant, tap)?),
+            Some(shared) => Some(shared.forward(x, None, settings, tap)?),
             None => None,
         };
         let output = of(element, &[tokens, hidden])?;

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use dsv2_reference::attention::AttentionForm;
 use dsv2_reference::causal_lm::LogitsToKeep;
 use dsv2_reference::config::Head;
+use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::loss::{CausalLmLabels, ClassificationLabels, IGNORE_INDEX, ProblemType};
 use dsv2_reference::model::ModelInput;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
 use super::cache::LatentCache;
+use super::linear::product;
 use super::tap::{Scope, Tap};
-use super::weights::Loader;
+use super::weights::{Loader, Source};
 use super::{Model, Settings, plan};
 use crate::operators::embedding::embedding;
-use crate::operators::gemm::linear;
 use crate::operators::loss::{cross_entropy, mean_loss};
 use crate::{Device, Element, Error, Result, Tensor};
 
@@ -51,14 +52,41 @@ impl CausalLm {
         settings: Settings,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
+        CausalLm::load_from(config, dialect, Source::Host(weights), device, settings, progress)
+    }
+
+    /// The same with generated weights, to the bit, which the device makes: the host has no part in it.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_generated(
+        config: &DeepseekV2Config,
+        dialect: Dialect,
+        weights: &GeneratedWeights,
+        device: &Arc<dyn Device>,
+        settings: Settings,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        CausalLm::load_from(config, dialect, Source::Generated(weights), device, settings, progress)
+    }
+
+    fn load_from(
+        config: &DeepseekV2Config,
+        dialect: Dialect,
+        source: Source,
+        device: &Arc<dyn Device>,
+        settings: Settings,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
         config.validate(dialect)?;
+        settings.check(device)?;
         let needed = plan::weights(config, dialect, Some(Head::CausalLm), settings.element);
         plan::check("CausalLm::load", device, needed)?;
-        let model = Model::load(config, dialect, weights, device, settings, progress)?;
+        let model = Model::load_from(config, dialect, source, device, settings, progress)?;
         let lm_head = if config.tie_word_embeddings {
             model.embed_tokens().clone()
         } else {
-            let mut loader = Loader { source: weights, device, element: settings.element, progress };
+            let mut loader = Loader { source, device, element: settings.element, progress };
             loader.load("lm_head.weight", &[config.vocab_size, config.hidden_size])?
         };
         Ok(CausalLm { model, lm_head })
@@ -94,12 +122,11 @@ impl CausalLm {
         let (rows, shape) = kept(&input.logits_to_keep, batch, length)?;
         let hidden = self.model.forward(&input.input, cache, form, again(&mut tap))?;
         let tap = &mut Scope::root(tap);
-        let variant = self.model.settings.variant;
         let all = rows.iter().copied().eq(0..(batch * length) as i32);
         let hidden = if all { hidden } else { gather(&self.model, &hidden, &rows)? };
         let vocab = self.lm_head.shape()[0];
         let logits = Tensor::empty(hidden.device(), hidden.element(), &[rows.len(), vocab])?;
-        linear(variant, &hidden, &self.lm_head, None, &logits)?;
+        product(self.model.settings, &hidden, &self.lm_head, None, &logits)?;
         let shaped = logits.reshape(&[shape[0], shape[1], vocab])?;
         tap.show("lm_head", || Ok(shaped.clone()))?;
         let loss = match &input.labels {
@@ -224,10 +251,11 @@ impl SequenceClassifier {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
         config.validate(dialect)?;
+        settings.check(device)?;
         let needed = plan::weights(config, dialect, Some(Head::SequenceClassification), settings.element);
         plan::check("SequenceClassifier::load", device, needed)?;
         let model = Model::load(config, dialect, weights, device, settings, progress)?;
-        let mut loader = Loader { source: weights, device, element: settings.element, progress };
+        let mut loader = Loader { source: Source::Host(weights), device, element: settings.element, progress };
         let score = loader.load("score.weight", &[config.num_labels(), config.hidden_size])?;
         Ok(SequenceClassifier { model, score })
     }
@@ -268,7 +296,7 @@ impl SequenceClassifier {
         let tap = &mut Scope::root(tap);
         let columns = self.score.shape()[0];
         let score = Tensor::empty(hidden.device(), hidden.element(), &[batch * length, columns])?;
-        linear(self.model.settings.variant, &hidden, &self.score, None, &score)?;
+        product(self.model.settings, &hidden, &self.score, None, &score)?;
         tap.show("score", || score.reshape(&[batch, length, columns]))?;
         let pooled = gather(&self.model, &score, &rows)?;
         tap.show("pooled_logits", || Ok(pooled.clone()))?;

@@ -1,16 +1,27 @@
-//! Weights on the device: taken one by one from a checkpoint, in the type of the computation.
+//! Weights on the device: taken one by one from a checkpoint, or generated where they are, in the type of the computation.
 
 use std::sync::Arc;
 
+use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{Dtype, Tensor as Stored};
 use half::bf16;
 
+use crate::operators::generated::fill_generated;
 use crate::{Device, Element, Error, Result, Tensor};
 
-/// Puts weights on a device. The host holds one at a time.
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// From the host, which holds one at a time.
+    Host(&'a dyn WeightSource),
+    /// From their recipe, by the device. The host has no part in it.
+    Generated(&'a GeneratedWeights),
+}
+
+/// Puts weights on a device.
 pub(super) struct Loader<'a> {
-    pub(super) source: &'a dyn WeightSource,
+    pub(super) source: Source<'a>,
     pub(super) device: &'a Arc<dyn Device>,
     pub(super) element: Element,
     /// Told after each weight how many bytes it has on the device.
@@ -27,15 +38,21 @@ impl Loader<'_> {
 
     /// The same into a place that is there already, a part of a larger tensor.
     pub(super) fn load_into(&mut self, name: &str, shape: &[usize], place: &Tensor) -> Result<()> {
-        let stored = self.source.tensor(name, shape)?;
-        match (stored.dtype(), self.element) {
-            (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32) => place.write(stored.bytes())?,
-            (_, Element::F32) => place.write(&narrow(&stored, |x| x.to_le_bytes()))?,
-            (_, Element::Bf16) => place.write(&narrow(&stored, |x| bf16::from_f32(x).to_le_bytes()))?,
-            (_, Element::I32) => return Err(Error::operand("load", "element", "f32 or bf16", self.element)),
+        match self.source {
+            Source::Generated(weights) => fill_generated(weights, name, place)?,
+            Source::Host(source) => self.copy(&source.tensor(name, shape)?, place)?,
         }
         (self.progress)(place.len() * self.element.bytes());
         Ok(())
+    }
+
+    fn copy(&self, stored: &Stored, place: &Tensor) -> Result<()> {
+        match (stored.dtype(), self.element) {
+            (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32) => place.write(stored.bytes()),
+            (_, Element::F32) => place.write(&narrow(stored, |x| x.to_le_bytes())),
+            (_, Element::Bf16) => place.write(&narrow(stored, |x| bf16::from_f32(x).to_le_bytes())),
+            (_, Element::I32) => Err(Error::operand("load", "element", "f32 or bf16", self.element)),
+        }
     }
 
     /// The matrices of all experts in one tensor \[E, rows, columns\]; `parts` are laid below each other.

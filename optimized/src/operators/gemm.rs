@@ -6,6 +6,7 @@
 use ptx_emulator::{Arg, Grid};
 
 use super::{Operand, Variant};
+use crate::device::products::MatrixProduct;
 use crate::{Element, Error, Kernel, Result, Tensor};
 
 /// `out = x Wᵀ + b`: x \[M,K\], weight \[N,K\], bias \[N\] -> out \[M,N\]. Rows of x, weight and out may be apart.
@@ -15,19 +16,17 @@ use crate::{Element, Error, Kernel, Result, Tensor};
 /// # Errors
 /// If shapes, strides or types do not fit, or the launch fails.
 pub fn linear(variant: Variant, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
-    let operator = "linear";
-    let [m, k] = Operand::new(operator, "x", x).real()?.contiguous_rows()?.axes()?;
-    let [n, _] = Operand::new(operator, "weight", weight).element(x.element())?.axes()?;
-    Operand::new(operator, "weight", weight).shape(&[n, k])?;
-    Operand::new(operator, "out", out).shape(&[m, n])?.contiguous_rows()?;
-    if let Some(bias) = bias {
-        Operand::new(operator, "bias", bias).element(x.element())?.shape(&[n])?.contiguous()?;
-    }
-    let rows = |of: &Tensor| [0, of.strides()[0], of.strides()[1]];
-    let b = right_side(operator, "weight", [n, k], rows(weight))?;
-    let product =
-        Product { operator, sizes: [1, m, n, k], a: (x, rows(x)), b: (weight, b), bias, out: (out, rows(out)) };
-    product.launch(variant)
+    Product::linear("linear", x, weight, bias, out)?.launch(variant)
+}
+
+/// `out = x Wᵀ`, as [`linear`] without a bias, by the library of the tensors' device
+/// ([`Device::products`](crate::Device::products)). The same guarantees but one: the bits of a row may depend on how many
+/// other rows there are.
+///
+/// # Errors
+/// As [`linear`]; also if the device has no such library, there is nothing to sum, or the library does not know how.
+pub fn linear_by_library(x: &Tensor, weight: &Tensor, out: &Tensor) -> Result<()> {
+    Product::linear("linear_by_library", x, weight, None, out)?.by_library()
 }
 
 /// `out_g = a_g b_gᵀ` for every g: a \[G,M,K\], b \[G,N,K\] -> out \[G,M,N\]. All strides of G and M are free.
@@ -98,13 +97,54 @@ struct Product<'a> {
     out: (&'a Tensor, [usize; 3]),
 }
 
-impl Product<'_> {
-    fn launch(self, variant: Variant) -> Result<()> {
+impl<'a> Product<'a> {
+    /// Rows of x with rows of the weight.
+    fn linear(
+        operator: &'static str,
+        x: &'a Tensor,
+        weight: &'a Tensor,
+        bias: Option<&'a Tensor>,
+        out: &'a Tensor,
+    ) -> Result<Self> {
+        let [m, k] = Operand::new(operator, "x", x).real()?.contiguous_rows()?.axes()?;
+        let [n, _] = Operand::new(operator, "weight", weight).element(x.element())?.axes()?;
+        Operand::new(operator, "weight", weight).shape(&[n, k])?;
+        Operand::new(operator, "out", out).shape(&[m, n])?.contiguous_rows()?;
+        if let Some(bias) = bias {
+            Operand::new(operator, "bias", bias).element(x.element())?.shape(&[n])?.contiguous()?;
+        }
+        let rows = |of: &Tensor| [0, of.strides()[0], of.strides()[1]];
+        let b = right_side(operator, "weight", [n, k], rows(weight))?;
+        Ok(Product { operator, sizes: [1, m, n, k], a: (x, rows(x)), b: (weight, b), bias, out: (out, rows(out)) })
+    }
+
+    /// The types of the factors and of the result, which fit.
+    fn types(&self) -> Result<[Element; 2]> {
         let (element, made) = (self.a.0.element(), self.out.0.element());
         if made != Element::F32 && made != element {
             let expected = if element == Element::F32 { "f32" } else { "f32 or bf16" };
             return Err(Error::operand(self.operator, "out", expected, made));
         }
+        Ok([element, made])
+    }
+
+    fn by_library(self) -> Result<()> {
+        let types = self.types()?;
+        let [_, m, n, k] = self.sizes;
+        if k == 0 {
+            return Err(Error::operand(self.operator, "x", "something to sum", format!("{:?}", self.a.0.shape())));
+        }
+        let ((x, of_x), (weight, of_weight), (out, of_out)) = (self.a, self.b, self.out);
+        let library = out.device().products()?;
+        if m * n == 0 {
+            return Ok(());
+        }
+        let product = MatrixProduct::linear([m, n, k], of_x[1], [of_weight[1], of_weight[2]], of_out[1], types);
+        library.multiply(&product, weight.address(), x.address(), out.address())
+    }
+
+    fn launch(self, variant: Variant) -> Result<()> {
+        let [element, _] = self.types()?;
         let [g, m, n, _] = self.sizes;
         if g * m * n == 0 {
             return Ok(());
@@ -194,6 +234,25 @@ mod tests {
         assert_eq!(
             right_side("batched", "b", [4, 8], [64, 16, 2]).expect_err("refused").to_string(),
             "batched: b: expected neighbouring elements along K or along N, found strides 16 along N and 2 along K"
+        );
+    }
+
+    #[test]
+    fn the_emulator_has_no_library() {
+        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
+        let [x, weight, out] = [[3, 8], [4, 8], [3, 4]].map(|shape| ones(&device, Element::Bf16, &shape));
+        assert_eq!(
+            linear_by_library(&x, &weight, &out).expect_err("refused").to_string(),
+            "products: library: expected a GPU with cuBLASLt, found emulator"
+        );
+        assert_eq!(
+            linear_by_library(&x, &out, &weight).expect_err("refused").to_string(),
+            "linear_by_library: weight: expected the shape [3, 8], found [3, 4]"
+        );
+        let [nothing, none] = [[3, 0], [4, 0]].map(|shape| ones(&device, Element::Bf16, &shape));
+        assert_eq!(
+            linear_by_library(&nothing, &none, &out).expect_err("refused").to_string(),
+            "linear_by_library: x: expected something to sum, found [3, 0]"
         );
     }
 

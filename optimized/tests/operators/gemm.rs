@@ -10,7 +10,7 @@ use ndarray::{Array1, Array2, Array3, Axis, Ix1, Ix2, Ix3, concatenate, s, stack
 use crate::harness::{Case, Output, output, random, round, upload};
 
 /// Type of the factors, type of the result.
-const TYPES: [(Element, Element); 3] =
+pub const TYPES: [(Element, Element); 3] =
     [(Element::F32, Element::F32), (Element::Bf16, Element::Bf16), (Element::Bf16, Element::F32)];
 
 pub fn cases() -> Vec<Case> {
@@ -45,7 +45,7 @@ pub fn cases() -> Vec<Case> {
                 (1, 5, 5121, 0, false),
             ] {
                 let shape = format!("M={m},N={n},K={k},skipped={skipped}{}", if bias { ",bias" } else { "" });
-                let input = Linear { kernel, m, n, k, skipped, bias };
+                let input = Linear { kernel, m, n, k, skipped, bias, by_columns: false };
                 cases.push(case("linear", m * n * k, shape, Box::new(move |device| input.run(device))));
             }
             // (G, M, N, K): the absorbed query of V2 (c 512, n 128) in few columns, and odd heads
@@ -71,10 +71,10 @@ pub fn cases() -> Vec<Case> {
 }
 
 #[derive(Clone, Copy)]
-struct Kernel {
-    element: Element,
-    made: Element,
-    variant: Variant,
+pub struct Kernel {
+    pub element: Element,
+    pub made: Element,
+    pub variant: Variant,
 }
 
 impl Kernel {
@@ -101,18 +101,29 @@ fn matrix(name: &str, shape: [usize; 2], std: f64) -> Array2<f32> {
 }
 
 #[derive(Clone, Copy)]
-struct Linear {
-    kernel: Kernel,
-    m: usize,
-    n: usize,
-    k: usize,
-    skipped: usize,
-    bias: bool,
+pub struct Linear {
+    pub kernel: Kernel,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub skipped: usize,
+    pub bias: bool,
+    /// Whether the weight is stored column after column.
+    pub by_columns: bool,
 }
+
+/// Computes `out` from x, the weight and perhaps a bias.
+type Multiply<'a> = &'a dyn Fn(&Tensor, &Tensor, Option<&Tensor>, &Tensor) -> Result<()>;
 
 impl Linear {
     fn run(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
-        let &Linear { kernel: Kernel { element, made, variant }, m, n, k, skipped, .. } = self;
+        let variant = self.kernel.variant;
+        self.judge(device, &|x, weight, bias, out| linear(variant, x, weight, bias, out))
+    }
+
+    /// What `multiply` makes of it.
+    pub fn judge(&self, device: &Arc<dyn Device>, multiply: Multiply) -> Result<Vec<Output>> {
+        let &Linear { kernel: Kernel { element, made, .. }, m, n, k, skipped, .. } = self;
         let whole = matrix("x", [m, skipped + k], 1.0);
         let weight = matrix("weight", [n, k], 0.05);
         let bias = random("bias", &[n], 1.0).into_dimensionality::<Ix1>().expect("a vector");
@@ -121,7 +132,10 @@ impl Linear {
         // Into a slice, too: what is beside it stays as it was.
         let wide = upload(device, made, &Array2::<f32>::ones((m, n + skipped)))?;
         let out = wide.narrow(1, 0..n)?;
-        linear(variant, &x, &upload(device, element, &weight)?, self.bias.then_some(&on_device), &out)?;
+        let stored = if self.by_columns { weight.t().as_standard_layout().to_owned() } else { weight.clone() };
+        let stored = upload(device, element, &stored)?;
+        let stored = if self.by_columns { stored.permute(&[1, 0])? } else { stored };
+        multiply(&x, &stored, self.bias.then_some(&on_device), &out)?;
 
         let bias = if self.bias { bias } else { Array1::zeros(n) };
         let x = whole.slice(s![.., skipped..]);

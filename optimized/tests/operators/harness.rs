@@ -27,6 +27,16 @@ pub struct Case {
     pub run: Run,
 }
 
+/// A case that the emulator cannot run, and what it needs of a GPU.
+pub struct OnGpu {
+    /// The case; its module is never changed by a mutant.
+    pub case: Case,
+    /// Why it cannot be run on this GPU, if it cannot.
+    pub needs: Needs,
+}
+
+type Needs = Box<dyn Fn(&dyn Device) -> Result<()> + Send + Sync>;
+
 type Run = Box<dyn Fn(&Arc<dyn Device>) -> Result<Vec<Output>> + Send + Sync>;
 
 /// One output of an operator.

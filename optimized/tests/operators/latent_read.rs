@@ -56,6 +56,18 @@ pub fn cases() -> Vec<Case> {
             });
         }
     }
+    // A context beyond 64 K: numbers of keys, places and bytes that 16 bits do not hold.
+    for element in [Element::F32, Element::Bf16] {
+        let input = Input { page_size: 16, lengths: &[65_700], latent: 12, rope: 4, element };
+        for variant in Variant::ALL {
+            cases.push(Case {
+                name: format!("latent_cache_read/{variant}/{element}/page=16,lengths=[65700],c=12,r=4"),
+                module: "latent_read",
+                watched: false,
+                run: Box::new(move |device| input.read(device, variant)),
+            });
+        }
+    }
     cases
 }
 

@@ -9,10 +9,13 @@ mod combine;
 mod dispatch;
 mod embedding;
 mod experts;
+mod far;
 mod gemm;
+mod generated;
 mod harness;
 mod latent;
 mod latent_read;
+mod library;
 mod loss;
 mod merge;
 mod mixture;
@@ -28,10 +31,15 @@ mod swiglu;
 
 use std::sync::Arc;
 
-use dsv2_optimized::{Cuda, Device, Emulated, Library};
+use dsv2_optimized::{Cuda, Device, Emulated, Error, Library};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use harness::Case;
+use harness::{Case, OnGpu};
+
+/// What needs more than the emulator has: its library of products, or tens of gigabytes.
+fn cases_on_gpu() -> Vec<OnGpu> {
+    [library::cases(), far::cases()].into_iter().flatten().collect()
+}
 
 /// All cases, those of an operator together and the cheap ones first.
 fn cases() -> Vec<Arc<Case>> {
@@ -47,6 +55,7 @@ fn cases() -> Vec<Arc<Case>> {
         combine::cases(),
         mixture::cases(),
         gemm::cases(),
+        generated::cases(),
         swiglu::cases(),
         mla_decode::cases(),
         mla_prefill::cases(),
@@ -81,10 +90,17 @@ fn main() {
                 let gpu = gpu.clone();
                 trial(format!("cuda/{}", case.name), case, move |case| case.judge_and_calibrate(&gpu))
             }));
+            trials.extend(cases_on_gpu().into_iter().map(|OnGpu { case, needs }| match needs(&*gpu) {
+                Ok(()) => {
+                    let gpu = gpu.clone();
+                    trial(format!("cuda/{}", case.name), &Arc::new(case), move |case| case.judge(&gpu))
+                }
+                Err(reason) => not_run(&case.name, &reason),
+            }));
         }
         Err(reason) => {
-            let name = format!("cuda/all {} cases (not run: {reason})", cases.len());
-            trials.push(Trial::test(name, || Ok(())).with_ignored_flag(true));
+            trials.push(not_run(&format!("all {} cases", cases.len()), &reason));
+            trials.extend(cases_on_gpu().iter().map(|on_gpu| not_run(&on_gpu.case.name, &reason)));
         }
     }
     libtest_mimic::run(&arguments, trials).exit();
@@ -93,4 +109,9 @@ fn main() {
 fn trial(name: String, case: &Arc<Case>, run: impl FnOnce(&Case) -> Result<(), Failed> + Send + 'static) -> Trial {
     let case = case.clone();
     Trial::test(name, move || run(&case))
+}
+
+/// Shown among the tests, with the reason.
+fn not_run(name: &str, reason: &Error) -> Trial {
+    Trial::test(format!("cuda/{name} (not run: {reason})"), || Ok(())).with_ignored_flag(true)
 }

@@ -30,10 +30,14 @@ const ROWS: &[Row] = &[
     ([1, 2, 520, 72, 16], &[20], false, false),
 ];
 
+/// Contexts beyond 64 K: numbers of keys, pages and bytes that 16 bits do not hold.
+const LONG: &[Row] =
+    &[([1, 1, 12, 4, 16], &[65_700], false, false), ([1, 1, 16, 4, 128], &[65_537, 3, 66_000], false, false)];
+
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
     // The cheap ones first, for all kernels.
-    for &([tokens, heads, latent, rope, page_size], lengths, masked, watched) in ROWS {
+    for &([tokens, heads, latent, rope, page_size], lengths, masked, watched) in ROWS.iter().chain(LONG) {
         for (element, variant) in KINDS {
             let input = Input { tokens, heads, latent, rope, page_size, masked, element, variant };
             let mask = if masked { ",mask" } else { "" };

@@ -30,12 +30,15 @@ const ROWS: &[Row] = &[
     ([3, 2, 130, 70, 140], &[9], false, false),
 ];
 
+/// Contexts beyond 64 K: numbers of keys and of bytes that 16 bits do not hold.
+const LONG: &[Row] = &[([2, 1, 6, 4, 10], &[65_700], false, false), ([1, 1, 8, 4, 8], &[65_537, 5], false, false)];
+
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
     let mut case = |name: String, watched, run: Run| {
         cases.push(Case { name, module: "mla_prefill", watched, run });
     };
-    for &([tokens, heads, nope, rope, value], lengths, masked, watched) in ROWS {
+    for &([tokens, heads, nope, rope, value], lengths, masked, watched) in ROWS.iter().chain(LONG) {
         let mask = if masked { ",mask" } else { "" };
         let shape = format!("S={tokens},H={heads},n={nope},r={rope},v={value},T={lengths:?}{mask}");
         for (element, variant) in KINDS {

@@ -146,7 +146,7 @@ impl Tiny {
     }
 
     pub fn with_weights(&self, device: &Arc<dyn Device>, weights: &dyn WeightSource) -> CausalLm {
-        let settings = Settings { element: Element::F32, variant: self.variant };
+        let settings = Settings::new(Element::F32, self.variant);
         CausalLm::load(&self.config, self.dialect, weights, device, settings, &mut |_| ()).expect("a possible model")
     }
 }

@@ -1,0 +1,222 @@
+//! Matrix products by cuBLASLt, NVIDIA's library, if it is installed.
+//!
+//! Which kernel computes a product is asked once (for its sizes, types and alignments) and remembered. Sums are fp32 to
+//! their end: no TF32, and what several blocks add up for one result is added in fp32 too.
+//!
+//! **Trap.** `cudarc` loads the library when it is first needed, and panics if it is not there. So it is asked for first.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::c_void;
+use std::ptr::from_ref;
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys;
+
+use super::Cuda;
+use super::memory::Driver;
+use crate::device::products::{ColumnMajor, MatrixLibrary, MatrixProduct};
+use crate::{Element, Error};
+
+/// What the library may use of the device's memory while it works: NVIDIA's advice for Hopper, and enough before it.
+const WORKSPACE: usize = 32 << 20;
+
+/// The library, opened. All calls need the GPU's context to be current.
+#[derive(Debug)]
+pub(super) struct CublasLt {
+    handle: sys::cublasLtHandle_t,
+    workspace: u64,
+    plans: Mutex<HashMap<Question, Plan>>,
+}
+
+// SAFETY: the library's handle may be used from any thread, and the plans are behind a lock.
+unsafe impl Send for CublasLt {}
+// SAFETY: as above.
+unsafe impl Sync for CublasLt {}
+
+/// What the choice of a kernel depends on: the product, and how the operands are aligned.
+type Question = (MatrixProduct, [u32; 3]);
+
+/// A product as the library knows it, and the kernel for it.
+#[derive(Debug)]
+struct Plan {
+    description: sys::cublasLtMatmulDesc_t,
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Cuda {
+    /// The library, which is opened when it is first asked for.
+    pub(super) fn cublaslt(&self) -> crate::Result<&CublasLt> {
+        let open = || {
+            // The library's workspace comes from the driver, which may have given the pool all there is.
+            self.pool().release(&mut Driver(self));
+            self.with_context("cuBLASLt", || Ok(CublasLt::open())).unwrap_or_else(|error| Err(error.to_string()))
+        };
+        let opened = self.products.get_or_init(open).as_ref();
+        opened.map_err(|reason| Error::operand("products", "library", "cuBLASLt beside the driver", reason))
+    }
+}
+
+impl MatrixLibrary for Cuda {
+    fn multiply(&self, product: &MatrixProduct, a: u64, b: u64, d: u64) -> crate::Result<()> {
+        let library = self.cublaslt()?;
+        let mut outcome = Ok(());
+        self.timed(&format!("cublaslt_{}", product.a.element), || {
+            outcome = library.multiply(product, [a, b, d]);
+            Ok(())
+        })?;
+        outcome.map_err(|error| Error::Driver { what: format!("cuBLASLt: {product:?}"), message: error.to_string() })
+    }
+}
+
+impl CublasLt {
+    /// Opens the library; or says why not.
+    fn open() -> Result<Self, String> {
+        // SAFETY: this opens the library, if there is one, and calls nothing in it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err("no libcublasLt".into());
+        }
+        let handle = result::create_handle().map_err(|error| error.to_string())?;
+        // SAFETY: memory that nobody has yet.
+        match unsafe { cudarc::driver::result::malloc_sync(WORKSPACE) } {
+            Ok(workspace) => Ok(CublasLt { handle, workspace, plans: Mutex::default() }),
+            Err(_) => {
+                // SAFETY: made above, and nobody else has it.
+                let _ = unsafe { result::destroy_handle(handle) };
+                Err(format!("no {WORKSPACE} bytes for its workspace"))
+            }
+        }
+    }
+
+    /// Asks the GPU for a product, in the stream that kernels are launched into.
+    fn multiply(&self, product: &MatrixProduct, [a, b, d]: [u64; 3]) -> Result<(), CublasError> {
+        let plans = &mut *self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let question = (*product, [a, b, d].map(alignment));
+        let plan = match plans.entry(question) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Plan::make(self.handle, &question)?),
+        };
+        let Plan { description, layouts: [of_a, of_b, of_d], algorithm } = plan;
+        let (one, zero) = (1.0f32, 0.0f32);
+        let pointer = |address: u64| address as *mut c_void;
+        // SAFETY: the plan is the library's own; that the operands are as large as it says is the operators' care.
+        unsafe {
+            result::matmul(
+                self.handle,
+                *description,
+                from_ref(&one).cast(),
+                from_ref(&zero).cast(),
+                pointer(a),
+                *of_a,
+                pointer(b),
+                *of_b,
+                pointer(d),
+                *of_d,
+                pointer(d),
+                *of_d,
+                algorithm,
+                pointer(self.workspace),
+                WORKSPACE,
+                std::ptr::null_mut(),
+            )
+        }
+    }
+}
+
+impl Drop for CublasLt {
+    fn drop(&mut self) {
+        self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        // SAFETY: made by `open`, and nobody else has them. The driver waits for work that uses the workspace.
+        unsafe {
+            let _ = result::destroy_handle(self.handle);
+            let _ = cudarc::driver::result::free_sync(self.workspace);
+        }
+    }
+}
+
+impl Plan {
+    /// Asks for the kernel that the library thinks is the fastest.
+    fn make(handle: sys::cublasLtHandle_t, (product, alignments): &Question) -> Result<Self, CublasError> {
+        let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
+        let none = sys::cublasLtMatmulAlgo_t { data: [0; 8] };
+        let null = [std::ptr::null_mut(); 3];
+        let description = result::create_matmul_desc(compute, scale)?;
+        // From here on an error gives back what was made so far: the plan is dropped.
+        let mut plan = Plan { description, layouts: null, algorithm: none };
+        for (layout, matrix) in plan.layouts.iter_mut().zip([product.a, product.b, product.d]) {
+            let ColumnMajor { rows, columns, leading, element } = matrix;
+            *layout = result::create_matrix_layout(number_type(element), rows as u64, columns as u64, leading as i64)?;
+        }
+        use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA as TRANSPOSE_A;
+        // CUBLAS_OP_N and CUBLAS_OP_T.
+        let transposed = i32::from(product.a_transposed);
+        // SAFETY: the description was just made; the library copies the number.
+        unsafe {
+            result::set_matmul_desc_attribute(plan.description, TRANSPOSE_A, from_ref(&transposed).cast(), 4)?;
+        }
+        let preference = result::create_matmul_pref()?;
+        let found = plan.choose(handle, preference, *alignments);
+        // SAFETY: made above, and not used any more.
+        let _ = unsafe { result::destroy_matmul_pref(preference) };
+        plan.algorithm = found?;
+        Ok(plan)
+    }
+
+    /// The library's choice among the kernels that need no more memory than there is, no better alignment than there is,
+    /// and keep partial sums in fp32.
+    fn choose(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        preference: sys::cublasLtMatmulPreference_t,
+        [a, b, d]: [u32; 3],
+    ) -> Result<sys::cublasLtMatmulAlgo_t, CublasError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        let set = |attribute, number: *const c_void, bytes| {
+            // SAFETY: the preference was just made; the library copies the number.
+            unsafe { result::set_matmul_pref_attribute(preference, attribute, number, bytes) }
+        };
+        let partial_sums = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, from_ref(&WORKSPACE).cast(), size_of::<usize>())?;
+        for (attribute, number) in [
+            (Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, partial_sums),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, d),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
+        ] {
+            set(attribute, from_ref(&number).cast(), size_of::<u32>())?;
+        }
+        let [of_a, of_b, of_d] = self.layouts;
+        // SAFETY: all of them are made, and live.
+        let found =
+            unsafe { result::get_matmul_algo_heuristic(handle, self.description, of_a, of_b, of_d, of_d, preference) };
+        found.map(|found| found.algo)
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `make`, and given back only here.
+        unsafe {
+            for layout in self.layouts.into_iter().filter(|layout| !layout.is_null()) {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+            let _ = result::destroy_matmul_desc(self.description);
+        }
+    }
+}
+
+/// The largest power of two that divides an address, as far as the library cares.
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
+}
+
+fn number_type(element: Element) -> sys::cudaDataType {
+    match element {
+        Element::F32 => sys::cudaDataType::CUDA_R_32F,
+        Element::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        Element::I32 => sys::cudaDataType::CUDA_R_32I,
+    }
+}

@@ -1,0 +1,42 @@
+//! Linear layers: by our own kernel, or by a library, as the model's settings say.
+
+use super::weights::Loader;
+use super::{Products, Settings};
+use crate::operators::gemm::{linear, linear_by_library};
+use crate::{Result, Tensor};
+
+/// A weight and perhaps a bias.
+#[derive(Debug)]
+pub(super) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub(super) fn load(loader: &mut Loader, path: &str, out: usize, into: usize, bias: bool) -> Result<Self> {
+        let weight = loader.load(&format!("{path}.weight"), &[out, into])?;
+        let bias = bias.then(|| loader.load(&format!("{path}.bias"), &[out])).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    /// x W^T + b: \[N,in\] -> \[N,out\].
+    pub(super) fn forward(&self, settings: Settings, x: &Tensor) -> Result<Tensor> {
+        let y = Tensor::empty(x.device(), x.element(), &[x.shape()[0], self.weight.shape()[0]])?;
+        product(settings, x, &self.weight, self.bias.as_ref(), &y)?;
+        Ok(y)
+    }
+}
+
+/// `out = x Wᵀ + b`. A library makes the plain ones alone: a bias is added by our kernel, before it rounds.
+pub(super) fn product(
+    settings: Settings,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    out: &Tensor,
+) -> Result<()> {
+    match (settings.products, bias) {
+        (Products::Library, None) => linear_by_library(x, weight, out),
+        _ => linear(settings.variant, x, weight, bias, out),
+    }
+}
