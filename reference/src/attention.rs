@@ -38,6 +38,7 @@ use rayon::prelude::*;
 use crate::cache::{CacheFormat, LayerCache};
 use crate::linear::Linear;
 use crate::matmul::{matmul, matmul_t};
+use crate::modules::pair_by_pair;
 use crate::norm::{LATENT_NORM_EPS, RmsNorm};
 use crate::rope::{RotaryTables, softmax_scale};
 use crate::softmax::softmax;
@@ -281,8 +282,8 @@ impl<T: Real> DeepseekV2Attention<T> {
 
     /// scores \[B,H,S,T\] -> scaled, masked (stage `attn_scores`), softmax (stage `attn_weights`).
     fn weigh(&self, mut scores: Array4<T>, bias: &Array4<T>, tap: &mut Scope<T>) -> Array4<T> {
-        scores.mapv_inplace(|score| score * self.softmax_scale);
-        scores += bias;
+        let scale = self.softmax_scale;
+        pair_by_pair(&mut scores, bias, |score, &bias| *score = *score * scale + bias);
         tap.real("attn_scores", &mut scores);
         let keys = scores.len_of(Axis(3));
         scores.as_slice_mut().expect("standard layout").par_chunks_mut(keys).for_each(|row| softmax(row.into()));
@@ -341,6 +342,8 @@ fn stack<T: Real>(
         })
         .collect();
     let columns = results.first().map_or(0, |r| r.ncols());
-    let numbers = results.into_iter().flat_map(|block| block.into_iter()).collect();
-    Array4::from_shape_vec((batch, num_heads, length, columns), numbers).expect("a block for each head")
+    let mut stacked = Array4::zeros((batch, num_heads, length, columns));
+    let places = stacked.as_slice_mut().expect("standard layout").par_chunks_mut((heads * length * columns).max(1));
+    places.zip(results).for_each(|(place, block)| place.copy_from_slice(block.as_slice().expect("standard layout")));
+    stacked
 }

@@ -16,6 +16,7 @@ mod layer;
 
 pub use format::{CacheFormat, PackedFormat};
 pub use layer::LayerCache;
+use ndarray::{ArrayView3, Axis};
 
 use crate::rope::DynamicNtk;
 use crate::{DeepseekV2Config, Error, Real, Result};
@@ -72,6 +73,29 @@ impl<T: Real> LatentCache<T> {
 
     pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerCache<T> {
         &mut self.layers[layer]
+    }
+
+    /// Appends tokens that were computed elsewhere: for each layer the normed latents \[B,S,c\] and the rotated keys
+    /// \[B,S,r\]. So a cache of another program is carried over, or one is filled to see how large it is.
+    ///
+    /// # Errors
+    /// If there are not as many layers, or a shape is another; then nothing has changed.
+    pub fn append(&mut self, layers: &[(ArrayView3<T>, ArrayView3<T>)]) -> Result<()> {
+        if layers.len() != self.layers.len() {
+            return Err(Error::input("layers", format!("{} layers", self.layers.len()), layers.len()));
+        }
+        let new = layers.first().map_or(0, |(latents, _)| latents.len_of(Axis(1)));
+        let (_, c, r) = self.shape();
+        for (index, (latents, keys)) in layers.iter().enumerate() {
+            let (wanted, found) = ([(self.batch, new, c), (self.batch, new, r)], [latents.dim(), keys.dim()]);
+            if wanted != found {
+                return Err(Error::input(format!("layers[{index}]"), format!("{wanted:?}"), format!("{found:?}")));
+            }
+        }
+        for (layer, (latents, keys)) in self.layers.iter_mut().zip(layers) {
+            layer.append(latents.view(), keys.view());
+        }
+        Ok(())
     }
 
     /// Forgets the newest tokens: keeps the first `length`, or, if it is negative, drops the last `-length`
@@ -151,6 +175,22 @@ mod tests {
         let last = cache.layers().last().unwrap();
         assert_eq!(last.k_pe().mapv(|x| -x).index_axis(Axis(2), 63), last.compressed_kv().index_axis(Axis(2), 511));
         last.compressed_kv().outer_iter().map(|row| row.slice(s![.., 0]).to_vec()).collect()
+    }
+
+    #[test]
+    fn only_whole_tokens_are_appended() {
+        let config = DeepseekV2Config { num_hidden_layers: 2, ..DeepseekV2Config::preset("v2-lite").unwrap() };
+        let mut cache = LatentCache::<f32>::new(&config, 1);
+        let (latents, keys) = (Array3::ones((1, 3, 512)), Array3::zeros((1, 3, 64)));
+        let layer = (latents.view(), keys.view());
+        cache.append(&[layer, layer]).unwrap();
+        assert_eq!((cache.len(), cache.layers()[1].compressed_kv().sum()), (3, 3.0 * 512.0));
+        let too_few = cache.append(&[layer]).unwrap_err().to_string();
+        assert_eq!(too_few, "input `layers`: expected 2 layers, found 1");
+        let shorter = (latents.slice(s![.., ..2, ..]), keys.view());
+        let uneven = cache.append(&[layer, shorter]).unwrap_err().to_string();
+        assert_eq!(uneven, "input `layers[1]`: expected [(1, 3, 512), (1, 3, 64)], found [(1, 2, 512), (1, 3, 64)]");
+        assert_eq!(cache.len(), 3);
     }
 
     const BF16: CacheFormat = CacheFormat::Packed(PackedFormat::Bf16);

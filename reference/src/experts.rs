@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use crate::activation::Activation;
 use crate::deepseek_v3::router::DeepseekV3TopkRouter;
 use crate::linear::Linear;
-use crate::modules::row_by_row;
+use crate::modules::{pair_by_pair, row_by_row};
 use crate::router::{DROPPED, DeepseekV2TopkRouter, Routing};
 use crate::tap::{NoTap, Scope};
 use crate::weights::WeightSource;
@@ -76,7 +76,7 @@ impl<T: Real> DeepseekV2Mlp<T> {
         mut gate: ndarray::Array<T, D>,
         up: &ndarray::Array<T, D>,
     ) -> ndarray::Array<T, D> {
-        gate.zip_mut_with(up, |gate, &up| *gate = self.act.apply(*gate) * up);
+        pair_by_pair(&mut gate, up, |gate, &up| *gate = self.act.apply(*gate) * up);
         gate
     }
 }

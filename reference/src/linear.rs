@@ -9,8 +9,9 @@
 //! and the time is that of reading the weight from memory once; it becomes the time of the arithmetic when M exceeds
 //! the number of flops that the machine does while it reads a byte, some ten or so.
 //! Therefore W is never copied as a whole. It stays as it is stored, in memory or in a mapped file. Threads share its
-//! rows out in blocks, and each number is widened once per call, however many rows x has: for a few rows, on its way
-//! into a register; for more, into a scratch copy of one block, which stays in a cache while the rows of x pass by.
+//! rows out in blocks, and each number is read from memory once per call, however many rows x has: for a few rows, it
+//! is widened on its way into a register; for more, once, into a scratch copy of one block, which stays in a cache while
+//! the rows of x pass by.
 //!
 //! Widening is exact, and the sum has the fixed order of [`crate::matmul`]: the result is, bit for bit,
 //! [`matmul_t`](crate::matmul::matmul_t) of x and the widened weight, for any number of rows and threads. The bias is
@@ -21,7 +22,7 @@ use std::ops::Range;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use crate::matmul::{Stored, block_rows};
+use crate::matmul::{Rows, Stored, block_rows};
 use crate::{Real, Tensor};
 
 /// `y = x Wᵀ + b`, computed in `T` with W as it is stored.
@@ -79,13 +80,13 @@ impl<T: Real> Linear<T> {
         let mut y = Array2::zeros((x.nrows(), self.out_features()));
         if !y.is_empty() && k > 0 {
             let x = x.as_standard_layout();
-            let x = x.as_slice().expect("standard layout");
+            let x = Rows::new(x.as_slice().expect("standard layout"), k);
             let (rows, dtype) = (block_rows::<T>(k), self.weight.dtype());
             self.weight
                 .bytes()
                 .par_chunks(rows * k * dtype.size())
                 .zip(y.axis_chunks_iter_mut(Axis(1), rows).into_par_iter())
-                .for_each_init(Vec::new, |tile, (weight, y)| T::dot_stored(x, weight, dtype, k, tile, y));
+                .for_each_init(Vec::new, |tile, (weight, y)| T::dot_stored(&x, weight, dtype, tile, y));
         }
         if let Some(bias) = &self.bias {
             y += bias;

@@ -35,13 +35,17 @@
 //! `multiversion` attribute compiles each for several instruction sets and picks one at run time. The shape of the
 //! loops is what counts:
 //!
-//! * [`matmul_t`]: a tile of R x C elements is accumulated in R C registers, so that R + C loads feed R C `fma`s; K is
-//!   cut into chunks so that the R rows of `a` stay in the first-level cache while all of a block of `b` passes by.
+//! * [`matmul_t`]: a tile of R x C elements is accumulated in R C registers, so that R + C loads feed R C `fma`s. The
+//!   rows of both factors are first copied into the order in which tiles read them (panels: whole cache lines, front to
+//!   back). K is cut into chunks so that R rows of `a` stay in the first-level cache while a block of `b`, from the
+//!   second, passes by. For a few rows of `a` copying `b` does not pay: tiles read it where it lies.
 //! * [`matmul`]: R rows of y take up U rows of b at a time: R U coefficients in registers, U + R loads and R stores
 //!   for R U `fma`s, and b is read in the order it lies in memory.
 //!
-//! Neither starts threads: callers run heads, experts or blocks of weights in parallel.
+//! Callers run heads, experts or blocks of weights in parallel.
 
+mod outer;
+mod panels;
 #[cfg(test)]
 mod tests;
 mod tiles;
@@ -49,6 +53,7 @@ mod tiles;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::Real;
+pub(crate) use panels::Rows;
 use tiles::Kernels;
 pub(crate) use tiles::{Stored, block_rows};
 
@@ -73,9 +78,9 @@ pub fn matmul_t<T: Real>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
     }
     let (a, b) = (a.as_standard_layout(), b.as_standard_layout());
     let (a, b) = (a.as_slice().expect("standard layout"), b.as_slice().expect("standard layout"));
-    let rows = block_rows::<T>(k);
+    let (a, rows, mut tile) = (Rows::new(a, k), block_rows::<T>(k), Vec::new());
     for (b, y) in b.chunks(rows * k).zip(y.axis_chunks_iter_mut(Axis(1), rows)) {
-        T::dot_block(a, b, k, y);
+        T::dot_block(&a, b, &mut tile, y);
     }
     y
 }

@@ -17,7 +17,7 @@ pub fn softmax<T: Real>(mut row: ArrayViewMut1<T>) {
         row.fill(T::zero());
         return;
     }
-    row.mapv_inplace(|z| (z - max).exp());
+    row.mapv_inplace(|z| if z == T::neg_infinity() { T::zero() } else { (z - max).exp() });
     let sum = dot(row.view(), Array1::ones(row.len()).view());
     row.mapv_inplace(|e| e / sum);
 }

@@ -2,7 +2,8 @@
 
 use ndarray::{Array2, s};
 
-use super::tiles::{Same, dot_strips};
+use super::panels::pack;
+use super::tiles::{Same, dot_panels, dot_strip};
 use super::*;
 
 /// Numbers of both signs over many binades, so that every change of the order shows.
@@ -41,18 +42,20 @@ fn in_sequence<T: Real>(a: &Array2<T>, b: &Array2<T>) -> Array2<T> {
     })
 }
 
-const SHAPES: [[usize; 3]; 11] = [
+const SHAPES: [[usize; 3]; 13] = [
     [1, 1, 1],
     [1, 16, 4],
     [1, 100, 7],
     [2, 33, 3],
     [3, 64, 5],
     [4, 520, 4],
+    [8, 77, 5],
     [5, 17, 70],
     [6, 1100, 9],
     [13, 7, 66],
     [19, 48, 2],
     [17, 130, 600],
+    [130, 1030, 50],
 ];
 
 fn follows_the_definition<T: Real>(lanes: usize) {
@@ -70,19 +73,37 @@ fn both_products_follow_the_definition_bit_for_bit() {
     follows_the_definition::<f64>(8);
 }
 
+/// The product through panels of R and of C rows.
+fn through_panels<const R: usize, const C: usize>(a: &Array2<f32>, b: &Array2<f32>) -> Array2<f32> {
+    let (mut left, mut right, mut y) = (Vec::new(), Vec::new(), Array2::zeros((a.nrows(), b.nrows())));
+    pack::<f32, Same, 16, R>(a.as_slice().unwrap(), a.ncols(), &mut left);
+    pack::<f32, Same, 16, C>(b.as_slice().unwrap(), b.ncols(), &mut right);
+    dot_panels::<f32, 16, R, C>(&left, &right, y.view_mut());
+    y
+}
+
 #[test]
 fn every_tile_without_vector_instructions_gives_the_dispatched_bits() {
-    let (m, k, n) = (7, 555, 11);
+    let (m, k, n) = (7, 1555, 11); // more than one chunk of K
     let (a, b) = (noise::<f32>(m, k, 4), noise::<f32>(n, k, 5));
-    let (x, w) = (a.as_slice().unwrap(), b.as_slice().unwrap());
     let dispatched = bits(&matmul_t(a.view(), b.view()));
+    assert_eq!(bits(&through_panels::<2, 2>(&a, &b)), dispatched);
+    assert_eq!(bits(&through_panels::<4, 6>(&a, &b)), dispatched);
     let mut y = Array2::zeros((m, n));
-    dot_strips::<f32, Same, 16, 2, 2>(x, w, k, 0..m, &mut y.view_mut());
+    for (rows, mut y) in a.as_slice().unwrap().chunks(3 * k).zip(y.axis_chunks_iter_mut(Axis(0), 3)) {
+        dot_strip::<f32, Same, 16, 4, 1>(rows, b.as_slice().unwrap(), k, &mut y);
+    }
     assert_eq!(bits(&y), dispatched);
-    dot_strips::<f32, Same, 16, 4, 4>(x, w, k, 0..m, &mut y.view_mut());
-    assert_eq!(bits(&y), dispatched);
-    dot_strips::<f32, Same, 16, 3, 1>(x, w, k, 0..m, &mut y.view_mut());
-    assert_eq!(bits(&y), dispatched);
+}
+
+#[test]
+fn a_scratch_buffer_of_another_block_changes_nothing() {
+    let (a, b) = (noise::<f32>(9, 70, 14), noise::<f32>(17, 70, 15));
+    let rows = Rows::new(a.as_slice().unwrap(), 70);
+    let (mut tile, mut y) = (Vec::new(), Array2::zeros((9, 1)));
+    f32::dot_block(&rows, b.as_slice().unwrap(), &mut tile, Array2::zeros((9, 17)).view_mut());
+    f32::dot_block(&rows, &b.as_slice().unwrap()[..70], &mut tile, y.view_mut());
+    assert_eq!(bits(&y), bits(&matmul_t(a.view(), b.slice(s![..1, ..]))));
 }
 
 #[test]
@@ -116,7 +137,7 @@ fn rows_and_columns_do_not_depend_on_their_company() {
 }
 
 fn zeros_change_nothing<T: Real>(tiny: f64) {
-    for k in [1, 15, 16, 40, 511, 512, 513] {
+    for k in [1, 15, 16, 40, 511, 512, 513, 1024] {
         let (mut a, mut b) = (noise::<T>(5, k, 10), noise::<T>(6, k, 11));
         a.row_mut(0).fill(T::from_f64(-tiny)); // all products underflow to -0
         b.row_mut(0).fill(T::from_f64(tiny));

@@ -1,22 +1,26 @@
-//! The tiles and strips under the two products; what they sum in which order is told in [`super`].
-
-use std::ops::Range;
+//! The tiles of the product that sums in lanes; what they sum in which order is told in [`super`].
 
 use multiversion::multiversion;
 use multiversion::target::match_target;
-use ndarray::ArrayViewMut2;
+use ndarray::{ArrayViewMut2, Axis};
+use rayon::prelude::*;
 
+use super::outer::outer_block;
+use super::panels::{GROUP, Lanes, Rows, pack, pad};
 use crate::linear::{Bf16, F16, F32, F64};
 use crate::{Dtype, Real};
 
 /// The products of one block, compiled (once, in this crate) for the number of lanes of the type.
-pub trait Kernels: Sized {
-    /// The product of rows `a: [M, K]` and rows `b: [N, K]`, both in standard layout, into `y: [M, N]`;
-    /// M, N, K > 0. `b` is one block, small enough for a cache.
-    fn dot_block(a: &[Self], b: &[Self], k: usize, y: ArrayViewMut2<Self>);
-    /// The same with `b` as it is stored. Each of its numbers is widened once; for more than a few rows of `a`
-    /// into `tile`, a scratch buffer to reuse from call to call.
-    fn dot_stored(a: &[Self], b: &[u8], dtype: Dtype, k: usize, tile: &mut Vec<Self>, y: ArrayViewMut2<Self>);
+pub trait Kernels: Copy + Send + Sync {
+    /// One vector of lanes.
+    type Lanes: Send + Sync;
+    /// [`GROUP`] rows or fewer, laid out for the product of many rows.
+    fn pack(rows: &[Self], k: usize) -> Vec<Self::Lanes>;
+    /// The product of rows `a: [M, K]` and rows `b: [N, K]` in standard layout into `y: [M, N]`; M, N, K > 0.
+    /// `b` is one block, small enough for a cache; `tile` a scratch buffer to reuse from call to call.
+    fn dot_block(a: &Rows<Self>, b: &[Self], tile: &mut Vec<Self::Lanes>, y: ArrayViewMut2<Self>);
+    /// The same with `b` as it is stored. Each of its numbers is widened once.
+    fn dot_stored(a: &Rows<Self>, b: &[u8], dtype: Dtype, tile: &mut Vec<Self::Lanes>, y: ArrayViewMut2<Self>);
     /// The product of `a: [M, K]` and `b: [K, N]` added to zeros in `y: [M, N]`, all in standard layout;
     /// M, N, K > 0.
     fn outer_block(a: &[Self], b: &[Self], k: usize, y: &mut [Self]);
@@ -25,29 +29,21 @@ pub trait Kernels: Sized {
 macro_rules! kernels {
     ($t:ty, lanes: $l:literal) => {
         impl Kernels for $t {
-            fn dot_block(a: &[$t], b: &[$t], k: usize, y: ArrayViewMut2<$t>) {
-                if a.len() <= FEW_ROWS * k {
-                    dot_few_rows::<$t, Same, $l>(a, b, k, y);
-                } else {
-                    dot_many_rows::<$t, $l>(a, b, k, y);
-                }
+            type Lanes = Lanes<$t, $l>;
+            fn pack(rows: &[$t], k: usize) -> Vec<Self::Lanes> {
+                let mut panels = Vec::new();
+                pack_left::<$t, $l>(rows, k, &mut panels);
+                panels
             }
-            fn dot_stored(a: &[$t], b: &[u8], dtype: Dtype, k: usize, tile: &mut Vec<$t>, y: ArrayViewMut2<$t>) {
-                if a.len() <= FEW_ROWS * k {
-                    match dtype {
-                        Dtype::Bf16 => dot_few_rows::<$t, Bf16, $l>(a, b.as_chunks().0, k, y),
-                        Dtype::F16 => dot_few_rows::<$t, F16, $l>(a, b.as_chunks().0, k, y),
-                        Dtype::F32 => dot_few_rows::<$t, F32, $l>(a, b.as_chunks().0, k, y),
-                        Dtype::F64 => dot_few_rows::<$t, F64, $l>(a, b.as_chunks().0, k, y),
-                    }
-                } else {
-                    match dtype {
-                        Dtype::Bf16 => widen_block::<$t, Bf16>(b.as_chunks().0, tile),
-                        Dtype::F16 => widen_block::<$t, F16>(b.as_chunks().0, tile),
-                        Dtype::F32 => widen_block::<$t, F32>(b.as_chunks().0, tile),
-                        Dtype::F64 => widen_block::<$t, F64>(b.as_chunks().0, tile),
-                    }
-                    dot_many_rows::<$t, $l>(a, tile, k, y);
+            fn dot_block(a: &Rows<$t>, b: &[$t], tile: &mut Vec<Self::Lanes>, y: ArrayViewMut2<$t>) {
+                dot::<$t, Same, $l>(a, b, tile, y);
+            }
+            fn dot_stored(a: &Rows<$t>, b: &[u8], dtype: Dtype, tile: &mut Vec<Self::Lanes>, y: ArrayViewMut2<$t>) {
+                match dtype {
+                    Dtype::Bf16 => dot::<$t, Bf16, $l>(a, b.as_chunks().0, tile, y),
+                    Dtype::F16 => dot::<$t, F16, $l>(a, b.as_chunks().0, tile, y),
+                    Dtype::F32 => dot::<$t, F32, $l>(a, b.as_chunks().0, tile, y),
+                    Dtype::F64 => dot::<$t, F64, $l>(a, b.as_chunks().0, tile, y),
                 }
             }
             fn outer_block(a: &[$t], b: &[$t], k: usize, y: &mut [$t]) {
@@ -60,15 +56,14 @@ macro_rules! kernels {
 kernels!(f32, lanes: 16);
 kernels!(f64, lanes: 8);
 
-/// Up to this many rows of `a` are one tile high: [`matmul_t`] reads every number of b once.
-const FEW_ROWS: usize = 4;
+/// Up to this many rows of `a`, it does not pay to lay out `b` in panels first.
+const FEW_ROWS: usize = 2 * STRIP;
 
-/// How much of K a tile works on at a time (a multiple of every L): R rows of `a` stay in the first-level cache.
-const CHUNK: usize = 512;
+/// How many of a few rows are multiplied at a time.
+const STRIP: usize = 4;
 
-/// The rows and columns of y that [`matmul`] works on at a time, to stay in the first-level cache.
-const OUTER_ROWS: usize = 16;
-const OUTER_COLUMNS: usize = 512;
+/// How many vectors of each row a tile works on at a time: its rows of `a` stay in the first-level cache.
+const CHUNK: usize = 64;
 
 /// A format that numbers are stored in, and how one is read as a `T`.
 pub(crate) trait Stored<T> {
@@ -89,103 +84,120 @@ impl<T: Real> Stored<T> for Same {
     }
 }
 
-/// How many rows of K numbers make a block that stays in the second-level cache while rows of `a` pass by.
+/// How many rows of K numbers make a block that, widened, stays in the second-level cache while rows of `a` pass by. It
+/// is a multiple of the width of every tile.
 pub(crate) fn block_rows<T>(k: usize) -> usize {
     let row = (k * size_of::<T>()).max(1);
-    ((256 << 10) / row).clamp(4, 64) / 4 * 4
+    ((1 << 20) / row).clamp(1, 48).next_multiple_of(12)
 }
 
-/// [`Kernels::dot_stored`] where each of its numbers is used by one tile only, and widened on the way into it.
+impl<'a, T: Kernels> Rows<'a, T> {
+    /// `rows` in standard layout, K numbers each.
+    pub(crate) fn new(rows: &'a [T], k: usize) -> Self {
+        let groups = if rows.len() <= FEW_ROWS * k {
+            Vec::new()
+        } else {
+            rows.par_chunks(GROUP * k).map(|rows| T::pack(rows, k)).collect()
+        };
+        Rows { plain: rows, groups, k }
+    }
+}
+
+/// [`Kernels::dot_stored`] for any number of rows.
+fn dot<T: Real + Kernels<Lanes = Lanes<T, L>>, S: Stored<T>, const L: usize>(
+    a: &Rows<T>,
+    b: &[S::Raw],
+    tile: &mut Vec<Lanes<T, L>>,
+    mut y: ArrayViewMut2<T>,
+) {
+    if a.groups.is_empty() {
+        return dot_few_rows::<T, S, L>(a.plain, b, a.k, y);
+    }
+    pack_right::<T, S, L>(b, a.k, tile);
+    for (a, y) in a.groups.iter().zip(y.axis_chunks_iter_mut(Axis(0), GROUP)) {
+        dot_many_rows::<T, L>(a, tile, y);
+    }
+}
+
+/// For a few rows: the numbers of `b` are widened on their way into a tile, by each strip of rows again. (When the
+/// second strip comes, the block is in a cache.)
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn dot_few_rows<T: Real, S: Stored<T>, const L: usize>(a: &[T], b: &[S::Raw], k: usize, mut y: ArrayViewMut2<T>) {
-    let m = a.len() / k;
-    if m == 1 {
-        dot_strips::<T, S, L, 1, 4>(a, b, k, 0..m, &mut y);
-    } else {
-        match_target! {
-            "x86_64+avx512f" => dot_strips::<T, S, L, FEW_ROWS, 4>(a, b, k, 0..m, &mut y),
-            _ => dot_strips::<T, S, L, FEW_ROWS, 1>(a, b, k, 0..m, &mut y),
+    for (a, mut y) in a.chunks(STRIP * k).zip(y.axis_chunks_iter_mut(Axis(0), STRIP)) {
+        if a.len() == k {
+            dot_strip::<T, S, L, 1, 4>(a, b, k, &mut y);
+        } else {
+            match_target! {
+                "x86_64+avx512f" => dot_strip::<T, S, L, STRIP, 4>(a, b, k, &mut y),
+                _ => dot_strip::<T, S, L, STRIP, 1>(a, b, k, &mut y),
+            }
         }
     }
 }
 
-/// [`Kernels::dot_block`] for any number of rows.
+/// The panels of the left factor: as high as the tiles of [`dot_many_rows`] for the same machine.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn dot_many_rows<T: Real, const L: usize>(a: &[T], b: &[T], k: usize, mut y: ArrayViewMut2<T>) {
-    let m = a.len() / k;
-    let paired = if m.is_multiple_of(2) { m } else { m - 1 };
+fn pack_left<T: Real, const L: usize>(rows: &[T], k: usize, panels: &mut Vec<Lanes<T, L>>) {
     match_target! {
-        "x86_64+avx512f" => dot_strips::<T, Same, L, 4, 4>(a, b, k, 0..paired, &mut y), // 16 of 32 registers hold sums
-        _ => dot_strips::<T, Same, L, 2, 2>(a, b, k, 0..paired, &mut y), // 8 of 16 on AVX2, 16 of 32 on NEON
+        "x86_64+avx512f" => pack::<T, Same, L, 4>(rows, k, panels),
+        _ => pack::<T, Same, L, 2>(rows, k, panels),
     }
-    dot_strips::<T, Same, L, 1, 4>(a, b, k, paired..m, &mut y);
 }
 
-/// The values of a block of stored numbers.
+/// The panels of a block of the right factor: as high as the tiles are wide.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn widen_block<T: Real, S: Stored<T>>(block: &[S::Raw], tile: &mut Vec<T>) {
-    tile.clear();
-    tile.extend(block.iter().map(|&raw| S::widen(raw)));
+fn pack_right<T: Real, S: Stored<T>, const L: usize>(rows: &[S::Raw], k: usize, panels: &mut Vec<Lanes<T, L>>) {
+    match_target! {
+        "x86_64+avx512f" => pack::<T, S, L, 6>(rows, k, panels),
+        _ => pack::<T, S, L, 2>(rows, k, panels),
+    }
 }
 
-/// Some rows of y, R at a time. Where fewer rows or columns are left than a tile has, it repeats the last one.
+/// The product of two matrices in panels.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn dot_many_rows<T: Real, const L: usize>(a: &[Lanes<T, L>], b: &[Lanes<T, L>], y: ArrayViewMut2<T>) {
+    match_target! {
+        "x86_64+avx512f" => dot_panels::<T, L, 4, 6>(a, b, y), // 24 of 32 registers hold sums
+        _ => dot_panels::<T, L, 2, 2>(a, b, y), // 8 of 16 on AVX2, 16 of 32 on NEON
+    }
+}
+
+/// A few rows of y, at most R. Where fewer rows or columns are left than a tile has, it repeats the last one.
 ///
-/// If b passes by once, from memory, a tile's columns lie n/C apart, so that each is the front of a long stream: a
+/// `b` passes by once, from memory. So a tile's columns lie n/C apart: each is the front of a long stream, and a
 /// processor reads ahead in a stream, but not from the end of one row to a row elsewhere.
 #[inline(always)]
-pub(super) fn dot_strips<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usize>(
+pub(super) fn dot_strip<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usize>(
     a: &[T],
     b: &[S::Raw],
     k: usize,
-    rows: Range<usize>,
     y: &mut ArrayViewMut2<T>,
 ) {
-    let n = b.len() / k;
-    let chunk = if rows.len() <= R { k.next_multiple_of(L) } else { CHUNK }; // b passes by once: nothing to keep
-    let zeros = [[[T::zero(); L]; C]; R];
+    let (m, n) = y.dim();
     let tiles = n.div_ceil(C);
-    let mut sums = vec![zeros; tiles];
-    // Column c of tile j. The last ones may not exist.
-    let (next_tile, next_column) = if rows.len() <= R { (1, tiles) } else { (C, 1) };
-    let column = |j: usize, c: usize| j * next_tile + c * next_column;
-    for row in rows.clone().step_by(R) {
-        for start in (0..k).step_by(chunk) {
-            let end = k.min(start + chunk);
-            let mut x = [a; R];
-            for (r, x) in x.iter_mut().enumerate() {
-                *x = &a[(row + r).min(rows.end - 1) * k..][start..end];
-            }
-            for (j, sums) in sums.iter_mut().enumerate() {
-                let mut w = [b; C];
-                for (c, w) in w.iter_mut().enumerate() {
-                    *w = &b[column(j, c).min(n - 1) * k..][start..end];
-                }
-                *sums = dot_tile::<T, S, L, R, C>(x, w, if start == 0 { zeros } else { *sums });
-            }
-        }
-        for r in 0..R.min(rows.end - row) {
-            let mut y = y.row_mut(row + r);
-            let y = y.as_slice_mut().expect("contiguous rows");
-            for (j, sums) in sums.iter().enumerate() {
-                for (c, sums) in sums[r].iter().enumerate() {
-                    if let Some(y) = y.get_mut(column(j, c)) {
-                        *y = add_lanes(*sums);
-                    }
+    let row = |of: usize| &a[of.min(m - 1) * k..][..k];
+    let column = |of: usize| &b[of.min(n - 1) * k..][..k];
+    for j in 0..tiles {
+        let sums = dot_tile::<T, S, L, R, C>(std::array::from_fn(row), std::array::from_fn(|c| column(j + c * tiles)));
+        for (r, sums) in sums.iter().enumerate().take(m) {
+            for (c, sum) in sums.iter().enumerate() {
+                if let Some(y) = y.get_mut((r, j + c * tiles)) {
+                    *y = add_lanes(sum);
                 }
             }
         }
     }
 }
 
-/// Continues the lanes of R x C elements over a stretch of k that starts at a multiple of L.
+/// The lanes of R x C elements, of rows as they are stored.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
 fn dot_tile<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usize>(
     a: [&[T]; R],
     b: [&[S::Raw]; C],
-    mut sums: [[[T; L]; C]; R],
 ) -> [[[T; L]; C]; R] {
     let k = a[0].len();
+    let mut sums = [[[T::zero(); L]; C]; R];
     let mut x = [[T::zero(); L]; R];
     let mut w = [[T::zero(); L]; C];
     for i in 0..k / L {
@@ -205,8 +217,8 @@ fn dot_tile<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usiz
         }
     }
     if !k.is_multiple_of(L) {
-        x = a.map(|a| pad(a.as_chunks::<L>().1, |x| x));
-        w = b.map(|b| pad(b.as_chunks::<L>().1, S::widen));
+        x = a.map(|a| pad::<T, Same, L>(a.as_chunks::<L>().1));
+        w = b.map(|b| pad::<T, S, L>(b.as_chunks::<L>().1));
         for r in 0..R {
             for c in 0..C {
                 sums[r][c] = fma(x[r], w[c], sums[r][c]);
@@ -216,19 +228,57 @@ fn dot_tile<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usiz
     sums
 }
 
-/// The values of fewer than L numbers, then zeros.
+/// `y: [M, N]` from panels of R rows of `a` and of C rows of `b`. Of `b`, all passes by each chunk of a panel of `a`.
 #[inline(always)]
-fn pad<T: Real, F: Copy, const L: usize>(from: &[F], widen: impl Fn(F) -> T) -> [T; L] {
-    let mut padded = [T::zero(); L];
-    for (to, &from) in padded.iter_mut().zip(from) {
-        *to = widen(from);
+pub(super) fn dot_panels<T: Real, const L: usize, const R: usize, const C: usize>(
+    a: &[Lanes<T, L>],
+    b: &[Lanes<T, L>],
+    mut y: ArrayViewMut2<T>,
+) {
+    let (m, n) = y.dim();
+    let steps = a.len() / m.next_multiple_of(R);
+    let zeros = [[Lanes::zeros(); C]; R];
+    let mut sums = vec![zeros; n.div_ceil(C)];
+    for (a, mut y) in a.chunks_exact(R * steps).zip(y.axis_chunks_iter_mut(Axis(0), R)) {
+        for start in (0..steps).step_by(CHUNK) {
+            let end = steps.min(start + CHUNK);
+            for (b, sums) in b.chunks_exact(C * steps).zip(&mut sums) {
+                let from = if start == 0 { zeros } else { *sums };
+                *sums = dot_panel_tile(&a[start * R..end * R], &b[start * C..end * C], from);
+            }
+        }
+        for (r, mut y) in y.rows_mut().into_iter().enumerate() {
+            let y = y.as_slice_mut().expect("contiguous rows");
+            for (y, sums) in y.chunks_mut(C).zip(&sums) {
+                for (y, sum) in y.iter_mut().zip(&sums[r]) {
+                    *y = add_lanes(&sum.0);
+                }
+            }
+        }
     }
-    padded
+}
+
+/// Continues the lanes of R x C elements over some steps of two panels.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+fn dot_panel_tile<T: Real, const L: usize, const R: usize, const C: usize>(
+    a: &[Lanes<T, L>],
+    b: &[Lanes<T, L>],
+    mut sums: [[Lanes<T, L>; C]; R],
+) -> [[Lanes<T, L>; C]; R] {
+    for (x, w) in a.as_chunks::<R>().0.iter().zip(b.as_chunks::<C>().0) {
+        for r in 0..R {
+            for c in 0..C {
+                sums[r][c].0 = fma(x[r].0, w[c].0, sums[r][c].0);
+            }
+        }
+    }
+    sums
 }
 
 /// x\[l\] y\[l\] + s\[l\], each rounded once.
 #[inline(always)]
-fn fma<T: Real, const L: usize>(x: [T; L], y: [T; L], mut s: [T; L]) -> [T; L] {
+pub(super) fn fma<T: Real, const L: usize>(x: [T; L], y: [T; L], mut s: [T; L]) -> [T; L] {
     for l in 0..L {
         s[l] = x[l].mul_add(y[l], s[l]);
     }
@@ -236,8 +286,11 @@ fn fma<T: Real, const L: usize>(x: [T; L], y: [T; L], mut s: [T; L]) -> [T; L] {
 }
 
 /// The sum of the lanes: the upper half onto the lower half until one is left.
-#[inline(always)]
-fn add_lanes<T: Real, const L: usize>(mut s: [T; L]) -> T {
+///
+/// (Out of line, because compilers turn a loop around it into a slow one over lanes gathered from many sums.)
+#[inline(never)]
+fn add_lanes<T: Real, const L: usize>(sums: &[T; L]) -> T {
+    let mut s = *sums;
     let mut width = L;
     while width > 1 {
         width /= 2;
@@ -247,93 +300,4 @@ fn add_lanes<T: Real, const L: usize>(mut s: [T; L]) -> T {
         }
     }
     s[0] + T::zero()
-}
-
-/// [`Kernels::outer_block`].
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn outer_block<T: Real, const L: usize>(a: &[T], b: &[T], k: usize, y: &mut [T]) {
-    let n = b.len() / k;
-    for start in (0..n).step_by(OUTER_COLUMNS) {
-        let columns = start..n.min(start + OUTER_COLUMNS);
-        for (a, y) in a.chunks(OUTER_ROWS * k).zip(y.chunks_mut(OUTER_ROWS * n)) {
-            for i in (0..k).step_by(4) {
-                for (a, y) in a.chunks(4 * k).zip(y.chunks_mut(4 * n)) {
-                    if y.len() == 4 * n {
-                        outer_strip::<T, L, 4>(a, b, k, i, columns.clone(), y);
-                    } else {
-                        for (a, y) in a.chunks(k).zip(y.chunks_mut(n)) {
-                            outer_strip::<T, L, 1>(a, b, k, i, columns.clone(), y);
-                        }
-                    }
-                }
-            }
-        }
-    }
-    y.iter_mut().for_each(|y| *y += T::zero());
-}
-
-/// Adds the terms k = i, i + 1, i + 2, i + 3, as far as they exist, to some columns of R rows of y.
-#[inline(always)]
-fn outer_strip<T: Real, const L: usize, const R: usize>(
-    a: &[T],
-    b: &[T],
-    k: usize,
-    i: usize,
-    columns: Range<usize>,
-    y: &mut [T],
-) {
-    if i + 4 <= k {
-        outer_tile::<T, L, R, 4>(a, b, k, i, columns, y);
-    } else {
-        for i in i..k {
-            outer_tile::<T, L, R, 1>(a, b, k, i, columns.clone(), y);
-        }
-    }
-}
-
-/// `y[r, n] += a[r, i] b[i, n] + ... + a[r, i + U - 1] b[i + U - 1, n]`, term by term in this order.
-#[inline(always)]
-#[allow(clippy::needless_range_loop)]
-fn outer_tile<T: Real, const L: usize, const R: usize, const U: usize>(
-    a: &[T],
-    b: &[T],
-    k: usize,
-    i: usize,
-    columns: Range<usize>,
-    y: &mut [T],
-) {
-    let n = y.len() / R;
-    let mut w = [[T::zero(); U]; R];
-    for r in 0..R {
-        w[r].copy_from_slice(&a[r * k + i..][..U]);
-    }
-    let mut x = [b; U];
-    for u in 0..U {
-        x[u] = &b[(i + u) * n..][columns.clone()];
-    }
-    let len = columns.len();
-    let mut rows = y.chunks_exact_mut(n).map(|row| &mut row[columns.clone()]);
-    let y: [&mut [T]; R] = std::array::from_fn(|_| rows.next().expect("R rows"));
-    for j in 0..len / L {
-        let mut s = [[T::zero(); L]; R];
-        for r in 0..R {
-            s[r] = y[r].as_chunks::<L>().0[j];
-        }
-        for u in 0..U {
-            let x = x[u].as_chunks::<L>().0[j];
-            for r in 0..R {
-                s[r] = fma([w[r][u]; L], x, s[r]);
-            }
-        }
-        for r in 0..R {
-            y[r].as_chunks_mut::<L>().0[j] = s[r];
-        }
-    }
-    for j in len / L * L..len {
-        for r in 0..R {
-            for u in 0..U {
-                y[r][j] = w[r][u].mul_add(x[u][j], y[r][j]);
-            }
-        }
-    }
 }
