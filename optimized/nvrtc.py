@@ -27,7 +27,8 @@ from compiler import COUNTED, Compiler, Problem, with_headers
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE / "kernels"
 PTX, MUTANTS = KERNELS / "ptx", KERNELS / "ptx" / "mutants"
-EMULATOR = HERE / "emulator" / "tests" / "ptx"
+# What is compiled by its name only, and compared with `--check`: the emulator's tests, the ceilings of the benchmarks.
+ELSEWHERE = [HERE / "emulator" / "tests" / "ptx", HERE.parent / "benches" / "suite" / "kernels"]
 
 # How often a file is compiled at most, see `settle`.
 RUNS = 16
@@ -230,8 +231,9 @@ def main() -> None:
     else:
         made, folders = everything(compiler, attempts), [PTX, MUTANTS]
         if arguments.check:
-            made |= compiled(compiler, attempts, sorted(EMULATOR.glob("*.cu")))
-            folders.append(EMULATOR)
+            elsewhere = [source for folder in ELSEWHERE for source in sorted(folder.glob("*.cu"))]
+            made |= compiled(compiler, attempts, elsewhere)
+            folders += ELSEWHERE
         gone = left_over(folders, made)
     attempts.end()
     (check if arguments.check else write)(made, gone)

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, Throughput};
 use dsv2_bench_report::{Better, Machine, Measurement, NotRun, Plot, Results, Run, Table};
+use regex::Regex;
 
+use crate::cache::bytes::Bytes;
 use crate::ceilings::{Ceilings, Control};
 
 /// How much is measured.
@@ -23,6 +25,8 @@ pub enum Profile {
 /// One run of this program.
 pub struct Bench {
     criterion: Criterion,
+    sizes: Criterion<Bytes>,
+    filter: Filter,
     profile: Profile,
     control: Control,
     begun: Instant,
@@ -62,7 +66,31 @@ impl Bench {
             .warm_up_time(Duration::from_millis(300))
             .measurement_time(Duration::from_millis(1500))
             .configure_from_args();
-        Bench { criterion, profile, control: Control::new(), begun: Instant::now(), run }
+        // A size is the same each time, so criterion's samples need no time; in its quick mode it takes the first that lasts
+        // longer than asked for. Its plots would show the size as a bell (it widens what has no spread by 1 %); a folder of
+        // its own keeps the index of the other report free of pages that are not there.
+        let sizes = Criterion::default()
+            .output_directory(&target.join("bench").join("criterion-bytes"))
+            .sample_size(10)
+            .nresamples(1001)
+            .warm_up_time(Duration::from_nanos(1))
+            .measurement_time(if profile == Profile::Quick {
+                Duration::from_nanos(1)
+            } else {
+                Duration::from_millis(1)
+            })
+            .configure_from_args()
+            .without_plots()
+            .with_measurement(Bytes);
+        Bench {
+            criterion,
+            sizes,
+            filter: Filter::from_args(),
+            profile,
+            control: Control::new(),
+            begun: Instant::now(),
+            run,
+        }
     }
 
     /// How much is measured.
@@ -97,17 +125,80 @@ impl Bench {
         benchmarks.bench_function(name, |bencher| bencher.iter_custom(&mut routine));
         benchmarks.finish();
         let (seconds, samples) = estimated(&folder)?;
-        self.run.measurements.push(Measurement {
-            id: format!("{group}/{name}"),
-            unit: "s".into(),
-            better: Better::Less,
-            value: seconds.median,
-            low: seconds.low,
-            high: seconds.high,
-            samples,
-            exact: false,
-        });
+        self.keep_seconds(format!("{group}/{name}"), seconds, samples);
         Some(seconds)
+    }
+
+    /// The same for a routine whose first call sets things up. It is called once before criterion sees it, which would
+    /// otherwise take the setup for the time of an iteration, and make do with very few of them.
+    pub fn time_after_setup(
+        &mut self,
+        group: &str,
+        name: &str,
+        work: Option<Throughput>,
+        mut routine: impl FnMut(u64) -> Duration,
+    ) -> Option<Seconds> {
+        if self.wants(&format!("{group}/{name}")) {
+            routine(1);
+        }
+        self.time(group, name, work, routine)
+    }
+
+    /// The same for what takes too long for criterion's ten samples: `routine` says how long one iteration took, and is
+    /// called `rounds` times. The interval is the least and the most.
+    pub fn time_few(
+        &mut self,
+        group: &str,
+        name: &str,
+        rounds: usize,
+        mut routine: impl FnMut() -> Duration,
+    ) -> Option<Seconds> {
+        let id = format!("{group}/{name}");
+        if rounds == 0 || !self.wants(&id) {
+            return None;
+        }
+        let mut times: Vec<f64> = (0..rounds).map(|_| routine().as_secs_f64()).collect();
+        times.sort_by(f64::total_cmp);
+        let (low, high) = (times[0], times[rounds - 1]);
+        let seconds = Seconds { median: (times[(rounds - 1) / 2] + times[rounds / 2]) / 2.0, low, high };
+        println!("{id}\n{:24}time:   [{low:.4} s {:.4} s {high:.4} s] ({rounds} times)", "", seconds.median);
+        self.keep_seconds(id, seconds, rounds);
+        Some(seconds)
+    }
+
+    fn keep_seconds(&mut self, id: String, seconds: Seconds, samples: usize) {
+        let Seconds { median: value, low, high } = seconds;
+        let (unit, better) = ("s".into(), Better::Less);
+        self.keep(Measurement { id, unit, better, value, low, high, samples, exact: false });
+    }
+
+    /// Measures bytes: `fill` makes what takes them, and says how many they are. It is done once, and what was found is
+    /// criterion's every sample: bytes are counted, and a second count would be the same. Of the id as for times; `tokens`
+    /// is what the bytes hold. None if the command line does not want it.
+    pub fn bytes(&mut self, group: &str, name: &str, tokens: u64, mut fill: impl FnMut() -> u64) -> Option<u64> {
+        let folder = target_folder().join("bench").join("criterion-bytes").join(group.replace('/', "_")).join(name);
+        // The gate compares exact numbers; criterion's test needs some spread.
+        let _ = fs::remove_dir_all(folder);
+        let mut measured = None;
+        let mut benchmarks = self.sizes.benchmark_group(group);
+        benchmarks.throughput(Throughput::Elements(tokens)).bench_function(name, |bencher| {
+            let bytes = *measured.get_or_insert_with(&mut fill);
+            bencher.iter_custom(|iterations| iterations as f64 * bytes as f64);
+        });
+        benchmarks.finish();
+        let bytes = measured?;
+        self.run.measurements.push(Measurement::exact(format!("{group}/{name}"), "B", Better::Less, bytes as f64));
+        Some(bytes)
+    }
+
+    /// Whether the command line wants what is measured in another way under this id.
+    pub fn wants(&self, id: &str) -> bool {
+        match &self.filter {
+            Filter::All => true,
+            Filter::Regex(regex) => regex.is_match(id),
+            Filter::Exactly(wanted) => id == wanted,
+            Filter::Nothing => false,
+        }
     }
 
     /// Keeps a number that was measured in another way.
@@ -172,6 +263,45 @@ impl Bench {
     }
 }
 
+/// Which ids the command line wants: the same rule as criterion's, which it does not tell.
+enum Filter {
+    All,
+    Regex(Regex),
+    Exactly(String),
+    /// It only lists benchmarks or tries them, or runs criterion under a profiler.
+    Nothing,
+}
+
+impl Filter {
+    /// Options of criterion's command line that take the next argument as their value.
+    #[rustfmt::skip]
+    const WITH_VALUE: [&str; 18] = [
+        "-c", "--color", "-s", "--save-baseline", "-b", "--baseline", "--baseline-lenient", "--load-baseline",
+        "--format", "--sample-size", "--warm-up-time", "--measurement-time", "--nresamples", "--noise-threshold",
+        "--confidence-level", "--significance-level", "--output-format", "--plotting-backend",
+    ];
+
+    fn from_args() -> Self {
+        let (mut pattern, mut exact) = (None, false);
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--list" | "--test" | "--profile-time" => return Filter::Nothing,
+                "--exact" => exact = true,
+                option if Filter::WITH_VALUE.contains(&option) => drop(arguments.next()),
+                option if option.starts_with('-') => (),
+                _ => pattern = Some(argument),
+            }
+        }
+        match pattern {
+            None => Filter::All,
+            Some(id) if exact => Filter::Exactly(id),
+            // Criterion has ended the program if it is no regular expression.
+            Some(pattern) => Regex::new(&pattern).map_or(Filter::Nothing, Filter::Regex),
+        }
+    }
+}
+
 /// What criterion has found, if it measured at all.
 fn estimated(folder: &Path) -> Option<(Seconds, usize)> {
     let json =
@@ -188,7 +318,7 @@ fn estimated(folder: &Path) -> Option<(Seconds, usize)> {
 }
 
 /// The folder that cargo builds into, if this program is still in `<target>/release/deps`; or else its own.
-fn target_folder() -> PathBuf {
+pub fn target_folder() -> PathBuf {
     let program = std::env::current_exe().expect("a program");
     let folder = program.parent().expect("a program in a folder");
     let of_cargo = folder.ends_with("release/deps").then(|| folder.ancestors().nth(2)).flatten();

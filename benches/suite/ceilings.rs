@@ -11,10 +11,14 @@ use rayon::prelude::*;
 /// More than any cache holds.
 const READ_BYTES: usize = 1 << 29;
 
-/// Multiplications with addition of one round: 16 chains of 16 numbers, so that no chain waits for itself.
-const CHAINS: usize = 16;
+/// Multiplications with addition of one round: 16 chains of 16 numbers, so that no chain waits for itself. They are a
+/// tile of a matrix product, 4 x 4, which is a form that compilers keep in registers.
+const CHAINS: usize = TILE * TILE;
+const TILE: usize = 4;
 const LANES: usize = 16;
-const ROUNDS: usize = 400_000;
+/// Rounds that go by before the numbers come again.
+const PERIOD: usize = 8;
+const ROUNDS: usize = 8_000_000;
 
 /// The most that was seen.
 #[derive(Clone, Copy, Debug)]
@@ -135,18 +139,33 @@ fn flops() -> f64 {
 }
 
 fn multiply() {
-    rayon::broadcast(|_| chains(black_box(0.999), black_box(0.001)));
+    let numbers = [0.001; (PERIOD + 1) * TILE * LANES];
+    rayon::broadcast(|_| chains(black_box(&numbers)));
 }
 
-#[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma"))]
-fn chains(factor: f32, term: f32) {
-    let mut sums = [[1.0_f32; LANES]; CHAINS];
-    for _ in 0..ROUNDS {
-        for chain in &mut sums {
-            for sum in chain {
-                *sum = sum.mul_add(factor, term);
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+#[allow(clippy::needless_range_loop)]
+fn chains(numbers: &[f32]) {
+    let (columns, rows) = numbers.as_chunks::<LANES>().0.split_at(TILE);
+    let mut y = [[0.0; LANES]; TILE];
+    y.copy_from_slice(columns);
+    let mut sums = [[0.0_f32; LANES]; CHAINS];
+    for _ in 0..ROUNDS / PERIOD {
+        for x in rows.chunks_exact(TILE) {
+            for r in 0..TILE {
+                for c in 0..TILE {
+                    sums[TILE * r + c] = multiply_add(x[r], y[c], sums[TILE * r + c]);
+                }
             }
         }
     }
     black_box(sums);
+}
+
+#[inline(always)]
+fn multiply_add(x: [f32; LANES], y: [f32; LANES], mut sum: [f32; LANES]) -> [f32; LANES] {
+    for l in 0..LANES {
+        sum[l] = x[l].mul_add(y[l], sum[l]);
+    }
+    sum
 }

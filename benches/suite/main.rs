@@ -10,8 +10,12 @@
 //! `dsv2 bench-report` makes benches/REPORT.md of the first, `dsv2 bench-compare` compares two of them.
 
 mod bench;
+mod cache;
 mod ceilings;
 mod emulator;
+mod headline;
+mod kernels;
+mod throughput;
 
 use bench::Bench;
 
@@ -21,7 +25,13 @@ type Part = fn(&mut Bench);
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut bench = Bench::from_args();
     // Between the parts, the load that never changes is timed again.
-    let parts: [(&str, Part); 1] = [("emulator", emulator::run)];
+    let parts: [(&str, Part); 5] = [
+        ("throughput", throughput::run),
+        ("headline", headline::run),
+        ("cache", cache::run),
+        ("kernels", kernels::run),
+        ("emulator", emulator::run),
+    ];
     bench.time_control();
     for (name, part) in parts {
         bench.begin(name);

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::{env, fs, panic};
+use std::{env, panic};
 
 use candle_core::{DType, Device, Error, Result, Tensor, safetensors};
-use candle_nn::VarBuilder;
-use candle_transformers::models::deepseek2::{DeepSeekV2, DeepSeekV2Config};
+use candle_transformers::models::deepseek2::DeepSeekV2;
+use dsv2_adapter_candle::{load, one_line};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -36,24 +36,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn load(folder: &Path, dtype: &str) -> Result<DeepSeekV2> {
-    let dtype = match dtype {
-        "f32" => DType::F32,
-        "bf16" => DType::BF16,
-        other => return Err(Error::Msg(format!("no type f32 or bf16: {other}"))),
-    };
-    let config: DeepSeekV2Config =
-        serde_json::from_slice(&fs::read(folder.join("config.json"))?).map_err(Error::wrap)?;
-    let mut tensors = HashMap::new();
-    for entry in fs::read_dir(folder)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.starts_with("model") && name.ends_with(".safetensors") {
-            tensors.extend(safetensors::load(folder.join(name), &Device::Cpu)?);
-        }
-    }
-    DeepSeekV2::new(&config, VarBuilder::from_tensors(tensors, dtype, &Device::Cpu))
-}
-
 /// `input_ids`, if that is all there is: candle's forward function has no argument for masks or positions.
 fn read_ids(path: &Path) -> Result<Tensor> {
     let mut inputs = safetensors::load(path, &Device::Cpu)?;
@@ -71,12 +53,4 @@ fn logits(mut model: DeepSeekV2, ids: &Tensor) -> Result<Tensor> {
         model.forward(&ids.narrow(1, 0, length)?, 0)
     };
     Tensor::stack(&(1..=ids.dim(1)?).map(last).collect::<Result<Vec<_>>>()?, 1)
-}
-
-/// A message without the backtrace that candle puts below it.
-fn one_line(message: impl ToString) -> String {
-    let message = message.to_string();
-    let is_frame =
-        |line: &&str| line.trim_start().split(": ").next().is_some_and(|number| number.parse::<u32>().is_ok());
-    message.lines().take_while(|line| !is_frame(line)).flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
 }

@@ -5,7 +5,10 @@ use plotters::prelude::*;
 
 use crate::{Error, Plot, Result};
 
-const SIZE: (u32, u32) = (840, 480);
+const SIZE: (u32, u32) = (960, 480);
+
+/// Where the names of the lines begin: beside the chart, so that they cover none of it.
+const NAMES: u32 = 740;
 
 /// Draws a plot. Points that a logarithmic axis cannot show are left out.
 ///
@@ -55,9 +58,10 @@ where
     X::CoordDescType: ValueFormatter<f64>,
     Y::CoordDescType: ValueFormatter<f64>,
 {
-    let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
+    let whole = SVGBackend::with_string(text, SIZE).into_drawing_area();
     let failed = |error: DrawingAreaErrorKind<_>| error.to_string();
-    area.fill(&WHITE).map_err(failed)?;
+    whole.fill(&WHITE).map_err(failed)?;
+    let (area, names) = whole.split_horizontally(NAMES);
     let mut chart = ChartBuilder::on(&area)
         .caption(&plot.title, ("sans-serif", 18))
         .margin(12)
@@ -76,21 +80,13 @@ where
         .draw()
         .map_err(failed)?;
     for (index, series) in plot.series.iter().enumerate() {
-        let colour = Palette99::pick(index).to_rgba();
-        chart
-            .draw_series(LineSeries::new(points(plot, index), colour.stroke_width(2)).point_size(3))
-            .map_err(failed)?
-            .label(&series.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        let line = Palette99::pick(index).stroke_width(2);
+        chart.draw_series(LineSeries::new(points(plot, index), line).point_size(3)).map_err(failed)?;
+        let y = 44 + 22 * index as i32;
+        names.draw(&PathElement::new([(0, y), (18, y)], line)).map_err(failed)?;
+        names.draw(&Text::new(series.name.clone(), (24, y - 7), ("sans-serif", 14))).map_err(failed)?;
     }
-    chart
-        .configure_series_labels()
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .position(SeriesLabelPosition::UpperLeft)
-        .draw()
-        .map_err(failed)?;
-    area.present().map_err(failed)
+    whole.present().map_err(failed)
 }
 
 /// 1500 as 1.5k, 2e9 as 2G.
