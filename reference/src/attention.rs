@@ -296,9 +296,12 @@ impl<T: Real> DeepseekV2Attention<T> {
         stack(x, 1, |b, first_head, x| f(b, first_head, x))
     }
 
-    /// The same for functions that do not depend on the head: heads share each read of the keys, a block at a time.
+    /// The same for functions that do not depend on the head: heads share each read of the keys, a block at a time. More
+    /// heads in a block are fewer reads, more blocks are work for more threads; what comes out is the same.
     fn for_head_blocks(&self, x: &Array4<T>, f: impl Fn(usize, ArrayView2<T>) -> Array2<T> + Sync) -> Array4<T> {
-        let heads_per_block = if self.num_heads.is_multiple_of(8) { 8 } else { 1 };
+        let busy = |heads: &usize| x.len_of(Axis(0)) * self.num_heads / heads >= rayon::current_num_threads();
+        let whole = |heads: &usize| self.num_heads.is_multiple_of(*heads);
+        let heads_per_block = [8, 4, 2].into_iter().find(|heads| whole(heads) && busy(heads)).unwrap_or(1);
         stack(x, heads_per_block, |b, _, x| f(b, x))
     }
 
@@ -324,7 +327,7 @@ fn side_by_side<T: Real, D: RemoveAxis>(a: ArrayView<T, D>, b: ArrayView<T, D>) 
 }
 
 /// Cuts x \[B,H,S,·\] into blocks of `heads` heads, seen as \[heads S,·\]; applies `f(b, first head, block)` to all in
-/// parallel; puts the results together again. What a block contains is independent of the number of threads.
+/// parallel; puts the results together again.
 fn stack<T: Real>(
     x: &Array4<T>,
     heads: usize,
