@@ -13,6 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import machine
 import results
@@ -141,8 +142,11 @@ class Bench:
             self.not_run[f"{model}: {entry.name}"] = answer.failure
         return answer
 
-    def run(self) -> None:
-        """Rounds are outermost, and each begins with another peer: what the machine does meanwhile meets all."""
+    def run(self) -> Iterator[None]:
+        """Rounds are outermost, and each begins with another peer: what the machine does meanwhile meets all.
+
+        Stops after each of them, so that what there is can be written.
+        """
         rounds = 1 if self.args.quick else self.args.rounds
         for number in range(rounds):
             self.control.sample()
@@ -160,6 +164,22 @@ class Bench:
                     progress(f"round {number + 1}/{rounds}, {model}, {entry.name}: {outcome}")
             self.rounds.append(answers)
             self.control.sample()
+            yield
+
+    def results(self, date: str, seconds: float) -> dict:
+        """The run, in the format of the results file."""
+        return {
+            "command": shlex.join(["python", "benches/peers/run.py", *results.public(sys.argv[1:])]),
+            "commit": machine.commit(),
+            "date": date,
+            "profile": "quick" if self.args.quick else "full",
+            "machine": machine.describe(self.args.threads),
+            "seconds": round(seconds, 1),
+            "versions": results.versions(self.rounds) | {"rustc": machine.output_of("rustc", "--version")},
+            "noise": round(self.control.noise(), 4),
+            **results.render(self.rounds, list(self.models), self.args.dtypes),
+            "not_run": [{"what": what, "why": why} for what, why in self.not_run.items()],
+        }
 
 
 def main() -> None:
@@ -170,23 +190,13 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(args, work)
         bench.prepare()
-        bench.run()
-    run = {
-        "command": shlex.join(["python", "benches/peers/run.py", *results.public(sys.argv[1:])]),
-        "commit": machine.commit(),
-        "date": date,
-        "profile": "quick" if args.quick else "full",
-        "machine": machine.describe(args.threads),
-        "seconds": round(time.perf_counter() - start, 1),
-        "versions": results.versions(bench.rounds) | {"rustc": machine.output_of("rustc", "--version")},
-        "noise": round(bench.control.noise(), 4),
-        **results.render(bench.rounds, list(bench.models), args.dtypes),
-        "not_run": [{"what": what, "why": why} for what, why in bench.not_run.items()],
-    }
-    args.output.write_text(json.dumps({"format": 1, "runs": [run]}, indent=1) + "\n")
-    progress(
-        f"{args.output}: {len(run['measurements'])} measurements, noise {run['noise']:.2f}, {run['seconds']:.0f} s"
-    )
+        for _ in bench.run():  # a run that is cut short keeps the rounds that it has
+            run = bench.results(date, time.perf_counter() - start)
+            beside = args.output.with_name(args.output.name + ".new")
+            beside.write_text(json.dumps({"format": 1, "runs": [run]}, indent=1) + "\n")
+            beside.replace(args.output)
+            count = len(run["measurements"])
+            progress(f"{args.output}: {count} measurements, noise {run['noise']:.2f}, {run['seconds']:.0f} s")
 
 
 if __name__ == "__main__":
