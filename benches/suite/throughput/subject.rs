@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use dsv2_reference::checkpoint::{Checkpoint, Entry, write_checkpoint};
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::{GeneratedWeights, Rule, splitmix64};
+use dsv2_reference::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{
     AttentionForm, CausalLmInput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache, LogitsToKeep,
@@ -41,38 +41,16 @@ enum Source {
     Folder(PathBuf),
 }
 
-/// V2-Lite's proportions in a model of 65 million weights.
+/// V2-Lite's proportions in a model of 65 million weights: what `make_checkpoint --size mid` writes.
 pub fn mid() -> DeepseekV2Config {
-    DeepseekV2Config {
-        vocab_size: 8192,
-        hidden_size: 512,
-        num_hidden_layers: 8,
-        num_attention_heads: 8,
-        num_key_value_heads: Some(8),
-        kv_lora_rank: 128,
-        qk_nope_head_dim: 64,
-        qk_rope_head_dim: 32,
-        v_head_dim: 64,
-        intermediate_size: 2048,
-        moe_intermediate_size: 256,
-        n_routed_experts: Some(16),
-        n_shared_experts: Some(1),
-        num_experts_per_tok: Some(4),
-        ..DeepseekV2Config::preset("v2-lite").expect("a preset")
-    }
+    let config = include_str!("../../../reference/examples/make_checkpoint/mid.json");
+    DeepseekV2Config::from_value(serde_json::from_str(config).expect("JSON")).expect("a possible config")
 }
 
 /// Random weights, by which a layer neither shrinks nor grows what passes through.
 pub fn weights() -> GeneratedWeights {
-    let rule = |suffix: &str, mean, std, gain| Rule { suffix: suffix.into(), mean, std, gain };
-    let rules = vec![
-        rule("norm.weight", 1.0, Some(0.3), None),
-        rule("embed_tokens.weight", 0.0, Some(1.0), None),
-        rule("q_proj.weight", 0.0, None, Some(1.5)),
-        rule("mlp.gate.weight", 0.0, None, Some(1.5)),
-        rule("weight", 0.0, None, Some(1.0)),
-    ];
-    GeneratedWeights { seed: 0, rules }
+    let rules = include_str!("../../../reference/examples/make_checkpoint/weights.json");
+    serde_json::from_str(rules).expect("rules of weights")
 }
 
 /// `length` random tokens of each of `batch` texts, from number `text` on: \[batch,length\].
