@@ -5,16 +5,17 @@ mod device;
 use std::fmt;
 use std::str::FromStr;
 
-use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::cache::{CacheFormat, LatentCache};
-use dsv2_reference::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM};
 use dsv2_reference::config::Head;
-use dsv2_reference::loss::{CausalLmLabels, ClassificationLabels};
+use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::model::cache::{CacheFormat, LatentCache};
+use dsv2_reference::model::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM};
+use dsv2_reference::model::loss::{CausalLmLabels, ClassificationLabels};
+use dsv2_reference::model::mask;
+use dsv2_reference::model::sequence_classification::DeepseekV2ForSequenceClassification;
 use dsv2_reference::model::{ModelInput, Run, Tokens};
 use dsv2_reference::round::RoundingTap;
-use dsv2_reference::sequence_classification::DeepseekV2ForSequenceClassification;
 use dsv2_reference::tap::{StageValue, Tap};
-use dsv2_reference::{Dtype, Real, mask};
+use dsv2_reference::{Dtype, Real};
 
 use crate::case::Case;
 use crate::inputs::{AttentionMask, Inputs, Labels};

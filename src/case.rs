@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use dsv2_reference::cache::CacheFormat;
-use dsv2_reference::checkpoint::Checkpoint;
 use dsv2_reference::config::Head;
+use dsv2_reference::model::cache::CacheFormat;
+use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::weights::{WeightSource, check_complete};
 use dsv2_reference::{DeepseekV2Config, Dialect, Tensor};
 

@@ -10,7 +10,7 @@ mod hint;
 mod uncatchable;
 
 use dsv2_reference::Dtype;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::{StageValue, Tap};
 use indexmap::IndexSet;
 

@@ -17,8 +17,8 @@ use dsv2::golden::Suite;
 use dsv2::materialize::materialize;
 use dsv2::{Error, Result, golden};
 use dsv2_reference::Dialect;
-use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::model::cache::CacheFormat;
 
 /// Is this implementation DeepSeek-V2, and if not, which stage is wrong and by how much?
 #[derive(Parser)]

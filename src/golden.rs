@@ -10,11 +10,11 @@ use glob::Pattern;
 use indexmap::IndexMap;
 
 pub use case_file::{CaseFile, StageInfo, Weights};
-use dsv2_reference::causal_lm::LogitsToKeep;
-use dsv2_reference::checkpoint::Checkpoint;
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::GeneratedWeights;
+use dsv2_reference::model::causal_lm::LogitsToKeep;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::checkpoint::Checkpoint;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 pub use folder::{Folder, Suite};
 use tempfile::TempDir;

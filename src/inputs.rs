@@ -15,8 +15,9 @@ mod pieces;
 
 use std::path::Path;
 
-pub use dsv2_reference::causal_lm::LogitsToKeep;
-use dsv2_reference::{Dtype, Real, mask, model};
+pub use dsv2_reference::model::causal_lm::LogitsToKeep;
+use dsv2_reference::model::mask;
+use dsv2_reference::{Dtype, Real, model};
 use ndarray::{Array1, Array2, ArrayD, Dimension};
 
 use crate::values::{self, Values};

@@ -11,9 +11,9 @@
 
 use std::collections::BTreeSet;
 
-use dsv2_reference::generator::{fnv1a64, splitmix64};
 use dsv2_reference::tap::NoTap;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
 use dsv2_reference::{AttentionForm, Dtype, Tensor};
 use ndarray::ArrayD;
 

@@ -17,8 +17,8 @@ mod text;
 use std::fmt;
 
 use dsv2_reference::DeepseekV2Config;
-use dsv2_reference::cache::PackedFormat;
 use dsv2_reference::config::PRESETS;
+use dsv2_reference::model::cache::PackedFormat;
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -241,8 +241,8 @@ fn check_countable(config: &DeepseekV2Config) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use dsv2_reference::LatentCache;
-    use dsv2_reference::cache::CacheFormat;
-    use dsv2_reference::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM};
+    use dsv2_reference::model::cache::CacheFormat;
+    use dsv2_reference::model::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM};
     use dsv2_reference::model::{ModelInput, Run};
     use dsv2_reference::tap::NoTap;
 

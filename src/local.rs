@@ -9,8 +9,8 @@
 use std::collections::BTreeSet;
 
 use dsv2_reference::DeepseekV2Config;
-use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
 use ndarray::ArrayD;

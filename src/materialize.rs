@@ -11,8 +11,8 @@ use std::fs;
 use std::path::Path;
 
 use dsv2_reference::Dtype;
-use dsv2_reference::checkpoint::{Entry, write_checkpoint};
-use dsv2_reference::safetensors_file::write_safetensors;
+use dsv2_reference::weights::checkpoint::{Entry, write_checkpoint};
+use dsv2_reference::weights::safetensors_file::write_safetensors;
 use serde_json::Value;
 
 use crate::golden::{GoldenCase, Weights};

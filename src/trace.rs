@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dsv2_reference::Dtype;
-use dsv2_reference::safetensors_file::{Data, write_safetensors};
+use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis, concatenate};
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dsv2_reference::safetensors_file::{Data, SafetensorsFile, read_safetensors};
+use dsv2_reference::weights::safetensors_file::{Data, SafetensorsFile, read_safetensors};
 use dsv2_reference::{Dtype, Tensor};
 use ndarray::ArrayD;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::tap::NoTap;
 use schemars::JsonSchema;
 use serde::Serialize;

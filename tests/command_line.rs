@@ -12,7 +12,7 @@ use dsv2::golden::Suite;
 use dsv2::values::Values;
 use dsv2_bench_report::{Better, Measurement, Results, Run};
 use dsv2_reference::Dtype;
-use dsv2_reference::safetensors_file::SafetensorsFile;
+use dsv2_reference::weights::safetensors_file::SafetensorsFile;
 use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis};
 use serde_json::Value;

@@ -13,7 +13,7 @@ use dsv2::values::Values;
 use dsv2::verify::{Plan, verify};
 use dsv2::waivers::Waivers;
 use dsv2_reference::AttentionForm;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const O_PROJ: &str = "model.layers.1.self_attn.o_proj";

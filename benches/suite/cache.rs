@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use dsv2_bench_report::{Better, Measurement};
-use dsv2_reference::cache::{CacheFormat, PackedFormat};
+use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
 
 use crate::bench::{Bench, Profile};
 use kinds::{Kind, Limit, Model};

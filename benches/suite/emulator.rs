@@ -10,8 +10,8 @@ use ptx_emulator::{Arg, Emulator, Grid, Module, Options};
 
 use crate::bench::Bench;
 
-const SPEED: &str = include_str!("../../optimized/emulator/tests/ptx/speed.ptx");
-const GEMM: &str = include_str!("../../optimized/emulator/tests/ptx/gemm.ptx");
+const SPEED: &str = include_str!("../../emulator/tests/ptx/speed.ptx");
+const GEMM: &str = include_str!("../../emulator/tests/ptx/gemm.ptx");
 
 /// A launch that can be repeated: what it writes does not depend on what was there.
 struct Launch {

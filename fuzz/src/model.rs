@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dsv2::case::Case;
 use dsv2::inputs::Inputs;
 use dsv2::values;
-use dsv2_reference::checkpoint::Checkpoint;
+use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::config::Head;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 

@@ -14,7 +14,7 @@ use dsv2::case::Case;
 use dsv2_fuzz::files::{split, with_length_prefix};
 use dsv2_fuzz::memory::bounded;
 use dsv2_fuzz::{check_message, model};
-use dsv2_reference::checkpoint::Checkpoint;
+use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{AttentionForm, DeepseekV2Config, Dialect, NoTap};
 use libfuzzer_sys::fuzz_target;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dsv2_fuzz::check_message;
 use dsv2_fuzz::files::with_length_prefix;
 use dsv2_fuzz::memory::bounded;
-use dsv2_reference::safetensors_file::{Data, SafetensorsFile};
+use dsv2_reference::weights::safetensors_file::{Data, SafetensorsFile};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -29,7 +29,7 @@ mod weights;
 
 use std::sync::Arc;
 
-use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::{ModelInput, Tokens};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{DeepseekV2Config, Dialect};

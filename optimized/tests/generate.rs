@@ -7,7 +7,7 @@ use dsv2_optimized::model::generate::{GenerateOptions, Sampling};
 use dsv2_optimized::model::head::CausalLm;
 use dsv2_optimized::model::tap::Tap;
 use dsv2_optimized::{Device, Element, Emulated, Library, Result, Tensor, Variant};
-use dsv2_reference::generator::GeneratedWeights;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{AttentionForm, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect};
 use ndarray::{Array2, Axis, array, concatenate, s};
 use serde_json::{Value, json};

@@ -7,10 +7,10 @@ use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
 use dsv2_optimized::model::{Model, Settings};
 use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
-use dsv2_reference::checkpoint::Checkpoint;
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::checkpoint::Checkpoint;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{
     AttentionForm, AttentionMask, CausalLmLabels, ClassificationLabels, DeepseekV2Config, Dialect, LogitsToKeep,
     ModelInput, Tokens,

@@ -9,7 +9,7 @@ use dsv2_optimized::model::generate::GenerateOptions;
 use dsv2_optimized::model::head::CausalLm;
 use dsv2_optimized::model::{Products, Settings};
 use dsv2_optimized::{Arg, Device, Element, Emulated, Grid, Kernel, Library, Result, Variant};
-use dsv2_reference::generator::GeneratedWeights;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, DeepseekV2ForCausalLM, Dialect};
 use ndarray::Array2;
 

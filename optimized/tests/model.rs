@@ -6,8 +6,8 @@ use std::sync::Arc;
 use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::{Model, Settings};
 use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::model::ModelInput;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{AttentionForm, DeepseekV2Config, Dialect};
 use ndarray::{Array2, Axis, concatenate, s};
 

@@ -10,8 +10,8 @@ use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
 use dsv2_optimized::model::plan::{CacheSize, MemoryPlan, Pass};
 use dsv2_optimized::{Arg, Device, Element, Emulated, Grid, Kernel, Library, Result, Variant};
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::model::{ModelInput, Tokens};
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{
     AttentionForm, AttentionMask, CausalLmLabels, ClassificationLabels, DeepseekV2Config, Dialect, LogitsToKeep,
 };

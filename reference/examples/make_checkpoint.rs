@@ -9,10 +9,10 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use dsv2_reference::checkpoint::{Entry, write_checkpoint};
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::checkpoint::{Entry, write_checkpoint};
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect, Dtype};
 
 const USAGE: &str = "usage: make_checkpoint DIR [LAYERS] [--size v2-lite|mid]";

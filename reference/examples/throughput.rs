@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Instant;
 
-use dsv2_reference::checkpoint::Checkpoint;
-use dsv2_reference::generator::splitmix64;
+use dsv2_reference::weights::checkpoint::Checkpoint;
+use dsv2_reference::weights::generator::splitmix64;
 use dsv2_reference::{
     AttentionForm, CausalLmInput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, LatentCache, LogitsToKeep,
     ModelInput, NoTap, Run,

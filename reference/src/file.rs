@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::safetensors_file::what_is;
+use crate::weights::safetensors_file::what_is;
 use crate::{Error, Result};
 
 /// The content of the file `path`. Anything that is no file (a pipe would make us wait for ever) is refused.

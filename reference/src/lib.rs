@@ -11,20 +11,20 @@
 //! |---|---|---|
 //! | [`config`] | 3.1.2 | config.json, its symbols, the published models as presets |
 //! | [`dialect`] | | where Transformers, its old versions and DeepSeek's own code disagree |
-//! | [`attention`] | 2.1, eq. 9-19; C, eq. 37-47 | MLA, expanded and absorbed side by side |
-//! | [`rope`] | 2.1.3, 3.1.4 | rotary embedding, YaRN, the softmax scale |
-//! | [`cache`] | 2.1.4, 3.2.3 | the latent KV cache, plain or packed in 6 to 16 bits per element |
-//! | [`mask`] | | causal rule, padding, packed sequences |
-//! | [`router`] | 2.2.1, 2.2.2, eq. 20-22 | which experts, with what weight; limited to M devices |
-//! | [`experts`], [`activation`] | 2.2.1, eq. 20 | the gated MLP, shared and routed experts |
-//! | [`training`] | 2.2.3, 2.2.4, eq. 23-31 | balance losses, token dropping |
-//! | [`parallel`] | 2.2.2, 3.1.3 | experts on many devices, heads and columns on many ranks, computed on one |
+//! | [`model::attention`] | 2.1, eq. 9-19; C, eq. 37-47 | MLA, expanded and absorbed side by side |
+//! | [`model::rope`] | 2.1.3, 3.1.4 | rotary embedding, YaRN, the softmax scale |
+//! | [`model::cache`] | 2.1.4, 3.2.3 | the latent KV cache, plain or packed in 6 to 16 bits per element |
+//! | [`model::mask`] | | causal rule, padding, packed sequences |
+//! | [`model::router`] | 2.2.1, 2.2.2, eq. 20-22 | which experts, with what weight; limited to M devices |
+//! | [`model::experts`], [`model::activation`] | 2.2.1, eq. 20 | the gated MLP, shared and routed experts |
+//! | [`paper::training`] | 2.2.3, 2.2.4, eq. 23-31 | balance losses, token dropping |
+//! | [`paper::parallel`] | 2.2.2, 3.1.3 | experts on many devices, heads and columns on many ranks, computed on one |
 //! | [`deepseek_v3`] | none | two parts of DeepSeek-V3, which V2's documentation speaks of: routing with biases, multi-token prediction |
-//! | [`norm`], [`softmax`], [`linear`], [`matmul`] | | the arithmetic below, each sum in a fixed order |
-//! | [`layer`], [`model`] | 2, figure 2 | the residual stream, the whole model |
-//! | [`causal_lm`], [`sequence_classification`], [`loss`] | | heads and losses, greedy generation |
-//! | [`checkpoint`], [`safetensors_file`], [`mod@file`], [`generator`], [`weights`] | | where weights come from |
-//! | `linalg` (feature) | | ranks, factorisations and condition numbers of the model's matrices |
+//! | [`model::norm`], [`model::softmax`], [`arithmetic::linear`], [`arithmetic::matmul`] | | the arithmetic below, each sum in a fixed order |
+//! | [`model::layer`], [`model`] | 2, figure 2 | the residual stream, the whole model |
+//! | [`model::causal_lm`], [`model::sequence_classification`], [`model::loss`] | | heads and losses, greedy generation |
+//! | [`weights::checkpoint`], [`weights::safetensors_file`], [`mod@file`], [`weights::generator`], [`weights`] | | where weights come from |
+//! | `paper::linalg` (feature) | | ranks, factorisations and condition numbers of the model's matrices |
 //! | [`tap`], [`round`] | | the hook at every named tensor; rounding to bf16 with it |
 //!
 //! Shapes are written with the letters B (batch), S (new tokens), T (cached and new tokens), D (`hidden_size`), H
@@ -34,17 +34,17 @@
 //! # What is promised
 //!
 //! * **The same bits** from run to run, for any number of threads, on any processor as far as the arithmetic goes (the
-//!   exponential and the trigonometric functions are the platform's): every sum has a fixed order ([`matmul`]).
+//!   exponential and the trigonometric functions are the platform's): every sum has a fixed order ([`arithmetic::matmul`]).
 //! * **Company does not matter.** A sequence gives the same bits alone and in a batch, in one piece and in chunks
 //!   (expanded form).
 //! * **`f64` is the truth**, with two roundings that every implementation shares: the rotary frequencies and the angles
-//!   are fp32 ([`rope`]). Transformers' own `.double()` keeps five more fp32 islands and is no such truth.
+//!   are fp32 ([`model::rope`]). Transformers' own `.double()` keeps five more fp32 islands and is no such truth.
 //! * Weights are mapped and stay in the checkpoint's type, widened where they are used; widening is exact.
 //!
 //! # An example
 //!
 //! ```
-//! use dsv2_reference::generator::GeneratedWeights;
+//! use dsv2_reference::weights::generator::GeneratedWeights;
 //! use dsv2_reference::{CausalLmInput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, LogitsToKeep, ModelInput, NoTap, Run};
 //! use ndarray::array;
 //!
@@ -67,53 +67,31 @@
 
 #![deny(missing_docs)]
 
-pub mod activation;
-pub mod attention;
-pub mod cache;
-pub mod causal_lm;
-pub mod checkpoint;
+pub mod arithmetic;
 pub mod config;
 pub mod deepseek_v3;
 pub mod dialect;
 mod error;
-pub mod experts;
 pub mod file;
-pub mod generator;
 mod json;
-pub mod layer;
-#[cfg(feature = "linalg")]
-pub mod linalg;
-pub mod linear;
-pub mod loss;
-pub mod mask;
-pub mod matmul;
 pub mod model;
-mod modules;
-pub mod norm;
-pub mod parallel;
+pub mod paper;
 mod real;
-pub mod rope;
 pub mod round;
-pub mod router;
-pub mod safetensors_file;
-pub mod sequence_classification;
-pub mod softmax;
 pub mod tap;
-mod tensor;
-pub mod training;
 pub mod weights;
 
-pub use activation::Activation;
-pub use attention::AttentionForm;
-pub use cache::LatentCache;
-pub use causal_lm::{CausalLmInput, CausalLmOutput, DeepseekV2ForCausalLM, LogitsToKeep};
 pub use config::DeepseekV2Config;
 pub use dialect::Dialect;
 pub use error::{Error, Result};
-pub use loss::{CausalLmLabels, ClassificationLabels};
-pub use mask::AttentionMask;
+pub use model::activation::Activation;
+pub use model::attention::AttentionForm;
+pub use model::cache::LatentCache;
+pub use model::causal_lm::{CausalLmInput, CausalLmOutput, DeepseekV2ForCausalLM, LogitsToKeep};
+pub use model::loss::{CausalLmLabels, ClassificationLabels};
+pub use model::mask::AttentionMask;
+pub use model::sequence_classification::DeepseekV2ForSequenceClassification;
 pub use model::{DeepseekV2Model, ModelInput, Run, Tokens};
 pub use real::Real;
-pub use sequence_classification::DeepseekV2ForSequenceClassification;
 pub use tap::{NoTap, StageValue, Tap};
-pub use tensor::{Dtype, SharedBytes, Tensor};
+pub use weights::tensor::{Dtype, SharedBytes, Tensor};

@@ -1,13 +1,28 @@
 //! The transformer without a head: embedding, layers, final norm.
 
+pub mod activation;
+pub mod attention;
+pub mod cache;
+pub mod causal_lm;
+pub mod experts;
+pub mod layer;
+pub mod loss;
+pub mod mask;
+pub(crate) mod modules;
+pub mod norm;
+pub mod rope;
+pub mod router;
+pub mod sequence_classification;
+pub mod softmax;
+
 use ndarray::{Array2, Array3, Array4, Axis};
 
-use crate::attention::{AttentionContext, AttentionForm};
-use crate::cache::LatentCache;
-use crate::layer::DeepseekV2DecoderLayer;
-use crate::mask::{AttentionMask, attention_bias, default_position_ids};
-use crate::norm::RmsNorm;
-use crate::rope::RotaryEmbedding;
+use crate::model::attention::{AttentionContext, AttentionForm};
+use crate::model::cache::LatentCache;
+use crate::model::layer::DeepseekV2DecoderLayer;
+use crate::model::mask::{AttentionMask, attention_bias, default_position_ids};
+use crate::model::norm::RmsNorm;
+use crate::model::rope::RotaryEmbedding;
 use crate::tap::{Scope, Tap};
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Error, Real, Result, Tensor};
@@ -122,7 +137,7 @@ impl<T: Real> DeepseekV2Model<T> {
     /// Runs the new tokens, after those in the cache, and appends them to it. If it fails the cache is left as it was.
     ///
     /// Without a cache and without a mask, position ids that do not rise by one mark packed sequences (see
-    /// [`crate::mask`]).
+    /// [`crate::model::mask`]).
     ///
     /// # Errors
     /// If an input has a wrong shape, a token id is out of range, or a number is not finite.

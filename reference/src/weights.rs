@@ -9,6 +9,11 @@
 //! how a config.json with too few layers, or with tied embeddings that are not tied, shows itself.
 //! [`check_complete`] compares the two lists of names before anything is read.
 
+pub mod checkpoint;
+pub mod generator;
+pub mod safetensors_file;
+pub(crate) mod tensor;
+
 use std::collections::HashSet;
 
 use crate::{Error, Result, Tensor};

@@ -54,7 +54,7 @@ fn attention_by_hand(patch: &Value, stages: &Stages<f64>) -> Array3<f64> {
             if e % 2 == 0 { x[i] * cos - x[i + 1] * sin } else { x[i] * sin + x[i + 1] * cos }
         })
     };
-    let scale = dsv2_reference::rope::softmax_scale(&config, Dialect::Hf).unwrap();
+    let scale = dsv2_reference::model::rope::softmax_scale(&config, Dialect::Hf).unwrap();
 
     let mut output = Array3::zeros(x.dim());
     for b in 0..x.dim().0 {

@@ -4,8 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::Path;
 
-use dsv2_reference::cache::{CacheFormat, PackedFormat};
-use dsv2_reference::generator::GeneratedWeights;
+use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, DeepseekV2Model, Dialect, LatentCache, ModelInput, NoTap, Run};
 use ndarray::Array2;
 use serde::Deserialize;

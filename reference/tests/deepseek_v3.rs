@@ -4,14 +4,14 @@
 use std::fs;
 use std::path::PathBuf;
 
+use dsv2_reference::arithmetic::linear::Linear;
 use dsv2_reference::deepseek_v3::config_from_value;
 use dsv2_reference::deepseek_v3::mtp::MultiTokenPrediction;
 use dsv2_reference::deepseek_v3::router::BiasCorrectedRule;
-use dsv2_reference::generator::GeneratedWeights;
-use dsv2_reference::linear::Linear;
-use dsv2_reference::parallel::Placement;
-use dsv2_reference::router::selection::{best, experts_of_best_groups, highest};
+use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
+use dsv2_reference::paper::parallel::Placement;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{Dtype, Real, Tensor};
 use ndarray::{Array, Array1, Array2, Array3, Dimension, IntoDimension, s};
 use safetensors::SafeTensors;

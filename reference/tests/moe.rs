@@ -7,9 +7,9 @@ use crate::common::{
     Exchanged, Stages, config, difference, ids, input, logits, model, model_in, refusal, weight, weights,
 };
 use approx::assert_abs_diff_eq;
-use dsv2_reference::checkpoint::{Checkpoint, Entry, write_checkpoint};
 use dsv2_reference::config::Head;
 use dsv2_reference::round::RoundingTap;
+use dsv2_reference::weights::checkpoint::{Checkpoint, Entry, write_checkpoint};
 use dsv2_reference::weights::{WeightSource, check_complete};
 use dsv2_reference::{DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, Real, Run, StageValue, Tap};
 use ndarray::{Array1, Array2, ArrayView1, Axis, array, s};

@@ -4,9 +4,9 @@ use crate::common::{
     self, Exchanged, Stages, config, difference, ids, input, input_refusal, logits, model, weight, weights,
 };
 use approx::{assert_abs_diff_eq, assert_relative_eq};
-use dsv2_reference::loss::IGNORE_INDEX;
+use dsv2_reference::model::loss::IGNORE_INDEX;
+use dsv2_reference::model::sequence_classification::SequenceClassificationOutput;
 use dsv2_reference::round::RoundingTap;
-use dsv2_reference::sequence_classification::SequenceClassificationOutput;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{
     AttentionMask, CausalLmInput, CausalLmLabels, ClassificationLabels, DeepseekV2ForCausalLM,

@@ -4,7 +4,7 @@ use crate::common::{
     self, Stages, config, difference, ids, input, input_with, logits, logits_after, model, model_in, refusal,
 };
 use approx::{assert_abs_diff_eq, assert_relative_eq};
-use dsv2_reference::rope::{RotaryEmbedding, softmax_scale};
+use dsv2_reference::model::rope::{RotaryEmbedding, softmax_scale};
 use dsv2_reference::{DeepseekV2Config, Dialect, LatentCache, Run, StageValue};
 use ndarray::{Array2, array, s};
 use serde_json::{Value, json};

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use dsv2_reference::cache::PackedFormat::{Fp8, SixBit};
-use dsv2_reference::checkpoint::Checkpoint;
+use dsv2_reference::model::cache::PackedFormat::{Fp8, SixBit};
+use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::{DeepseekV2Config, DeepseekV2Model, Dialect, LatentCache, ModelInput, Run, StageValue};
 use ndarray::Array2;
 

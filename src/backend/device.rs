@@ -7,8 +7,8 @@ use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
 use dsv2_optimized::model::tap::Tap as DeviceTap;
 use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Tensor, Variant};
-use dsv2_reference::cache::CacheFormat;
 use dsv2_reference::config::Head;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::ArrayD;
 

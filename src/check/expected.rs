@@ -1,6 +1,6 @@
 //! The truth as somebody gives it, in place of the reference's.
 
-use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
 

@@ -4,7 +4,7 @@
 //! attends to itself alone; a forgotten factor leaves everything in proportion. Each mutant that is planted at the stage
 //! is run on a small golden case, and its looks are compared.
 
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 use ndarray::{ArrayD, Axis};
 

@@ -11,7 +11,7 @@ use dsv2::report::model::{CheckReport, Files, PassOrFail, Report};
 use dsv2::trace::Trace;
 use dsv2::{Result, output, report};
 use dsv2_reference::Dialect;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 
 use super::{Done, cache_format, dialect, pieces, precision, styled};
 

@@ -7,7 +7,7 @@ use dsv2::backend::{Precision, Settings};
 use dsv2::case::Case;
 use dsv2::{Error, Result, golden, output};
 use dsv2_reference::Dialect;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
 use super::{Attention, BackendName, Done, cache_format, dialect, pieces, precision};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dsv2_reference::generator::Rule;
+use dsv2_reference::weights::generator::Rule;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,6 +1,6 @@
 //! What is asked of inputs before anything is computed from them.
 
-use dsv2_reference::loss::IGNORE_INDEX;
+use dsv2_reference::model::loss::IGNORE_INDEX;
 use ndarray::{ArrayBase, Data, Dimension};
 
 use super::{AttentionMask, Inputs, Labels, LogitsToKeep, Tokens};

@@ -56,7 +56,7 @@ pub fn acceptable(method: TopkMethod, logits: &[f64], chosen: &BTreeSet<usize>, 
 
 #[cfg(test)]
 mod tests {
-    use dsv2_reference::generator::splitmix64;
+    use dsv2_reference::weights::generator::splitmix64;
 
     use super::*;
 

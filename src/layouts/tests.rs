@@ -1,5 +1,5 @@
 use dsv2_reference::Dtype;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
 use super::*;

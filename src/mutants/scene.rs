@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use dsv2_reference::mask::{attention_bias, default_position_ids};
-use dsv2_reference::rope::softmax_scale;
-use dsv2_reference::{DeepseekV2Config, Dialect, mask};
+use dsv2_reference::model::mask;
+use dsv2_reference::model::mask::{attention_bias, default_position_ids};
+use dsv2_reference::model::rope::softmax_scale;
+use dsv2_reference::{DeepseekV2Config, Dialect};
 use ndarray::{Array2, Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4};
 
 use super::weights::Wide;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use dsv2_reference::Dtype;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 use glob::Pattern;
 use ndarray::array;
 use time::{Date, Month};

@@ -6,11 +6,11 @@
 //! | tf32 | f32 | rounded to 10 bits of fraction | f32 |
 //! | f16, bf16 | f16, bf16; rotary tables, router and loss in f32 | they are | f32 |
 //!
-//! A cache may have a narrower type of its own ([`CacheFormat`](dsv2_reference::cache::CacheFormat)): that is not done here, but
+//! A cache may have a narrower type of its own ([`CacheFormat`](dsv2_reference::model::cache::CacheFormat)): that is not done here, but
 //! by the reference's cache, which then holds real bytes.
 
-use dsv2_reference::generator::{fnv1a64, splitmix64};
 use dsv2_reference::tap::{StageValue, Tap};
+use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dtype, Real};
 use ndarray::ArrayViewMutD;
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use dsv2::golden::Suite;
 use dsv2::materialize::materialize;
 use dsv2::values::{self, Values};
-use dsv2_reference::safetensors_file::{Data, write_safetensors};
+use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use indexmap::IndexMap;
 use tempfile::TempDir;
 

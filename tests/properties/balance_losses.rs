@@ -5,9 +5,9 @@ mod loads;
 mod values;
 
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::parallel::Placement;
-use dsv2_reference::router::{Routing, RoutingRule};
-use dsv2_reference::training::balance_loss::{
+use dsv2_reference::model::router::{Routing, RoutingRule};
+use dsv2_reference::paper::parallel::Placement;
+use dsv2_reference::paper::training::balance_loss::{
     BalanceLoss, Level, Over, device_affinity, device_load, device_traffic, expert_affinity, expert_load,
 };
 use ndarray::{Array1, Array2, Axis, s};

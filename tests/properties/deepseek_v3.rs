@@ -5,7 +5,7 @@ mod mtp;
 mod router;
 
 use dsv2_reference::DeepseekV2Config;
-use dsv2_reference::parallel::Placement;
+use dsv2_reference::paper::parallel::Placement;
 use ndarray::{Array1, Array2};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use dsv2_reference::parallel::Placement;
-use dsv2_reference::parallel::expert_parallel::{Combine, Dispatch, Shipment, Traffic, forward};
-use dsv2_reference::router::Routing;
+use dsv2_reference::model::router::Routing;
+use dsv2_reference::paper::parallel::Placement;
+use dsv2_reference::paper::parallel::expert_parallel::{Combine, Dispatch, Shipment, Traffic, forward};
 use ndarray::{Array2, ArrayView2, Axis};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -314,7 +314,7 @@ fn all_tokens_at_one_expert_and_dropped_slots_are_no_special_cases() {
     let placement = Placement::contiguous(4, 2).unwrap();
     let mut routing = moe.route(tokens.view()).unwrap();
     routing.topk_indices.column_mut(0).fill(3);
-    routing.topk_indices.column_mut(1).fill(dsv2_reference::router::DROPPED);
+    routing.topk_indices.column_mut(1).fill(dsv2_reference::model::router::DROPPED);
     let dispatch = Dispatch::new(tokens.view(), &routing, &placement).unwrap();
     assert!(dispatch.shipments[0].tokens.is_empty() && dispatch.shipments[0].work.is_empty());
     assert_eq!((dispatch.traffic().devices_per_token, dispatch.traffic().pairs), (vec![1, 1, 1], 3));

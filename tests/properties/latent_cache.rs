@@ -1,6 +1,6 @@
 //! Laws of the latent cache: pieces, order, company and forgetting make no difference, not by a bit.
 
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::{AttentionMask, ModelInput};
 use ndarray::{Array2, Array4, ArrayViewMutD, Axis, concatenate, s};
 use proptest::prelude::*;

@@ -11,12 +11,12 @@ mod property;
 
 #[cfg(feature = "linalg")]
 mod laws {
-    use dsv2_reference::generator::GeneratedWeights;
-    use dsv2_reference::linalg::mha_to_mla::LatentKeysAndValues;
-    use dsv2_reference::linalg::orthonormal::Orthonormal;
-    use dsv2_reference::linalg::{ThinSvd, absorbed, condition};
-    use dsv2_reference::linear::Linear;
+    use dsv2_reference::arithmetic::linear::Linear;
+    use dsv2_reference::paper::linalg::mha_to_mla::LatentKeysAndValues;
+    use dsv2_reference::paper::linalg::orthonormal::Orthonormal;
+    use dsv2_reference::paper::linalg::{ThinSvd, absorbed, condition};
     use dsv2_reference::weights::WeightSource;
+    use dsv2_reference::weights::generator::GeneratedWeights;
     use dsv2_reference::{Dtype, Tensor};
     use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate, s};
     use proptest::strategy::Strategy;

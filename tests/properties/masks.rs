@@ -1,6 +1,6 @@
 //! Laws of the attention mask: what is masked is as good as not there.
 
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::{AttentionMask, ModelInput, Tokens};
 use ndarray::{Array2, Array3, Array4, ArrayViewMutD, Axis, s};
 use proptest::prelude::*;

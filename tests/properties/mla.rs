@@ -1,6 +1,6 @@
 //! Laws of multi-head latent attention: its two forms, its first token, and the symmetries of its weights.
 
-use dsv2_reference::cache::{CacheFormat, PackedFormat};
+use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{AttentionForm, AttentionMask, Dtype, ModelInput, Tensor};
 use ndarray::{Array1, Array2, Array3, Array4, ArrayViewMutD, Axis, concatenate, s};
@@ -238,7 +238,8 @@ fn all_heads_share_one_rotary_key() {
 /// An orthogonal matrix: a reflection for each row of numbers.
 fn orthogonal(size: usize, seed: u64) -> Array2<f64> {
     (0..size as u64).fold(Array2::eye(size), |q: Array2<f64>, i| {
-        let number = |j: usize| dsv2_reference::generator::splitmix64(seed + 100 * i + j as u64) as f64 / 2e19 - 0.4;
+        let number =
+            |j: usize| dsv2_reference::weights::generator::splitmix64(seed + 100 * i + j as u64) as f64 / 2e19 - 0.4;
         let normal = Array1::from_shape_fn(size, number);
         let projection = normal.clone().insert_axis(Axis(1)).dot(&normal.view().insert_axis(Axis(0)));
         q.dot(&(Array2::eye(size) - projection * (2.0 / normal.dot(&normal))))

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use dsv2_reference::cache::CacheFormat;
-use dsv2_reference::generator::{GeneratedWeights, splitmix64};
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{
     AttentionForm, DeepseekV2Config, DeepseekV2Model, Dialect, LatentCache, ModelInput, Result, Run, StageValue, Tensor,
 };

@@ -2,12 +2,12 @@
 
 use std::iter::repeat_n;
 
-use dsv2_reference::experts::DeepseekV2Moe;
-use dsv2_reference::generator::{GeneratedWeights, splitmix64};
+use dsv2_reference::model::experts::DeepseekV2Moe;
+use dsv2_reference::model::router::Routing;
 use dsv2_reference::round::RoundingTap;
-use dsv2_reference::router::Routing;
 use dsv2_reference::tap::Scope;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dialect, Dtype, NoTap, StageValue, Tap, Tensor};
 use ndarray::{Array2, Array3, Axis};
 use proptest::prelude::*;

@@ -12,9 +12,9 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::parallel::Placement;
-use dsv2_reference::router::selection::{best, experts_of_best_groups, highest};
-use dsv2_reference::router::{Routing, RoutingRule};
+use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
+use dsv2_reference::model::router::{Routing, RoutingRule};
+use dsv2_reference::paper::parallel::Placement;
 use ndarray::{Array1, Array2, ArrayView1};
 use proptest::collection::vec;
 use proptest::prelude::*;

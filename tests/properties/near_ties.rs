@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use dsv2::judge::near_tie;
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::router::RoutingRule;
+use dsv2_reference::model::router::RoutingRule;
 use ndarray::Array1;
 use proptest::collection::vec;
 use proptest::prop_assert;

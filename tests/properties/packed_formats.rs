@@ -1,7 +1,7 @@
 //! Laws of the packed formats of the latent cache: what their bytes keep of a token.
 
-use dsv2_reference::cache::PackedFormat;
-use dsv2_reference::generator::splitmix64;
+use dsv2_reference::model::cache::PackedFormat;
+use dsv2_reference::weights::generator::splitmix64;
 use proptest::prelude::*;
 
 use crate::property::for_all;

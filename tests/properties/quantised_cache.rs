@@ -1,7 +1,7 @@
 //! Laws of attention over a packed cache.
 
 use dsv2_reference::AttentionForm;
-use dsv2_reference::cache::{CacheFormat, PackedFormat};
+use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
 use ndarray::{Array3, ArrayViewMutD, Axis};
 use proptest::prelude::*;
 

@@ -1,7 +1,7 @@
 //! Laws of the rotary embedding.
 
-use dsv2_reference::generator::splitmix64;
-use dsv2_reference::rope::{RotaryTables, softmax_scale};
+use dsv2_reference::model::rope::{RotaryTables, softmax_scale};
+use dsv2_reference::weights::generator::splitmix64;
 use dsv2_reference::{Dialect, ModelInput, Tokens};
 use ndarray::{Array2, Array3, Array4, s};
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ enum Role {
 /// Turns the pairs of a vector: pair i by `position * theta[i]`.
 type Rotate = dyn Fn(Role, &[f64], &[f64], f64) -> Vec<f64>;
 
-/// The reference's rotation, by angles in f64. (Its own angles are fp32, as everybody's; see [`rope`](dsv2_reference::rope).)
+/// The reference's rotation, by angles in f64. (Its own angles are fp32, as everybody's; see [`rope`](dsv2_reference::model::rope).)
 fn rotate(_: Role, x: &[f64], theta: &[f64], position: f64) -> Vec<f64> {
     let angles = Array3::from_shape_fn((1, 1, theta.len()), |(_, _, i)| position * theta[i]);
     let tables = RotaryTables { cos: angles.mapv(f64::cos), sin: angles.mapv(f64::sin) };

@@ -1,10 +1,10 @@
 //! Tensor parallelism: a model split by heads and by columns over P ranks computes what it computes in one piece.
 
-use dsv2_reference::experts::DeepseekV2Mlp;
-use dsv2_reference::generator::{GeneratedWeights, splitmix64};
-use dsv2_reference::parallel::tensor_parallel::all_reduce;
-use dsv2_reference::parallel::{Rank, Shard, TensorParallel};
+use dsv2_reference::model::experts::DeepseekV2Mlp;
+use dsv2_reference::paper::parallel::tensor_parallel::all_reduce;
+use dsv2_reference::paper::parallel::{Rank, Shard, TensorParallel};
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{
     AttentionForm, CausalLmInput, CausalLmOutput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache,
     LogitsToKeep, ModelInput, NoTap, Result, Run, Tensor,
@@ -282,8 +282,9 @@ fn one_rank_is_the_model_in_one_piece_to_the_bit() {
 
 /// Latents and keys of every layer of a cache.
 fn cached(cache: &LatentCache<f64>) -> Vec<[ndarray::Array3<f64>; 2]> {
-    let layer =
-        |layer: &dsv2_reference::cache::LayerCache<f64>| [layer.compressed_kv().to_owned(), layer.k_pe().to_owned()];
+    let layer = |layer: &dsv2_reference::model::cache::LayerCache<f64>| {
+        [layer.compressed_kv().to_owned(), layer.k_pe().to_owned()]
+    };
     cache.layers().iter().map(layer).collect()
 }
 

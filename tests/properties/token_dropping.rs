@@ -3,9 +3,9 @@
 mod mutants;
 
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::parallel::Placement;
-use dsv2_reference::router::{Routing, RoutingRule};
-use dsv2_reference::training::token_dropping::{Phase, drop_tokens, kept};
+use dsv2_reference::model::router::{Routing, RoutingRule};
+use dsv2_reference::paper::parallel::Placement;
+use dsv2_reference::paper::training::token_dropping::{Phase, drop_tokens, kept};
 use ndarray::{Array2, s};
 use proptest::collection::vec;
 use proptest::prelude::*;

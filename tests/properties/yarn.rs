@@ -1,6 +1,6 @@
 //! Laws of YaRN: the frequencies of a longer context, and the softmax scale.
 
-use dsv2_reference::rope::{RotaryEmbedding, softmax_scale, yarn_get_mscale};
+use dsv2_reference::model::rope::{RotaryEmbedding, softmax_scale, yarn_get_mscale};
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use proptest::prelude::*;
 use serde_json::json;

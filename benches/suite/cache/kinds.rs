@@ -10,9 +10,9 @@
 //! heads, width\], that grows as Rust's vectors do. Both double their room when it is full.
 
 use dsv2_reference::LatentCache;
-use dsv2_reference::cache::{CacheFormat, PackedFormat};
 use dsv2_reference::config::DeepseekV2Config;
-use dsv2_reference::generator::splitmix64;
+use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
+use dsv2_reference::weights::generator::splitmix64;
 use half::bf16;
 use ndarray::{Array3, s};
 

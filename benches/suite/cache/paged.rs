@@ -6,7 +6,7 @@ use dsv2_bench_report::Table;
 use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::{Device, Element, Emulated, Library};
 use dsv2_reference::config::DeepseekV2Config;
-use dsv2_reference::generator::splitmix64;
+use dsv2_reference::weights::generator::splitmix64;
 
 use super::bytes::human;
 use crate::bench::{Bench, Profile};

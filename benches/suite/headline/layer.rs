@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dsv2_reference::Dtype;
-use dsv2_reference::generator::{GeneratedWeights, Rule, splitmix64};
+use dsv2_reference::weights::generator::{GeneratedWeights, Rule, splitmix64};
 use ndarray::Array2;
 use rayon::prelude::*;
 

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
-use dsv2_reference::generator::splitmix64;
+use dsv2_reference::weights::generator::splitmix64;
 
 use crate::bench::Profile;
 

@@ -9,7 +9,7 @@ use dsv2_optimized::model::generate::GenerateOptions;
 use dsv2_optimized::model::head::CausalLm;
 use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::{GeneratedWeights, Rule};
+use dsv2_reference::weights::generator::{GeneratedWeights, Rule};
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use ndarray::Array2;
 use ptx_emulator::profile::Profile;

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use dsv2_reference::checkpoint::{Checkpoint, Entry, write_checkpoint};
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::checkpoint::{Checkpoint, Entry, write_checkpoint};
+use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{
     AttentionForm, CausalLmInput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache, LogitsToKeep,
     ModelInput, NoTap, Result, Run, StageValue, Tap,

@@ -4,7 +4,7 @@
 //! new tokens. *Absorbed*: W^UK goes into the query and W^UV into the output, and attention reads the pages themselves;
 //! cheaper for a few. No weight is copied for it: W^UK and W^UV are views of `kv_b_proj`.
 
-use dsv2_reference::attention::AttentionForm;
+use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
 use super::Settings;

@@ -10,11 +10,11 @@
 //!
 //! so that a text can be drawn again, and a sequence's draws do not depend on what else is in the batch.
 
-use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::causal_lm::LogitsToKeep;
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::splitmix64;
+use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::model::causal_lm::LogitsToKeep;
 use dsv2_reference::model::{ModelInput, Tokens};
+use dsv2_reference::weights::generator::splitmix64;
 use dsv2_reference::{AttentionMask, DeepseekV2Config, Dialect};
 use ndarray::{Array1, Array2, Axis, s};
 

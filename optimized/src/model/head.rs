@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::causal_lm::LogitsToKeep;
 use dsv2_reference::config::Head;
-use dsv2_reference::generator::GeneratedWeights;
-use dsv2_reference::loss::{CausalLmLabels, ClassificationLabels, IGNORE_INDEX, ProblemType};
 use dsv2_reference::model::ModelInput;
+use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::model::causal_lm::LogitsToKeep;
+use dsv2_reference::model::loss::{CausalLmLabels, ClassificationLabels, IGNORE_INDEX, ProblemType};
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
 use super::cache::LatentCache;

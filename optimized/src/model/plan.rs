@@ -12,8 +12,8 @@
 
 use std::sync::Arc;
 
-use dsv2_reference::attention::AttentionForm;
 use dsv2_reference::config::Head;
+use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
 use super::Settings;

@@ -127,7 +127,7 @@ fn attention_factor(rope: &RopeParameters, dialect: Dialect) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use dsv2_reference::rope::{RotaryEmbedding, softmax_scale as reference_scale};
+    use dsv2_reference::model::rope::{RotaryEmbedding, softmax_scale as reference_scale};
 
     use super::*;
 

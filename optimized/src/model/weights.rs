@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{Dtype, Tensor as Stored};
 use half::bf16;
 

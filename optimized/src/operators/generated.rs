@@ -1,7 +1,7 @@
 //! Generated weights, made where they are needed.
 
-use dsv2_reference::generator::{GeneratedWeights, fnv1a64, splitmix64};
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::{GeneratedWeights, fnv1a64, splitmix64};
 use ptx_emulator::Grid;
 
 use super::Operand;

@@ -7,7 +7,7 @@ use dsv2_optimized::operators::experts::{down, gate_up};
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Activation;
 use dsv2_reference::Real;
-use dsv2_reference::matmul::matmul_t;
+use dsv2_reference::arithmetic::matmul::matmul_t;
 use ndarray::{Array2, Array3, Axis, Ix2, Ix3, s};
 
 use crate::dispatch::{How, indices, sorted};

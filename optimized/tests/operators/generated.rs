@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::generated::fill_generated;
 use dsv2_optimized::{Device, Element, Result};
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use ndarray::IxDyn;
 
 use crate::harness::{Case, Output, output};

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use dsv2_metrics::{LOCAL_FACTORS, Metrics, NAMES, NARROW_LOCAL_FACTORS, Spread, compare, with_floors};
 use dsv2_optimized::{Device, Element, Emulated, Library, Result, Tensor};
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use half::bf16;
 use libtest_mimic::Failed;
 use ndarray::{Array, ArrayD, Dimension, IxDyn};

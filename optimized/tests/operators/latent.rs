@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::latent::latent_cache_write;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
-use dsv2_reference::norm::RmsNorm;
+use dsv2_reference::model::norm::RmsNorm;
 use ndarray::{Array1, Array2, Axis, Ix1, Ix2, s};
 
 use crate::harness::{Case, Output, output, random, round, upload};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dsv2_optimized::operators::loss::{cross_entropy, mean_loss};
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Real;
-use dsv2_reference::loss::{CausalLmLabels, causal_lm_loss};
+use dsv2_reference::model::loss::{CausalLmLabels, causal_lm_loss};
 use ndarray::{Array1, Array2, Axis, Ix1, Ix2, s};
 
 use crate::harness::{Case, Output, output, random, upload};

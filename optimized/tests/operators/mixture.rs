@@ -8,9 +8,10 @@ use dsv2_optimized::operators::dispatch::sort_by_expert;
 use dsv2_optimized::operators::experts::{down, gate_up};
 use dsv2_optimized::operators::router::{RoutingRule, route, router_logits};
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
+use dsv2_reference::arithmetic::matmul::matmul_t;
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::matmul::matmul_t;
-use dsv2_reference::{Activation, Real, router};
+use dsv2_reference::model::router;
+use dsv2_reference::{Activation, Real};
 use ndarray::{Array2, Array3, ArrayView2, Axis, Ix2, Ix3, s};
 
 use crate::harness::{Case, Output, output, random, round, upload};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::rms_norm::{add_rms_norm, rms_norm};
 use dsv2_optimized::{Device, Element, Result, Variant};
-use dsv2_reference::norm::RmsNorm;
+use dsv2_reference::model::norm::RmsNorm;
 use ndarray::{Array1, Array2, Ix1, Ix2, s};
 
 use crate::harness::{Case, Output, output, random, round, upload};

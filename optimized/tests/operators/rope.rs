@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dsv2_optimized::operators::rope::rope;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Real;
-use dsv2_reference::rope::RotaryTables;
+use dsv2_reference::model::rope::RotaryTables;
 use ndarray::{Array3, Axis, Ix3, s};
 
 use crate::harness::{Case, Output, output, random, round, upload};

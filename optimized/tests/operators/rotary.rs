@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::rotary::rotary;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
-use dsv2_reference::rope::{RotaryEmbedding, RotaryTables};
+use dsv2_reference::model::rope::{RotaryEmbedding, RotaryTables};
 use dsv2_reference::{DeepseekV2Config, Dialect, Real};
 use ndarray::{Array2, Axis};
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::router::{RoutingRule, reweigh, route, router_logits};
 use dsv2_optimized::{Device, Element, Error, Result, Tensor, Variant};
+use dsv2_reference::Real;
+use dsv2_reference::arithmetic::matmul::matmul_t;
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::matmul::matmul_t;
-use dsv2_reference::{Real, router};
+use dsv2_reference::model::router;
 use ndarray::{Array2, Ix2, s};
 
 use crate::harness::{Case, Output, output, random, upload};

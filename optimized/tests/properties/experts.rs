@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use dsv2_optimized::Device;
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dtype, Result, Tensor};
 use ndarray::ArrayD;
 use proptest::prelude::*;

@@ -8,8 +8,8 @@ use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::head::{CausalLm, CausalLmInput};
 use dsv2_optimized::model::tap::Tap;
 use dsv2_optimized::{Device, Element, Result, Tensor};
-use dsv2_reference::causal_lm::{CausalLmInput as ReferenceInput, LogitsToKeep};
 use dsv2_reference::config::TopkMethod;
+use dsv2_reference::model::causal_lm::{CausalLmInput as ReferenceInput, LogitsToKeep};
 use dsv2_reference::{
     AttentionForm, AttentionMask, DeepseekV2ForCausalLM, LatentCache as ReferenceCache, ModelInput, Real, Run,
     StageValue, Tokens,

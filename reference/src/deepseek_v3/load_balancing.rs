@@ -1,13 +1,13 @@
 //! How DeepSeek-V3 keeps its experts equally busy in training (V3 report 2.1.2; "Auxiliary-Loss-Free Load Balancing
 //! Strategy for Mixture-of-Experts", arXiv 2408.15664). **Not DeepSeek-V2,** which has three losses for it
-//! ([`crate::training::balance_loss`]).
+//! ([`crate::paper::training::balance_loss`]).
 //!
 //! After each step, every expert's bias goes up a little if it had fewer tokens than the mean, and down if it had more.
 //! No gradient is involved. A small loss, sequence by sequence, guards against single sequences that visit few experts.
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1, Axis};
 
-use crate::router::selection::highest;
+use crate::model::router::selection::highest;
 use crate::{Error, Real, Result};
 
 /// gamma of the released model for the first 14.3T tokens; 0 for the last 500B (V3 report 4.2).

@@ -24,14 +24,14 @@
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 
-use crate::attention::{AttentionContext, AttentionForm};
+use crate::arithmetic::linear::Linear;
 use crate::deepseek_v3::router::DeepseekV3TopkRouter;
-use crate::experts::{DeepseekV2Moe, Gate};
-use crate::layer::DeepseekV2DecoderLayer;
-use crate::linear::Linear;
-use crate::mask::{attention_bias, default_position_ids};
-use crate::norm::RmsNorm;
-use crate::rope::RotaryEmbedding;
+use crate::model::attention::{AttentionContext, AttentionForm};
+use crate::model::experts::{DeepseekV2Moe, Gate};
+use crate::model::layer::DeepseekV2DecoderLayer;
+use crate::model::mask::{attention_bias, default_position_ids};
+use crate::model::norm::RmsNorm;
+use crate::model::rope::RotaryEmbedding;
 use crate::tap::Scope;
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Error, NoTap, Real, Result};

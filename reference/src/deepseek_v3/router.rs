@@ -27,11 +27,11 @@
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
-use crate::activation::Activation;
-use crate::linear::Linear;
-use crate::parallel::Placement;
-use crate::router::Routing;
-use crate::router::selection::{experts_of_best_groups, highest};
+use crate::arithmetic::linear::Linear;
+use crate::model::activation::Activation;
+use crate::model::router::Routing;
+use crate::model::router::selection::{experts_of_best_groups, highest};
+use crate::paper::parallel::Placement;
 use crate::tap::Scope;
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Error, Real, Result};

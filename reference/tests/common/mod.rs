@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use dsv2_reference::generator::GeneratedWeights;
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{
     AttentionMask, CausalLmInput, CausalLmOutput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, LatentCache,
     LogitsToKeep, ModelInput, NoTap, Real, Result, Run, StageValue, Tensor, Tokens,

@@ -1,6 +1,6 @@
 //! Right tables, wrongly applied.
 
-use dsv2_reference::rope::{RotaryEmbedding, RotaryTables};
+use dsv2_reference::model::rope::{RotaryEmbedding, RotaryTables};
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
 use super::tables::far;

@@ -1,6 +1,6 @@
 //! Wrong experts, or right ones with wrong weights.
 
-use dsv2_reference::router::selection::highest;
+use dsv2_reference::model::router::selection::highest;
 use ndarray::{Array1, Array2, ArrayD};
 
 use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts, structural};

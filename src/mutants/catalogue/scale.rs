@@ -1,7 +1,7 @@
 //! Wrong factors in front of the scores.
 
 use dsv2_reference::config::RopeType;
-use dsv2_reference::rope::yarn_get_mscale;
+use dsv2_reference::model::rope::yarn_get_mscale;
 use ndarray::ArrayD;
 
 use super::{always, rope, structural};

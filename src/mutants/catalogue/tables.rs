@@ -2,7 +2,7 @@
 
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::config::RopeParameters;
-use dsv2_reference::rope::{RotaryEmbedding, RotaryTables};
+use dsv2_reference::model::rope::{RotaryEmbedding, RotaryTables};
 use ndarray::{Array2, Array3, ArrayD};
 use serde_json::{Value, json};
 

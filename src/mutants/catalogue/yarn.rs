@@ -2,7 +2,7 @@
 
 use dsv2_reference::Dialect;
 use dsv2_reference::config::RopeType;
-use dsv2_reference::rope::{RotaryEmbedding, yarn_get_mscale};
+use dsv2_reference::model::rope::{RotaryEmbedding, yarn_get_mscale};
 use ndarray::Array2;
 
 use super::tables::{at_positions, changed, embedding, far, of_frequencies};

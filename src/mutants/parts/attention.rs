@@ -1,6 +1,6 @@
 //! Queries, keys and values of every head.
 
-use dsv2_reference::rope::RotaryTables;
+use dsv2_reference::model::rope::RotaryTables;
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView2, ArrayView3, Axis, s};
 
 use crate::mutants::arithmetic::{exact, product};

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use dsv2_reference::Activation;
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::router::selection::highest;
+use dsv2_reference::model::router::selection::highest;
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis};
 
 use crate::mutants::arithmetic::{Dot, exact, product, softmax};

@@ -1,6 +1,6 @@
 //! Norms.
 
-use dsv2_reference::norm::LATENT_NORM_EPS;
+use dsv2_reference::model::norm::LATENT_NORM_EPS;
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis, s};
 
 use crate::mutants::kinds;

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError, mpsc};
 
-use dsv2_reference::attention::AttentionForm;
-use dsv2_reference::cache::CacheFormat;
+use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
 use super::{Finding, Kill, Pass, Subjects, is_output};

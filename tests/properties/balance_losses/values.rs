@@ -1,6 +1,6 @@
 //! What the losses are worth.
 
-use dsv2_reference::training::balance_loss::{V2_COMMUNICATION_ALPHA, V2_DEVICE_ALPHA, V2_EXPERT_ALPHA};
+use dsv2_reference::paper::training::balance_loss::{V2_COMMUNICATION_ALPHA, V2_DEVICE_ALPHA, V2_EXPERT_ALPHA};
 use ndarray::array;
 use proptest::prelude::*;
 use proptest::sample::Index;

@@ -1,8 +1,8 @@
 //! DeepSeek-V3's module for multi-token prediction: which inputs its outputs depend on.
 
 use dsv2_reference::deepseek_v3::mtp::MultiTokenPrediction;
-use dsv2_reference::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dtype, Tensor};
 use ndarray::{Array2, Array3, Axis, Ix2, s};
 use proptest::prelude::*;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::deepseek_v3::router::{BiasCorrectedRule, sum_of_two_best};
-use dsv2_reference::router::selection::{best, experts_of_best_groups, highest};
-use dsv2_reference::router::{Routing, RoutingRule};
+use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
+use dsv2_reference::model::router::{Routing, RoutingRule};
 use ndarray::{Array1, ArrayView1, Axis};
 use proptest::prelude::*;
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::parallel::Placement;
-use dsv2_reference::router::selection::highest;
-use dsv2_reference::router::{Routing, RoutingRule};
+use dsv2_reference::model::router::selection::highest;
+use dsv2_reference::model::router::{Routing, RoutingRule};
+use dsv2_reference::paper::parallel::Placement;
 use ndarray::{Array1, Axis, s};
 use proptest::prelude::*;
 use proptest::sample::Index;

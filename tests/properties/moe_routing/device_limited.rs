@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use dsv2_reference::parallel::Placement;
-use dsv2_reference::router::selection::highest;
-use dsv2_reference::router::{Routing, RoutingRule};
+use dsv2_reference::model::router::selection::highest;
+use dsv2_reference::model::router::{Routing, RoutingRule};
+use dsv2_reference::paper::parallel::Placement;
 use ndarray::{Array2, ArrayView1};
 use proptest::collection::vec;
 use proptest::prelude::*;

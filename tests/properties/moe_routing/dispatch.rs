@@ -1,6 +1,6 @@
 //! From tokens to experts and back: every pair of token and slot, once.
 
-use dsv2_reference::router::{DROPPED, Routing};
+use dsv2_reference::model::router::{DROPPED, Routing};
 use ndarray::Array2;
 use proptest::prelude::*;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::router::RoutingRule;
-use dsv2_reference::router::selection::{best, experts_of_best_groups, highest};
+use dsv2_reference::model::router::RoutingRule;
+use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
 use ndarray::{Array1, Axis};
 use proptest::collection::vec;
 use proptest::prelude::*;

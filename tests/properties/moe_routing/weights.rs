@@ -1,6 +1,6 @@
 //! With what weight.
 
-use dsv2_reference::router::Routing;
+use dsv2_reference::model::router::Routing;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use dsv2_reference::training::token_dropping::capacity;
+use dsv2_reference::paper::training::token_dropping::capacity;
 
 use super::*;
 

@@ -1,0 +1,85 @@
+//! Root mean square normalisation (RMSNorm), used before each sub-layer, after the last layer, and on both latents of
+//! MLA.
+
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1};
+
+use crate::Real;
+use crate::arithmetic::matmul::dot;
+
+/// The epsilon of the two norms inside attention, `q_a_layernorm` and `kv_a_layernorm`: always this, whatever
+/// `rms_norm_eps` says.
+///
+/// **Trap.** candle and mistral.rs pass `rms_norm_eps` to them. Every published checkpoint has `rms_norm_eps` = 1e-6,
+/// so the mistake shows only with another value (an error of 1e-3 at 1e-3).
+pub const LATENT_NORM_EPS: f64 = 1e-6;
+
+/// RMSNorm with a gain.
+#[derive(Debug, Clone)]
+pub struct RmsNorm<T> {
+    weight: Array1<T>,
+    eps: T,
+}
+
+impl<T: Real> RmsNorm<T> {
+    /// A norm over vectors of `weight.len()` elements.
+    pub fn new(weight: Array1<T>, eps: f64) -> Self {
+        RmsNorm { weight, eps: T::from_f64(eps) }
+    }
+
+    /// `y = w * x / sqrt(mean(x^2) + eps)`, row by row: \[N,D\] -> \[N,D\].
+    ///
+    /// No mean is subtracted, the gain is `w` and not `1 + w`, and eps is inside the root. In a bf16 model the
+    /// statistics are fp32 and the normalised value is rounded to bf16 *before* it is multiplied by `w` (Transformers,
+    /// and DeepSeek's own code); one rounding less is a benign difference.
+    pub fn forward(&self, x: ArrayView2<T>) -> Array2<T> {
+        let mut y = x.as_standard_layout().into_owned();
+        for row in y.rows_mut() {
+            self.normalise(row);
+        }
+        y
+    }
+
+    fn normalise(&self, mut row: ArrayViewMut1<T>) {
+        let size = T::from_f64(row.len() as f64);
+        let variance = dot(row.view(), row.view()) / size;
+        let scale = T::one() / (variance + self.eps).sqrt();
+        row.zip_mut_with(&self.weight, |x, &w| *x = w * (*x * scale));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use approx::assert_abs_diff_eq;
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn divides_by_the_root_mean_square_and_multiplies_by_the_gain() {
+        // mean(x^2) = (9 + 16) / 2 = 12.5
+        let norm = RmsNorm::new(array![2.0, -1.0], 0.0);
+        let y = norm.forward(array![[3.0, 4.0]].view());
+        assert_abs_diff_eq!(y, array![[6.0 / 12.5_f64.sqrt(), -4.0 / 12.5_f64.sqrt()]], epsilon = 1e-15);
+    }
+
+    #[test]
+    fn epsilon_is_added_to_the_mean_square_inside_the_root() {
+        let norm = RmsNorm::new(array![1.0, 1.0], 3.0);
+        let y = norm.forward(array![[1.0, 1.0]].view());
+        assert_abs_diff_eq!(y, array![[0.5, 0.5]], epsilon = 1e-15);
+    }
+
+    #[test]
+    fn a_zero_row_stays_zero() {
+        let norm = RmsNorm::new(array![1.0, 1.0], 1e-6);
+        assert_eq!(norm.forward(array![[0.0, 0.0]].view()), array![[0.0, 0.0]]);
+    }
+
+    #[test]
+    fn rows_do_not_see_each_other() {
+        let norm = RmsNorm::new(array![0.5, 1.5, 1.0], 1e-6);
+        let both = norm.forward(array![[1.0, 2.0, 3.0], [4.0, 5.0, 6.0_f32]].view());
+        let second = norm.forward(array![[4.0, 5.0, 6.0_f32]].view());
+        assert_eq!(both.row(1), second.row(0));
+    }
+}
