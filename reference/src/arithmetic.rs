@@ -1,7 +1,13 @@
-//! The arithmetic below the model: products whose sums have a fixed order, on factors that are stored in any type.
+//! The arithmetic below the model: it knows numbers, rows and matrices, and neither weights by name nor a config.
 //!
-//! Nothing here knows a model. [`matmul`] multiplies matrices of numbers, [`linear`] rows of numbers with a weight in the
-//! type that its checkpoint has.
+//! * [`matmul`]: products whose sums have one fixed order, also with a factor that stays in the type it is stored in;
+//! * [`softmax`], [`activation`]: the functions of a row and of a number;
+//! * `stored`, `real`: the types that numbers are stored in ([`crate::Dtype`]) and computed in ([`crate::Real`]);
+//! * `map`: how functions of rows and of pairs of numbers are applied.
 
-pub mod linear;
+pub mod activation;
+pub(crate) mod map;
 pub mod matmul;
+pub(crate) mod real;
+pub mod softmax;
+pub(crate) mod stored;

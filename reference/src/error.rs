@@ -3,8 +3,6 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 
-use crate::weights::one_line;
-
 /// The result of everything here that can be refused.
 pub type Result<V, E = Error> = std::result::Result<V, E>;
 
@@ -79,5 +77,35 @@ impl Error {
     /// A [`Error::File`].
     pub fn file(path: impl Into<PathBuf>, expected: impl Into<String>, found: impl ToString) -> Self {
         Error::File { path: path.into(), expected: expected.into(), found: found.to_string() }
+    }
+}
+
+/// `text` fit for a one-line message: control characters (a file can put them into a name) escaped, the end cut off
+/// if it is longer than any sensible name.
+pub(crate) fn one_line(text: &(impl Display + ?Sized)) -> String {
+    const LONGEST: usize = 300;
+    let (mut line, mut length) = (String::new(), 0);
+    for c in text.to_string().chars() {
+        let shown = if c.is_control() { c.escape_default().to_string() } else { c.into() };
+        length += shown.chars().count();
+        if length > LONGEST {
+            return line + "...";
+        }
+        line += &shown;
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_text_is_made_one_line_of_a_sensible_length() {
+        assert_eq!(one_line("a\n\u{7f}\u{e4}"), "a\\n\\u{7f}\u{e4}");
+        assert_eq!(one_line(&"x".repeat(300)), "x".repeat(300));
+        assert_eq!(one_line(&"x".repeat(301)), "x".repeat(300) + "...");
+        // A fuzzer found that escapes made the line six times as long.
+        assert_eq!(one_line(&"\u{7f}".repeat(200)), "\\u{7f}".repeat(50) + "...");
     }
 }

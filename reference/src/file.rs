@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use crate::weights::safetensors_file::what_is;
 use crate::{Error, Result};
 
 /// The content of the file `path`. Anything that is no file (a pipe would make us wait for ever) is refused.
@@ -25,6 +24,15 @@ pub(crate) fn read_up_to(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(Error::file(path, format!("at most {limit} bytes"), found.len()));
     }
     fs::read(path).map_err(cannot)
+}
+
+/// What a path leads to, for a message.
+pub(crate) fn what_is(found: &fs::Metadata) -> &'static str {
+    match (found.is_dir(), found.is_file()) {
+        (true, _) => "a folder",
+        (_, true) => "a file",
+        _ => "neither a file nor a folder",
+    }
 }
 
 #[cfg(test)]

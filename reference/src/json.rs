@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::weights::one_line;
+use crate::error::one_line;
 use crate::{Error, Result, file};
 
 /// The longest JSON file that is read. The index of the 236 billion parameters has 3 million bytes.

@@ -1,19 +1,17 @@
 //! The transformer without a head: embedding, layers, final norm.
 
-pub mod activation;
 pub mod attention;
 pub mod cache;
 pub mod causal_lm;
 pub mod experts;
 pub mod layer;
+pub mod linear;
 pub mod loss;
 pub mod mask;
-pub(crate) mod modules;
 pub mod norm;
 pub mod rope;
 pub mod router;
 pub mod sequence_classification;
-pub mod softmax;
 
 use ndarray::{Array2, Array3, Array4, Axis};
 

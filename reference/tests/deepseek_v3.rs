@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use dsv2_reference::arithmetic::linear::Linear;
 use dsv2_reference::deepseek_v3::config_from_value;
 use dsv2_reference::deepseek_v3::mtp::MultiTokenPrediction;
 use dsv2_reference::deepseek_v3::router::BiasCorrectedRule;
+use dsv2_reference::model::linear::Linear;
 use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
 use dsv2_reference::paper::parallel::Placement;
 use dsv2_reference::weights::WeightSource;

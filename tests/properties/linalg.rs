@@ -11,7 +11,7 @@ mod property;
 
 #[cfg(feature = "linalg")]
 mod laws {
-    use dsv2_reference::arithmetic::linear::Linear;
+    use dsv2_reference::model::linear::Linear;
     use dsv2_reference::paper::linalg::mha_to_mla::LatentKeysAndValues;
     use dsv2_reference::paper::linalg::orthonormal::Orthonormal;
     use dsv2_reference::paper::linalg::{ThinSvd, absorbed, condition};

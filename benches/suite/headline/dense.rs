@@ -8,11 +8,11 @@
 //!
 //! B sequences, H heads of d numbers, G heads of keys and values, D numbers of a token.
 
-use dsv2_reference::arithmetic::linear::Linear;
 use dsv2_reference::arithmetic::matmul::{dot, matmul, matmul_t};
+use dsv2_reference::arithmetic::softmax::softmax;
+use dsv2_reference::model::linear::Linear;
 use dsv2_reference::model::norm::RmsNorm;
 use dsv2_reference::model::rope::RotaryEmbedding;
-use dsv2_reference::model::softmax::softmax;
 use dsv2_reference::{Activation, DeepseekV2Config, Dialect};
 use ndarray::{Array2, Array4, ArrayView2, Axis, s};
 use rayon::prelude::*;

@@ -4,7 +4,7 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use criterion::Throughput;
-use dsv2_reference::arithmetic::linear::Linear;
+use dsv2_reference::model::linear::Linear;
 
 use super::layer::{CACHE, Layer, Sweep, WEIGHT, random_tokens, random_weights, seconds_of};
 use super::shapes::{Precision, SCALE, Shape};

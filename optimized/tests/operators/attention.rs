@@ -4,7 +4,7 @@
 use dsv2_optimized::{Element, Variant};
 use dsv2_reference::Real;
 use dsv2_reference::arithmetic::matmul::{matmul, matmul_t};
-use dsv2_reference::model::softmax::{log_sum_exp, softmax};
+use dsv2_reference::arithmetic::softmax::{log_sum_exp, softmax};
 use ndarray::{Array1, Array2, ArrayView2};
 
 /// The kernels of an operator: all types in all variants.

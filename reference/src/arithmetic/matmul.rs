@@ -13,8 +13,8 @@
 //!
 //! Floating-point addition is not associative, so a sum is only defined together with its order. BLAS and gemm
 //! libraries choose the order by shape: a batch of one goes to another kernel than a batch of eight, the blocks along
-//! K depend on the cache and on the number of threads. The same token then gets different bits in different company,
-//! a cached decode step does not reproduce the prefill, and near a tie the router sends the token to another expert.
+//! K depend on the cache and on the number of threads. The same token then gets different bits in different batches, a
+//! cached decode step does not reproduce the prefill, and near a tie the router sends the token to another expert.
 //! Here the order belongs to the element and depends on K alone. With `fma(x, y, s)` = x·y + s rounded once:
 //!
 //! * [`matmul_t`] keeps L partial sums ("lanes", 16 in `f32`, 8 in `f64`: one 512-bit vector of each). They start at
@@ -44,21 +44,23 @@
 //!
 //! Callers run heads, experts or blocks of weights in parallel.
 
+mod kernels;
+mod lanes;
 mod outer;
 mod panels;
 #[cfg(test)]
 mod tests;
 mod tiles;
 
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, NdFloat};
+use rayon::prelude::*;
 
-use crate::Real;
-pub(crate) use panels::Rows;
-use tiles::Kernels;
-pub(crate) use tiles::{Stored, block_rows};
+use super::stored::Dtype;
+use kernels::{Kernels, block_rows};
+use panels::Rows;
 
 /// A number type that the products are compiled for: `f32` or `f64`. (No other type can implement it.)
-pub trait Kernel: Kernels {}
+pub trait Kernel: NdFloat + Kernels {}
 
 impl Kernel for f32 {}
 impl Kernel for f64 {}
@@ -69,7 +71,7 @@ impl Kernel for f64 {}
 ///
 /// # Panics
 /// If the two K differ.
-pub fn matmul_t<T: Real>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
+pub fn matmul_t<T: Kernel>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
     assert_eq!(a.ncols(), b.ncols(), "matmul_t: the lengths of the sum");
     let k = a.ncols();
     let mut y = Array2::zeros((a.nrows(), b.nrows()));
@@ -85,13 +87,34 @@ pub fn matmul_t<T: Real>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
     y
 }
 
+/// [`matmul_t`] of a: \[M,K\] and a matrix \[N,K\] in row-major order that stays as it is stored: the same bits, and no
+/// widened copy of the whole. Threads share its rows out in blocks.
+///
+/// # Panics
+/// If `stored` is not N rows of K numbers of type `dtype`.
+pub fn matmul_t_stored<T: Kernel>(a: ArrayView2<T>, stored: &[u8], dtype: Dtype, n: usize) -> Array2<T> {
+    let k = a.ncols();
+    assert_eq!(stored.len(), n * k * dtype.size(), "matmul_t_stored: the bytes of N rows of K numbers");
+    let mut y = Array2::zeros((a.nrows(), n));
+    if y.is_empty() || k == 0 {
+        return y;
+    }
+    let a = a.as_standard_layout();
+    let (a, rows) = (Rows::new(a.as_slice().expect("standard layout"), k), block_rows::<T>(k));
+    stored
+        .par_chunks(rows * k * dtype.size())
+        .zip(y.axis_chunks_iter_mut(Axis(1), rows).into_par_iter())
+        .for_each_init(Vec::new, |tile, (stored, y)| T::dot_stored(&a, stored, dtype, tile, y));
+    y
+}
+
 /// `y[m, n] = Σ_k a[m, k] b[k, n]`: `a: [M, K]`, `b: [K, N]`, `y: [M, N]`. Any strides; an empty sum is 0.
 ///
 /// The sum over k runs [in sequence](self#the-order-of-the-sum), the same for every M and N.
 ///
 /// # Panics
 /// If the two K differ.
-pub fn matmul<T: Real>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
+pub fn matmul<T: Kernel>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
     assert_eq!(a.ncols(), b.nrows(), "matmul: the lengths of the sum");
     let k = a.ncols();
     let mut y = Array2::zeros((a.nrows(), b.ncols()));
@@ -108,6 +131,6 @@ pub fn matmul<T: Real>(a: ArrayView2<T>, b: ArrayView2<T>) -> Array2<T> {
 ///
 /// # Panics
 /// If the two lengths differ.
-pub fn dot<T: Real>(a: ArrayView1<T>, b: ArrayView1<T>) -> T {
+pub fn dot<T: Kernel>(a: ArrayView1<T>, b: ArrayView1<T>) -> T {
     matmul_t(a.insert_axis(Axis(0)), b.insert_axis(Axis(0)))[[0, 0]]
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::DeepseekV2Config;
-use crate::weights::one_line;
+use crate::error::one_line;
 use crate::{Error, Result, json};
 
 impl DeepseekV2Config {

@@ -24,11 +24,11 @@
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 
-use crate::arithmetic::linear::Linear;
 use crate::deepseek_v3::router::DeepseekV3TopkRouter;
 use crate::model::attention::{AttentionContext, AttentionForm};
 use crate::model::experts::{DeepseekV2Moe, Gate};
 use crate::model::layer::DeepseekV2DecoderLayer;
+use crate::model::linear::Linear;
 use crate::model::mask::{attention_bias, default_position_ids};
 use crate::model::norm::RmsNorm;
 use crate::model::rope::RotaryEmbedding;

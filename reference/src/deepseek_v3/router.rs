@@ -27,8 +27,8 @@
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
-use crate::arithmetic::linear::Linear;
-use crate::model::activation::Activation;
+use crate::arithmetic::activation::Activation;
+use crate::model::linear::Linear;
 use crate::model::router::Routing;
 use crate::model::router::selection::{experts_of_best_groups, highest};
 use crate::paper::parallel::Placement;

@@ -35,13 +35,13 @@ use std::sync::OnceLock;
 use ndarray::{Array, Array2, Array3, Array4, ArrayView, ArrayView2, ArrayView3, Axis, RemoveAxis, Slice, s};
 use rayon::prelude::*;
 
-use crate::arithmetic::linear::Linear;
+use crate::arithmetic::map::pair_by_pair;
 use crate::arithmetic::matmul::{matmul, matmul_t};
+use crate::arithmetic::softmax::softmax;
 use crate::model::cache::{CacheFormat, LayerCache};
-use crate::model::modules::pair_by_pair;
+use crate::model::linear::Linear;
 use crate::model::norm::{LATENT_NORM_EPS, RmsNorm};
 use crate::model::rope::{RotaryTables, softmax_scale};
-use crate::model::softmax::softmax;
 use crate::tap::Scope;
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Real, Result};

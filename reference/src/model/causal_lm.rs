@@ -2,8 +2,8 @@
 
 use ndarray::{Array1, Array2, Array3, Array4, ArrayView3, Axis, s};
 
-use crate::arithmetic::linear::Linear;
 use crate::model::cache::LatentCache;
+use crate::model::linear::Linear;
 use crate::model::loss::{CausalLmLabels, causal_lm_loss};
 use crate::model::{DeepseekV2Model, ModelInput, Run};
 use crate::tap::{Scope, Tap};

@@ -13,10 +13,10 @@
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use rayon::prelude::*;
 
-use crate::arithmetic::linear::Linear;
+use crate::arithmetic::activation::Activation;
+use crate::arithmetic::map::{pair_by_pair, row_by_row};
 use crate::deepseek_v3::router::DeepseekV3TopkRouter;
-use crate::model::activation::Activation;
-use crate::model::modules::{pair_by_pair, row_by_row};
+use crate::model::linear::Linear;
 use crate::model::router::{DROPPED, DeepseekV2TopkRouter, Routing};
 use crate::tap::{NoTap, Scope};
 use crate::weights::WeightSource;

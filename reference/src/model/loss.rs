@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, ArrayView2, ArrayView3, Axis, s};
 
-use crate::model::softmax::log_sum_exp;
+use crate::arithmetic::softmax::log_sum_exp;
 use crate::{Error, Real, Result};
 
 /// The label that does not count.

@@ -1,10 +1,12 @@
 //! Root mean square normalisation (RMSNorm), used before each sub-layer, after the last layer, and on both latents of
 //! MLA.
 
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1};
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut1};
 
-use crate::Real;
+use crate::arithmetic::map::row_by_row;
 use crate::arithmetic::matmul::dot;
+use crate::weights::WeightSource;
+use crate::{Real, Result};
 
 /// The epsilon of the two norms inside attention, `q_a_layernorm` and `kv_a_layernorm`: always this, whatever
 /// `rms_norm_eps` says.
@@ -26,6 +28,14 @@ impl<T: Real> RmsNorm<T> {
         RmsNorm { weight, eps: T::from_f64(eps) }
     }
 
+    /// Takes `{path}.weight` \[width\] from `weights`.
+    ///
+    /// # Errors
+    /// If it is missing or of another shape.
+    pub fn load(weights: &dyn WeightSource, path: &str, width: usize, eps: f64) -> Result<Self> {
+        Ok(RmsNorm::new(weights.tensor(&format!("{path}.weight"), &[width])?.to_array(), eps))
+    }
+
     /// `y = w * x / sqrt(mean(x^2) + eps)`, row by row: \[N,D\] -> \[N,D\].
     ///
     /// No mean is subtracted, the gain is `w` and not `1 + w`, and eps is inside the root. In a bf16 model the
@@ -37,6 +47,11 @@ impl<T: Real> RmsNorm<T> {
             self.normalise(row);
         }
         y
+    }
+
+    /// The same of each token: \[B,S,D\] -> \[B,S,D\].
+    pub fn forward_3d(&self, x: ArrayView3<T>) -> Array3<T> {
+        row_by_row(x, |x| self.forward(x))
     }
 
     fn normalise(&self, mut row: ArrayViewMut1<T>) {

@@ -30,8 +30,8 @@ use ndarray::{Array2, ArrayView2, Axis};
 
 pub use rule::RoutingRule;
 
-use crate::arithmetic::linear::Linear;
-use crate::model::softmax::softmax;
+use crate::arithmetic::softmax::softmax;
+use crate::model::linear::Linear;
 use crate::paper::parallel::Placement;
 use crate::tap::Scope;
 use crate::weights::WeightSource;

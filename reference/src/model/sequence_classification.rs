@@ -2,8 +2,8 @@
 
 use ndarray::{Array2, Array3, Array4, ArrayView3, s};
 
-use crate::arithmetic::linear::Linear;
 use crate::model::cache::LatentCache;
+use crate::model::linear::Linear;
 use crate::model::loss::{ClassificationLabels, ProblemType, classification_loss};
 use crate::model::{DeepseekV2Model, ModelInput, Run, Tokens};
 use crate::tap::{Scope, Tap};

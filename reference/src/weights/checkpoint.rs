@@ -19,9 +19,11 @@ use std::path::{Component, Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::weights::safetensors_file::{SafetensorsFile, what_is};
+use crate::error::one_line;
+use crate::file::what_is;
+use crate::weights::WeightSource;
+use crate::weights::safetensors_file::SafetensorsFile;
 use crate::weights::tensor::SharedBytes;
-use crate::weights::{WeightSource, one_line};
 use crate::{Dtype, Error, Result, Tensor};
 
 mod write;

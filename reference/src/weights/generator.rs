@@ -21,7 +21,8 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::weights::{WeightSource, one_line};
+use crate::error::one_line;
+use crate::weights::WeightSource;
 use crate::{Dtype, Error, Result, Tensor};
 
 /// Weights made on demand: those of a "generated" golden case.

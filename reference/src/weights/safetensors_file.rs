@@ -20,7 +20,8 @@ use std::sync::Arc;
 use ndarray::{ArrayD, IxDyn};
 use safetensors::{Dtype as FileDtype, tensor::Metadata};
 
-use crate::weights::one_line;
+use crate::error::one_line;
+use crate::file::what_is;
 use crate::weights::tensor::SharedBytes;
 use crate::{Dtype, Error, Result, Tensor};
 
@@ -193,15 +194,6 @@ impl SafetensorsFile {
 
 fn integers<const N: usize>(bytes: &[u8], widen: impl Fn([u8; N]) -> i64) -> Vec<i64> {
     bytes.as_chunks().0.iter().map(|&b| widen(b)).collect()
-}
-
-/// "a folder" or "no regular file".
-pub(crate) fn what_is(found: &fs::Metadata) -> &'static str {
-    match (found.is_dir(), found.is_file()) {
-        (true, _) => "a folder",
-        (_, true) => "a file",
-        _ => "neither a file nor a folder",
-    }
 }
 
 fn from_file(dtype: FileDtype) -> Option<Dtype> {

@@ -10,31 +10,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use ndarray::{Array, Dimension, IntoDimension};
 
-use crate::{Error, Real, Result};
-
-/// The type of a stored tensor's elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// bfloat16: 8 exponent bits, 7 fraction bits.
-    Bf16,
-    /// IEEE half: 5 exponent bits, 10 fraction bits.
-    F16,
-    /// IEEE single.
-    F32,
-    /// IEEE double.
-    F64,
-}
-
-impl Dtype {
-    /// Bytes per element.
-    pub fn size(self) -> usize {
-        match self {
-            Dtype::Bf16 | Dtype::F16 => 2,
-            Dtype::F32 => 4,
-            Dtype::F64 => 8,
-        }
-    }
-}
+use crate::{Dtype, Error, Real, Result};
 
 /// Bytes owned by somebody else: a memory map, a vector, an embedded file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -128,14 +104,7 @@ impl Tensor {
     pub fn widen<T: Real>(&self, start: usize, out: &mut [T]) {
         let size = self.dtype.size();
         let bytes = &self.bytes()[start * size..(start + out.len()) * size];
-        match self.dtype {
-            Dtype::Bf16 => {
-                widen_each(bytes, out, |b: [u8; 2]| T::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))
-            }
-            Dtype::F16 => widen_each(bytes, out, |b: [u8; 2]| T::from_f32(f16::from_le_bytes(b).to_f32())),
-            Dtype::F32 => widen_each(bytes, out, |b: [u8; 4]| T::from_f32(f32::from_le_bytes(b))),
-            Dtype::F64 => widen_each(bytes, out, |b: [u8; 8]| T::from_f64(f64::from_le_bytes(b))),
-        }
+        T::widen(bytes, self.dtype, out);
     }
 
     /// The whole tensor in the type of the computation, in the shape it is stored in.
@@ -149,12 +118,5 @@ impl Tensor {
             .expect("as many values as the shape has")
             .into_dimensionality()
             .expect("the loader has checked the number of axes")
-    }
-}
-
-fn widen_each<T, const N: usize>(bytes: &[u8], out: &mut [T], widen: impl Fn([u8; N]) -> T) {
-    let (chunks, _) = bytes.as_chunks::<N>();
-    for (to, from) in out.iter_mut().zip(chunks) {
-        *to = widen(*from);
     }
 }

@@ -3,17 +3,17 @@
 use std::ops::Range;
 
 use multiversion::multiversion;
+use ndarray::NdFloat;
 
-use super::tiles::fma;
-use crate::Real;
+use super::lanes::fma;
 
 /// The rows and columns of y that are worked on at a time, to stay in the first-level cache.
 const OUTER_ROWS: usize = 16;
 const OUTER_COLUMNS: usize = 512;
 
-/// [`super::tiles::Kernels::outer_block`].
+/// Adds the product of `a: [M, K]` and `b: [K, N]` to zeros in `y: [M, N]`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub(super) fn outer_block<T: Real, const L: usize>(a: &[T], b: &[T], k: usize, y: &mut [T]) {
+pub(super) fn outer_block<T: NdFloat, const L: usize>(a: &[T], b: &[T], k: usize, y: &mut [T]) {
     let n = b.len() / k;
     for start in (0..n).step_by(OUTER_COLUMNS) {
         let columns = start..n.min(start + OUTER_COLUMNS);
@@ -36,7 +36,7 @@ pub(super) fn outer_block<T: Real, const L: usize>(a: &[T], b: &[T], k: usize, y
 
 /// Adds the terms k = i, i + 1, i + 2, i + 3, as far as they exist, to some columns of R rows of y.
 #[inline(always)]
-fn outer_strip<T: Real, const L: usize, const R: usize>(
+fn outer_strip<T: NdFloat, const L: usize, const R: usize>(
     a: &[T],
     b: &[T],
     k: usize,
@@ -56,7 +56,7 @@ fn outer_strip<T: Real, const L: usize, const R: usize>(
 /// `y[r, n] += a[r, i] b[i, n] + ... + a[r, i + U - 1] b[i + U - 1, n]`, term by term in this order.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
-fn outer_tile<T: Real, const L: usize, const R: usize, const U: usize>(
+fn outer_tile<T: NdFloat, const L: usize, const R: usize, const U: usize>(
     a: &[T],
     b: &[T],
     k: usize,

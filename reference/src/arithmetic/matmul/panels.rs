@@ -11,37 +11,28 @@
 //! zeros, which change no sum. The rows that the last panel lacks hold anything: what a tile computes of them is
 //! not stored.
 
-use super::tiles::{Kernels, Stored};
-use crate::Real;
+use ndarray::NdFloat;
 
-/// L numbers: one 512-bit vector, one cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub struct Lanes<T, const L: usize>(pub [T; L]);
+use super::lanes::{Lanes, pad};
+use crate::arithmetic::stored::Stored;
 
-impl<T: Real, const L: usize> Lanes<T, L> {
-    pub(super) fn zeros() -> Self {
-        Lanes([T::zero(); L])
-    }
-}
-
-/// How many rows are packed in one piece, and multiplied before the next ones: a multiple of every H, and few enough
+/// How many rows are packed at a time, and multiplied before the next ones: a multiple of every H, and few enough
 /// for the second-level cache at the usual K.
-pub(crate) const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 
-/// The left factor of a product, M rows of K numbers, as its kernels read it.
-pub struct Rows<'a, T: Kernels> {
+/// The left factor of a product, M rows of K numbers, as its kernels read it; P is one vector of lanes.
+pub struct Rows<'a, T, P> {
     /// In standard layout: read by the kernel for a few rows.
     pub(super) plain: &'a [T],
     /// The panels of [`GROUP`] rows after the other, if there are more than a few rows.
-    pub(super) groups: Vec<Vec<T::Lanes>>,
+    pub(super) groups: Vec<Vec<P>>,
     pub(super) k: usize,
 }
 
 /// Lays out rows of K numbers as panels that are H rows high.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
-pub(super) fn pack<T: Real, S: Stored<T>, const L: usize, const H: usize>(
+pub(super) fn pack<T: NdFloat, S: Stored<T>, const L: usize, const H: usize>(
     rows: &[S::Raw],
     k: usize,
     panels: &mut Vec<Lanes<T, L>>,
@@ -62,14 +53,4 @@ pub(super) fn pack<T: Real, S: Stored<T>, const L: usize, const H: usize>(
             }
         }
     }
-}
-
-/// The values of fewer than L numbers, then zeros.
-#[inline(always)]
-pub(super) fn pad<T: Real, S: Stored<T>, const L: usize>(rest: &[S::Raw]) -> [T; L] {
-    let mut padded = [T::zero(); L];
-    for (to, &from) in padded.iter_mut().zip(rest) {
-        *to = S::widen(from);
-    }
-    padded
 }

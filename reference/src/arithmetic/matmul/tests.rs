@@ -3,8 +3,10 @@
 use ndarray::{Array2, s};
 
 use super::panels::pack;
-use super::tiles::{Same, dot_panels, dot_strip};
+use super::tiles::{dot_panels, dot_strip};
 use super::*;
+use crate::Real;
+use crate::arithmetic::stored::Same;
 
 /// Numbers of both signs over many binades, so that every change of the order shows.
 fn noise<T: Real>(rows: usize, columns: usize, seed: u64) -> Array2<T> {
@@ -120,7 +122,7 @@ fn products_are_close_to_the_sum_in_f64() {
 }
 
 #[test]
-fn rows_and_columns_do_not_depend_on_their_company() {
+fn rows_and_columns_do_not_depend_on_the_others() {
     let (a, b) = (noise::<f32>(23, 300, 8), noise::<f32>(150, 300, 9));
     let y = matmul_t(a.view(), b.view());
     let z = matmul(a.view(), b.t());

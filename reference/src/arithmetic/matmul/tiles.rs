@@ -2,62 +2,14 @@
 
 use multiversion::multiversion;
 use multiversion::target::match_target;
-use ndarray::{ArrayViewMut2, Axis};
-use rayon::prelude::*;
+use ndarray::{ArrayViewMut2, Axis, NdFloat};
 
-use super::outer::outer_block;
-use super::panels::{GROUP, Lanes, Rows, pack, pad};
-use crate::arithmetic::linear::{Bf16, F16, F32, F64};
-use crate::{Dtype, Real};
-
-/// The products of one block, compiled (once, in this crate) for the number of lanes of the type.
-pub trait Kernels: Copy + Send + Sync {
-    /// One vector of lanes.
-    type Lanes: Send + Sync;
-    /// [`GROUP`] rows or fewer, laid out for the product of many rows.
-    fn pack(rows: &[Self], k: usize) -> Vec<Self::Lanes>;
-    /// The product of rows `a: [M, K]` and rows `b: [N, K]` in standard layout into `y: [M, N]`; M, N, K > 0.
-    /// `b` is one block, small enough for a cache; `tile` a scratch buffer to reuse from call to call.
-    fn dot_block(a: &Rows<Self>, b: &[Self], tile: &mut Vec<Self::Lanes>, y: ArrayViewMut2<Self>);
-    /// The same with `b` as it is stored. Each of its numbers is widened once.
-    fn dot_stored(a: &Rows<Self>, b: &[u8], dtype: Dtype, tile: &mut Vec<Self::Lanes>, y: ArrayViewMut2<Self>);
-    /// The product of `a: [M, K]` and `b: [K, N]` added to zeros in `y: [M, N]`, all in standard layout;
-    /// M, N, K > 0.
-    fn outer_block(a: &[Self], b: &[Self], k: usize, y: &mut [Self]);
-}
-
-macro_rules! kernels {
-    ($t:ty, lanes: $l:literal) => {
-        impl Kernels for $t {
-            type Lanes = Lanes<$t, $l>;
-            fn pack(rows: &[$t], k: usize) -> Vec<Self::Lanes> {
-                let mut panels = Vec::new();
-                pack_left::<$t, $l>(rows, k, &mut panels);
-                panels
-            }
-            fn dot_block(a: &Rows<$t>, b: &[$t], tile: &mut Vec<Self::Lanes>, y: ArrayViewMut2<$t>) {
-                dot::<$t, Same, $l>(a, b, tile, y);
-            }
-            fn dot_stored(a: &Rows<$t>, b: &[u8], dtype: Dtype, tile: &mut Vec<Self::Lanes>, y: ArrayViewMut2<$t>) {
-                match dtype {
-                    Dtype::Bf16 => dot::<$t, Bf16, $l>(a, b.as_chunks().0, tile, y),
-                    Dtype::F16 => dot::<$t, F16, $l>(a, b.as_chunks().0, tile, y),
-                    Dtype::F32 => dot::<$t, F32, $l>(a, b.as_chunks().0, tile, y),
-                    Dtype::F64 => dot::<$t, F64, $l>(a, b.as_chunks().0, tile, y),
-                }
-            }
-            fn outer_block(a: &[$t], b: &[$t], k: usize, y: &mut [$t]) {
-                outer_block::<$t, $l>(a, b, k, y);
-            }
-        }
-    };
-}
-
-kernels!(f32, lanes: 16);
-kernels!(f64, lanes: 8);
+use super::lanes::{Lanes, add_lanes, fma, pad};
+use super::panels::{GROUP, Rows, pack};
+use crate::arithmetic::stored::{Same, Stored};
 
 /// Up to this many rows of `a`, it does not pay to lay out `b` in panels first.
-const FEW_ROWS: usize = 2 * STRIP;
+pub(super) const FEW_ROWS: usize = 2 * STRIP;
 
 /// How many of a few rows are multiplied at a time.
 const STRIP: usize = 4;
@@ -65,47 +17,9 @@ const STRIP: usize = 4;
 /// How many vectors of each row a tile works on at a time: its rows of `a` stay in the first-level cache.
 const CHUNK: usize = 64;
 
-/// A format that numbers are stored in, and how one is read as a `T`.
-pub(crate) trait Stored<T> {
-    /// One number as it is stored.
-    type Raw: Copy;
-    /// Its value.
-    fn widen(raw: Self::Raw) -> T;
-}
-
-/// Numbers stored in the type of the computation.
-pub(super) struct Same;
-
-impl<T: Real> Stored<T> for Same {
-    type Raw = T;
-    #[inline(always)]
-    fn widen(raw: T) -> T {
-        raw
-    }
-}
-
-/// How many rows of K numbers make a block that, widened, stays in the second-level cache while rows of `a` pass by. It
-/// is a multiple of the width of every tile.
-pub(crate) fn block_rows<T>(k: usize) -> usize {
-    let row = (k * size_of::<T>()).max(1);
-    ((1 << 20) / row).clamp(1, 48).next_multiple_of(12)
-}
-
-impl<'a, T: Kernels> Rows<'a, T> {
-    /// `rows` in standard layout, K numbers each.
-    pub(crate) fn new(rows: &'a [T], k: usize) -> Self {
-        let groups = if rows.len() <= FEW_ROWS * k {
-            Vec::new()
-        } else {
-            rows.par_chunks(GROUP * k).map(|rows| T::pack(rows, k)).collect()
-        };
-        Rows { plain: rows, groups, k }
-    }
-}
-
-/// [`Kernels::dot_stored`] for any number of rows.
-fn dot<T: Real + Kernels<Lanes = Lanes<T, L>>, S: Stored<T>, const L: usize>(
-    a: &Rows<T>,
+/// The product of rows `a` and one block of rows `b`, which are widened as they are read.
+pub(super) fn dot<T: NdFloat, S: Stored<T>, const L: usize>(
+    a: &Rows<T, Lanes<T, L>>,
     b: &[S::Raw],
     tile: &mut Vec<Lanes<T, L>>,
     mut y: ArrayViewMut2<T>,
@@ -122,7 +36,7 @@ fn dot<T: Real + Kernels<Lanes = Lanes<T, L>>, S: Stored<T>, const L: usize>(
 /// For a few rows: the numbers of `b` are widened on their way into a tile, by each strip of rows again. (When the
 /// second strip comes, the block is in a cache.)
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn dot_few_rows<T: Real, S: Stored<T>, const L: usize>(a: &[T], b: &[S::Raw], k: usize, mut y: ArrayViewMut2<T>) {
+fn dot_few_rows<T: NdFloat, S: Stored<T>, const L: usize>(a: &[T], b: &[S::Raw], k: usize, mut y: ArrayViewMut2<T>) {
     for (a, mut y) in a.chunks(STRIP * k).zip(y.axis_chunks_iter_mut(Axis(0), STRIP)) {
         if a.len() == k {
             dot_strip::<T, S, L, 1, 4>(a, b, k, &mut y);
@@ -137,7 +51,7 @@ fn dot_few_rows<T: Real, S: Stored<T>, const L: usize>(a: &[T], b: &[S::Raw], k:
 
 /// The panels of the left factor: as high as the tiles of [`dot_many_rows`] for the same machine.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn pack_left<T: Real, const L: usize>(rows: &[T], k: usize, panels: &mut Vec<Lanes<T, L>>) {
+pub(super) fn pack_left<T: NdFloat, const L: usize>(rows: &[T], k: usize, panels: &mut Vec<Lanes<T, L>>) {
     match_target! {
         "x86_64+avx512f" => pack::<T, Same, L, 4>(rows, k, panels),
         _ => pack::<T, Same, L, 2>(rows, k, panels),
@@ -146,7 +60,7 @@ fn pack_left<T: Real, const L: usize>(rows: &[T], k: usize, panels: &mut Vec<Lan
 
 /// The panels of a block of the right factor: as high as the tiles are wide.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn pack_right<T: Real, S: Stored<T>, const L: usize>(rows: &[S::Raw], k: usize, panels: &mut Vec<Lanes<T, L>>) {
+fn pack_right<T: NdFloat, S: Stored<T>, const L: usize>(rows: &[S::Raw], k: usize, panels: &mut Vec<Lanes<T, L>>) {
     match_target! {
         "x86_64+avx512f" => pack::<T, S, L, 6>(rows, k, panels),
         _ => pack::<T, S, L, 2>(rows, k, panels),
@@ -155,7 +69,7 @@ fn pack_right<T: Real, S: Stored<T>, const L: usize>(rows: &[S::Raw], k: usize, 
 
 /// The product of two matrices in panels.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-fn dot_many_rows<T: Real, const L: usize>(a: &[Lanes<T, L>], b: &[Lanes<T, L>], y: ArrayViewMut2<T>) {
+fn dot_many_rows<T: NdFloat, const L: usize>(a: &[Lanes<T, L>], b: &[Lanes<T, L>], y: ArrayViewMut2<T>) {
     match_target! {
         "x86_64+avx512f" => dot_panels::<T, L, 4, 6>(a, b, y), // 24 of 32 registers hold sums
         _ => dot_panels::<T, L, 2, 2>(a, b, y), // 8 of 16 on AVX2, 16 of 32 on NEON
@@ -167,7 +81,7 @@ fn dot_many_rows<T: Real, const L: usize>(a: &[Lanes<T, L>], b: &[Lanes<T, L>], 
 /// `b` passes by once, from memory. So a tile's columns lie n/C apart: each is the front of a long stream, and a
 /// processor reads ahead in a stream, but not from the end of one row to a row elsewhere.
 #[inline(always)]
-pub(super) fn dot_strip<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usize>(
+pub(super) fn dot_strip<T: NdFloat, S: Stored<T>, const L: usize, const R: usize, const C: usize>(
     a: &[T],
     b: &[S::Raw],
     k: usize,
@@ -192,7 +106,7 @@ pub(super) fn dot_strip<T: Real, S: Stored<T>, const L: usize, const R: usize, c
 /// The lanes of R x C elements, of rows as they are stored.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
-fn dot_tile<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usize>(
+fn dot_tile<T: NdFloat, S: Stored<T>, const L: usize, const R: usize, const C: usize>(
     a: [&[T]; R],
     b: [&[S::Raw]; C],
 ) -> [[[T; L]; C]; R] {
@@ -230,7 +144,7 @@ fn dot_tile<T: Real, S: Stored<T>, const L: usize, const R: usize, const C: usiz
 
 /// `y: [M, N]` from panels of R rows of `a` and of C rows of `b`. Of `b`, all passes by each chunk of a panel of `a`.
 #[inline(always)]
-pub(super) fn dot_panels<T: Real, const L: usize, const R: usize, const C: usize>(
+pub(super) fn dot_panels<T: NdFloat, const L: usize, const R: usize, const C: usize>(
     a: &[Lanes<T, L>],
     b: &[Lanes<T, L>],
     mut y: ArrayViewMut2<T>,
@@ -261,7 +175,7 @@ pub(super) fn dot_panels<T: Real, const L: usize, const R: usize, const C: usize
 /// Continues the lanes of R x C elements over some steps of two panels.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
-fn dot_panel_tile<T: Real, const L: usize, const R: usize, const C: usize>(
+fn dot_panel_tile<T: NdFloat, const L: usize, const R: usize, const C: usize>(
     a: &[Lanes<T, L>],
     b: &[Lanes<T, L>],
     mut sums: [[Lanes<T, L>; C]; R],
@@ -274,30 +188,4 @@ fn dot_panel_tile<T: Real, const L: usize, const R: usize, const C: usize>(
         }
     }
     sums
-}
-
-/// x\[l\] y\[l\] + s\[l\], each rounded once.
-#[inline(always)]
-pub(super) fn fma<T: Real, const L: usize>(x: [T; L], y: [T; L], mut s: [T; L]) -> [T; L] {
-    for l in 0..L {
-        s[l] = x[l].mul_add(y[l], s[l]);
-    }
-    s
-}
-
-/// The sum of the lanes: the upper half onto the lower half until one is left.
-///
-/// (Out of line, because compilers turn a loop around it into a slow one over lanes gathered from many sums.)
-#[inline(never)]
-fn add_lanes<T: Real, const L: usize>(sums: &[T; L]) -> T {
-    let mut s = *sums;
-    let mut width = L;
-    while width > 1 {
-        width /= 2;
-        for l in 0..width {
-            let upper = s[l + width];
-            s[l] += upper;
-        }
-    }
-    s[0] + T::zero()
 }

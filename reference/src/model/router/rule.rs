@@ -4,8 +4,8 @@ use ndarray::{Array1, Array2, ArrayView1};
 
 use super::Routing;
 use super::selection::{best, experts_of_best_groups, highest};
+use crate::arithmetic::softmax::softmax;
 use crate::config::TopkMethod;
-use crate::model::softmax::softmax;
 use crate::paper::parallel::Placement;
 use crate::tap::Scope;
 use crate::{DeepseekV2Config, Dialect, Error, NoTap, Real, Result};

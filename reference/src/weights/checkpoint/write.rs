@@ -8,7 +8,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{INDEX, SINGLE};
-use crate::weights::safetensors_file::{FileWriter, Unfinished, cannot, what_is};
+use crate::file::what_is;
+use crate::weights::safetensors_file::{FileWriter, Unfinished, cannot};
 use crate::{Dtype, Error, Result, Tensor};
 
 /// What a checkpoint's index and headers must know of a tensor before its first byte is written.

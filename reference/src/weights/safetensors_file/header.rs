@@ -7,7 +7,7 @@ use std::path::Path;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use crate::weights::one_line;
+use crate::error::one_line;
 use crate::{Error, Result};
 
 /// The format's own limit on the length of a header.

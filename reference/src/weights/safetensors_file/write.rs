@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use safetensors::{Dtype as FileDtype, tensor::Metadata, tensor::TensorInfo};
 
-use super::{Data, to_file, what_is};
-use crate::weights::one_line;
+use super::{Data, to_file};
+use crate::error::one_line;
+use crate::file::what_is;
 use crate::{Dtype, Error, Result};
 
 /// Writes a file of named tensors. They keep their order, except that wider types come first, so that every element

@@ -14,16 +14,17 @@
 //! the rows of x pass by.
 //!
 //! Widening is exact, and the sum has the fixed order of [`crate::arithmetic::matmul`]: the result is, bit for bit,
-//! [`matmul_t`](crate::arithmetic::matmul::matmul_t) of x and the widened weight, for any number of rows and threads. The bias is
-//! added to the finished sum.
+//! [`matmul_t`](crate::arithmetic::matmul::matmul_t) of x and the widened weight, for any number of rows and threads.
+//! The bias is added to the finished sum.
 
 use std::ops::Range;
 
-use ndarray::{Array1, Array2, ArrayView2, Axis};
-use rayon::prelude::*;
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3};
 
-use crate::arithmetic::matmul::{Rows, Stored, block_rows};
-use crate::{Real, Tensor};
+use crate::arithmetic::map::row_by_row;
+use crate::arithmetic::matmul::matmul_t_stored;
+use crate::weights::WeightSource;
+use crate::{Real, Result, Tensor};
 
 /// `y = x Wᵀ + b`, computed in `T` with W as it is stored.
 #[derive(Clone, Debug)]
@@ -43,6 +44,16 @@ impl<T: Real> Linear<T> {
             assert_eq!(bias.len(), weight.shape()[0], "the length of a linear bias");
         }
         Linear { weight, bias }
+    }
+
+    /// Takes `{path}.weight` \[rows,columns\], and `{path}.bias` \[rows\] if it has one, from `weights`.
+    ///
+    /// # Errors
+    /// If either is missing or of another shape.
+    pub fn load(weights: &dyn WeightSource, path: &str, rows: usize, columns: usize, bias: bool) -> Result<Self> {
+        let weight = weights.tensor(&format!("{path}.weight"), &[rows, columns])?;
+        let bias = if bias { Some(weights.tensor(&format!("{path}.bias"), &[rows])?.to_array()) } else { None };
+        Ok(Linear::new(weight, bias))
     }
 
     /// The weight, `[out, in]`, as it is stored.
@@ -75,74 +86,17 @@ impl<T: Real> Linear<T> {
     /// # Panics
     /// If the rows of x are not `in` long.
     pub fn forward(&self, x: ArrayView2<T>) -> Array2<T> {
-        let k = self.in_features();
-        assert_eq!(x.ncols(), k, "the length of a row of x");
-        let mut y = Array2::zeros((x.nrows(), self.out_features()));
-        if !y.is_empty() && k > 0 {
-            let x = x.as_standard_layout();
-            let x = Rows::new(x.as_slice().expect("standard layout"), k);
-            let (rows, dtype) = (block_rows::<T>(k), self.weight.dtype());
-            self.weight
-                .bytes()
-                .par_chunks(rows * k * dtype.size())
-                .zip(y.axis_chunks_iter_mut(Axis(1), rows).into_par_iter())
-                .for_each_init(Vec::new, |tile, (weight, y)| T::dot_stored(&x, weight, dtype, tile, y));
-        }
+        assert_eq!(x.ncols(), self.in_features(), "the length of a row of x");
+        let mut y = matmul_t_stored(x, self.weight.bytes(), self.weight.dtype(), self.out_features());
         if let Some(bias) = &self.bias {
             y += bias;
         }
         y
     }
-}
 
-// The formats, one number at a time as [`Tensor::widen`] reads them, in terms that become vector instructions.
-
-/// bfloat16.
-pub(crate) struct Bf16;
-
-impl<T: Real> Stored<T> for Bf16 {
-    type Raw = [u8; 2];
-    #[inline(always)]
-    fn widen(raw: [u8; 2]) -> T {
-        T::from_f32(f32::from_bits(u32::from(u16::from_le_bytes(raw)) << 16))
-    }
-}
-
-/// IEEE half.
-pub(crate) struct F16;
-
-impl<T: Real> Stored<T> for F16 {
-    type Raw = [u8; 2];
-    /// Shifts exponent and fraction to their places in an `f32` and multiplies by 2¹¹², the difference of the two
-    /// exponent biases (127 - 15). This is exact, for subnormal numbers too; infinity and NaN get their exponent.
-    #[inline(always)]
-    fn widen(raw: [u8; 2]) -> T {
-        let half = u32::from(u16::from_le_bytes(raw));
-        let finite = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-        let special = if half & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-        T::from_f32(f32::from_bits((half & 0x8000) << 16 | finite.to_bits() | special))
-    }
-}
-
-/// IEEE single.
-pub(crate) struct F32;
-
-impl<T: Real> Stored<T> for F32 {
-    type Raw = [u8; 4];
-    #[inline(always)]
-    fn widen(raw: [u8; 4]) -> T {
-        T::from_f32(f32::from_le_bytes(raw))
-    }
-}
-
-/// IEEE double.
-pub(crate) struct F64;
-
-impl<T: Real> Stored<T> for F64 {
-    type Raw = [u8; 8];
-    #[inline(always)]
-    fn widen(raw: [u8; 8]) -> T {
-        T::from_f64(f64::from_le_bytes(raw))
+    /// The same of each token: \[B,S,in\] -> \[B,S,out\].
+    pub fn forward_3d(&self, x: ArrayView3<T>) -> Array3<T> {
+        row_by_row(x, |x| self.forward(x))
     }
 }
 
@@ -192,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_and_company_do_not_matter() {
+    fn neither_threads_nor_the_other_rows_change_a_bit() {
         let linear = Linear::<f32>::new(weight(Dtype::Bf16, 300, 200), None);
         let x = input(11, 200);
         let expected = linear.forward(x.view());
@@ -203,19 +157,6 @@ mod tests {
                     let part = s![start..11.min(start + rows), ..];
                     assert_eq!(pool.install(|| linear.forward(x.slice(part))), expected.slice(part));
                 }
-            }
-        }
-    }
-
-    #[test]
-    fn every_half_is_widened_as_the_tensor_does() {
-        let bytes = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
-        for dtype in [Dtype::Bf16, Dtype::F16] {
-            let all = Tensor::new("all", dtype, &[1 << 16], Arc::new(bytes.clone()), 0..bytes.len()).unwrap();
-            for (raw, expected) in bytes.as_chunks().0.iter().zip(all.to_array::<f32, ndarray::Ix1>()) {
-                let found: f32 = if dtype == Dtype::F16 { F16::widen(*raw) } else { Bf16::widen(*raw) };
-                let equal = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
-                assert!(equal, "{dtype:?} {raw:?}: {found} {expected}");
             }
         }
     }

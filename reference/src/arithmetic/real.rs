@@ -2,7 +2,7 @@
 
 use ndarray::NdFloat;
 
-use crate::arithmetic::matmul::Kernel;
+use super::matmul::Kernel;
 
 /// A type to compute in. Everything in this crate is generic over it; nothing else depends on the precision.
 pub trait Real: NdFloat + Kernel {

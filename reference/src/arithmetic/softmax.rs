@@ -2,8 +2,8 @@
 
 use ndarray::{Array1, ArrayViewMut1};
 
+use super::matmul::dot;
 use crate::Real;
-use crate::arithmetic::matmul::dot;
 
 /// `p_j = exp(z_j - max z) / sum_i exp(z_i - max z)`, in place.
 ///
