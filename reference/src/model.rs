@@ -4,6 +4,7 @@ pub mod attention;
 pub mod cache;
 pub mod causal_lm;
 pub mod experts;
+mod heads;
 pub mod layer;
 pub mod linear;
 pub mod loss;

@@ -8,8 +8,8 @@ use dsv2_reference::deepseek_v3::config_from_value;
 use dsv2_reference::deepseek_v3::mtp::MultiTokenPrediction;
 use dsv2_reference::deepseek_v3::router::BiasCorrectedRule;
 use dsv2_reference::model::linear::Linear;
+use dsv2_reference::model::router::Groups;
 use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
-use dsv2_reference::paper::parallel::Placement;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{Dtype, Real, Tensor};
@@ -104,7 +104,7 @@ fn the_goldens_choose_otherwise_without_biases_and_by_the_best_of_a_group() {
         let unbiased = rule.route(logits.clone(), Array1::zeros(bias.len()).view()).unwrap().topk_indices;
         assert!(unbiased.rows().into_iter().zip(chosen.rows()).any(|(a, b)| a != b), "{name}: biases do not matter");
 
-        let groups = Placement::contiguous(bias.len(), config.n_group.unwrap()).unwrap();
+        let groups = Groups::contiguous(bias.len(), config.n_group.unwrap()).unwrap();
         for (logits, chosen) in logits.rows().into_iter().zip(chosen.rows()) {
             let choice = logits.mapv(|z| 1.0 / (1.0 + (-z).exp())) + &bias;
             let candidates = experts_of_best_groups(&groups, choice.view(), config.topk_group.unwrap(), best);

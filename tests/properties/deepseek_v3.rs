@@ -5,7 +5,7 @@ mod mtp;
 mod router;
 
 use dsv2_reference::DeepseekV2Config;
-use dsv2_reference::paper::parallel::Placement;
+use dsv2_reference::model::router::Groups;
 use ndarray::{Array1, Array2};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -50,8 +50,8 @@ impl Case {
         self.biases.len()
     }
 
-    fn groups(&self) -> Placement {
-        Placement::contiguous(self.experts(), self.n_group).unwrap()
+    fn groups(&self) -> Groups {
+        Groups::contiguous(self.experts(), self.n_group).unwrap()
     }
 
     fn logits(&self) -> Array2<f64> {

@@ -13,8 +13,7 @@ use std::collections::BTreeSet;
 
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
-use dsv2_reference::model::router::{Routing, RoutingRule};
-use dsv2_reference::paper::parallel::Placement;
+use dsv2_reference::model::router::{Groups, Routing, RoutingRule};
 use ndarray::{Array1, Array2, ArrayView1};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -43,8 +42,8 @@ impl Case {
         self.experts() / self.n_group
     }
 
-    fn groups(&self) -> Placement {
-        Placement::contiguous(self.experts(), self.n_group).unwrap()
+    fn groups(&self) -> Groups {
+        Groups::contiguous(self.experts(), self.n_group).unwrap()
     }
 
     fn method(&self) -> TopkMethod {
@@ -106,12 +105,12 @@ fn chosen(routing: &Routing<f64>) -> Vec<BTreeSet<usize>> {
 
 /// Equations 21 and 22 without sorting: a group is kept if fewer than `topk_group` are better, and an expert of a kept
 /// group is selected if fewer than k of these are better. Of equals the one of lower index is better.
-fn chosen_by_definition(groups: &Placement, topk_group: usize, k: usize, logits: &[i32]) -> BTreeSet<usize> {
+fn chosen_by_definition(groups: &Groups, topk_group: usize, k: usize, logits: &[i32]) -> BTreeSet<usize> {
     let rank = |e: usize| (logits[e], Reverse(e));
     let group_rank = |group: usize| (groups.experts_of(group).iter().map(|&e| logits[e]).max(), Reverse(group));
     let better_groups =
-        |group: usize| (0..groups.devices()).filter(|&other| group_rank(other) > group_rank(group)).count();
-    let experts: Vec<usize> = (0..logits.len()).filter(|&e| better_groups(groups.device_of(e)) < topk_group).collect();
+        |group: usize| (0..groups.count()).filter(|&other| group_rank(other) > group_rank(group)).count();
+    let experts: Vec<usize> = (0..logits.len()).filter(|&e| better_groups(groups.group_of(e)) < topk_group).collect();
     let better = |e: usize| experts.iter().filter(|&&other| rank(other) > rank(e)).count();
     experts.iter().copied().filter(|&e| better(e) < k).collect()
 }
@@ -171,7 +170,7 @@ fn groups_ignored() -> impl Fn(&Case) -> Routing<f64> {
 /// Expert e in group e mod D.
 fn groups_interleaved() -> impl Fn(&Case) -> Routing<f64> {
     choosing(|case, scores| {
-        let groups = Placement::new((0..scores.len()).map(|e| e % case.n_group).collect(), case.n_group).unwrap();
+        let groups = Groups::new((0..scores.len()).map(|e| e % case.n_group).collect(), case.n_group);
         highest(experts_of_best_groups(&groups, scores, case.topk_group, best), scores, case.k)
     })
 }
@@ -186,7 +185,7 @@ fn top_groups_among_experts() -> impl Fn(&Case) -> Routing<f64> {
     })
 }
 
-/// candle#2744, seen in mistral.rs: an inverted mask leaves no expert, so that each token goes to the first ones, with
+/// Reported of a port of candle's model (candle#2744): an inverted mask leaves no expert, so that each token goes to the first ones, with
 /// weight 0.
 fn mask_inverted() -> impl Fn(&Case) -> Routing<f64> {
     |case| {

@@ -26,7 +26,7 @@ use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};
 
 use crate::deepseek_v3::router::DeepseekV3TopkRouter;
 use crate::model::attention::{AttentionContext, AttentionForm};
-use crate::model::experts::{DeepseekV2Moe, Gate};
+use crate::model::experts::DeepseekV2Moe;
 use crate::model::layer::DeepseekV2DecoderLayer;
 use crate::model::linear::Linear;
 use crate::model::mask::{attention_bias, default_position_ids};
@@ -60,7 +60,7 @@ impl<T: Real> MultiTokenPrediction<T> {
         let norm = |name: &str| RmsNorm::load(weights, &format!("{path}.{name}"), width, config.rms_norm_eps);
         let moe = |path: &str| {
             let gate = DeepseekV3TopkRouter::load(config, &format!("{path}.gate"), weights)?;
-            DeepseekV2Moe::with_gate(config, Gate::V3(gate), path, weights)
+            DeepseekV2Moe::with_gate(config, Box::new(gate), path, weights)
         };
         Ok(MultiTokenPrediction {
             enorm: norm("enorm")?,

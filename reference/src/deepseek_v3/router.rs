@@ -29,9 +29,8 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::arithmetic::activation::Activation;
 use crate::model::linear::Linear;
-use crate::model::router::Routing;
 use crate::model::router::selection::{experts_of_best_groups, highest};
-use crate::paper::parallel::Placement;
+use crate::model::router::{Groups, Router, Routing};
 use crate::tap::Scope;
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Error, Real, Result};
@@ -44,7 +43,7 @@ pub fn sum_of_two_best<T: Real>(choice: ArrayView1<T>) -> T {
 /// Which experts are selected, and what their weights are.
 #[derive(Clone, Debug)]
 pub struct BiasCorrectedRule<T> {
-    groups: Placement,
+    groups: Groups,
     topk_group: usize,
     num_experts_per_tok: usize,
     norm_topk_prob: bool,
@@ -69,7 +68,7 @@ impl<T: Real> BiasCorrectedRule<T> {
             return Err(Error::config("topk_group", expected, topk_group));
         }
         Ok(BiasCorrectedRule {
-            groups: Placement::contiguous(experts, n_group)?,
+            groups: Groups::contiguous(experts, n_group)?,
             topk_group,
             num_experts_per_tok: k,
             norm_topk_prob: config.norm_topk_prob,
@@ -141,9 +140,10 @@ impl<T: Real> DeepseekV3TopkRouter<T> {
             rule,
         })
     }
+}
 
-    /// Routes `hidden` \[N,D\].
-    pub(crate) fn forward(&self, hidden: ArrayView2<T>, tap: &mut Scope<T>) -> Result<Routing<T>> {
+impl<T: Real> Router<T> for DeepseekV3TopkRouter<T> {
+    fn route(&self, hidden: ArrayView2<T>, tap: &mut Scope<T>) -> Result<Routing<T>> {
         let mut router_logits = self.gate.forward(hidden);
         tap.real("router_logits", &mut router_logits);
         self.rule.route(router_logits, self.e_score_correction_bias.view())

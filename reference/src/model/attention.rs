@@ -32,13 +32,14 @@
 
 use std::sync::OnceLock;
 
-use ndarray::{Array, Array2, Array3, Array4, ArrayView, ArrayView2, ArrayView3, Axis, RemoveAxis, Slice, s};
+use ndarray::{Array2, Array3, Array4, ArrayView3, Axis, s};
 use rayon::prelude::*;
 
 use crate::arithmetic::map::pair_by_pair;
 use crate::arithmetic::matmul::{matmul, matmul_t};
 use crate::arithmetic::softmax::softmax;
 use crate::model::cache::{CacheFormat, LayerCache};
+use crate::model::heads::{for_each_head, for_head_blocks, merge_heads, side_by_side, split_heads};
 use crate::model::linear::Linear;
 use crate::model::norm::{LATENT_NORM_EPS, RmsNorm};
 use crate::model::rope::{RotaryTables, softmax_scale};
@@ -150,12 +151,12 @@ impl<T: Real> DeepseekV2Attention<T> {
         cache: Option<&mut LayerCache<T>>,
         tap: &mut Scope<T>,
     ) -> (Array3<T>, Array4<T>) {
-        let (batch, length, _) = hidden.dim();
         let (q_nope, q_pe) = self.queries(hidden, context.rotary, tap);
         let (compressed_kv, k_pe) = self.latents(hidden, context.rotary, tap);
 
         // From here on the keys are those of all T tokens: the cached ones and the new ones.
-        let mut new_tokens_only = LayerCache::new(batch, self.kv_lora_rank, self.qk_rope_head_dim, CacheFormat::Plain);
+        let mut new_tokens_only =
+            LayerCache::new(hidden.len_of(Axis(0)), self.kv_lora_rank, self.qk_rope_head_dim, CacheFormat::Plain);
         let is_cached = cache.is_some();
         let cache = cache.unwrap_or(&mut new_tokens_only);
         cache.append(compressed_kv.view(), k_pe.view());
@@ -171,14 +172,7 @@ impl<T: Real> DeepseekV2Attention<T> {
             AttentionForm::Expanded => self.attend_expanded(q_nope, q_pe, latents, keys, context.bias, tap),
             AttentionForm::Absorbed => self.attend_absorbed(q_nope, q_pe, latents, keys, context.bias, tap),
         };
-        // [B,H,S,v] -> [B,S,H v]: the heads' outputs side by side.
-        let by_token = attn_output.permuted_axes([0, 2, 1, 3]);
-        let mut attn_output = Array3::zeros((batch, length, self.num_heads * self.v_head_dim));
-        attn_output
-            .view_mut()
-            .into_shape_with_order(by_token.raw_dim())
-            .expect("H v numbers per token")
-            .assign(&by_token);
+        let mut attn_output = merge_heads(attn_output);
         tap.real("attn_output", &mut attn_output);
         let mut output = self.o_proj.forward_3d(attn_output.view());
         tap.real("o_proj", &mut output);
@@ -204,13 +198,7 @@ impl<T: Real> DeepseekV2Attention<T> {
                 q
             }
         };
-        let (batch, length, _) = q.dim();
-        let q = q
-            .into_shape_with_order((batch, length, self.num_heads, self.qk_nope_head_dim + self.qk_rope_head_dim))
-            .expect("H (n + r) numbers per token")
-            .permuted_axes([0, 2, 1, 3]);
-        let q_nope = q.slice(s![.., .., .., ..self.qk_nope_head_dim]).as_standard_layout().into_owned();
-        let mut q_pe = q.slice(s![.., .., .., self.qk_nope_head_dim..]).as_standard_layout().into_owned();
+        let (q_nope, mut q_pe) = split_heads(q, self.num_heads, self.qk_nope_head_dim);
         rotary.rotate(&mut q_pe);
         tap.real("q_pe", &mut q_pe);
         (q_nope, q_pe)
@@ -244,13 +232,13 @@ impl<T: Real> DeepseekV2Attention<T> {
         let (n, width) = (self.qk_nope_head_dim, self.qk_nope_head_dim + self.v_head_dim);
         let query = side_by_side(q_nope.view(), q_pe.view());
 
-        let scores = self.for_each_head(&query, |b, h, query| {
+        let scores = for_each_head(&query, |b, h, query| {
             let k_nope = keys_and_values.slice(s![b, .., h * width..h * width + n]);
             let key = side_by_side(k_nope, k_pe.index_axis(Axis(0), b));
             matmul_t(query, key.view())
         });
         let weights = self.weigh(scores, bias, tap);
-        let output = self.for_each_head(&weights, |b, h, weights| {
+        let output = for_each_head(&weights, |b, h, weights| {
             matmul(weights, keys_and_values.slice(s![b, .., h * width + n..(h + 1) * width]))
         });
         (output, weights)
@@ -268,15 +256,13 @@ impl<T: Real> DeepseekV2Attention<T> {
     ) -> (Array4<T>, Array4<T>) {
         let Absorbed { w_uk, w_uv } = self.absorbed.get_or_init(|| self.absorb());
         // q' = W^UK^T q^C: [S,n] [n,c] -> [S,c]
-        let q_latent = self.for_each_head(&q_nope, |_, h, q_nope| matmul(q_nope, w_uk[h].view()));
-        let scores = self
-            .for_head_blocks(&q_latent, |b, q_latent| matmul_t(q_latent, compressed_kv.index_axis(Axis(0), b)))
-            + self.for_head_blocks(&q_pe, |b, q_pe| matmul_t(q_pe, k_pe.index_axis(Axis(0), b)));
+        let q_latent = for_each_head(&q_nope, |_, h, q_nope| matmul(q_nope, w_uk[h].view()));
+        let scores = for_head_blocks(&q_latent, |b, q_latent| matmul_t(q_latent, compressed_kv.index_axis(Axis(0), b)))
+            + for_head_blocks(&q_pe, |b, q_pe| matmul_t(q_pe, k_pe.index_axis(Axis(0), b)));
         let weights = self.weigh(scores, bias, tap);
         // sum_j p_ij c_j: [S,T] [T,c] -> [S,c], then W^UV
-        let context =
-            self.for_head_blocks(&weights, |b, weights| matmul(weights, compressed_kv.index_axis(Axis(0), b)));
-        let output = self.for_each_head(&context, |_, h, context| matmul_t(context, w_uv[h].view()));
+        let context = for_head_blocks(&weights, |b, weights| matmul(weights, compressed_kv.index_axis(Axis(0), b)));
+        let output = for_each_head(&context, |_, h, context| matmul_t(context, w_uv[h].view()));
         (output, weights)
     }
 
@@ -291,20 +277,6 @@ impl<T: Real> DeepseekV2Attention<T> {
         scores
     }
 
-    /// Applies `f(b, h, x[b,h])` to every sequence and head, in parallel: \[B,H,S,·\] -> \[B,H,S,·\].
-    fn for_each_head(&self, x: &Array4<T>, f: impl Fn(usize, usize, ArrayView2<T>) -> Array2<T> + Sync) -> Array4<T> {
-        stack(x, 1, |b, first_head, x| f(b, first_head, x))
-    }
-
-    /// The same for functions that do not depend on the head: heads share each read of the keys, a block at a time. More
-    /// heads in a block are fewer reads, more blocks are work for more threads; what comes out is the same.
-    fn for_head_blocks(&self, x: &Array4<T>, f: impl Fn(usize, ArrayView2<T>) -> Array2<T> + Sync) -> Array4<T> {
-        let busy = |heads: &usize| x.len_of(Axis(0)) * self.num_heads / heads >= rayon::current_num_threads();
-        let whole = |heads: &usize| self.num_heads.is_multiple_of(*heads);
-        let heads_per_block = [8, 4, 2].into_iter().find(|heads| whole(heads) && busy(heads)).unwrap_or(1);
-        stack(x, heads_per_block, |b, _, x| f(b, x))
-    }
-
     fn absorb(&self) -> Absorbed<T> {
         let (n, v) = (self.qk_nope_head_dim, self.v_head_dim);
         let rows_of_head = |h: usize| h * (n + v)..(h + 1) * (n + v);
@@ -312,41 +284,4 @@ impl<T: Real> DeepseekV2Attention<T> {
         let (w_uk, w_uv) = heads.map(|w| (w.slice(s![..n, ..]).to_owned(), w.slice(s![n.., ..]).to_owned())).unzip();
         Absorbed { w_uk, w_uv }
     }
-}
-
-/// [a ; b] along the last axis, in standard layout (which `ndarray::concatenate` does not promise).
-fn side_by_side<T: Real, D: RemoveAxis>(a: ArrayView<T, D>, b: ArrayView<T, D>) -> Array<T, D> {
-    let last = Axis(a.ndim() - 1);
-    let (left, right) = (a.len_of(last), b.len_of(last));
-    let mut shape = a.raw_dim();
-    shape[last.index()] = left + right;
-    let mut joined = Array::zeros(shape);
-    joined.slice_axis_mut(last, Slice::from(..left)).assign(&a);
-    joined.slice_axis_mut(last, Slice::from(left..)).assign(&b);
-    joined
-}
-
-/// Cuts x \[B,H,S,·\] into blocks of `heads` heads, seen as \[heads S,·\]; applies `f(b, first head, block)` to all in
-/// parallel; puts the results together again.
-fn stack<T: Real>(
-    x: &Array4<T>,
-    heads: usize,
-    f: impl Fn(usize, usize, ArrayView2<T>) -> Array2<T> + Sync,
-) -> Array4<T> {
-    let (batch, num_heads, length, width) = x.dim();
-    let blocks: Vec<(usize, usize)> =
-        (0..batch).flat_map(|b| (0..num_heads).step_by(heads).map(move |h| (b, h))).collect();
-    let results: Vec<Array2<T>> = blocks
-        .into_par_iter()
-        .map(|(b, h)| {
-            let block = x.slice(s![b, h..h + heads, .., ..]);
-            let block = block.into_shape_with_order((heads * length, width)).expect("standard layout");
-            f(b, h, block)
-        })
-        .collect();
-    let columns = results.first().map_or(0, |r| r.ncols());
-    let mut stacked = Array4::zeros((batch, num_heads, length, columns));
-    let places = stacked.as_slice_mut().expect("standard layout").par_chunks_mut((heads * length * columns).max(1));
-    places.zip(results).for_each(|(place, block)| place.copy_from_slice(block.as_slice().expect("standard layout")));
-    stacked
 }

@@ -15,9 +15,8 @@ use rayon::prelude::*;
 
 use crate::arithmetic::activation::Activation;
 use crate::arithmetic::map::{pair_by_pair, row_by_row};
-use crate::deepseek_v3::router::DeepseekV3TopkRouter;
 use crate::model::linear::Linear;
-use crate::model::router::{DROPPED, DeepseekV2TopkRouter, Routing};
+use crate::model::router::{DROPPED, DeepseekV2TopkRouter, Router, Routing};
 use crate::tap::{NoTap, Scope};
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Error, Real, Result};
@@ -81,28 +80,10 @@ impl<T: Real> DeepseekV2Mlp<T> {
     }
 }
 
-/// `mlp.gate`: by whose rule the tokens are routed.
-#[derive(Debug)]
-pub enum Gate<T> {
-    /// DeepSeek-V2's.
-    V2(DeepseekV2TopkRouter<T>),
-    /// DeepSeek-V3's, an extension ([`crate::deepseek_v3`]).
-    V3(DeepseekV3TopkRouter<T>),
-}
-
-impl<T: Real> Gate<T> {
-    fn forward(&self, tokens: ArrayView2<T>, tap: &mut Scope<T>) -> Result<Routing<T>> {
-        match self {
-            Gate::V2(router) => router.forward(tokens, tap),
-            Gate::V3(router) => router.forward(tokens, tap),
-        }
-    }
-}
-
 /// A mixture-of-experts layer.
 #[derive(Debug)]
 pub struct DeepseekV2Moe<T> {
-    gate: Box<Gate<T>>,
+    gate: Box<dyn Router<T>>,
     experts: Vec<DeepseekV2Mlp<T>>,
     shared_experts: Option<DeepseekV2Mlp<T>>,
     hidden_size: usize,
@@ -115,20 +96,25 @@ impl<T: Real> DeepseekV2Moe<T> {
     /// If a weight is missing or of another shape.
     pub fn load(config: &DeepseekV2Config, dialect: Dialect, path: &str, weights: &dyn WeightSource) -> Result<Self> {
         let gate = DeepseekV2TopkRouter::load(config, dialect, &format!("{path}.gate"), weights)?;
-        DeepseekV2Moe::with_gate(config, Gate::V2(gate), path, weights)
+        DeepseekV2Moe::with_gate(config, Box::new(gate), path, weights)
     }
 
-    /// The same behind any gate.
+    /// The same behind any router.
     ///
     /// # Errors
     /// If a weight is missing or of another shape.
-    pub fn with_gate(config: &DeepseekV2Config, gate: Gate<T>, path: &str, weights: &dyn WeightSource) -> Result<Self> {
+    pub fn with_gate(
+        config: &DeepseekV2Config,
+        gate: Box<dyn Router<T>>,
+        path: &str,
+        weights: &dyn WeightSource,
+    ) -> Result<Self> {
         let expert = |e| {
             DeepseekV2Mlp::load(config, &format!("{path}.experts.{e}"), config.moe_intermediate_size, false, weights)
         };
         let shared = format!("{path}.shared_experts");
         Ok(DeepseekV2Moe {
-            gate: Box::new(gate),
+            gate,
             experts: (0..config.num_experts()).map(expert).collect::<Result<_>>()?,
             shared_experts: match config.n_shared_experts {
                 None => None,
@@ -144,7 +130,7 @@ impl<T: Real> DeepseekV2Moe<T> {
     /// If the tokens have another width than the layer, or the router refuses its logits.
     pub fn route(&self, tokens: ArrayView2<T>) -> Result<Routing<T>> {
         self.check_width(tokens.ncols())?;
-        self.gate.forward(tokens, &mut Scope::root(&mut NoTap))
+        self.gate.route(tokens, &mut Scope::root(&mut NoTap))
     }
 
     fn check_width(&self, width: usize) -> Result<()> {
@@ -172,7 +158,7 @@ impl<T: Real> DeepseekV2Moe<T> {
         let (batch, length, width) = hidden.dim();
         self.check_width(width)?;
         let tokens = hidden.to_shape((batch * length, width)).expect("a row for each token");
-        let routing = self.gate.forward(tokens.view(), &mut tap.child("gate"))?;
+        let routing = self.gate.route(tokens.view(), &mut tap.child("gate"))?;
         let mut routed = self.routed(tokens.view(), &routing)?;
         tap.real("experts", &mut routed);
         let mut output = routed.into_shape_with_order((batch, length, width)).expect("a row for each token");

@@ -1,5 +1,5 @@
 //! Rotary position embedding on the decoupled part of queries and keys (paper 2.1.3, eq. 14 and 15), and the softmax
-//! scale, which YaRN changes too (paper 3.1.4).
+//! scale, which YaRN changes too ([`yarn`]; paper 3.1.4).
 //!
 //! A vector of `r` = `qk_rope_head_dim` numbers is `r/2` complex numbers; position `p` turns number `i` by the angle
 //! `p * theta_i`:
@@ -17,18 +17,22 @@
 //! in the last place of `theta_i` moves the rotated vector by 3.6e-3, so the f64 computation must start from the same
 //! fp32 angles as everybody else. All after that (cosine, sine, rotation) is in the type of the computation.
 
+mod dynamic;
+mod frequencies;
+pub mod yarn;
+
 use ndarray::{Array2, Array3, Array4, Axis};
 
-use crate::config::{RopeParameters, RopeType};
+pub use dynamic::DynamicNtk;
+use frequencies::inverse_frequencies;
+pub use yarn::yarn_get_mscale;
+
+use crate::config::RopeType;
 use crate::{DeepseekV2Config, Dialect, Real, Result};
 
-/// `ms(f, m) = 0.1 m ln f + 1`, and 1 for f <= 1: YaRN's length factor (paper 3.1.4: sqrt t = 0.0707 ln s + 1).
-pub fn yarn_get_mscale(factor: f64, mscale: f64) -> f64 {
-    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
-}
-
 /// The factor in front of `q k^T`: `(n + r)^(-1/2)`, times `ms(factor, mscale_all_dim)^2` if the config has the pair of
-/// a rope type other than default and a non-zero `mscale_all_dim`. (n, r: `qk_nope_head_dim`, `qk_rope_head_dim`.)
+/// a rope type other than default and a non-zero `mscale_all_dim`. Why it
+/// is squared: [`yarn`]. (n, r: `qk_nope_head_dim`, `qk_rope_head_dim`.)
 ///
 /// 0.1147213868 for V2 and V2-Lite, 0.1352337789 for V2.5.
 ///
@@ -49,69 +53,6 @@ pub fn softmax_scale(config: &DeepseekV2Config, dialect: Dialect) -> Result<f64>
         (_, Some(factor), Some(mscale_all_dim)) => yarn_get_mscale(factor, mscale_all_dim),
     };
     Ok(if dialect.folds_mscale_into_softmax_scale() { scale * mscale * mscale } else { scale })
-}
-
-/// YaRN's factor on cosine and sine, `af` above; 1 for the published checkpoints.
-///
-/// Given as `attention_factor`, or `ms(f, mscale) / ms(f, mscale_all_dim)`.
-///
-/// **Trap: when one of the keys is missing** (or 0), Transformers falls back to `ms(f, 1)`, while DeepSeek's own code
-/// keeps the quotient with its defaults 1 and 0 (and knows no `attention_factor`). At factor 40 and only `mscale` =
-/// 0.707: 1.3689 against 1.2608.
-fn yarn_attention_factor(rope: &RopeParameters, factor: f64, dialect: Dialect) -> f64 {
-    let quotient = |mscale, all_dim| yarn_get_mscale(factor, mscale) / yarn_get_mscale(factor, all_dim);
-    match (rope.attention_factor, rope.mscale, rope.mscale_all_dim) {
-        (_, mscale, all_dim) if dialect.attention_factor_honours_lone_mscale() => {
-            quotient(mscale.unwrap_or(1.0), all_dim.unwrap_or(0.0))
-        }
-        (Some(attention_factor), _, _) => attention_factor,
-        (None, Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => quotient(mscale, all_dim),
-        _ => yarn_get_mscale(factor, 1.0),
-    }
-}
-
-/// `1 / theta^(2i/r)` for i < r/2, rounded to fp32 after each operation, as Transformers computes it.
-///
-/// These are the nearest fp32 numbers at each step. PyTorch's own fp32 power differs by one unit in the last place in 1
-/// % of the entries over all bases and sizes; in none for theta = 10000 and r <= 64, which every published checkpoint
-/// has.
-fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
-    powers(theta, dim).map(|power| 1.0 / power).collect()
-}
-
-/// `theta^(2i/r)`, rounded to fp32.
-fn powers(theta: f64, dim: usize) -> impl Iterator<Item = f32> {
-    (0..dim).step_by(2).map(move |i| theta.powf(f64::from(i as f32 / dim as f32)) as f32)
-}
-
-/// YaRN's frequencies: those that turn more than `beta_fast` times within the original context are kept, those that
-/// turn less than `beta_slow` times are divided by the factor, and between the two a ramp mixes them.
-///
-/// **Trap.** The YaRN paper's ramp is linear in the number of turns; DeepSeek's code and Transformers' are linear in
-/// the *index* `i`, between floor(corr(beta_fast)) and ceil(corr(beta_slow)). They differ by up to 4.28 times (index 20
-/// of V2). For V2: unchanged up to i = 10, 1/40 from i = 23 on.
-fn yarn_frequencies(rope: &RopeParameters, factor: f64, dim: usize, original: usize) -> Vec<f32> {
-    // The index (a real number) of the frequency that turns `turns` times within the original context.
-    let correction_dim = |turns: f64| {
-        dim as f64 * (original as f64 / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * rope.rope_theta.ln())
-    };
-    let (mut low, mut high) = (correction_dim(rope.beta_fast), correction_dim(rope.beta_slow));
-    if rope.truncate {
-        (low, high) = (low.floor(), high.ceil());
-    }
-    (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
-    if low == high {
-        high += 0.001;
-    }
-    let ramp = |i: usize| ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
-    powers(rope.rope_theta, dim)
-        .enumerate()
-        .map(|(i, power)| {
-            let (extrapolation, interpolation) = (1.0 / power, 1.0 / (factor as f32 * power));
-            let kept = 1.0 - ramp(i);
-            interpolation * (1.0 - kept) + extrapolation * kept
-        })
-        .collect()
 }
 
 /// Cosine and sine of every angle, with the attention factor: \[B,S,r/2\] each (B = 1 if all rows have the same
@@ -150,8 +91,7 @@ impl RotaryEmbedding {
             }
             RopeType::Yarn => {
                 let original = rope.original_max_position_embeddings.unwrap_or(config.max_position_embeddings);
-                let attention_factor = yarn_attention_factor(&rope, factor, dialect);
-                (yarn_frequencies(&rope, factor, dim, original), attention_factor, None)
+                (yarn::frequencies(&rope, factor, dim, original), yarn::attention_factor(&rope, factor, dialect), None)
             }
         };
         Ok(RotaryEmbedding { inv_freq, attention_factor, dynamic })
@@ -206,47 +146,6 @@ impl<T: Real> RotaryTables<T> {
                 }
             }
         }
-    }
-}
-
-/// "Dynamic NTK": the base grows with the longest position seen, once that passes `max_position_embeddings` (M).
-///
-/// `theta' = theta (f L / M - (f - 1))^(r/(r-2))`, where L is the longest position so far plus one. The state grows and
-/// sticks, and is reset when a call's own L falls below M (at L = M exactly it is not).
-///
-/// Transformers keeps this state in the *module*, so that a result depends on whatever ran before; here a sequence owns
-/// it (its cache does), and a call without a cache starts afresh.
-#[derive(Debug, Clone)]
-pub struct DynamicNtk {
-    theta: f64,
-    factor: f64,
-    max_position_embeddings: i64,
-    dim: usize,
-    longest: i64,
-}
-
-impl DynamicNtk {
-    fn new(theta: f64, factor: f64, max_position_embeddings: usize, dim: usize) -> Self {
-        let max_position_embeddings = max_position_embeddings as i64;
-        DynamicNtk { theta, factor, max_position_embeddings, dim, longest: max_position_embeddings }
-    }
-
-    /// The frequencies for a call whose longest position plus one is `length`.
-    pub fn update(&mut self, length: i64) -> Vec<f32> {
-        let grown = self.longest > self.max_position_embeddings;
-        self.longest = self.longest.max(length);
-        if grown && length < self.max_position_embeddings {
-            self.longest = self.max_position_embeddings;
-        }
-        if self.longest == self.max_position_embeddings {
-            return inverse_frequencies(self.theta, self.dim);
-        }
-        // In fp32, as there: the length is a tensor.
-        let stretch = (self.factor * self.longest as f64) as f32 / self.max_position_embeddings as f32
-            - (self.factor - 1.0) as f32;
-        let exponent = self.dim as f64 / (self.dim as f64 - 2.0);
-        let theta = self.theta as f32 * f64::from(stretch).powf(exponent) as f32;
-        inverse_frequencies(f64::from(theta), self.dim)
     }
 }
 
@@ -310,18 +209,5 @@ mod tests {
         let angle = 131_072.0_f32 * f32::from_bits(YARN_V2[7]);
         assert_eq!(tables.cos[[0, 0, 7]], f64::from(angle).cos());
         assert_eq!(tables.sin[[0, 0, 7]], f64::from(angle).sin());
-    }
-
-    #[test]
-    fn dynamic_ntk_grows_sticks_and_is_reset() {
-        let plain = inverse_frequencies(10000.0, 8);
-        let grown = |length: f64| inverse_frequencies(10000.0 * (2.0 * length / 16.0 - 1.0_f64).powf(8.0 / 6.0), 8);
-        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a / b - 1.0).abs() < 1e-6);
-        let mut ntk = DynamicNtk::new(10000.0, 2.0, 16, 8);
-        assert_eq!(ntk.update(16), plain);
-        assert!(close(&ntk.update(40), &grown(40.0)));
-        assert!(close(&ntk.update(20), &grown(40.0)), "a shorter call keeps the longest");
-        assert!(close(&ntk.update(16), &grown(40.0)), "the original length itself does not reset");
-        assert_eq!(ntk.update(15), plain);
     }
 }

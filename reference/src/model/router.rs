@@ -22,20 +22,33 @@
 //! [`RoutingRule`] is the rule without a model, [`device_limited`] the paper's form of it for any placement of experts,
 //! [`selection`] what both are made of.
 
-pub mod device_limited;
+mod groups;
+mod routing;
 pub mod rule;
 pub mod selection;
 
-use ndarray::{Array2, ArrayView2, Axis};
+use std::fmt::Debug;
 
+use ndarray::ArrayView2;
+
+pub use groups::Groups;
+pub use routing::{DROPPED, Routing};
 pub use rule::RoutingRule;
 
-use crate::arithmetic::softmax::softmax;
 use crate::model::linear::Linear;
-use crate::paper::parallel::Placement;
 use crate::tap::Scope;
 use crate::weights::WeightSource;
-use crate::{DeepseekV2Config, Dialect, Error, Real, Result};
+use crate::{DeepseekV2Config, Dialect, Real, Result};
+
+/// `mlp.gate` of a mixture-of-experts layer: it sends each token to some experts. DeepSeek-V2's is
+/// [`DeepseekV2TopkRouter`]; DeepSeek-V3 has another ([`crate::deepseek_v3::router`]).
+pub trait Router<T>: Debug + Send + Sync {
+    /// Routes `hidden` \[N,D\].
+    ///
+    /// # Errors
+    /// If the router refuses its logits, or a tap left an expert in them that does not exist.
+    fn route(&self, hidden: ArrayView2<T>, tap: &mut Scope<T>) -> Result<Routing<T>>;
+}
 
 /// `mlp.gate`: the centroids e_i, and the rule.
 #[derive(Debug)]
@@ -55,104 +68,11 @@ impl<T: Real> DeepseekV2TopkRouter<T> {
             rule: RoutingRule::from_config(config, dialect)?,
         })
     }
+}
 
-    /// Routes `hidden` \[N,D\].
-    pub(crate) fn forward(&self, hidden: ArrayView2<T>, tap: &mut Scope<T>) -> Result<Routing<T>> {
+impl<T: Real> Router<T> for DeepseekV2TopkRouter<T> {
+    fn route(&self, hidden: ArrayView2<T>, tap: &mut Scope<T>) -> Result<Routing<T>> {
         self.rule.route_with_stages(self.gate.forward(hidden), tap)
-    }
-}
-
-/// In place of an expert: the token was dropped there ([`crate::paper::training::token_dropping`]).
-pub const DROPPED: i64 = -1;
-
-/// The experts of each of N tokens.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Routing<T> {
-    /// u_t^T e_i before the softmax: \[N,E\].
-    pub router_logits: Array2<T>,
-    /// Selected experts, by falling score, equal ones by rising index: \[N,k\]. Or [`DROPPED`].
-    pub topk_indices: Array2<i64>,
-    /// Their weights: \[N,k\].
-    pub topk_weights: Array2<T>,
-}
-
-impl<T: Real> Routing<T> {
-    /// s_{i,t}: the softmax over all experts (eq. 22), \[N,E\].
-    pub fn scores(&self) -> Array2<T> {
-        let mut scores = self.router_logits.clone();
-        scores.rows_mut().into_iter().for_each(softmax);
-        scores
-    }
-
-    /// For each expert, the tokens that selected it and their weights, in token order.
-    ///
-    /// # Panics
-    /// If a token has an expert that does not exist ([`Routing::validate`] tells).
-    pub fn tokens_of_experts(&self) -> Vec<Vec<(usize, T)>> {
-        let mut tokens = vec![Vec::new(); self.router_logits.len_of(Axis(1))];
-        for ((token, slot), &expert) in self.topk_indices.indexed_iter().filter(|(_, e)| **e != DROPPED) {
-            tokens[expert as usize].push((token, self.topk_weights[[token, slot]]));
-        }
-        tokens
-    }
-
-    /// For each expert, how many tokens selected it: \[E\].
-    pub fn tokens_per_expert(&self) -> Vec<usize> {
-        self.tokens_of_experts().iter().map(Vec::len).collect()
-    }
-
-    /// For each token, the devices that hold its experts, by rising index, each once: the token is sent to a device
-    /// once, however many of its experts are there.
-    ///
-    /// # Panics
-    /// If a token has an expert that is on no device.
-    pub fn devices_of_tokens(&self, placement: &Placement) -> Vec<Vec<usize>> {
-        let devices_of = |experts: ndarray::ArrayView1<i64>| {
-            let selected = experts.iter().filter(|e| **e != DROPPED);
-            let mut devices: Vec<usize> = selected.map(|&e| placement.device_of(e as usize)).collect();
-            devices.sort_unstable();
-            devices.dedup();
-            devices
-        };
-        self.topk_indices.rows().into_iter().map(devices_of).collect()
-    }
-
-    /// For each device, how many tokens are sent to it: \[D\].
-    ///
-    /// # Panics
-    /// As [`Routing::devices_of_tokens`].
-    pub fn tokens_per_device(&self, placement: &Placement) -> Vec<usize> {
-        let mut tokens = vec![0; placement.devices()];
-        self.devices_of_tokens(placement).into_iter().flatten().for_each(|device| tokens[device] += 1);
-        tokens
-    }
-
-    /// Checks what anybody may have put together: that the shapes agree, and that each token has k different experts
-    /// which exist, none of them dropped.
-    ///
-    /// # Errors
-    /// What does not hold.
-    pub fn validate(&self) -> Result<()> {
-        let (tokens, experts) = self.router_logits.dim();
-        if self.topk_indices.nrows() != tokens {
-            return Err(Error::input("topk_indices", format!("{tokens} tokens"), self.topk_indices.nrows()));
-        }
-        if self.topk_weights.dim() != self.topk_indices.dim() {
-            let expected = format!("{:?}, as the indices", self.topk_indices.shape());
-            return Err(Error::input("topk_weights", expected, format!("{:?}", self.topk_weights.shape())));
-        }
-        for (token, selected) in self.topk_indices.rows().into_iter().enumerate() {
-            let mut seen = vec![false; experts];
-            for &expert in selected {
-                let unseen = usize::try_from(expert).ok().and_then(|e| seen.get_mut(e)).filter(|seen| !**seen);
-                let Some(unseen) = unseen else {
-                    let expected = format!("different experts below {experts} for each token");
-                    return Err(Error::input("topk_indices", expected, format!("{selected} for token {token}")));
-                };
-                *unseen = true;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -182,7 +102,7 @@ mod tests {
         };
         let logits = array![[0.05, 0.30, 0.21, 0.20, 0.04, 0.20_f64]].ln();
         let router = router(TopkMethod::Greedy, 1);
-        let routing = router.forward(logits.view(), &mut Scope::root(&mut force)).unwrap();
+        let routing = router.route(logits.view(), &mut Scope::root(&mut force)).unwrap();
         assert!((routing.topk_weights[[0, 0]] - 0.4).abs() < 1e-12);
 
         let mut impossible = |_: &str, value: crate::StageValue<'_, f64>| {
@@ -190,7 +110,7 @@ mod tests {
                 experts.fill(6);
             }
         };
-        let error = router.forward(logits.view(), &mut Scope::root(&mut impossible)).unwrap_err();
+        let error = router.route(logits.view(), &mut Scope::root(&mut impossible)).unwrap_err();
         assert_eq!(error.to_string(), "input `topk_indices`: expected experts 0 to 5, found 6");
     }
 
@@ -199,54 +119,9 @@ mod tests {
         for bad in [f64::NAN, f64::INFINITY] {
             for method in [TopkMethod::Greedy, TopkMethod::GroupLimitedGreedy { n_group: 3, topk_group: 2 }] {
                 let logits = array![[0.0, bad, 0.0, 1.0, 0.0, 0.0]];
-                let routing = router(method, 2).forward(logits.view(), &mut Scope::root(&mut NoTap)).unwrap();
+                let routing = router(method, 2).route(logits.view(), &mut Scope::root(&mut NoTap)).unwrap();
                 assert!(routing.topk_weights.iter().all(|w| w.is_nan()));
             }
         }
-    }
-
-    fn two_tokens() -> Routing<f64> {
-        Routing {
-            router_logits: Array2::zeros((2, 3)),
-            topk_indices: array![[2, 0], [0, 1]],
-            topk_weights: array![[0.5, 0.25], [0.75, 0.125]],
-        }
-    }
-
-    #[test]
-    fn each_expert_sees_its_tokens_in_order() {
-        let mut routing = two_tokens();
-        assert_eq!(routing.tokens_of_experts(), [vec![(0, 0.25), (1, 0.75)], vec![(1, 0.125)], vec![(0, 0.5)]]);
-        assert_eq!(routing.tokens_per_expert(), [2, 1, 1]);
-        routing.topk_indices[[0, 1]] = DROPPED;
-        assert_eq!(routing.tokens_of_experts(), [vec![(1, 0.75)], vec![(1, 0.125)], vec![(0, 0.5)]]);
-    }
-
-    #[test]
-    fn a_token_is_sent_to_a_device_once() {
-        let placement = Placement::new(vec![1, 1, 0], 2).unwrap();
-        assert_eq!(two_tokens().devices_of_tokens(&placement), [vec![0, 1], vec![1]]);
-        assert_eq!(two_tokens().tokens_per_device(&placement), [1, 2]);
-    }
-
-    #[test]
-    fn a_routing_that_cannot_be_is_refused() {
-        assert!(two_tokens().validate().is_ok());
-        for bad in [DROPPED, 3, 2] {
-            let mut routing = two_tokens();
-            routing.topk_indices[[0, 1]] = bad;
-            assert_eq!(
-                routing.validate().unwrap_err().to_string(),
-                format!(
-                    "input `topk_indices`: expected different experts below 3 for each token, \
-                     found [2, {bad}] for token 0"
-                )
-            );
-        }
-        let routing = Routing { topk_weights: Array2::zeros((2, 1)), ..two_tokens() };
-        assert_eq!(
-            routing.validate().unwrap_err().to_string(),
-            "input `topk_weights`: expected [2, 2], as the indices, found [2, 1]"
-        );
     }
 }

@@ -1,5 +1,6 @@
 //! The model split over devices, computed on one: the oracle for programs that run on many.
 
+pub mod device_limited;
 pub mod expert_parallel;
 pub mod placement;
 pub mod shard;

@@ -110,7 +110,7 @@ fn ordered(x: f64) -> i64 {
 fn a_token_selects_k_different_experts_in_at_most_m_groups() {
     for_all(cases(), |router: &Router, case| {
         for chosen in chosen(&router(&case)) {
-            let groups: BTreeSet<usize> = chosen.iter().map(|&e| case.groups().device_of(e)).collect();
+            let groups: BTreeSet<usize> = chosen.iter().map(|&e| case.groups().group_of(e)).collect();
             prop_assert!(chosen.len() == case.k && groups.len() <= case.topk_group);
         }
         Ok(())

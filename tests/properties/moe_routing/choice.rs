@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router::selection::highest;
-use dsv2_reference::model::router::{Routing, RoutingRule};
-use dsv2_reference::paper::parallel::Placement;
+use dsv2_reference::model::router::{Groups, Routing, RoutingRule};
 use ndarray::{Array1, Axis, s};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -167,7 +166,7 @@ fn with_all_groups_or_one_it_is_plain_top_k_and_with_all_experts_everybody() {
         Case { n_group, topk_group: n_group, ..case }
     });
     for_all(cases, |route: &Router, case| {
-        let one_group = Placement::contiguous(case.experts(), 1).unwrap();
+        let one_group = Groups::contiguous(case.experts(), 1).unwrap();
         for (experts, logits) in chosen(&route(&case)).into_iter().zip(&case.eighths) {
             prop_assert_eq!(experts, chosen_by_definition(&one_group, 1, case.k, logits));
         }

@@ -133,11 +133,11 @@ fn a_token_is_sent_to_m_devices_at_most() {
 #[test]
 fn on_equal_contiguous_devices_it_is_group_limited_greedy() {
     for_all(super::cases(), |route: &Router, groups: super::Case| {
-        let placement = groups.groups();
+        let of_groups = groups.groups();
         let by_groups = groups.rule().scaled_by(1.0);
         for eighths in &groups.eighths {
             let case = Case {
-                device_of_expert: (0..groups.experts()).map(|e| placement.device_of(e)).collect(),
+                device_of_expert: (0..groups.experts()).map(|e| of_groups.group_of(e)).collect(),
                 devices: groups.n_group,
                 limit: groups.topk_group,
                 k: groups.k,
@@ -179,7 +179,7 @@ fn where_an_expert_is_called_or_a_device_numbered_makes_no_difference() {
         &among(|case, scores| {
             let placement = case.placement();
             let best = highest((0..scores.len()).collect(), scores, case.k);
-            let holding: BTreeSet<usize> = best.into_iter().map(|e| placement.device_of(e)).collect();
+            let holding: BTreeSet<usize> = best.into_iter().map(|e| of_groups.group_of(e)).collect();
             holding.into_iter().take(case.limit).flat_map(|device| placement.experts_of(device).to_vec()).collect()
         }),
     );

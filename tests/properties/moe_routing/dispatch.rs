@@ -1,6 +1,7 @@
 //! From tokens to experts and back: every pair of token and slot, once.
 
 use dsv2_reference::model::router::{DROPPED, Routing};
+use dsv2_reference::paper::parallel::Placement;
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -111,7 +112,8 @@ fn counts_are_column_sums_of_the_one_hot_choice_and_sum_to_t_times_k() {
 fn a_device_receives_a_token_once_and_all_devices_together_m_times_t_at_most() {
     type Sent = dyn Fn(&Routing<f64>, &Placement) -> Vec<usize>;
     for_all(cases(), |sent: &Sent, case| {
-        let (routing, placement) = (super::reference(&case), case.groups());
+        let routing = super::reference(&case);
+        let placement = Placement::contiguous(case.experts(), case.n_group).unwrap();
         let sent = sent(&routing, &placement);
         prop_assert!(sent.iter().sum::<usize>() <= case.topk_group * case.eighths.len(), "{sent:?}");
         let receives = |device: usize| {

@@ -2,11 +2,11 @@
 
 use ndarray::{Array1, Array2, ArrayView1};
 
-use super::Routing;
+use super::groups::Groups;
+use super::routing::Routing;
 use super::selection::{best, experts_of_best_groups, highest};
 use crate::arithmetic::softmax::softmax;
 use crate::config::TopkMethod;
-use crate::paper::parallel::Placement;
 use crate::tap::Scope;
 use crate::{DeepseekV2Config, Dialect, Error, NoTap, Real, Result};
 
@@ -14,7 +14,7 @@ use crate::{DeepseekV2Config, Dialect, Error, NoTap, Real, Result};
 #[derive(Clone, Debug)]
 pub struct RoutingRule<T> {
     /// Which group each expert is in. All are in one group if there are no groups.
-    groups: Placement,
+    groups: Groups,
     /// How many groups are kept.
     topk_group: usize,
     num_experts_per_tok: usize,
@@ -43,15 +43,15 @@ impl<T: Real> RoutingRule<T> {
             TopkMethod::Greedy => (1, 1),
             TopkMethod::GroupLimitedGreedy { n_group, topk_group } => (n_group, topk_group),
         };
-        RoutingRule::in_groups(Placement::contiguous(experts, n_group)?, topk_group, num_experts_per_tok)
+        RoutingRule::in_groups(Groups::contiguous(experts, n_group)?, topk_group, num_experts_per_tok)
     }
 
     /// k of the experts in the `topk_group` best groups.
-    pub(super) fn in_groups(groups: Placement, topk_group: usize, num_experts_per_tok: usize) -> Result<Self> {
-        if !(1..=groups.devices()).contains(&topk_group) {
-            return Err(Error::input("topk_group", format!("an integer of 1 to {}", groups.devices()), topk_group));
+    pub(crate) fn in_groups(groups: Groups, topk_group: usize, num_experts_per_tok: usize) -> Result<Self> {
+        if !(1..=groups.count()).contains(&topk_group) {
+            return Err(Error::input("topk_group", format!("an integer of 1 to {}", groups.count()), topk_group));
         }
-        let mut sizes: Vec<usize> = (0..groups.devices()).map(|group| groups.experts_of(group).len()).collect();
+        let mut sizes: Vec<usize> = (0..groups.count()).map(|group| groups.experts_of(group).len()).collect();
         sizes.sort_unstable();
         let selectable: usize = sizes[..topk_group].iter().sum();
         if selectable < num_experts_per_tok {
@@ -201,7 +201,7 @@ mod tests {
     fn impossible_rules_and_logits_are_refused() {
         let groups = |n_group, topk_group| TopkMethod::GroupLimitedGreedy { n_group, topk_group };
         for (method, k, refusal) in [
-            (groups(4, 1), 1, "input `devices`: expected a divisor of the number of experts, 6, found 4"),
+            (groups(4, 1), 1, "input `n_group`: expected a divisor of the number of experts, 6, found 4"),
             (groups(3, 4), 1, "input `topk_group`: expected an integer of 1 to 3, found 4"),
             (
                 groups(3, 1),

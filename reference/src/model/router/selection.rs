@@ -6,8 +6,8 @@ use std::cmp::Ordering;
 
 use ndarray::{Array1, ArrayView1, Axis};
 
+use super::groups::Groups;
 use crate::Real;
-use crate::paper::parallel::Placement;
 
 /// The `count` candidates with the highest scores, by falling score. Of equal scores the lower index wins (and -0
 /// equals +0). `torch.topk` promises no such thing: of eight equal ones it takes 6, 5, 4.
@@ -29,15 +29,15 @@ pub fn highest<T: Real>(mut candidates: Vec<usize>, scores: ArrayView1<T>, count
 /// # Panics
 /// If there are not as many `scores` as experts in `groups`.
 pub fn experts_of_best_groups<T: Real>(
-    groups: &Placement,
+    groups: &Groups,
     scores: ArrayView1<T>,
     count: usize,
     group_score: impl Fn(ArrayView1<T>) -> T,
 ) -> Vec<usize> {
     assert_eq!(scores.len(), groups.experts(), "a score for each expert");
     let score_of = |group| group_score(scores.select(Axis(0), groups.experts_of(group)).view());
-    let group_scores = Array1::from_iter((0..groups.devices()).map(score_of));
-    let kept = highest((0..groups.devices()).collect(), group_scores.view(), count);
+    let group_scores = Array1::from_iter((0..groups.count()).map(score_of));
+    let kept = highest((0..groups.count()).collect(), group_scores.view(), count);
     kept.into_iter().flat_map(|group| groups.experts_of(group)).copied().collect()
 }
 
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_group_score_decides_which_groups() {
-        let groups = Placement::new(vec![0, 1, 0, 1], 3).unwrap();
+        let groups = Groups::new(vec![0, 1, 0, 1], 3);
         let scores = array![0.4, 0.3, 0.1, 0.3];
         assert_eq!(experts_of_best_groups(&groups, scores.view(), 1, best), [0, 2]);
         assert_eq!(experts_of_best_groups(&groups, scores.view(), 1, |group| group.sum()), [1, 3]);

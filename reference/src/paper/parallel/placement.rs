@@ -3,13 +3,16 @@
 //! The paper writes E_i for the experts of device i. The released models place them in equal contiguous runs, one run a
 //! group of the router (`n_group` = D = 8); any other placement is possible, and computes the same.
 
-use crate::{Error, Result};
+use ndarray::ArrayView1;
+
+use crate::model::router::{DROPPED, Groups, Routing};
+use crate::{Error, Real, Result};
 
 /// Experts 0 to E - 1 on devices 0 to D - 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
-    device_of_expert: Vec<usize>,
-    experts_of_device: Vec<Vec<usize>>,
+    /// The experts of each device, as a group.
+    groups: Groups,
 }
 
 impl Placement {
@@ -21,8 +24,7 @@ impl Placement {
         if devices == 0 || experts == 0 || !experts.is_multiple_of(devices) {
             return Err(Error::input("devices", format!("a divisor of the number of experts, {experts}"), devices));
         }
-        let size = experts / devices;
-        Placement::new((0..experts).map(|expert| expert / size).collect(), devices)
+        Ok(Placement { groups: Groups::contiguous(experts, devices)? })
     }
 
     /// Any placement: the device of each expert. A device may hold none.
@@ -33,40 +35,71 @@ impl Placement {
         if device_of_expert.is_empty() {
             return Err(Error::input("device_of_expert", "one expert or more", "none"));
         }
-        let mut experts_of_device = vec![Vec::new(); devices];
-        for (expert, &device) in device_of_expert.iter().enumerate() {
-            let Some(experts) = experts_of_device.get_mut(device) else {
-                let found = format!("{device} for expert {expert}");
-                return Err(Error::input("device_of_expert", format!("devices below {devices}"), found));
-            };
-            experts.push(expert);
+        if let Some((expert, device)) = device_of_expert.iter().enumerate().find(|(_, device)| **device >= devices) {
+            let found = format!("{device} for expert {expert}");
+            return Err(Error::input("device_of_expert", format!("devices below {devices}"), found));
         }
-        Ok(Placement { device_of_expert, experts_of_device })
+        Ok(Placement { groups: Groups::new(device_of_expert, devices) })
+    }
+
+    /// The devices as groups of experts, for the router's rule.
+    pub(super) fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// E.
     pub fn experts(&self) -> usize {
-        self.device_of_expert.len()
+        self.groups.experts()
     }
 
     /// D.
     pub fn devices(&self) -> usize {
-        self.experts_of_device.len()
+        self.groups.count()
     }
 
     /// The device that holds an expert.
     pub fn device_of(&self, expert: usize) -> usize {
-        self.device_of_expert[expert]
+        self.groups.group_of(expert)
     }
 
     /// E_i: the experts of a device, by rising index.
     pub fn experts_of(&self, device: usize) -> &[usize] {
-        &self.experts_of_device[device]
+        self.groups.experts_of(device)
+    }
+}
+
+impl<T: Real> Routing<T> {
+    /// For each token, the devices that hold its experts, by rising index, each once: the token is sent to a device
+    /// once, however many of its experts are there.
+    ///
+    /// # Panics
+    /// If a token has an expert that is on no device.
+    pub fn devices_of_tokens(&self, placement: &Placement) -> Vec<Vec<usize>> {
+        let devices_of = |experts: ArrayView1<i64>| {
+            let selected = experts.iter().filter(|e| **e != DROPPED);
+            let mut devices: Vec<usize> = selected.map(|&e| placement.device_of(e as usize)).collect();
+            devices.sort_unstable();
+            devices.dedup();
+            devices
+        };
+        self.topk_indices.rows().into_iter().map(devices_of).collect()
+    }
+
+    /// For each device, how many tokens are sent to it: \[D\].
+    ///
+    /// # Panics
+    /// As [`Routing::devices_of_tokens`].
+    pub fn tokens_per_device(&self, placement: &Placement) -> Vec<usize> {
+        let mut tokens = vec![0; placement.devices()];
+        self.devices_of_tokens(placement).into_iter().flatten().for_each(|device| tokens[device] += 1);
+        tokens
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ndarray::{Array2, array};
+
     use super::*;
 
     #[test]
@@ -87,5 +120,17 @@ mod tests {
             refusal(Placement::new(vec![0, 2], 2)),
             "input `device_of_expert`: expected devices below 2, found 2 for expert 1"
         );
+    }
+
+    #[test]
+    fn a_token_is_sent_to_a_device_once() {
+        let routing = Routing::<f64> {
+            router_logits: Array2::zeros((2, 3)),
+            topk_indices: array![[2, 0], [0, 1]],
+            topk_weights: Array2::zeros((2, 2)),
+        };
+        let placement = Placement::new(vec![1, 1, 0], 2).unwrap();
+        assert_eq!(routing.devices_of_tokens(&placement), [vec![0, 1], vec![1]]);
+        assert_eq!(routing.tokens_per_device(&placement), [1, 2]);
     }
 }

@@ -10,7 +10,7 @@
 //! V2, 160 experts. "The devices that have experts with the highest scores in them" is pinned with the code: the
 //! devices in the order of their *best* expert.
 
-use super::RoutingRule;
+use crate::model::router::RoutingRule;
 use crate::paper::parallel::Placement;
 use crate::{Real, Result};
 
@@ -22,7 +22,7 @@ impl<T: Real> RoutingRule<T> {
     /// If M is not one of 1 to D, or M devices may hold fewer than K_r experts. (Transformers fills up with experts
     /// of other groups then, at weight 0.)
     pub fn device_limited(placement: &Placement, device_limit: usize, num_experts_per_tok: usize) -> Result<Self> {
-        RoutingRule::in_groups(placement.clone(), device_limit, num_experts_per_tok)
+        RoutingRule::in_groups(placement.groups().clone(), device_limit, num_experts_per_tok)
     }
 }
 
