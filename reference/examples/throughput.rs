@@ -1,4 +1,4 @@
-//! Speed and memory of the reference on a checkpoint: prefill in pieces (expanded), decoding with the latent cache (absorbed).
+//! Speed and memory of the reference on a checkpoint: prefill in chunks (expanded), decoding with the latent cache (absorbed).
 //!
 //! ```text
 //! cargo run --release -p dsv2-reference --example throughput -- DIR [--threads N] [--json] [SESSION]...
@@ -22,8 +22,8 @@ use dsv2_reference::{
 use ndarray::{Array2, ArrayView1, Axis};
 use serde_json::{Value, json};
 
-/// The longest piece of a prompt: the scores of a piece are \[B,H,PIECE,T\], and stay small.
-const PIECE: usize = 512;
+/// The longest chunk of a prompt: the scores of a chunk are \[B,H,CHUNK,T\], and stay small.
+const CHUNK: usize = 512;
 
 /// Tokens of the prompt that is fed before anything is timed: enough to touch every page of the mapped weights.
 const WARM_UP: usize = 256;
@@ -43,7 +43,7 @@ fn measure() -> Result<(), Box<dyn Error>> {
     rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global()?;
     let report = Report { json: options.json };
     report.fact("version", env!("CARGO_PKG_VERSION").into());
-    report.fact("settings", "f32 on the checkpoint's bf16 weights as stored; prompts in pieces of 512".into());
+    report.fact("settings", "f32 on the checkpoint's bf16 weights as stored; prompts in chunks of 512".into());
 
     let start = Instant::now();
     let mut model = Model::load(&options.dir)?;
@@ -167,9 +167,9 @@ impl Model {
         let attention = if to - from == 1 { AttentionForm::Absorbed } else { AttentionForm::Expanded };
         let run = Run { attention, ..Run::default() };
         let start = Instant::now();
-        for piece in (from..to).step_by(PIECE) {
-            let width = PIECE.min(to - piece);
-            let ids = Array2::from_shape_fn((self.cache.batch(), width), |(b, s)| self.token(b, piece + s));
+        for chunk in (from..to).step_by(CHUNK) {
+            let width = CHUNK.min(to - chunk);
+            let ids = Array2::from_shape_fn((self.cache.batch(), width), |(b, s)| self.token(b, chunk + s));
             let input =
                 CausalLmInput { input: ModelInput::ids(ids), logits_to_keep: LogitsToKeep::Last(1), labels: None };
             let output = self.model.forward(&input, Some(&mut self.cache), &run, &mut NoTap)?;

@@ -7,25 +7,32 @@
 //!
 //! # Where to read what
 //!
+//! Imports run downwards in this table only, from the model to the arithmetic; nothing imports what stands above it.
+//!
 //! | module | paper | what |
 //! |---|---|---|
-//! | [`config`] | 3.1.2 | config.json, its symbols, the published models as presets |
-//! | [`dialect`] | | where Transformers, its old versions and DeepSeek's own code disagree |
-//! | [`model::attention`] | 2.1, eq. 9-19; C, eq. 37-47 | MLA, expanded and absorbed side by side |
+//! | **[`paper`]** | | **what the paper has beyond the forward pass** |
+//! | [`paper::training`] | 2.2.3, 2.2.4, eq. 23-31 | balance losses, token dropping |
+//! | [`paper::parallel`] | 2.2.2, 3.1.3 | device-limited routing; experts on many devices, heads and columns on many ranks, computed on one |
+//! | `paper::linalg` (feature) | 2.1.2 | ranks, factorisations and condition numbers of the model's matrices |
+//! | **[`deepseek_v3`]** | none | **two parts of DeepSeek-V3**, which V2's documentation speaks of: routing with biases, multi-token prediction |
+//! | **[`model`]** | 2, figure 2 | **the model**: embedding, layers, final norm |
+//! | [`model::causal_lm`], [`model::sequence_classification`], [`model::loss`] | | heads and losses, greedy generation |
+//! | [`model::layer`] | 2, figure 2 | the residual stream |
+//! | [`model::attention`] | 2.1, eq. 9-19; C, eq. 37-47 | MLA, expanded and absorbed side by side; why the key is decoupled |
 //! | [`model::rope`] | 2.1.3, 3.1.4 | rotary embedding, YaRN, the softmax scale |
 //! | [`model::cache`] | 2.1.4, 3.2.3 | the latent KV cache, plain or packed in 6 to 16 bits per element |
 //! | [`model::mask`] | | causal rule, padding, packed sequences |
-//! | [`model::router`] | 2.2.1, 2.2.2, eq. 20-22 | which experts, with what weight; limited to M devices |
-//! | [`model::experts`], [`model::activation`] | 2.2.1, eq. 20 | the gated MLP, shared and routed experts |
-//! | [`paper::training`] | 2.2.3, 2.2.4, eq. 23-31 | balance losses, token dropping |
-//! | [`paper::parallel`] | 2.2.2, 3.1.3 | experts on many devices, heads and columns on many ranks, computed on one |
-//! | [`deepseek_v3`] | none | two parts of DeepSeek-V3, which V2's documentation speaks of: routing with biases, multi-token prediction |
-//! | [`model::norm`], [`model::softmax`], [`arithmetic::linear`], [`arithmetic::matmul`] | | the arithmetic below, each sum in a fixed order |
-//! | [`model::layer`], [`model`] | 2, figure 2 | the residual stream, the whole model |
-//! | [`model::causal_lm`], [`model::sequence_classification`], [`model::loss`] | | heads and losses, greedy generation |
-//! | [`weights::checkpoint`], [`weights::safetensors_file`], [`mod@file`], [`weights::generator`], [`weights`] | | where weights come from |
-//! | `paper::linalg` (feature) | | ranks, factorisations and condition numbers of the model's matrices |
-//! | [`tap`], [`round`] | | the hook at every named tensor; rounding to bf16 with it |
+//! | [`model::experts`] | 2.2.1, eq. 20 | the gated MLP, shared and routed experts |
+//! | [`model::router`] | 2.2.1, 2.2.2, eq. 20-22 | which experts, with what weight; limited to M groups |
+//! | [`model::linear`], [`model::norm`] | | the two building blocks with weights |
+//! | **[`weights`]** | | **where weights come from** |
+//! | [`weights::checkpoint`], [`weights::safetensors_file`], [`weights::generator`] | | a Hugging Face folder, its files, or a seed |
+//! | **[`config`]**, [`dialect`] | 3.1.2 | **config.json**, its symbols, the published models as presets; where Transformers, its old versions and DeepSeek's own code disagree |
+//! | **[`arithmetic`]** | | **fixed-order products**, softmax, activations, stored types |
+//!
+//! Beside them stand [`tap`], the hook at every named tensor, [`round`], which rounds to bf16 with it, and
+//! [`mod@file`].
 //!
 //! Shapes are written with the letters B (batch), S (new tokens), T (cached and new tokens), D (`hidden_size`), H
 //! (heads), n, r, v (`qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`), c (`kv_lora_rank`), E (routed experts), k
@@ -35,8 +42,7 @@
 //!
 //! * **The same bits** from run to run, for any number of threads, on any processor as far as the arithmetic goes (the
 //!   exponential and the trigonometric functions are the platform's): every sum has a fixed order ([`arithmetic::matmul`]).
-//! * **Company does not matter.** A sequence gives the same bits alone and in a batch, in one piece and in chunks
-//!   (expanded form).
+//! * **Batch-invariant.** A sequence gives the same bits alone and in a batch, as a whole and in chunks.
 //! * **`f64` is the truth**, with two roundings that every implementation shares: the rotary frequencies and the angles
 //!   are fp32 ([`model::rope`]). Transformers' own `.double()` keeps five more fp32 islands and is no such truth.
 //! * Weights are mapped and stay in the checkpoint's type, widened where they are used; widening is exact.

@@ -1,4 +1,4 @@
-//! Checklist items 45 to 54: the latent cache; and what does not change a bit: chunks, threads, company in the batch.
+//! Checklist items 45 to 54: the latent cache; and what does not change a bit: chunks, threads, other rows in the batch.
 
 use crate::common::{Stages, config, ids, input, input_with, logits, logits_after, model};
 use approx::assert_abs_diff_eq;
@@ -19,15 +19,15 @@ fn structures() -> [Value; 4] {
     ]
 }
 
-/// The logits of `ids` fed in pieces of these lengths through one cache.
-fn in_pieces<T: Real>(patch: &Value, ids: &Array2<i64>, pieces: &[usize], form: AttentionForm) -> Array3<T> {
+/// The logits of `ids` fed in chunks of these lengths through one cache.
+fn in_chunks<T: Real>(patch: &Value, ids: &Array2<i64>, chunks: &[usize], form: AttentionForm) -> Array3<T> {
     let model = model::<T>(patch.clone());
     let mut cache = LatentCache::new(model.model().config(), ids.nrows());
     let run = Run { attention: form, ..Run::default() };
     let mut rest = ids.view();
     let mut all = Array3::zeros((ids.nrows(), 0, 50));
-    for &piece in pieces {
-        let (now, later) = rest.split_at(Axis(1), piece);
+    for &chunk in chunks {
+        let (now, later) = rest.split_at(Axis(1), chunk);
         let output = model.forward(&input(now.to_owned()), Some(&mut cache), &run, &mut NoTap).unwrap();
         all.append(Axis(1), output.logits.view()).unwrap();
         rest = later;
@@ -36,40 +36,40 @@ fn in_pieces<T: Real>(patch: &Value, ids: &Array2<i64>, pieces: &[usize], form: 
     all
 }
 
-fn pieces_have_the_bits_of_the_whole<T: Real>(pieces: &[usize]) {
-    let ids = ids(2, pieces.iter().sum());
+fn chunks_have_the_bits_of_the_whole<T: Real>(chunks: &[usize]) {
+    let ids = ids(2, chunks.iter().sum());
     for structure in structures() {
         let whole = logits(&model::<T>(structure.clone()), &input(ids.clone()));
-        assert_eq!(in_pieces::<T>(&structure, &ids, pieces, AttentionForm::Expanded), whole, "{structure}");
+        assert_eq!(in_chunks::<T>(&structure, &ids, chunks, AttentionForm::Expanded), whole, "{structure}");
     }
 }
 
 #[test]
 fn token_by_token_has_the_same_bits_as_the_whole() {
-    pieces_have_the_bits_of_the_whole::<f64>(&[1; 12]);
-    pieces_have_the_bits_of_the_whole::<f32>(&[1; 12]);
+    chunks_have_the_bits_of_the_whole::<f64>(&[1; 12]);
+    chunks_have_the_bits_of_the_whole::<f32>(&[1; 12]);
 }
 
 #[test]
 fn a_prompt_and_then_single_tokens_have_the_same_bits_as_the_whole() {
-    pieces_have_the_bits_of_the_whole::<f64>(&[5, 1, 1, 1, 1, 1, 1, 1]);
-    pieces_have_the_bits_of_the_whole::<f32>(&[5, 1, 1, 1, 1, 1, 1, 1]);
+    chunks_have_the_bits_of_the_whole::<f64>(&[5, 1, 1, 1, 1, 1, 1, 1]);
+    chunks_have_the_bits_of_the_whole::<f32>(&[5, 1, 1, 1, 1, 1, 1, 1]);
 }
 
 #[test]
 fn chunks_have_the_same_bits_as_the_whole() {
-    for pieces in [&[5, 4, 3][..], &[1, 17, 2], &[16, 1, 16]] {
-        pieces_have_the_bits_of_the_whole::<f64>(pieces);
-        pieces_have_the_bits_of_the_whole::<f32>(pieces);
+    for chunks in [&[5, 4, 3][..], &[1, 17, 2], &[16, 1, 16]] {
+        chunks_have_the_bits_of_the_whole::<f64>(chunks);
+        chunks_have_the_bits_of_the_whole::<f32>(chunks);
     }
 }
 
 #[test]
-fn absorbed_attention_has_the_same_bits_in_pieces_too() {
+fn absorbed_attention_has_the_same_bits_in_chunks_too() {
     for structure in structures() {
         let ids = ids(2, 12);
-        let whole = in_pieces::<f32>(&structure, &ids, &[12], AttentionForm::Absorbed);
-        assert_eq!(in_pieces::<f32>(&structure, &ids, &[5, 1, 1, 5], AttentionForm::Absorbed), whole, "{structure}");
+        let whole = in_chunks::<f32>(&structure, &ids, &[12], AttentionForm::Absorbed);
+        assert_eq!(in_chunks::<f32>(&structure, &ids, &[5, 1, 1, 5], AttentionForm::Absorbed), whole, "{structure}");
     }
 }
 
@@ -185,11 +185,11 @@ fn a_left_padded_prompt_decodes_with_a_mask_over_all_tokens() {
     };
     let whole = logits(&model, &input_with(ids(2, 9), mask(9), positions(0, 9)));
     let mut cache = LatentCache::new(model.model().config(), 2);
-    let piece = |from, to| ids(2, 9).slice(s![.., from..to]).to_owned();
-    logits_after(&model, &mut cache, &input_with(piece(0, 5), mask(5), positions(0, 5)));
+    let chunk = |from, to| ids(2, 9).slice(s![.., from..to]).to_owned();
+    logits_after(&model, &mut cache, &input_with(chunk(0, 5), mask(5), positions(0, 5)));
     for t in 5..9 {
         let positions = positions(t as i64, t as i64 + 1);
-        let step = logits_after(&model, &mut cache, &input_with(piece(t, t + 1), mask(t + 1), positions));
+        let step = logits_after(&model, &mut cache, &input_with(chunk(t, t + 1), mask(t + 1), positions));
         assert_eq!(step, whole.slice(s![.., t..t + 1, ..]));
     }
     // The second row is the same sequence without its two padding tokens.
@@ -218,7 +218,7 @@ fn without_a_cache_the_logits_are_the_same() {
     assert_eq!(logits_after(&model, &mut cache, &input(ids(2, 8))), logits(&model, &input(ids(2, 8))));
 }
 
-fn a_row_has_the_same_bits_in_any_company<T: Real>() {
+fn a_row_has_the_same_bits_in_any_batch<T: Real>() {
     let model = model::<T>(json!({}));
     let batch = logits(&model, &input(ids(5, 9)));
     for row in 0..5 {
@@ -229,15 +229,15 @@ fn a_row_has_the_same_bits_in_any_company<T: Real>() {
 
 #[test]
 fn a_batch_does_not_change_a_bit_of_its_rows() {
-    a_row_has_the_same_bits_in_any_company::<f64>();
-    a_row_has_the_same_bits_in_any_company::<f32>();
+    a_row_has_the_same_bits_in_any_batch::<f64>();
+    a_row_has_the_same_bits_in_any_batch::<f32>();
 }
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let with_threads = |threads, form| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| in_pieces::<f32>(&json!({}), &ids(3, 20), &[13, 1, 6], form))
+        pool.install(|| in_chunks::<f32>(&json!({}), &ids(3, 20), &[13, 1, 6], form))
     };
     for form in [AttentionForm::Expanded, AttentionForm::Absorbed] {
         let one = with_threads(1, form);
@@ -263,8 +263,8 @@ fn reordered_rows_go_on_as_if_they_had_always_been_there() {
 fn unwritten_places_hold_nan_and_it_never_leaks() {
     let model = model::<f64>(json!({}));
     let mut cache = LatentCache::new(model.model().config(), 2);
-    for pieces in [6, 1, 1, 3] {
-        let output = logits_after(&model, &mut cache, &input(ids(2, pieces)));
+    for chunks in [6, 1, 1, 3] {
+        let output = logits_after(&model, &mut cache, &input(ids(2, chunks)));
         assert!(output.iter().all(|x| x.is_finite()));
     }
     let used = 3 * 2 * cache.len() * 20 * size_of::<f64>();

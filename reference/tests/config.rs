@@ -185,11 +185,22 @@ fn null_experts_are_refused_where_the_dialect_has_no_meaning_for_them() {
 }
 
 #[test]
+fn without_a_router_its_fields_may_hold_anything_of_their_type() {
+    let dense = |topk_method: Value| json!({"first_k_dense_replace": 3, "topk_method": topk_method, "num_experts_per_tok": null, "n_group": 5});
+    model::<f64>(dense("no_such".into()));
+    let refused = refusal(Dialect::Hf, dense(Value::Null));
+    assert!(refused.starts_with("config: topk_method: "), "{refused}");
+}
+
+#[test]
 fn keys_without_effect_are_kept_and_change_nothing() {
     let patch = json!({
         "norm_topk_prob": true, "scoring_func": "sigmoid", "moe_layer_freq": 2, "aux_loss_alpha": 0.5, "seq_aux": false,
         "ep_size": 8, "pretraining_tp": 4, "auto_map": {"AutoModel": "x.Y"}, "initializer_range": 1.0,
         "use_cache": false, "output_router_logits": true, "something_new": [1, 2],
+        // These four have an effect in Transformers.
+        "sliding_window": 2, "tie_last_hidden_states": true, "per_layer_config": {"0": {"hidden_act": "relu"}},
+        "original_max_position_embeddings": 128,
     });
     let input = input(ids(2, 6));
     assert_eq!(logits(&model::<f64>(json!({})), &input), logits(&model::<f64>(patch.clone()), &input));

@@ -52,6 +52,15 @@ fn a_left_padded_prompt_goes_on_as_without_padding() {
 }
 
 #[test]
+fn without_a_mask_a_padding_token_is_a_token_like_any_other() {
+    let model = model::<f64>(json!({"eos_token_id": null, "pad_token_id": 0}));
+    let padded = concatenate![Axis(1), array![[0, 0, 0]], ids(1, 5)];
+    let generated = model.generate(&padded, None, 12).unwrap();
+    assert_eq!(generated.slice(s![.., ..1]), next_tokens(&model, &padded));
+    assert_ne!(generated, model.generate(&ids(1, 5), None, 12).unwrap(), "the padding is seen");
+}
+
+#[test]
 fn positions_are_counted_from_the_first_real_token() {
     // Only a rope whose frequencies depend on the positions themselves, not on their differences, can tell.
     let dynamic = json!({"type": "dynamic", "factor": 8});

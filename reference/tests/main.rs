@@ -1,10 +1,10 @@
 //! The behaviour of the model, part by part. One program: the model is compiled once for all of them.
 
 mod attention;
+mod behaviour_list;
 mod cache;
 mod common;
 mod config;
-mod conformance_list;
 mod deepseek_v3;
 mod generation;
 mod masks_and_positions;

@@ -11,7 +11,7 @@ use dsv2_reference::config::Head;
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::weights::checkpoint::{Checkpoint, Entry, write_checkpoint};
 use dsv2_reference::weights::{WeightSource, check_complete};
-use dsv2_reference::{DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, Real, Run, StageValue, Tap};
+use dsv2_reference::{DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, Real, Run, StageValue, Tap, Tensor};
 use ndarray::{Array1, Array2, ArrayView1, Axis, array, s};
 use serde_json::{Value, json};
 
@@ -364,6 +364,22 @@ fn the_router_stays_fp32_when_everything_else_is_rounded_to_bf16() {
     // The fp32 product of the rounded token, to fp32's own error.
     let exact = tokens.mapv(f64::from).dot(&weight(&format!("{GATE}.weight"), [8, 32]).t());
     assert_abs_diff_eq!(router_logits.mapv(f64::from), exact, epsilon = 3e-6);
+}
+
+#[test]
+fn the_routers_weight_is_used_as_it_is_stored() {
+    let name = format!("{GATE}.weight");
+    let fp32 = Tensor::from_values(Dtype::F32, &[8, 32], weight(&name, [8, 32]).into_iter().map(|w| w * 1.003));
+    let stored: Array2<f64> = fp32.to_array();
+    let exchanged = Exchanged(|asked: &str, _: &[usize]| (asked == name).then(|| fp32.clone()));
+    let model = DeepseekV2ForCausalLM::<f32>::load(&config(json!({})), Dialect::Hf, &exchanged).unwrap();
+    let mut rounding = RoundingTap(Dtype::Bf16);
+    let stages = Stages::of(&model, &input(ids(1, 7)), &Run::default(), |name, value| rounding.stage(name, value)).1;
+    let tokens = stages.d3("model.layers.1.post_attention_layernorm").index_axis_move(Axis(0), 0).mapv(f64::from);
+    let router_logits = stages.d2(&format!("{GATE}.router_logits")).mapv(f64::from);
+    assert_abs_diff_eq!(router_logits, tokens.dot(&stored.t()), epsilon = 3e-6);
+    let rounded: Array2<f64> = Tensor::from_values(Dtype::Bf16, &[8, 32], stored).to_array();
+    assert!(difference(&router_logits, &tokens.dot(&rounded.t())) > 1e-4);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! PAPER.md keeps its word: its modules and files of laws exist, with as many laws as it says, and none is left out.
+//! PAPER.md is true: its modules and files of laws exist, with as many laws as it says, and none is left out.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -47,7 +47,7 @@ pub fn max_violation(load: &[usize]) -> f64 {
 ///
 /// ```text
 /// L_Bal   = alpha sum_i f_i P_i                                                  (17)
-/// f_i     = N_r / (K_r T) sum_t 1(s_{i,t} is one of the K_r highest of token t)  (18)
+/// f_i     = E / (k T) sum_t 1(s_{i,t} is one of the k highest of token t)        (18)
 /// s'_{i,t} = s_{i,t} / sum_j s_{j,t}                                              (19)
 /// P_i     = 1/T sum_t s'_{i,t}                                                   (20)
 /// ```
@@ -56,7 +56,7 @@ pub fn max_violation(load: &[usize]) -> f64 {
 /// the tokens visit. The form is that of V2's expert-level loss; there, s' is the softmax.
 ///
 /// # Errors
-/// If there is no token, or fewer experts than K_r.
+/// If there is no token, or fewer experts than k.
 pub fn sequence_balance_loss<T: Real>(scores: ArrayView2<T>, experts_per_token: usize, alpha: T) -> Result<T> {
     let (length, experts) = scores.dim();
     if length == 0 || experts < experts_per_token || experts_per_token == 0 {

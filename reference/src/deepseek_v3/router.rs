@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! s_{i,t} = sigmoid(u_t^T e_i)                                                 (15)
-//! select the K_r experts with the highest s_{i,t} + b_i, inside the kept groups    (16)
+//! select the k experts with the highest s_{i,t} + b_i, inside the kept groups      (16)
 //! g_{i,t} = s_{i,t} / sum of the selected s_{j,t}, times a factor              (13)
 //! ```
 //!
@@ -13,8 +13,8 @@
 //! | a group's score | its best expert | the sum of its two best |
 //! | weights | score x factor | score (without the bias) / sum x factor |
 //!
-//! The report keeps the nodes with the highest sum of their K_r/M best experts; that is 2 in the released model (8
-//! experts, 4 nodes), and the code has the 2 as a number.
+//! The report keeps the nodes with the highest sum of their k/M best experts (it writes K_r for k); that is 2 in the
+//! released model (8 experts, 4 nodes), and the code has the 2 as a number.
 //!
 //! **Trap: a choice value can be negative,** since a bias can. DeepSeek's own modeling file sets the experts outside the
 //! kept groups to 0, which then beats a kept expert below 0; Transformers 5.23 sets them to minus infinity. Here they

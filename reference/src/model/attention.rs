@@ -1,61 +1,62 @@
 //! Multi-head Latent Attention (paper 2.1, eq. 9 to 19; appendix C, eq. 37 to 47).
 //!
-//! | code | paper | shape |
-//! |---|---|---|
-//! | `q_a_proj`, `q_a_layernorm`, `q_b_proj` (or one `q_proj`) | W^DQ, W^UQ and W^QR | c^Q = \[B,S,q_lora_rank\], q = \[B,S,H(n+r)\] |
-//! | `kv_a_proj_with_mqa`, `kv_a_layernorm` | W^DKV and W^KR | c^KV = \[B,S,c\], k^R = \[B,S,r\] |
-//! | `kv_b_proj` | W^UK and W^UV, head by head: n rows of keys, then v rows of values | \[B,T,H(n+v)\] |
-//! | `o_proj` | W^O | \[B,S,D\] |
+//! | code | paper | output | V2 | V2-Lite |
+//! |---|---|---|---|---|
+//! | `q_a_proj`, `q_a_layernorm` | W^DQ | c^Q = \[B,S,`q_lora_rank`\] | 1536 of 5120 | none |
+//! | `q_b_proj`, or `q_proj` on h itself | W^UQ and W^QR, head by head: n rows, then r rows | \[B,S,H(n+r)\] | 128 (128 + 64) | 16 (128 + 64) |
+//! | `kv_a_proj_with_mqa`, `kv_a_layernorm` | W^DKV, c rows, and W^KR, r rows | c^KV = \[B,S,c\], k^R = \[B,S,r\] | 512, 64 of 5120 | 512, 64 of 2048 |
+//! | `kv_b_proj` | W^UK and W^UV, head by head: n rows, then v rows | \[B,T,H(n+v)\] | 128 (128 + 128) | 16 (128 + 128) |
+//! | `o_proj` | W^O | \[B,S,D\] | 5120 of 128 · 128 | 2048 of 16 · 128 |
 //!
 //! ```text
-//! q_t = W^UQ RMS(W^DQ h_t)            = [q^C ; q^R] per head            (37-40)
-//! [c^KV_t ; k^R_t] = W^DKV h_t,  c^KV = RMS(c^KV),  q^R, k^R = RoPE     (41, 43, 39)
-//! [k^C_i ; v_i] = W^UKV_i c^KV                                         (42, 45)
-//! score_ij = (q^C_i . k^C_j + q^R_i . k^R_j) * softmax_scale            (46)
-//! o_i = sum_j softmax_j(score_ij) v_j,   u = W^O [o_1; ...; o_H]         (46, 47)
+//! c^Q_t = RMS(W^DQ h_t)                                                           (37)
+//! q^C_t = W^UQ c^Q_t      q^R_t = RoPE_t(W^QR c^Q_t)      q_ti = [q^C_ti ; q^R_ti]      (38-40)
+//! c_t   = RMS(W^DKV h_t)                                  c^KV; this is cached        (41)
+//! k^C_t = W^UK c_t        k^R_t = RoPE_t(W^KR h_t)        k_ti = [k^C_ti ; k^R_t]       (42-44)
+//! v_t   = W^UV c_t                                        k^R, one for all heads, too (45)
+//! o_ti  = sum_j softmax_j(q_ti . k_ji softmax_scale) v_ji                         (46)
+//! u_t   = W^O [o_t1 ; ... ; o_tH]                                                 (47)
 //! ```
 //!
-//! Only `c^KV` and `k^R` are cached. The keys and values can be *expanded* from them at each step, as above; or W^UK
-//! can be *absorbed* into the query and W^UV into the output, so that attention runs on the latents themselves, as
-//! multi-query attention with one head of width c + r:
+//! # Why the key is decoupled
+//!
+//! Of a token, only `c_j` and `k^R_j` are cached: c + r = 576 numbers for all heads. Keys and values can be *expanded*
+//! from them, as above. But W^UK may also go to the other side of the product, and then no key is ever made:
 //!
 //! ```text
-//! q'_i = W^UK_i^T q^C_i            q^C . (W^UK c) = (W^UK^T q^C) . c
-//! score_ij = (q'_i . c_j + q^R_i . k^R_j) * softmax_scale
-//! o_i = W^UV_i (sum_j p_ij c_j)    sum_j p_j (W^UV c_j) = W^UV (sum_j p_j c_j)
+//! q^C_t . k^C_j = (W^UQ c^Q_t)^T (W^UK c_j) = (W^UK^T W^UQ c^Q_t)^T c_j
 //! ```
 //!
-//! The two are equal (to 4e-16 in f64); expanded is cheaper for many new tokens, absorbed for one.
+//! With rotary embedding on these keys a rotation would stand in between, another one for each pair of positions:
+//!
+//! ```text
+//! (R_t W^UQ c^Q_t)^T (R_j W^UK c_j) = c^Q_t^T W^UQ^T R_(j-t) W^UK c_j
+//! ```
+//!
+//! It commutes with neither matrix, so W^UK could not be moved, and every cached token would have to be expanded at every
+//! step. Therefore the position travels apart from the content: in r more numbers of each query, and in one key of r
+//! numbers that all heads share and that comes from h, not from the latent (2.1.3).
+//!
+//! The two forms, expanded and absorbed, with their costs: [`forms`].
 //!
 //! **Trap.** The first token attends to itself only, so its output is W^UV c_0 whatever scale or rotation is used:
 //! position 0 shows no such bug (onnxruntime/mobius#548: "exact at position 0, diverged later").
 
-use std::sync::OnceLock;
+pub mod forms;
 
-use ndarray::{Array2, Array3, Array4, ArrayView3, Axis, s};
-use rayon::prelude::*;
+use ndarray::{Array3, Array4, ArrayView3, Axis, s};
 
-use crate::arithmetic::map::pair_by_pair;
-use crate::arithmetic::matmul::{matmul, matmul_t};
-use crate::arithmetic::softmax::softmax;
+pub use forms::AttentionForm;
+use forms::{LatentAttention, Operands};
+
 use crate::model::cache::{CacheFormat, LayerCache};
-use crate::model::heads::{for_each_head, for_head_blocks, merge_heads, side_by_side, split_heads};
+use crate::model::heads::{merge_heads, split_heads};
 use crate::model::linear::Linear;
 use crate::model::norm::{LATENT_NORM_EPS, RmsNorm};
 use crate::model::rope::{RotaryTables, softmax_scale};
 use crate::tap::Scope;
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Real, Result};
-
-/// How attention is computed from the cached latents. Two forms of the same function.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttentionForm {
-    /// Expand keys and values of every head (`kv_b_proj`), then attend; what Transformers does.
-    #[default]
-    Expanded,
-    /// Attend on the latents; W^UK goes into the query, W^UV into the output. Has no stage `kv_b_proj`.
-    Absorbed,
-}
 
 #[derive(Debug)]
 enum QueryProjection<T> {
@@ -65,31 +66,19 @@ enum QueryProjection<T> {
     LowRank { q_a_proj: Linear<T>, q_a_layernorm: RmsNorm<T>, q_b_proj: Linear<T> },
 }
 
-/// W^UK and W^UV of every head, widened once, for the absorbed form.
-#[derive(Debug)]
-struct Absorbed<T> {
-    /// \[n,c\] for each head.
-    w_uk: Vec<Array2<T>>,
-    /// \[v,c\] for each head.
-    w_uv: Vec<Array2<T>>,
-}
-
 /// One layer's attention.
 #[derive(Debug)]
 pub struct DeepseekV2Attention<T> {
     query: QueryProjection<T>,
     kv_a_proj_with_mqa: Linear<T>,
     kv_a_layernorm: RmsNorm<T>,
-    kv_b_proj: Linear<T>,
+    heads: LatentAttention<T>,
     o_proj: Linear<T>,
-    absorbed: OnceLock<Absorbed<T>>,
-    softmax_scale: T,
     layer: usize,
     num_heads: usize,
     qk_nope_head_dim: usize,
     qk_rope_head_dim: usize,
     kv_lora_rank: usize,
-    v_head_dim: usize,
 }
 
 /// What the other modules give to attention.
@@ -126,20 +115,22 @@ impl<T: Real> DeepseekV2Attention<T> {
         let latent_and_key = kv_lora_rank + config.qk_rope_head_dim;
         let keys_and_values = num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim);
         let values = num_attention_heads * config.v_head_dim;
+        let kv_a_proj_with_mqa = linear("kv_a_proj_with_mqa", latent_and_key, hidden_size, attention_bias)?;
+        let kv_a_layernorm = norm("kv_a_layernorm", kv_lora_rank)?;
+        let kv_b_proj = linear("kv_b_proj", keys_and_values, kv_lora_rank, false)?;
+        let o_proj = linear("o_proj", hidden_size, values, attention_bias)?;
+        let scale = T::from_f64(softmax_scale(config, dialect)?);
         Ok(DeepseekV2Attention {
             query,
-            kv_a_proj_with_mqa: linear("kv_a_proj_with_mqa", latent_and_key, hidden_size, attention_bias)?,
-            kv_a_layernorm: norm("kv_a_layernorm", kv_lora_rank)?,
-            kv_b_proj: linear("kv_b_proj", keys_and_values, kv_lora_rank, false)?,
-            o_proj: linear("o_proj", hidden_size, values, attention_bias)?,
-            absorbed: OnceLock::new(),
-            softmax_scale: T::from_f64(softmax_scale(config, dialect)?),
+            kv_a_proj_with_mqa,
+            kv_a_layernorm,
+            heads: LatentAttention::new(kv_b_proj, scale, num_attention_heads, config.qk_nope_head_dim),
+            o_proj,
             layer,
             num_heads: num_attention_heads,
             qk_nope_head_dim: config.qk_nope_head_dim,
             qk_rope_head_dim: config.qk_rope_head_dim,
             kv_lora_rank,
-            v_head_dim: config.v_head_dim,
         })
     }
 
@@ -168,10 +159,8 @@ impl<T: Real> DeepseekV2Attention<T> {
             stage.view("k_pe", keys.view_mut());
         }
         let (latents, keys) = (latents.view(), keys.view());
-        let (attn_output, attn_weights) = match context.form {
-            AttentionForm::Expanded => self.attend_expanded(q_nope, q_pe, latents, keys, context.bias, tap),
-            AttentionForm::Absorbed => self.attend_absorbed(q_nope, q_pe, latents, keys, context.bias, tap),
-        };
+        let operands = Operands { q_nope, q_pe, compressed_kv: latents, k_pe: keys, bias: context.bias };
+        let (attn_output, attn_weights) = self.heads.attend(context.form, operands, tap);
         let mut attn_output = merge_heads(attn_output);
         tap.real("attn_output", &mut attn_output);
         let mut output = self.o_proj.forward_3d(attn_output.view());
@@ -179,8 +168,7 @@ impl<T: Real> DeepseekV2Attention<T> {
         (output, attn_weights)
     }
 
-    /// q^C \[B,H,S,n\] and the rotated q^R \[B,H,S,r\] (eq. 37 to 40). Of each head, the part without position comes
-    /// first.
+    /// q^C \[B,H,S,n\] and the rotated q^R \[B,H,S,r\] (eq. 37 to 40).
     fn queries(&self, hidden: ArrayView3<T>, rotary: &RotaryTables<T>, tap: &mut Scope<T>) -> (Array4<T>, Array4<T>) {
         let q = match &self.query {
             QueryProjection::Direct(q_proj) => {
@@ -215,73 +203,5 @@ impl<T: Real> DeepseekV2Attention<T> {
         rotary.rotate(&mut k_pe);
         tap.real("k_pe", &mut k_pe);
         (compressed_kv, k_pe.index_axis_move(Axis(1), 0))
-    }
-
-    /// Keys and values of every head, then plain multi-head attention: o \[B,H,S,v\] (eq. 42, 44 to 46).
-    fn attend_expanded(
-        &self,
-        q_nope: Array4<T>,
-        q_pe: Array4<T>,
-        compressed_kv: ArrayView3<T>,
-        k_pe: ArrayView3<T>,
-        bias: &Array4<T>,
-        tap: &mut Scope<T>,
-    ) -> (Array4<T>, Array4<T>) {
-        let mut keys_and_values = self.kv_b_proj.forward_3d(compressed_kv);
-        tap.real("kv_b_proj", &mut keys_and_values);
-        let (n, width) = (self.qk_nope_head_dim, self.qk_nope_head_dim + self.v_head_dim);
-        let query = side_by_side(q_nope.view(), q_pe.view());
-
-        let scores = for_each_head(&query, |b, h, query| {
-            let k_nope = keys_and_values.slice(s![b, .., h * width..h * width + n]);
-            let key = side_by_side(k_nope, k_pe.index_axis(Axis(0), b));
-            matmul_t(query, key.view())
-        });
-        let weights = self.weigh(scores, bias, tap);
-        let output = for_each_head(&weights, |b, h, weights| {
-            matmul(weights, keys_and_values.slice(s![b, .., h * width + n..(h + 1) * width]))
-        });
-        (output, weights)
-    }
-
-    /// Attention on the latents, one shared "head" of keys and values: o \[B,H,S,v\].
-    fn attend_absorbed(
-        &self,
-        q_nope: Array4<T>,
-        q_pe: Array4<T>,
-        compressed_kv: ArrayView3<T>,
-        k_pe: ArrayView3<T>,
-        bias: &Array4<T>,
-        tap: &mut Scope<T>,
-    ) -> (Array4<T>, Array4<T>) {
-        let Absorbed { w_uk, w_uv } = self.absorbed.get_or_init(|| self.absorb());
-        // q' = W^UK^T q^C: [S,n] [n,c] -> [S,c]
-        let q_latent = for_each_head(&q_nope, |_, h, q_nope| matmul(q_nope, w_uk[h].view()));
-        let scores = for_head_blocks(&q_latent, |b, q_latent| matmul_t(q_latent, compressed_kv.index_axis(Axis(0), b)))
-            + for_head_blocks(&q_pe, |b, q_pe| matmul_t(q_pe, k_pe.index_axis(Axis(0), b)));
-        let weights = self.weigh(scores, bias, tap);
-        // sum_j p_ij c_j: [S,T] [T,c] -> [S,c], then W^UV
-        let context = for_head_blocks(&weights, |b, weights| matmul(weights, compressed_kv.index_axis(Axis(0), b)));
-        let output = for_each_head(&context, |_, h, context| matmul_t(context, w_uv[h].view()));
-        (output, weights)
-    }
-
-    /// scores \[B,H,S,T\] -> scaled, masked (stage `attn_scores`), softmax (stage `attn_weights`).
-    fn weigh(&self, mut scores: Array4<T>, bias: &Array4<T>, tap: &mut Scope<T>) -> Array4<T> {
-        let scale = self.softmax_scale;
-        pair_by_pair(&mut scores, bias, |score, &bias| *score = *score * scale + bias);
-        tap.real("attn_scores", &mut scores);
-        let keys = scores.len_of(Axis(3));
-        scores.as_slice_mut().expect("standard layout").par_chunks_mut(keys).for_each(|row| softmax(row.into()));
-        tap.real("attn_weights", &mut scores);
-        scores
-    }
-
-    fn absorb(&self) -> Absorbed<T> {
-        let (n, v) = (self.qk_nope_head_dim, self.v_head_dim);
-        let rows_of_head = |h: usize| h * (n + v)..(h + 1) * (n + v);
-        let heads = (0..self.num_heads).map(|h| self.kv_b_proj.rows(rows_of_head(h)));
-        let (w_uk, w_uv) = heads.map(|w| (w.slice(s![..n, ..]).to_owned(), w.slice(s![n.., ..]).to_owned())).unzip();
-        Absorbed { w_uk, w_uv }
     }
 }

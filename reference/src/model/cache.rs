@@ -39,7 +39,7 @@ impl<T: Real> LatentCache<T> {
     /// also one of the same forward pass, is read as it was packed.
     ///
     /// **Trap.** A program that attends over its fresh keys during the prefill, and over the packed ones only while
-    /// decoding, computes another function: feeding a prompt in pieces changes its result.
+    /// decoding, computes another function: feeding a prompt in chunks changes its result.
     pub fn with_format(config: &DeepseekV2Config, batch: usize, format: CacheFormat) -> Self {
         let layer = LayerCache::new(batch, config.kv_lora_rank, config.qk_rope_head_dim, format);
         LatentCache { layers: vec![layer; config.num_hidden_layers], batch, dynamic_rope: None }

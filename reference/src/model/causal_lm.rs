@@ -170,7 +170,7 @@ fn keep<T: Real>(hidden: ArrayView3<T>, logits_to_keep: &LogitsToKeep) -> Result
 }
 
 impl<T: Real> DeepseekV2ForCausalLM<T> {
-    /// Greedy generation through the latent cache: the prompt in one piece (expanded form), then token by token
+    /// Greedy generation through the latent cache: the whole prompt (expanded form), then token by token
     /// (absorbed form). Stops at `eos_token_id` (a finished sequence goes on with `pad_token_id`, or the end token if
     /// there is none) or after `max_new_tokens`. Equal logits: the lower token id wins. Returns the new tokens \[B,<=
     /// `max_new_tokens`\].

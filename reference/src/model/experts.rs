@@ -171,7 +171,7 @@ impl<T: Real> DeepseekV2Moe<T> {
         Ok((output, routing.router_logits))
     }
 
-    /// sum_i g_{i,t} FFN_i(u_t): each expert sees the tokens that selected it, in one piece; the sum over experts is in
+    /// sum_i g_{i,t} FFN_i(u_t): each expert sees all tokens that selected it at once; the sum over experts is in
     /// order of the expert's index, whatever the number of threads. \[N,D\] -> \[N,D\].
     ///
     /// # Errors

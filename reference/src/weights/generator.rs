@@ -28,7 +28,7 @@ use crate::{Dtype, Error, Result, Tensor};
 /// Weights made on demand: those of a "generated" golden case.
 ///
 /// ```
-/// # use dsv2_reference::{generator::GeneratedWeights, weights::WeightSource};
+/// # use dsv2_reference::weights::{WeightSource, generator::GeneratedWeights};
 /// let weights: GeneratedWeights = serde_json::from_str(
 ///     r#"{"seed": 7,
 ///         "rules": [{"suffix": "norm.weight", "mean": 1.0, "std": 0.3}, {"suffix": "weight", "gain": 1.5}]}"#,

@@ -138,7 +138,7 @@ fn the_choice_is_that_of_the_definition() {
             let larger =
                 |group: usize| (0..case.n_group).filter(|&other| sum_of_two(other) > sum_of_two(group)).count();
             let kept: Vec<usize> =
-                (0..case.experts()).filter(|&e| larger(groups.device_of(e)) < case.topk_group).collect();
+                (0..case.experts()).filter(|&e| larger(groups.group_of(e)) < case.topk_group).collect();
             let better = |e: usize| kept.iter().filter(|&&other| rank(other) > rank(e)).count();
             let expected: BTreeSet<usize> = kept.iter().copied().filter(|&e| better(e) < case.k).collect();
             prop_assert_eq!(chosen, expected);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use dsv2_reference::model::router::selection::highest;
-use dsv2_reference::model::router::{Routing, RoutingRule};
+use dsv2_reference::model::router::{Groups, Routing, RoutingRule};
 use dsv2_reference::paper::parallel::Placement;
 use ndarray::{Array2, ArrayView1};
 use proptest::collection::vec;
@@ -94,7 +94,8 @@ fn everywhere() -> impl Fn(&Case) -> Routing<f64> {
 #[test]
 fn a_token_goes_to_the_best_experts_on_the_devices_of_the_best_experts() {
     for_all(cases(), |route: &Router, case| {
-        let expected = chosen_by_definition(&case.placement(), case.limit, case.k, &case.eighths);
+        let groups = Groups::new(case.device_of_expert.clone(), case.devices);
+        let expected = chosen_by_definition(&groups, case.limit, case.k, &case.eighths);
         prop_assert_eq!(chosen(&route(&case)), [expected]);
         Ok(())
     })
@@ -179,7 +180,7 @@ fn where_an_expert_is_called_or_a_device_numbered_makes_no_difference() {
         &among(|case, scores| {
             let placement = case.placement();
             let best = highest((0..scores.len()).collect(), scores, case.k);
-            let holding: BTreeSet<usize> = best.into_iter().map(|e| of_groups.group_of(e)).collect();
+            let holding: BTreeSet<usize> = best.into_iter().map(|e| placement.device_of(e)).collect();
             holding.into_iter().take(case.limit).flat_map(|device| placement.experts_of(device).to_vec()).collect()
         }),
     );

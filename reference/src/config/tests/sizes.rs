@@ -6,14 +6,15 @@ fn the_presets_have_the_released_sizes() {
         let config = DeepseekV2Config::preset(name).unwrap();
         Dialect::ALL.iter().for_each(|dialect| config.validate(*dialect).unwrap());
         assert_eq!(DeepseekV2Config::from_value(config.to_json()).unwrap(), config, "{name}");
-        // The technical report's 236 billion, 21 of them active, and 15.7 billion, 2.4 of them active (embedding
-        // aside).
+        // The paper's 236 billion, 21 of them active, and 15.7 billion, 2.4 of them active: both without the embedding.
         let (total, active, cached) = match name.contains("lite") {
             false => (235_741_434_880, 21_375_800_320, 34_560),
             true => (15_706_484_224, 2_661_150_208, 15_552),
         };
         assert_eq!(config.parameter_count(), total, "{name}");
         assert_eq!(config.active_parameter_count(), active, "{name}");
+        let billions = (active - (config.vocab_size * config.hidden_size) as u64) as f64 / 1e9;
+        assert_eq!(format!("{billions:.2}"), if name.contains("lite") { "2.45" } else { "20.85" });
         assert_eq!(config.kv_cache_elements_per_token(), cached, "{name}");
     }
     let mscale = |name| DeepseekV2Config::preset(name).unwrap().rope().unwrap().mscale_all_dim;

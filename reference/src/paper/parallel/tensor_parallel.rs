@@ -10,7 +10,7 @@
 //! [`DeepseekV2ForCausalLM`], and an all-reduce is a tap that replaces a module's output by the sum over ranks. After
 //! it all ranks hold the same bits, so they route alike and cache the same latents.
 //!
-//! Another order of the same sums: equal to the model in one piece within rounding, and to the bit if P = 1.
+//! Another order of the same sums: equal to the whole model within rounding, and to the bit if P = 1.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;

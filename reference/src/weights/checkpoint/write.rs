@@ -41,7 +41,7 @@ impl Entry {
 /// half a checkpoint under that name.
 ///
 /// ```
-/// # use dsv2_reference::{Dtype, Tensor, checkpoint::{Checkpoint, Entry, write_checkpoint}};
+/// # use dsv2_reference::{Dtype, Tensor, weights::checkpoint::{Checkpoint, Entry, write_checkpoint}};
 /// # let folder = tempfile::tempdir()?;
 /// # let dir = &folder.path().join("tiny");
 /// let norm = Entry { name: "model.norm.weight".into(), dtype: Dtype::Bf16, shape: vec![4] };

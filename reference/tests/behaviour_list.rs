@@ -1,4 +1,4 @@
-//! CONFORMANCE.md keeps its word: every item is there, and every test and golden case that it names exists.
+//! BEHAVIOUR.md is true: every item is there, and every test and golden case that it names exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ fn crate_dir() -> PathBuf {
 
 /// The document's parts: the table's rows, and the section on differences.
 fn document() -> (Vec<Item>, String) {
-    let text = fs::read_to_string(crate_dir().join("CONFORMANCE.md")).expect("CONFORMANCE.md");
+    let text = fs::read_to_string(crate_dir().join("BEHAVIOUR.md")).expect("BEHAVIOUR.md");
     let (table, differences) = text.split_once("\n## Documented differences\n").expect("a section on differences");
     (table.lines().filter_map(item).collect(), differences.to_owned())
 }
@@ -101,7 +101,7 @@ fn a_wrong_name_would_be_noticed() {
     assert!(fault("moe.rs::no_such_test").is_some());
     assert!(fault("no_such_file.rs::x").is_some());
     assert!(fault("golden/cases/no-such-case").is_some());
-    assert!(fault("conformance_list.rs::fault").is_some(), "a function, but no test");
-    assert!(fault("conformance_list.rs::a_wrong_name_would_be_noticed").is_none());
+    assert!(fault("behaviour_list.rs::fault").is_some(), "a function, but no test");
+    assert!(fault("behaviour_list.rs::a_wrong_name_would_be_noticed").is_none());
     assert!(fault("a name without a file").is_some());
 }
