@@ -1,8 +1,8 @@
 //! **Not DeepSeek-V2.** Two parts of DeepSeek-V3 ("DeepSeek-V3 Technical Report", arXiv 2412.19437), as extensions.
 //!
 //! The usage tips in the Transformers documentation of DeepSeek-V2 speak of load balancing without an auxiliary loss and
-//! of multi-token prediction. Neither is in DeepSeek-V2, its paper, its code or its checkpoints; both are V3's. Whoever
-//! followed the tips looks for them here:
+//! of multi-token prediction. Neither is in DeepSeek-V2, its paper, its code or its checkpoints; both are V3's. Here
+//! they are for readers who followed the tips:
 //!
 //! | module | V3 report | what |
 //! |---|---|---|

@@ -1,8 +1,8 @@
 //! Dialects: the places where published DeepSeek-V2 code disagrees with itself, as one named choice.
 //!
-//! There is one architecture and one set of weights, and three bodies of code that run it differently. Whoever
-//! compares two implementations has to say which one is meant, so every difference is a question that the model code
-//! asks its [`Dialect`] by name; none is decided silently.
+//! There is one architecture and one set of weights, and three bodies of code that run it differently.
+//! A comparison of two implementations must say which one is meant, so every difference is a question that the model
+//! code asks its [`Dialect`] by name; none is decided silently.
 //!
 //! | question | [`Hf`](Dialect::Hf) | [`HfPre515`](Dialect::HfPre515) | [`Deepseek`](Dialect::Deepseek) |
 //! |---|---|---|---|

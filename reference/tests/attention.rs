@@ -1,18 +1,16 @@
 //! Checklist items 26 to 33: multi-head latent attention.
 
-use std::cell::RefCell;
-
-use crate::common::{Exchanged, Stages, config, difference, ids, input, logits, model, weight, weights};
+use crate::common::{Exchanged, Stages, asked_for, config, difference, ids, input, logits, model, weight, weights};
 use approx::assert_abs_diff_eq;
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{
-    AttentionForm, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache, NoTap, Real, Run, StageValue, Tensor,
+    AttentionForm, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache, NoTap, Run, StageValue, Tensor,
 };
 use ndarray::{Array1, Array3, Array4, ArrayView1, s};
 use serde_json::{Value, json};
 
-const ABSORBED: Run = Run {
+pub const ABSORBED: Run = Run {
     attention: AttentionForm::Absorbed,
     output_hidden_states: false,
     output_attentions: false,
@@ -128,17 +126,6 @@ fn a_query_is_compressed_if_and_only_if_q_lora_rank_is_set() {
     assert!(!has(json!({}), "q_proj") && has(json!({"q_lora_rank": null}), "q_proj"));
 }
 
-/// The names of the tensors that loading asks for.
-fn asked_for(patch: Value) -> Vec<String> {
-    let names = RefCell::new(Vec::new());
-    let recorder = Exchanged(|name: &str, _: &[usize]| {
-        names.borrow_mut().push(name.to_owned());
-        None
-    });
-    DeepseekV2ForCausalLM::<f64>::load(&config(patch), Dialect::Hf, &recorder).unwrap();
-    names.into_inner()
-}
-
 #[test]
 fn attention_bias_is_on_exactly_three_projections() {
     let biases = |patch: Value| -> Vec<String> {
@@ -188,36 +175,6 @@ fn a_value_may_be_narrower_or_wider_than_a_key() {
         let model = model::<f64>(json!({"v_head_dim": v}));
         let stages = Stages::of_ids(&model, ids(1, 3));
         assert_eq!(stages.d3("model.layers.0.self_attn.attn_output").dim(), (1, 3, 4 * v));
-    }
-}
-
-fn later_tokens_leave_earlier_bits<T: Real>(run: Run) {
-    let model = model::<T>(json!({}));
-    let mut other = ids(2, 9);
-    other.slice_mut(s![.., 5..]).mapv_inplace(|id| (id + 7) % 50);
-    let all = |ids| Stages::of(&model, &input(ids), &run, |_, _| {}).1;
-    let (a, b) = (all(ids(2, 9)), all(other));
-    for stage in ["model.layers.0", "model.layers.1", "model.layers.2", "model.norm", "lm_head"] {
-        assert_eq!(a.d3(stage).slice(s![.., ..5, ..]), b.d3(stage).slice(s![.., ..5, ..]), "{stage}");
-        assert_ne!(a.d3(stage).slice(s![.., 5, ..]), b.d3(stage).slice(s![.., 5, ..]), "{stage}");
-    }
-}
-
-#[test]
-fn later_tokens_do_not_change_a_bit_of_earlier_ones() {
-    later_tokens_leave_earlier_bits::<f64>(Run::default());
-    later_tokens_leave_earlier_bits::<f64>(ABSORBED);
-    later_tokens_leave_earlier_bits::<f32>(Run::default());
-    later_tokens_leave_earlier_bits::<f32>(ABSORBED);
-}
-
-#[test]
-fn longer_sequences_do_not_change_a_bit_of_their_beginning() {
-    let model = model::<f32>(json!({}));
-    let whole = logits(&model, &input(ids(1, 21)));
-    for length in [1, 2, 15, 16, 17, 20] {
-        let part = logits(&model, &input(ids(1, length)));
-        assert_eq!(part, whole.slice(s![.., ..length, ..]), "{length}");
     }
 }
 

@@ -1,77 +1,14 @@
-//! Checklist items 45 to 54: the latent cache; and what does not change a bit: chunks, threads, other rows in the batch.
+//! Checklist items 45 to 54: the latent cache.
 
+use crate::bits::structures;
 use crate::common::{Stages, config, ids, input, input_with, logits, logits_after, model};
 use approx::assert_abs_diff_eq;
 use dsv2_reference::AttentionMask::Padding;
 use dsv2_reference::{
     AttentionForm, CausalLmInput, CausalLmLabels, DeepseekV2Config, LatentCache, NoTap, Real, Run, StageValue,
 };
-use ndarray::{Array2, Array3, Axis, array, concatenate, s};
-use serde_json::{Value, json};
-
-/// Structures that take different paths through the model.
-fn structures() -> [Value; 4] {
-    [
-        json!({}),
-        json!({"q_lora_rank": null, "topk_method": "greedy", "rope_scaling": null}),
-        json!({"attention_bias": true, "mlp_bias": true, "first_k_dense_replace": 0}),
-        json!({"first_k_dense_replace": 3, "num_attention_heads": 8, "v_head_dim": 3}),
-    ]
-}
-
-/// The logits of `ids` fed in chunks of these lengths through one cache.
-fn in_chunks<T: Real>(patch: &Value, ids: &Array2<i64>, chunks: &[usize], form: AttentionForm) -> Array3<T> {
-    let model = model::<T>(patch.clone());
-    let mut cache = LatentCache::new(model.model().config(), ids.nrows());
-    let run = Run { attention: form, ..Run::default() };
-    let mut rest = ids.view();
-    let mut all = Array3::zeros((ids.nrows(), 0, 50));
-    for &chunk in chunks {
-        let (now, later) = rest.split_at(Axis(1), chunk);
-        let output = model.forward(&input(now.to_owned()), Some(&mut cache), &run, &mut NoTap).unwrap();
-        all.append(Axis(1), output.logits.view()).unwrap();
-        rest = later;
-    }
-    assert_eq!(cache.len(), ids.ncols());
-    all
-}
-
-fn chunks_have_the_bits_of_the_whole<T: Real>(chunks: &[usize]) {
-    let ids = ids(2, chunks.iter().sum());
-    for structure in structures() {
-        let whole = logits(&model::<T>(structure.clone()), &input(ids.clone()));
-        assert_eq!(in_chunks::<T>(&structure, &ids, chunks, AttentionForm::Expanded), whole, "{structure}");
-    }
-}
-
-#[test]
-fn token_by_token_has_the_same_bits_as_the_whole() {
-    chunks_have_the_bits_of_the_whole::<f64>(&[1; 12]);
-    chunks_have_the_bits_of_the_whole::<f32>(&[1; 12]);
-}
-
-#[test]
-fn a_prompt_and_then_single_tokens_have_the_same_bits_as_the_whole() {
-    chunks_have_the_bits_of_the_whole::<f64>(&[5, 1, 1, 1, 1, 1, 1, 1]);
-    chunks_have_the_bits_of_the_whole::<f32>(&[5, 1, 1, 1, 1, 1, 1, 1]);
-}
-
-#[test]
-fn chunks_have_the_same_bits_as_the_whole() {
-    for chunks in [&[5, 4, 3][..], &[1, 17, 2], &[16, 1, 16]] {
-        chunks_have_the_bits_of_the_whole::<f64>(chunks);
-        chunks_have_the_bits_of_the_whole::<f32>(chunks);
-    }
-}
-
-#[test]
-fn absorbed_attention_has_the_same_bits_in_chunks_too() {
-    for structure in structures() {
-        let ids = ids(2, 12);
-        let whole = in_chunks::<f32>(&structure, &ids, &[12], AttentionForm::Absorbed);
-        assert_eq!(in_chunks::<f32>(&structure, &ids, &[5, 1, 1, 5], AttentionForm::Absorbed), whole, "{structure}");
-    }
-}
+use ndarray::{Array2, Axis, array, concatenate, s};
+use serde_json::json;
 
 #[test]
 fn absorbed_decoding_after_an_expanded_prompt_gives_the_same_logits() {
@@ -216,34 +153,6 @@ fn without_a_cache_the_logits_are_the_same() {
     let model = model::<f64>(json!({}));
     let mut cache = LatentCache::new(model.model().config(), 2);
     assert_eq!(logits_after(&model, &mut cache, &input(ids(2, 8))), logits(&model, &input(ids(2, 8))));
-}
-
-fn a_row_has_the_same_bits_in_any_batch<T: Real>() {
-    let model = model::<T>(json!({}));
-    let batch = logits(&model, &input(ids(5, 9)));
-    for row in 0..5 {
-        let alone = logits(&model, &input(ids(5, 9).slice(s![row..row + 1, ..]).to_owned()));
-        assert_eq!(batch.slice(s![row..row + 1, .., ..]), alone);
-    }
-}
-
-#[test]
-fn a_batch_does_not_change_a_bit_of_its_rows() {
-    a_row_has_the_same_bits_in_any_batch::<f64>();
-    a_row_has_the_same_bits_in_any_batch::<f32>();
-}
-
-#[test]
-fn any_number_of_threads_gives_the_same_bits() {
-    let with_threads = |threads, form| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| in_chunks::<f32>(&json!({}), &ids(3, 20), &[13, 1, 6], form))
-    };
-    for form in [AttentionForm::Expanded, AttentionForm::Absorbed] {
-        let one = with_threads(1, form);
-        assert_eq!(with_threads(2, form), one);
-        assert_eq!(with_threads(4, form), one);
-    }
 }
 
 #[test]

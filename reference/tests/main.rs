@@ -2,7 +2,9 @@
 
 mod attention;
 mod behaviour_list;
+mod bits;
 mod cache;
+mod classification;
 mod common;
 mod config;
 mod deepseek_v3;
@@ -12,5 +14,7 @@ mod moe;
 mod outputs_and_losses;
 mod paper_table;
 mod regressions;
-mod rope_and_scale;
+mod rope;
+mod routing;
 mod trained_cache;
+mod yarn_and_scale;

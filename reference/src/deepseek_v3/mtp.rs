@@ -17,14 +17,14 @@
 //! | 1 | the cat | Emb(sat) | on |
 //! | 2 | the cat sat | Emb(on) | mats |
 //!
-//! So of T tokens T - 2 rows have a target, and the loss is their cross-entropy, added to the main model's with a weight
-//! lambda (0.3 in the first 10T tokens of the report's training, then 0.1):
+//! So of T tokens T - 2 rows have a target. The loss is their mean cross-entropy, added to the main model's with a weight
+//! lambda (0.3 for the first 10T tokens of the report's training, then 0.1):
 //!
 //! ```text
-//! L_MTP = -1/T sum_i log p_i[t_{i+2}],    L = L_main + lambda L_MTP      (24, 25; with one module)
+//! L_MTP = -mean_i log p_i[t_{i+2}],    L = L_main + lambda L_MTP      (24, 25; with one module)
 //! ```
 //!
-//! ([`causal_lm_loss`](crate::model::loss::causal_lm_loss) with the labels `shifted` by two is the mean over those rows.)
+//! ([`causal_lm_loss`](crate::model::loss::causal_lm_loss) computes it, if label i is t_{i+2} and `shifted` is set.)
 //!
 //! The embedding and the output head are the main model's own. In a checkpoint the module is the layer behind the last
 //! one, `model.layers.{num_hidden_layers}.*` (61 in the released model).
@@ -35,8 +35,9 @@
 //!   embedding first.
 //! * Transformers gives the rotary embedding the position of the token that is embedded, i + 1. Only differences of
 //!   positions matter, so i is as good.
-//! * Transformers' main model ignores `model.layers.61.*`, and its `MtpModel` (there in 5.14 already; `generate(use_mtp=True)`)
-//!   looks for its weights under the same pattern: in a model with another number of layers it finds none.
+//! * Transformers' main model ignores `model.layers.61.*`, and its `MtpModel` (since 5.14 or earlier;
+//!   `generate(use_mtp=True)`) looks for its weights under the same pattern: in a model with another number of layers it
+//!   finds none.
 //! * It rotates into halves where this crate rotates neighbours: the same scores, another order in the cache.
 
 use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate};

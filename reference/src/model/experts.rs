@@ -7,6 +7,11 @@
 //!
 //! The shared experts are stored as one MLP of `n_shared_experts` times the width, which is the same sum.
 //!
+//! | | D | dense MLP (layer 0) | routed experts | shared experts |
+//! |---|---|---|---|---|
+//! | V2 | 5120 | 12288 | 160 of width 1536, 6 a token | 2, as one MLP of 3072 |
+//! | V2-Lite | 2048 | 10944 | 64 of width 1408, 6 a token | 2, as one MLP of 2816 |
+//!
 //! **Trap.** `routed_scaling_factor` applies to the routed experts only. `mlp_bias` puts a bias on the dense MLP and on
 //! the shared experts, never on routed ones.
 

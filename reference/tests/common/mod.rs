@@ -4,15 +4,17 @@
 //! the spread of what passes through them, the attention is peaked and the router decided. (With the usual standard
 //! deviation of 0.02 the attention is nearly uniform, and a wrong softmax scale is hardly visible.)
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use dsv2_reference::round::RoundingTap;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{
-    AttentionMask, CausalLmInput, CausalLmOutput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, LatentCache,
-    LogitsToKeep, ModelInput, NoTap, Real, Result, Run, StageValue, Tensor, Tokens,
+    AttentionMask, CausalLmInput, CausalLmOutput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache,
+    LogitsToKeep, ModelInput, NoTap, Real, Result, Run, StageValue, Tap, Tensor, Tokens,
 };
-use ndarray::{Array2, Array3, ArrayD, Dimension, Ix2, Ix3, Ix4};
+use ndarray::{Array2, Array3, ArrayD, ArrayView1, Dimension, Ix2, Ix3, Ix4};
 use serde_json::{Value, json};
 
 /// config.json of the tiny model (V2's structure), with the values of `patch` instead of its own.
@@ -69,6 +71,17 @@ impl<F: Fn(&str, &[usize]) -> Option<Tensor>> WeightSource for Exchanged<F> {
     fn names(&self) -> Option<Vec<String>> {
         None
     }
+}
+
+/// The names of the tensors that loading the tiny model asks for.
+pub fn asked_for(patch: Value) -> Vec<String> {
+    let names = RefCell::new(Vec::new());
+    let recorder = Exchanged(|name: &str, _: &[usize]| {
+        names.borrow_mut().push(name.to_owned());
+        None
+    });
+    DeepseekV2ForCausalLM::<f64>::load(&config(patch), Dialect::Hf, &recorder).expect("a possible model");
+    names.into_inner()
 }
 
 /// One of the hot weights as a matrix \[out,in\].
@@ -156,6 +169,16 @@ impl<T: Real> Stages<T> {
         (output, Stages { real, index })
     }
 
+    /// The same with every stage rounded to `dtype`.
+    pub fn rounded(
+        model: &DeepseekV2ForCausalLM<T>,
+        input: &CausalLmInput<T>,
+        dtype: Dtype,
+    ) -> (CausalLmOutput<T>, Self) {
+        let mut rounding = RoundingTap(dtype);
+        Stages::of(model, input, &Run::default(), |name, value| rounding.stage(name, value))
+    }
+
     /// Every stage of these ids.
     pub fn of_ids(model: &DeepseekV2ForCausalLM<T>, ids: Array2<i64>) -> Self {
         Stages::of(model, &input(ids), &Run::default(), |_, _| {}).1
@@ -198,4 +221,9 @@ impl<T: Real> Stages<T> {
 pub fn difference<D: Dimension>(a: &ndarray::Array<f64, D>, b: &ndarray::Array<f64, D>) -> f64 {
     assert_eq!(a.shape(), b.shape());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+/// -log softmax(z)\[y\].
+pub fn nll(z: ArrayView1<f64>, y: i64) -> f64 {
+    z.iter().map(|x| x.exp()).sum::<f64>().ln() - z[y as usize]
 }
