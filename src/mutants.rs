@@ -12,7 +12,7 @@
 //! | [`Class::Equivalent`] | the same outputs from other values in between | found there, and *not* at the outputs |
 //!
 //! [`benign`] has correct implementations that round or sum in another way; none of them may be flagged.
-//! [`mod@score`] runs all of that and counts; [`mod@explain`] goes the other way, from a wrong dump to the mutant that has it.
+//! [`crate::score`] runs all of that and counts; [`mod@explain`] goes the other way, from a wrong dump to the mutant that has it.
 //!
 //! # What cannot be expressed
 //!
@@ -27,11 +27,8 @@ pub mod arithmetic;
 pub mod benign;
 mod catalogue;
 pub mod explain;
-pub mod kinds;
 pub mod parts;
-pub mod report;
 pub mod scene;
-pub mod score;
 pub mod tap;
 pub mod weights;
 

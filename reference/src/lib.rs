@@ -25,7 +25,7 @@
 //! | [`model::causal_lm`], [`model::sequence_classification`], [`model::loss`] | | heads and losses, greedy generation |
 //! | [`weights::checkpoint`], [`weights::safetensors_file`], [`mod@file`], [`weights::generator`], [`weights`] | | where weights come from |
 //! | `paper::linalg` (feature) | | ranks, factorisations and condition numbers of the model's matrices |
-//! | [`tap`], [`round`] | | the hook at every named tensor; rounding to bf16 with it |
+//! | [`stage`], [`tap`], [`round`] | | the named tensors, the hook at each; rounding to bf16 with it |
 //!
 //! Shapes are written with the letters B (batch), S (new tokens), T (cached and new tokens), D (`hidden_size`), H
 //! (heads), n, r, v (`qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`), c (`kv_lora_rank`), E (routed experts), k
@@ -78,6 +78,7 @@ pub mod model;
 pub mod paper;
 mod real;
 pub mod round;
+pub mod stage;
 pub mod tap;
 pub mod weights;
 

@@ -82,7 +82,7 @@ fn cached(case: &Case) -> bool {
 }
 
 fn chunked(case: &Case) -> bool {
-    case.pieces.len() > 1
+    case.chunks.len() > 1
 }
 
 /// Whether there is more than one token for attention to tell apart.

@@ -1,11 +1,11 @@
 //! What else there is to say of a check: each note is a title and some lines, and is there only if there is a line.
 
+use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
 use super::describe::{few, number, short_kind};
 use super::model::{CheckReport, EndToEnd, PassOrFail};
 use crate::judge::Disposition;
-use crate::stage::Stage;
 
 /// Something to know about a check.
 pub struct Note {

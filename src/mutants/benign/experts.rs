@@ -1,10 +1,10 @@
 //! Roundings in other places than the reference's: feed-forward networks.
 
+use dsv2_reference::stage::table::*;
 use ndarray::Array2;
 
 use super::{Benign, any, narrow};
 use crate::mutants::arithmetic::{exact, product, to_f32};
-use crate::mutants::kinds::*;
 use crate::mutants::parts::Expert;
 use crate::mutants::scene::{Scene, rows, shaped};
 use crate::mutants::{Act, Variant};
@@ -16,12 +16,12 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[(
-                &[DOWN],
+                &[DOWN_PROJ],
                 Act::Real(|s, at| {
                     let activation = s.config().activation().ok()?;
-                    let gate = rows(s.unrounded(GATE, at.layer)?)?.mapv(|x| activation.apply(x));
-                    let mut projection = s.projection(DOWN, at.layer)?;
-                    projection.x = gate * rows(s.unrounded(UP, at.layer)?)?;
+                    let gate = rows(s.unrounded(GATE_PROJ, at.layer)?)?.mapv(|x| activation.apply(x));
+                    let mut projection = s.projection(DOWN_PROJ, at.layer)?;
+                    projection.x = gate * rows(s.unrounded(UP_PROJ, at.layer)?)?;
                     projection.apply(at.value, exact)
                 }),
             )],
@@ -34,12 +34,12 @@ pub const BENIGN: &[Benign] = &[
         Variant {
             acts: &[
                 (
-                    &[DOWN],
+                    &[DOWN_PROJ],
                     Act::Real(|s, at| {
                         let activation = s.config().activation().ok()?;
-                        let gate = s.rows(GATE, at.layer)?.mapv(|x| s.keep(activation.apply(x)));
-                        let mut projection = s.projection(DOWN, at.layer)?;
-                        projection.x = (gate * s.rows(UP, at.layer)?).mapv(|x| s.keep(x));
+                        let gate = s.rows(GATE_PROJ, at.layer)?.mapv(|x| s.keep(activation.apply(x)));
+                        let mut projection = s.projection(DOWN_PROJ, at.layer)?;
+                        projection.x = (gate * s.rows(UP_PROJ, at.layer)?).mapv(|x| s.keep(x));
                         projection.apply(at.value, exact)
                     }),
                 ),
@@ -51,7 +51,7 @@ pub const BENIGN: &[Benign] = &[
                     }),
                 ),
                 (
-                    &[SHARED],
+                    &[SHARED_EXPERTS],
                     Act::Real(|s, at| {
                         let (x, expert) = s.shared(at.layer)?;
                         shaped(rounded_expert(s, &expert, &x), at.value)

@@ -1,14 +1,14 @@
 //! Roundings in other places than the reference's: norms, the residual stream, attention.
 
+use dsv2_reference::stage::table::*;
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
 use super::{Benign, any, narrow};
 use crate::mutants::arithmetic::{exact, mean_square, product, rms_norm, to_f32};
-use crate::mutants::kinds::*;
 use crate::mutants::scene::{Scene, rows, shaped};
 use crate::mutants::{Act, At, Variant};
 
-const NORMS: &[&str] = &[INPUT_NORM, Q_A_NORM, KV_A_NORM, POST_NORM, FINAL_NORM];
+const NORMS: &[&str] = &[INPUT_LAYERNORM, Q_A_LAYERNORM, KV_A_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM];
 
 pub const BENIGN: &[Benign] = &[
     Benign::of(
@@ -49,7 +49,7 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[
-                (&[INPUT_NORM, POST_NORM, FINAL_NORM], Act::Real(norm_of_wide_stream)),
+                (&[INPUT_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM], Act::Real(norm_of_wide_stream)),
                 (&[LAYER], Act::Real(|s, at| shaped(wide_middle(s, at.layer)? + s.feed_forward(at.layer)?, at.value))),
             ],
         },
@@ -61,9 +61,9 @@ pub const BENIGN: &[Benign] = &[
         Variant {
             acts: &[
                 (
-                    &[POST_NORM],
+                    &[POST_ATTENTION_LAYERNORM],
                     Act::Real(|s, at| {
-                        let mut input = s.norm_input(POST_NORM, at.layer)?;
+                        let mut input = s.norm_input(POST_ATTENTION_LAYERNORM, at.layer)?;
                         input.rows.mapv_inplace(|x| s.keep(x));
                         input.each(at.value, rms_norm)
                     }),
@@ -85,10 +85,10 @@ pub const BENIGN: &[Benign] = &[
         Variant {
             acts: &[
                 (
-                    &[Q_A_NORM, KV_A_NORM],
+                    &[Q_A_LAYERNORM, KV_A_LAYERNORM],
                     Act::Real(|s, at| {
                         let mut input = s.norm_input(at.kind, at.layer)?;
-                        let source = if at.kind == Q_A_NORM { Q_A } else { KV_A };
+                        let source = if at.kind == Q_A_LAYERNORM { Q_A_PROJ } else { KV_A_PROJ_WITH_MQA };
                         let width = input.gain.len();
                         input.rows = rows(s.unrounded(source, at.layer)?)?.slice_move(s![.., ..width]);
                         input.each(at.value, rms_norm)
@@ -97,7 +97,11 @@ pub const BENIGN: &[Benign] = &[
                 (
                     &[K_PE],
                     Act::Real(|s, at| {
-                        let both = s.unrounded(KV_A, at.layer)?.clone().into_dimensionality::<ndarray::Ix3>().ok()?;
+                        let both = s
+                            .unrounded(KV_A_PROJ_WITH_MQA, at.layer)?
+                            .clone()
+                            .into_dimensionality::<ndarray::Ix3>()
+                            .ok()?;
                         let keys = both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1));
                         let mut keys = keys.as_standard_layout().into_owned();
                         s.rotary()?.rotate(&mut keys);
@@ -113,7 +117,7 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[(
-                &[SCORES],
+                &[ATTN_SCORES],
                 Act::Real(|s, at| {
                     let scale = s.softmax_scale()?;
                     let scores = s.heads(at.layer)?.scores().mapv(|score| s.keep(s.keep(score) * scale));
@@ -128,9 +132,9 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[(
-                &[ATTENTION],
+                &[ATTN_OUTPUT],
                 Act::Real(|s, at| {
-                    let weights = s.unrounded(WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
+                    let weights = s.unrounded(ATTN_WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
                     s.attend_with(&weights, &s.values(at.layer)?)
                 }),
             )],
@@ -143,14 +147,14 @@ pub const BENIGN: &[Benign] = &[
         absorbed: true,
         absent: &[],
         variant: Some(Variant {
-            acts: &[(&[SCORES], Act::Real(latent_scores)), (&[ATTENTION], Act::Real(latent_attention))],
+            acts: &[(&[ATTN_SCORES], Act::Real(latent_scores)), (&[ATTN_OUTPUT], Act::Real(latent_attention))],
         }),
     },
 ];
 
 /// The stream after attention, of a stream that is not rounded between layers.
 fn wide_middle(scene: &Scene<'_>, layer: usize) -> Option<Array2<f64>> {
-    Some(wide_stream(scene, layer)? + scene.rows(O, layer)?)
+    Some(wide_stream(scene, layer)? + scene.rows(O_PROJ, layer)?)
 }
 
 fn wide_stream(scene: &Scene<'_>, layer: usize) -> Option<Array2<f64>> {
@@ -163,8 +167,8 @@ fn wide_stream(scene: &Scene<'_>, layer: usize) -> Option<Array2<f64>> {
 fn norm_of_wide_stream(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
     let mut input = scene.norm_input(at.kind, at.layer)?;
     input.rows = match at.kind {
-        POST_NORM => wide_middle(scene, at.layer)?,
-        FINAL_NORM => wide_stream(scene, scene.config().num_hidden_layers)?,
+        POST_ATTENTION_LAYERNORM => wide_middle(scene, at.layer)?,
+        NORM => wide_stream(scene, scene.config().num_hidden_layers)?,
         _ => wide_stream(scene, at.layer)?,
     };
     input.each(at.value, rms_norm)
@@ -191,7 +195,7 @@ fn latent_scores(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
 
 /// Values from a rounded sum of latents.
 fn latent_attention(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
-    let (weights, latents) = (scene.real4(WEIGHTS, at.layer)?, scene.latents(at.layer)?);
+    let (weights, latents) = (scene.real4(ATTN_WEIGHTS, at.layer)?, scene.latents(at.layer)?);
     let (batch, heads, length, _) = weights.dim();
     let mut output = Array4::zeros((batch, length, heads, scene.config().v_head_dim));
     for h in 0..heads {

@@ -1,9 +1,9 @@
 //! Queries, keys and values that are put together wrongly, expanded or absorbed.
 
+use dsv2_reference::stage::table::{ATTN_OUTPUT, ATTN_SCORES, ATTN_WEIGHTS, O_PROJ};
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
 use super::{always, several_heads, several_tokens, unreported};
-use crate::mutants::kinds::{ATTENTION, O, SCORES, WEIGHTS};
 use crate::mutants::parts::expand;
 use crate::mutants::scene::Scene;
 use crate::mutants::{Act, At, Mutant};
@@ -15,7 +15,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Of each head, kv_b_proj is read as values, then keys.",
         &[
             (
-                &[SCORES],
+                &[ATTN_SCORES],
                 Act::Real(|s, at| {
                     let v = s.config().v_head_dim;
                     let keys = s.keys_and_values_by_head(at.layer)?.slice_move(s![.., .., .., v..]);
@@ -23,11 +23,11 @@ pub const MUTANTS: &[Mutant] = &[
                 }),
             ),
             (
-                &[ATTENTION],
+                &[ATTN_OUTPUT],
                 Act::Real(|s, at| {
                     let v = s.config().v_head_dim;
                     let values = s.keys_and_values_by_head(at.layer)?.slice_move(s![.., .., .., ..v]);
-                    s.attend_with(&s.real4(WEIGHTS, at.layer)?, &values)
+                    s.attend_with(&s.real4(ATTN_WEIGHTS, at.layer)?, &values)
                 }),
             ),
         ],
@@ -37,8 +37,11 @@ pub const MUTANTS: &[Mutant] = &[
         several_heads,
         "kv_b_proj is read as all heads' keys, then all heads' values.",
         &[
-            (&[SCORES], Act::Real(|s, at| scores_of(s, at, by_part(s, at.layer)?.0))),
-            (&[ATTENTION], Act::Real(|s, at| s.attend_with(&s.real4(WEIGHTS, at.layer)?, &by_part(s, at.layer)?.1))),
+            (&[ATTN_SCORES], Act::Real(|s, at| scores_of(s, at, by_part(s, at.layer)?.0))),
+            (
+                &[ATTN_OUTPUT],
+                Act::Real(|s, at| s.attend_with(&s.real4(ATTN_WEIGHTS, at.layer)?, &by_part(s, at.layer)?.1)),
+            ),
         ],
     ),
     unreported(
@@ -46,7 +49,7 @@ pub const MUTANTS: &[Mutant] = &[
         several_heads,
         "The rotated key is used by the first head only.",
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let heads = s.heads(at.layer)?;
                 let mut rotated = heads.pe_scores();
@@ -59,20 +62,20 @@ pub const MUTANTS: &[Mutant] = &[
         "kpe_dropped",
         always,
         "The rotated part does not enter the scores.",
-        &[(&[SCORES], Act::Real(|s, at| s.masked(s.heads(at.layer)?.nope_scores())))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| s.masked(s.heads(at.layer)?.nope_scores())))],
     ),
     unreported(
         "nope_dropped",
         always,
         "The part without position does not enter the scores.",
-        &[(&[SCORES], Act::Real(|s, at| s.masked(s.heads(at.layer)?.pe_scores())))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| s.masked(s.heads(at.layer)?.pe_scores())))],
     ),
     unreported(
         "abs_uk_T",
         |case| case.config.qk_nope_head_dim == case.config.kv_lora_rank,
         "Absorbed: W^UK is not transposed (where it is square).",
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| scores_of(s, at, keys_from(s, at.layer, |w_uk, head| w_uk[head].t().to_owned())?)),
         )],
     ),
@@ -81,7 +84,7 @@ pub const MUTANTS: &[Mutant] = &[
         several_heads,
         "Absorbed: each head has the W^UK of the next.",
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 scores_of(s, at, keys_from(s, at.layer, |w_uk, head| w_uk[(head + 1) % w_uk.len()].clone())?)
             }),
@@ -92,12 +95,12 @@ pub const MUTANTS: &[Mutant] = &[
         several_heads,
         "Absorbed: each head has the W^UV of the next.",
         &[(
-            &[ATTENTION],
+            &[ATTN_OUTPUT],
             Act::Real(|s, at| {
                 let values = s.values(at.layer)?;
                 let rolled: Vec<usize> =
                     (0..values.len_of(Axis(1))).map(|h| (h + 1) % values.len_of(Axis(1))).collect();
-                s.attend_with(&s.real4(WEIGHTS, at.layer)?, &values.select(Axis(1), &rolled))
+                s.attend_with(&s.real4(ATTN_WEIGHTS, at.layer)?, &values.select(Axis(1), &rolled))
             }),
         )],
     ),
@@ -106,7 +109,7 @@ pub const MUTANTS: &[Mutant] = &[
         |case| case.config.v_head_dim >= case.config.qk_nope_head_dim,
         "Absorbed: W^UV stands where W^UK should.",
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let n = s.config().qk_nope_head_dim;
                 scores_of(s, at, s.values(at.layer)?.slice_move(s![.., .., .., ..n]))
@@ -118,7 +121,7 @@ pub const MUTANTS: &[Mutant] = &[
         |case| several_heads(case) && several_tokens(case),
         "The heads' outputs are laid side by side without exchanging heads and tokens.",
         &[(
-            &[ATTENTION],
+            &[ATTN_OUTPUT],
             Act::Real(|s, at| {
                 let (batch, length, _) = s.dims();
                 let c = s.config();
@@ -133,9 +136,9 @@ pub const MUTANTS: &[Mutant] = &[
         several_tokens,
         "The last query's last key lies in a tile that is not read.",
         &[(
-            &[ATTENTION],
+            &[ATTN_OUTPUT],
             Act::Real(|s, at| {
-                let mut weights = s.real4(WEIGHTS, at.layer)?;
+                let mut weights = s.real4(ATTN_WEIGHTS, at.layer)?;
                 weights.slice_mut(s![.., .., -1, -1]).fill(0.0);
                 s.attend_with(&weights, &s.values(at.layer)?)
             }),
@@ -146,7 +149,7 @@ pub const MUTANTS: &[Mutant] = &[
         always,
         "One number of the output of attention is a quarter of the usual size off.",
         &[(
-            &[O],
+            &[O_PROJ],
             Act::Real(|_, at| {
                 let mut output = at.value.clone();
                 let size = (output.iter().map(|x| x * x).sum::<f64>() / output.len() as f64).sqrt();

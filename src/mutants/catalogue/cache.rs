@@ -1,9 +1,9 @@
 //! A cache that holds the wrong things.
 
+use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, KV_A_PROJ_WITH_MQA};
 use ndarray::{ArrayD, Axis, Slice, s};
 
 use super::{cached, chunked, several_tokens};
-use crate::mutants::kinds::{CACHED_KEY, CACHED_LATENT, KV_A};
 use crate::mutants::scene::Scene;
 use crate::mutants::{Act, At, Class, Mutant, Variant};
 
@@ -14,7 +14,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "New tokens are written over the last cached one; the last place keeps its copy.",
         report: None,
         applies: |case| cached(case) && chunked(case),
-        variant: Variant { acts: &[(&[CACHED_LATENT, CACHED_KEY], Act::Real(shifted))] },
+        variant: Variant { acts: &[(&[CACHED_KV, CACHED_K_PE], Act::Real(shifted))] },
     },
     Mutant {
         id: "append_reversed",
@@ -24,7 +24,7 @@ pub const MUTANTS: &[Mutant] = &[
         applies: |case| cached(case) && several_tokens(case),
         variant: Variant {
             acts: &[(
-                &[CACHED_LATENT, CACHED_KEY],
+                &[CACHED_KV, CACHED_K_PE],
                 Act::Real(|s, at| {
                     let mut kept = at.value.clone();
                     let new = Slice::from(s.past()..);
@@ -44,9 +44,9 @@ pub const MUTANTS: &[Mutant] = &[
         applies: cached,
         variant: Variant {
             acts: &[(
-                &[CACHED_LATENT],
+                &[CACHED_KV],
                 Act::Real(|s, at| {
-                    let both = s.real3(KV_A, at.layer)?;
+                    let both = s.real3(KV_A_PROJ_WITH_MQA, at.layer)?;
                     with_new(s, at, both.slice(s![.., .., ..s.config().kv_lora_rank]).to_owned().into_dyn())
                 }),
             )],
@@ -60,7 +60,7 @@ pub const MUTANTS: &[Mutant] = &[
         applies: |case| cached(case) && several_tokens(case),
         variant: Variant {
             acts: &[(
-                &[CACHED_KEY],
+                &[CACHED_K_PE],
                 Act::Real(|s, at| {
                     let raw = s.unrotated_keys(at.layer)?.index_axis_move(Axis(1), 0);
                     with_new(s, at, raw.into_dyn())

@@ -1,19 +1,20 @@
 //! Right experts, wrongly used.
 
-use dsv2_reference::Activation;
-use ndarray::{Array2, ArrayD, Axis, s};
 use std::rc::Rc;
+
+use dsv2_reference::Activation;
+use dsv2_reference::stage::table::{DOWN_PROJ, EXPERTS, GATE_PROJ, MLP, SHARED_EXPERTS, UP_PROJ};
+use ndarray::{Array2, ArrayD, Axis, s};
 
 use super::{moe, several_experts, shared_experts, unreported};
 use crate::case::Case;
 use crate::mutants::arithmetic::exact;
-use crate::mutants::kinds::{DOWN, EXPERTS, GATE, MLP, SHARED, UP};
 use crate::mutants::parts::Expert;
 use crate::mutants::scene::{Scene, shaped};
 use crate::mutants::{Act, At, Class, Mutant, Variant};
 
 /// Every feed-forward network: dense, routed, shared.
-const ALL: &[&str] = &[DOWN, EXPERTS, SHARED];
+const ALL: &[&str] = &[DOWN_PROJ, EXPERTS, SHARED_EXPERTS];
 
 pub const MUTANTS: &[Mutant] = &[
     unreported(
@@ -155,7 +156,7 @@ pub const MUTANTS: &[Mutant] = &[
         |case| shared_experts(case) && case.config.n_shared_experts.is_some_and(|n| n > 1),
         "Only half of the shared experts are there.",
         &[(
-            &[SHARED],
+            &[SHARED_EXPERTS],
             Act::Real(|s, at| {
                 let (x, mut expert) = s.shared(at.layer)?;
                 let half = expert.gate.nrows() / 2;
@@ -173,7 +174,7 @@ pub const MUTANTS: &[Mutant] = &[
         "shared_gamma",
         |case| shared_experts(case) && case.config.routed_scaling_factor != 1.0,
         "routed_scaling_factor multiplies the shared experts too.",
-        &[(&[SHARED], Act::Real(|s, at| Some(at.value * s.config().routed_scaling_factor)))],
+        &[(&[SHARED_EXPERTS], Act::Real(|s, at| Some(at.value * s.config().routed_scaling_factor)))],
     ),
     unreported(
         "shared_dropped",
@@ -187,7 +188,7 @@ pub const MUTANTS: &[Mutant] = &[
         "The routed experts are not added.",
         &[(
             &[MLP],
-            Act::Real(|s, at| match s.rows(SHARED, at.layer) {
+            Act::Real(|s, at| match s.rows(SHARED_EXPERTS, at.layer) {
                 Some(shared) => shaped(shared, at.value),
                 None => Some(at.value * 0.0),
             }),
@@ -198,8 +199,8 @@ pub const MUTANTS: &[Mutant] = &[
         |case| case.config.mlp_bias,
         "The biases of the MLPs are left out.",
         &[
-            (&[GATE, UP, DOWN], Act::Real(super::head::without_bias)),
-            (&[SHARED], Act::Real(|s, at| other_experts(s, at, |expert| expert.biases = [None, None, None]))),
+            (&[GATE_PROJ, UP_PROJ, DOWN_PROJ], Act::Real(super::head::without_bias)),
+            (&[SHARED_EXPERTS], Act::Real(|s, at| other_experts(s, at, |expert| expert.biases = [None, None, None]))),
         ],
     ),
 ];
@@ -220,24 +221,24 @@ fn other_experts(scene: &Scene<'_>, at: At<'_>, change: impl Fn(&mut Expert)) ->
             routed.experts.iter_mut().for_each(change);
             routed.right(at.value)
         }
-        SHARED => {
+        SHARED_EXPERTS => {
             let (x, mut expert) = scene.shared(at.layer)?;
             change(&mut expert);
             shaped(expert.forward(&x, exact), at.value)
         }
         _ => {
             // gate and up are stages; what follows them is the network of identities before `down`
-            let (gate, up) = (scene.rows(GATE, at.layer)?, scene.rows(UP, at.layer)?);
+            let (gate, up) = (scene.rows(GATE_PROJ, at.layer)?, scene.rows(UP_PROJ, at.layer)?);
             let mut expert = Expert {
                 gate: Rc::new(gate),
                 up: Rc::new(up),
-                down: scene.projection(DOWN, at.layer)?.weight,
-                biases: [None, None, scene.projection(DOWN, at.layer)?.bias],
+                down: scene.projection(DOWN_PROJ, at.layer)?.weight,
+                biases: [None, None, scene.projection(DOWN_PROJ, at.layer)?.bias],
                 activation: scene.config().activation().ok()?,
             };
             change(&mut expert);
             let (gate, up) = (Rc::unwrap_or_clone(expert.gate), Rc::unwrap_or_clone(expert.up));
-            let mut projection = scene.projection(DOWN, at.layer)?;
+            let mut projection = scene.projection(DOWN_PROJ, at.layer)?;
             projection.x = gate.mapv(|x| expert.activation.apply(x)) * up;
             projection.apply(at.value, exact)
         }

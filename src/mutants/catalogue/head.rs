@@ -1,13 +1,15 @@
 //! Embedding, biases, output heads and losses.
 
 use dsv2_reference::config::Head;
+use dsv2_reference::stage::table::{
+    EMBED_TOKENS, KV_A_PROJ_WITH_MQA, LM_HEAD, LOSS, NORM, O_PROJ, POOLED_LOGITS, Q_A_PROJ, SCORE,
+};
 use ndarray::{ArrayD, Axis, s};
 
 use super::unreported;
 use crate::case::Case;
 use crate::inputs::{Labels, Tokens};
 use crate::mutants::arithmetic::exact;
-use crate::mutants::kinds::{EMBEDDING, FINAL_NORM, KV_A, LM_HEAD, LOSS, O, POOLED, Q_A, SCORE};
 use crate::mutants::scene::Scene;
 use crate::mutants::{Act, At, Mutant};
 
@@ -16,7 +18,7 @@ pub const INPUT: &[Mutant] = &[unreported(
     "embed_scaled",
     |_| true,
     "Embeddings are multiplied by √D (Gemma's rule).",
-    &[(&[EMBEDDING], Act::Real(|s, at| Some(at.value * (s.config().hidden_size as f64).sqrt())))],
+    &[(&[EMBED_TOKENS], Act::Real(|s, at| Some(at.value * (s.config().hidden_size as f64).sqrt())))],
 )];
 
 pub const MUTANTS: &[Mutant] = &[
@@ -24,7 +26,7 @@ pub const MUTANTS: &[Mutant] = &[
         "attn_bias_dropped",
         |case| case.config.attention_bias,
         "The biases of attention are left out.",
-        &[(&[Q_A, KV_A, O], Act::Real(without_bias))],
+        &[(&[Q_A_PROJ, KV_A_PROJ_WITH_MQA, O_PROJ], Act::Real(without_bias))],
     ),
     unreported(
         "lm_head_tied",
@@ -75,14 +77,14 @@ pub const MUTANTS: &[Mutant] = &[
         "pool_last",
         |case| case.head == Head::SequenceClassification,
         "The classifier reads the last position, padding or not.",
-        &[(&[POOLED], Act::Real(|s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., -1, ..]).into_dyn())))],
+        &[(&[POOLED_LOGITS], Act::Real(|s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., -1, ..]).into_dyn())))],
     ),
     unreported(
         "pool_before_pad",
         |case| case.head == Head::SequenceClassification && case.config.pad_token_id.is_some(),
         "The classifier reads the token before the first padding, which is the wrong one for padding on the left.",
         &[(
-            &[POOLED],
+            &[POOLED_LOGITS],
             Act::Real(|s, at| {
                 let Tokens::InputIds(ids) = &s.inputs().tokens else { return None };
                 let (score, pad) = (s.real3(SCORE, 0)?, s.config().pad_token_id?);
@@ -100,7 +102,7 @@ pub const MUTANTS: &[Mutant] = &[
         "pool_first",
         |case| case.head == Head::SequenceClassification,
         "The classifier reads the first position.",
-        &[(&[POOLED], Act::Real(|s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., 0, ..]).into_dyn())))],
+        &[(&[POOLED_LOGITS], Act::Real(|s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., 0, ..]).into_dyn())))],
     ),
     unreported(
         "head_before_norm",
@@ -110,7 +112,7 @@ pub const MUTANTS: &[Mutant] = &[
             &[SCORE],
             Act::Real(|s, at| {
                 let mut projection = s.projection(SCORE, 0)?;
-                projection.x = s.norm_input(FINAL_NORM, 0)?.rows;
+                projection.x = s.norm_input(NORM, 0)?.rows;
                 projection.apply(at.value, exact)
             }),
         )],

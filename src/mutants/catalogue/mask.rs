@@ -1,11 +1,11 @@
 //! Wrong masks. They show in the scores: minus infinity must stand in exactly the right places.
 
+use dsv2_reference::stage::table::ATTN_SCORES;
 use ndarray::{Array2, ArrayD};
 
 use super::{causal, chunked, several_tokens, structural};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
-use crate::mutants::kinds::SCORES;
 use crate::mutants::scene::Scene;
 use crate::mutants::{Act, At, Mutant};
 
@@ -16,7 +16,7 @@ pub const MUTANTS: &[Mutant] = &[
         "A token sees the one after it.",
         None,
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let real = s.attend();
                 also(s, at, |b, q, t| t == s.past() + q + 1 && real[[b, t]])
@@ -28,7 +28,7 @@ pub const MUTANTS: &[Mutant] = &[
         causal,
         "A token does not see itself (the first one does).",
         None,
-        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| t == s.past() + q && t > 0)))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| without(at, |_, q, t| t == s.past() + q && t > 0)))],
     ),
     structural(
         "no_causal",
@@ -36,7 +36,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Every token sees all that are there.",
         None,
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let real = s.attend();
                 also(s, at, |b, q, t| t > s.past() + q && real[[b, t]])
@@ -49,7 +49,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Forbidden scores are -10, not minus infinity.",
         None,
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|_, at| Some(at.value.mapv(|score| if score == f64::NEG_INFINITY { -10.0 } else { score }))),
         )],
     ),
@@ -59,7 +59,7 @@ pub const MUTANTS: &[Mutant] = &[
         "A boolean mask is added to the scores as 0 and 1.",
         Some("huggingface/transformers, eager attention with a boolean 4-D mask"),
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let bias = s.bias()?;
                 let scores = s.heads(at.layer)?.scores() * s.softmax_scale()?;
@@ -72,21 +72,21 @@ pub const MUTANTS: &[Mutant] = &[
         |case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Padding(real)) if real.iter().any(|r| !r)),
         "Padding is attended to.",
         None,
-        &[(&[SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
     ),
     structural(
         "mask_topleft",
         |case| causal(case) && chunked(case),
         "The causal rule counts keys from the first cached one, queries from the piece's.",
         None,
-        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| s.past() > 0 && t > q)))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| without(at, |_, q, t| s.past() > 0 && t > q)))],
     ),
     structural(
         "packed_ignored",
         |case| packed(case) && case.inputs.position_ids.is_some(),
         "Packed sequences see each other.",
         None,
-        &[(&[SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
     ),
     structural(
         "gaps_as_packed",
@@ -94,7 +94,7 @@ pub const MUTANTS: &[Mutant] = &[
         "A gap in the positions begins a new sequence, though there is a mask or a cache.",
         None,
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let segment = segments(&s.all_positions());
                 let row = |b: usize| b.min(segment.nrows() - 1);
@@ -107,7 +107,7 @@ pub const MUTANTS: &[Mutant] = &[
         |case| several_tokens(case) && matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
         "The causal rule is added to a 4-D mask, which already is all there is.",
         None,
-        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| t > s.past() + q)))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| without(at, |_, q, t| t > s.past() + q)))],
     ),
     structural(
         "mask4d_boolean",
@@ -115,7 +115,7 @@ pub const MUTANTS: &[Mutant] = &[
         "A 4-D mask says only who may be seen; what it adds to a score is lost.",
         None,
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let bias = s.bias()?;
                 s.scores_where(at.layer, |b, q, t| bias[[b.min(bias.dim().0 - 1), 0, q, t]] > f64::NEG_INFINITY)

@@ -1,15 +1,18 @@
 //! Wrong norms, and wrong residual streams around them.
 
+use dsv2_reference::stage::table::{
+    INPUT_LAYERNORM, K_PE, KV_A_LAYERNORM, KV_A_PROJ_WITH_MQA, LAYER, NORM, O_PROJ, POST_ATTENTION_LAYERNORM,
+    Q_A_LAYERNORM, Q_A_PROJ,
+};
 use ndarray::{ArrayD, Axis, s};
 
 use super::{always, low_rank_queries};
 use crate::mutants::arithmetic::{mean_square, rms_norm};
-use crate::mutants::kinds::{FINAL_NORM, INPUT_NORM, K_PE, KV_A, KV_A_NORM, LAYER, O, POST_NORM, Q_A, Q_A_NORM};
 use crate::mutants::scene::{Scene, shaped};
 use crate::mutants::{Act, At, Class, Mutant, Variant};
 
 /// The norms of the residual stream.
-pub(super) const STREAM_NORMS: &[&str] = &[INPUT_NORM, POST_NORM, FINAL_NORM];
+pub(super) const STREAM_NORMS: &[&str] = &[INPUT_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM];
 
 const fn norm(id: &'static str, what: &'static str, acts: &'static [(&'static [&'static str], Act)]) -> Mutant {
     Mutant { id, class: Class::Structural, what, report: None, applies: always, variant: Variant { acts } }
@@ -63,12 +66,12 @@ pub const MUTANTS: &[Mutant] = &[
     norm(
         "no_final_norm",
         "The final norm is left out.",
-        &[(&[FINAL_NORM], Act::Real(|s, at| shaped(s.norm_input(at.kind, at.layer)?.rows, at.value)))],
+        &[(&[NORM], Act::Real(|s, at| shaped(s.norm_input(at.kind, at.layer)?.rows, at.value)))],
     ),
     norm(
         "no_kv_an",
         "The latent of keys and values is not normed.",
-        &[(&[KV_A_NORM], Act::Real(|s, at| shaped(s.norm_input(at.kind, at.layer)?.rows, at.value)))],
+        &[(&[KV_A_LAYERNORM], Act::Real(|s, at| shaped(s.norm_input(at.kind, at.layer)?.rows, at.value)))],
     ),
     Mutant {
         id: "no_q_an",
@@ -76,16 +79,18 @@ pub const MUTANTS: &[Mutant] = &[
         what: "The latent of queries is not normed.",
         report: None,
         applies: low_rank_queries,
-        variant: Variant { acts: &[(&[Q_A_NORM], Act::Real(|s, at| shaped(s.rows(Q_A, at.layer)?, at.value)))] },
+        variant: Variant {
+            acts: &[(&[Q_A_LAYERNORM], Act::Real(|s, at| shaped(s.rows(Q_A_PROJ, at.layer)?, at.value)))],
+        },
     },
     norm(
         "kv_an_over_all",
         "The mean square of the latent includes the rotary key beside it.",
         &[(
-            &[KV_A_NORM],
+            &[KV_A_LAYERNORM],
             Act::Real(|s, at| {
                 let input = s.norm_input(at.kind, at.layer)?;
-                let both = s.rows(KV_A, at.layer)?;
+                let both = s.rows(KV_A_PROJ_WITH_MQA, at.layer)?;
                 let mut normed = input.rows;
                 for (mut row, both) in normed.rows_mut().into_iter().zip(both.rows()) {
                     let scale = 1.0 / (mean_square(both) + input.eps).sqrt();
@@ -100,11 +105,11 @@ pub const MUTANTS: &[Mutant] = &[
         "The rotary key is taken from the front of kv_a_proj_with_mqa, the latent from the back.",
         &[
             (
-                &[KV_A_NORM],
+                &[KV_A_LAYERNORM],
                 Act::Real(|s, at| {
                     let mut input = s.norm_input(at.kind, at.layer)?;
                     let r = s.config().qk_rope_head_dim;
-                    input.rows = s.rows(KV_A, at.layer)?.slice_move(s![.., r..]);
+                    input.rows = s.rows(KV_A_PROJ_WITH_MQA, at.layer)?.slice_move(s![.., r..]);
                     input.each(at.value, rms_norm)
                 }),
             ),
@@ -112,7 +117,7 @@ pub const MUTANTS: &[Mutant] = &[
                 &[K_PE],
                 Act::Real(|s, at| {
                     let r = s.config().qk_rope_head_dim;
-                    let front = s.real3(KV_A, at.layer)?.slice_move(s![.., .., ..r]);
+                    let front = s.real3(KV_A_PROJ_WITH_MQA, at.layer)?.slice_move(s![.., .., ..r]);
                     let mut keys = front.insert_axis(Axis(1)).as_standard_layout().into_owned();
                     s.rotary()?.rotate(&mut keys);
                     Some(keys.into_dyn())
@@ -128,7 +133,7 @@ pub const MUTANTS: &[Mutant] = &[
         applies: |case| case.config.rms_norm_eps > 1e-5,
         variant: Variant {
             acts: &[(
-                &[Q_A_NORM, KV_A_NORM],
+                &[Q_A_LAYERNORM, KV_A_LAYERNORM],
                 Act::Real(|s, at| {
                     let eps = s.config().rms_norm_eps;
                     s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, eps))
@@ -141,10 +146,10 @@ pub const MUTANTS: &[Mutant] = &[
         "The residual stream goes on from the normed values.",
         &[
             (
-                &[POST_NORM],
+                &[POST_ATTENTION_LAYERNORM],
                 Act::Real(|s, at| {
                     let mut input = s.norm_input(at.kind, at.layer)?;
-                    input.rows = s.rows(INPUT_NORM, at.layer)? + s.rows(O, at.layer)?;
+                    input.rows = s.rows(INPUT_LAYERNORM, at.layer)? + s.rows(O_PROJ, at.layer)?;
                     input.each(at.value, rms_norm)
                 }),
             ),
@@ -159,5 +164,5 @@ pub const MUTANTS: &[Mutant] = &[
 ];
 
 fn from_normed(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
-    shaped(scene.rows(POST_NORM, at.layer)? + scene.feed_forward(at.layer)?, at.value)
+    shaped(scene.rows(POST_ATTENTION_LAYERNORM, at.layer)? + scene.feed_forward(at.layer)?, at.value)
 }

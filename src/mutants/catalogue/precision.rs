@@ -1,6 +1,7 @@
 //! The right function with too little precision. The judge has to notice in f32; in bf16 most of it is honest noise.
 
 use dsv2_reference::config::RopeType;
+use dsv2_reference::stage::table::*;
 use ndarray::{Array1, ArrayD, ArrayView1, Axis};
 
 use super::norm::STREAM_NORMS;
@@ -10,7 +11,6 @@ use crate::case::Case;
 use crate::mutants::arithmetic::{
     Dot, bf16_accumulator, mean_square, rms_norm, tf32, to_bf16, to_f16, to_fp8, truncated,
 };
-use crate::mutants::kinds::*;
 use crate::mutants::scene::{Scene, shaped};
 use crate::mutants::{Act, At, Class, Mutant, Variant};
 
@@ -24,7 +24,8 @@ const fn imprecise(
 }
 
 /// Every stage that is one matrix product, and a head's.
-const PROJECTIONS: &[&str] = &[Q, Q_A, Q_B, KV_A, KV_B, O, GATE, UP, DOWN, LM_HEAD, SCORE];
+const PROJECTIONS: &[&str] =
+    &[Q_PROJ, Q_A_PROJ, Q_B_PROJ, KV_A_PROJ_WITH_MQA, KV_B_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, LM_HEAD, SCORE];
 
 pub const MUTANTS: &[Mutant] = &[
     imprecise(
@@ -81,7 +82,7 @@ pub const MUTANTS: &[Mutant] = &[
         low_rank_queries,
         "The epsilon of q_a_layernorm is 1e-5.",
         &[(
-            &[Q_A_NORM],
+            &[Q_A_LAYERNORM],
             Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))),
         )],
     ),
@@ -90,7 +91,7 @@ pub const MUTANTS: &[Mutant] = &[
         always,
         "The epsilon of kv_a_layernorm is 1e-5.",
         &[(
-            &[KV_A_NORM],
+            &[KV_A_LAYERNORM],
             Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))),
         )],
     ),
@@ -130,13 +131,13 @@ pub const MUTANTS: &[Mutant] = &[
         "acc_bf16_kv_b",
         always,
         "The same in kv_b_proj only.",
-        &[(&[KV_B], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[(&[KV_B_PROJ], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
     ),
     imprecise(
         "acc_bf16_o",
         always,
         "The same in o_proj only.",
-        &[(&[O], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[(&[O_PROJ], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
     ),
     imprecise(
         "acc_bf16_experts",
@@ -170,7 +171,19 @@ pub const MUTANTS: &[Mutant] = &[
         always,
         "Results are cut to bf16, not rounded.",
         &[(
-            &[Q, Q_A, Q_B, KV_A, KV_B, O, GATE, UP, DOWN, EXPERTS, SHARED],
+            &[
+                Q_PROJ,
+                Q_A_PROJ,
+                Q_B_PROJ,
+                KV_A_PROJ_WITH_MQA,
+                KV_B_PROJ,
+                O_PROJ,
+                GATE_PROJ,
+                UP_PROJ,
+                DOWN_PROJ,
+                EXPERTS,
+                SHARED_EXPERTS,
+            ],
             Act::Real(|_, at| Some(at.value.mapv(truncated))),
         )],
     ),
@@ -178,43 +191,43 @@ pub const MUTANTS: &[Mutant] = &[
         "cache_bf16",
         cached,
         "The cache holds bf16.",
-        &[(&[CACHED_LATENT, CACHED_KEY], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[(&[CACHED_KV, CACHED_K_PE], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
     ),
     imprecise(
         "cache_fp8",
         cached,
         "The cache holds latents of 8 bits, one scale each, undeclared.",
-        &[(&[CACHED_LATENT], Act::Real(|_, at| Some(in_fp8(at))))],
+        &[(&[CACHED_KV], Act::Real(|_, at| Some(in_fp8(at))))],
     ),
     imprecise(
         "cache_fp8_key",
         cached,
         "The cache holds rotary keys of 8 bits, undeclared.",
-        &[(&[CACHED_KEY], Act::Real(|_, at| Some(in_fp8(at))))],
+        &[(&[CACHED_K_PE], Act::Real(|_, at| Some(in_fp8(at))))],
     ),
     imprecise(
         "scores_f16",
         always,
         "The scores are rounded to IEEE half.",
-        &[(&[SCORES], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
+        &[(&[ATTN_SCORES], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
     ),
     imprecise(
         "softmax_bf16",
         |case| case.inputs.length() > 1,
         "The softmax computes in bf16.",
-        &[(&[WEIGHTS], Act::Real(|s, at| narrow_softmax(s, at, to_bf16)))],
+        &[(&[ATTN_WEIGHTS], Act::Real(|s, at| narrow_softmax(s, at, to_bf16)))],
     ),
     imprecise(
         "softmax_f16",
         |case| case.inputs.length() > 1,
         "The softmax computes in IEEE half.",
-        &[(&[WEIGHTS], Act::Real(|s, at| narrow_softmax(s, at, to_f16)))],
+        &[(&[ATTN_WEIGHTS], Act::Real(|s, at| narrow_softmax(s, at, to_f16)))],
     ),
     imprecise(
         "attention_f16",
         always,
         "The output of attention is rounded to IEEE half.",
-        &[(&[ATTENTION], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
+        &[(&[ATTN_OUTPUT], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
     ),
     imprecise(
         "residual_bf16",
@@ -226,19 +239,19 @@ pub const MUTANTS: &[Mutant] = &[
         "gate_bf16",
         moe,
         "The router's logits are rounded to bf16.",
-        &[(&[LOGITS], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[(&[ROUTER_LOGITS], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
     ),
     imprecise(
         "gate_tf32",
         moe,
         "The router reads its operands with 10 bits of fraction.",
-        &[(&[LOGITS], Act::Real(|s, at| projected(s, at, tf32)))],
+        &[(&[ROUTER_LOGITS], Act::Real(|s, at| projected(s, at, tf32)))],
     ),
     imprecise(
         "gates_bf16",
         moe,
         "The weights of experts are rounded to bf16.",
-        &[(&[GATES], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[(&[TOPK_WEIGHTS], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
     ),
     imprecise(
         "logits_f16",
@@ -272,7 +285,7 @@ fn in_fp8(at: At<'_>) -> ArrayD<f64> {
 
 /// Softmax with every result rounded, the running sum included.
 fn narrow_softmax(scene: &Scene<'_>, at: At<'_>, round: fn(f64) -> f64) -> Option<ArrayD<f64>> {
-    let mut weights = scene.rows(SCORES, at.layer)?;
+    let mut weights = scene.rows(ATTN_SCORES, at.layer)?;
     let of_row = |row: ArrayView1<'_, f64>| -> Array1<f64> {
         let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         if largest == f64::NEG_INFINITY {

@@ -1,13 +1,13 @@
 //! Right tables, wrongly applied.
 
 use dsv2_reference::model::rope::{RotaryEmbedding, RotaryTables};
+use dsv2_reference::stage::table::{ATTN_SCORES, K_PE, Q_PE};
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
 use super::tables::far;
 use super::{always, fixed_rope, several_tokens};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
-use crate::mutants::kinds::{K_PE, Q_PE, SCORES};
 use crate::mutants::scene::Scene;
 use crate::mutants::{Act, At, Class, Mutant, Variant};
 
@@ -70,7 +70,7 @@ pub const MUTANTS: &[Mutant] = &[
                     }),
                 ),
                 (
-                    &[SCORES],
+                    &[ATTN_SCORES],
                     Act::Real(|s, at| {
                         let r = s.config().qk_rope_head_dim;
                         let mut heads = s.heads(at.layer)?;
@@ -91,7 +91,7 @@ pub const MUTANTS: &[Mutant] = &[
             acts: &[
                 (&[Q_PE], Act::Real(|s, at| rotate(s.rotary()?, queries_by_part(s, at.layer)?.1))),
                 (
-                    &[SCORES],
+                    &[ATTN_SCORES],
                     Act::Real(|s, at| {
                         let mut heads = s.heads(at.layer)?;
                         heads.q_nope = queries_by_part(s, at.layer)?.0;
@@ -109,7 +109,7 @@ pub const MUTANTS: &[Mutant] = &[
         applies: fixed_rope,
         variant: Variant {
             acts: &[(
-                &[SCORES],
+                &[ATTN_SCORES],
                 Act::Real(|s, at| {
                     let mut heads = s.heads(at.layer)?;
                     let embedding = RotaryEmbedding::new(s.config(), s.dialect()).ok()?;

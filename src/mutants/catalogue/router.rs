@@ -1,12 +1,12 @@
 //! Wrong experts, or right ones with wrong weights.
 
 use dsv2_reference::model::router::selection::highest;
+use dsv2_reference::stage::table::{TOPK_INDICES, TOPK_WEIGHTS};
 use ndarray::{Array1, Array2, ArrayD};
 
 use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts, structural};
 use crate::case::Case;
 use crate::mutants::arithmetic::softmax;
-use crate::mutants::kinds::{CHOICE, GATES};
 use crate::mutants::scene::{Scene, rows, shaped};
 use crate::mutants::{Act, At, Mutant};
 
@@ -16,28 +16,31 @@ pub const MUTANTS: &[Mutant] = &[
         grouped,
         "A group is as good as the sum of its two best experts (DeepSeek-V3's rule).",
         Some("ggml-org/llama.cpp at 0c1e570: 1e-2 to 7.5e-1 off; the same in candle-vllm and litgpt"),
-        &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.iter().take(2).sum())))],
+        &[(&[TOPK_INDICES], Act::Index(|s, layer| by_group(s, layer, |best| best.iter().take(2).sum())))],
     ),
     structural(
         "group_sum",
         grouped,
         "A group is as good as the sum of its experts.",
         None,
-        &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.iter().sum())))],
+        &[(&[TOPK_INDICES], Act::Index(|s, layer| by_group(s, layer, |best| best.iter().sum())))],
     ),
     structural(
         "group_worst",
         grouped,
         "A group is as good as its worst expert.",
         None,
-        &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.last().copied().unwrap_or(0.0))))],
+        &[(&[TOPK_INDICES], Act::Index(|s, layer| by_group(s, layer, |best| best.last().copied().unwrap_or(0.0))))],
     ),
     structural(
         "group_ignored",
         grouped,
         "Experts are chosen from all groups.",
         None,
-        &[(&[CHOICE], Act::Index(|s, layer| Some(s.router(layer)?.choose(|scores| (0..scores.len()).collect()))))],
+        &[(
+            &[TOPK_INDICES],
+            Act::Index(|s, layer| Some(s.router(layer)?.choose(|scores| (0..scores.len()).collect()))),
+        )],
     ),
     structural(
         "group_M_plus1",
@@ -45,7 +48,7 @@ pub const MUTANTS: &[Mutant] = &[
         "One group too many is kept.",
         None,
         &[(
-            &[CHOICE],
+            &[TOPK_INDICES],
             Act::Index(|s, layer| {
                 let router = s.router(layer)?;
                 let count = router.groups.1 + 1;
@@ -59,7 +62,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Group g has the experts g, g + n_group, ..., not a run of neighbours.",
         None,
         &[(
-            &[CHOICE],
+            &[TOPK_INDICES],
             Act::Index(|s, layer| {
                 let router = s.router(layer)?;
                 let (groups, kept) = router.groups;
@@ -78,7 +81,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Of every group its topk_group best experts are candidates.",
         Some("deepseek.cpp"),
         &[(
-            &[CHOICE],
+            &[TOPK_INDICES],
             Act::Index(|s, layer| {
                 let router = s.router(layer)?;
                 let (groups, kept) = router.groups;
@@ -97,14 +100,14 @@ pub const MUTANTS: &[Mutant] = &[
         Some("huggingface/candle#2744, EricLBuehler/mistral.rs#1278"),
         &[
             (
-                &[CHOICE],
+                &[TOPK_INDICES],
                 Act::Index(|s, layer| {
                     let router = s.router(layer)?;
                     let tokens = router.logits.nrows();
                     Some(Array2::from_shape_fn((tokens, router.per_token), |(_, slot)| slot as i64).into_dyn())
                 }),
             ),
-            (&[GATES], Act::Real(|_, at| Some(at.value * 0.0))),
+            (&[TOPK_WEIGHTS], Act::Real(|_, at| Some(at.value * 0.0))),
         ],
     ),
     structural(
@@ -113,7 +116,7 @@ pub const MUTANTS: &[Mutant] = &[
         "The experts with the lowest scores are chosen.",
         None,
         &[(
-            &[CHOICE],
+            &[TOPK_INDICES],
             Act::Index(|s, layer| {
                 let router = s.router(layer)?;
                 let k = router.per_token;
@@ -126,21 +129,21 @@ pub const MUTANTS: &[Mutant] = &[
         scaled_experts,
         "routed_scaling_factor is left out.",
         None,
-        &[(&[GATES], Act::Real(|s, at| Some(at.value / s.config().routed_scaling_factor)))],
+        &[(&[TOPK_WEIGHTS], Act::Real(|s, at| Some(at.value / s.config().routed_scaling_factor)))],
     ),
     structural(
         "renorm",
         |case| several_experts(case) && plain_weights(case),
         "The weights are divided by their sum, then scaled (DeepSeek-V3's rule).",
         Some("ggml-org/llama.cpp at 0c1e570, where norm_topk_prob is set"),
-        &[(&[GATES], Act::Real(|s, at| Some(normalised(at)? * s.config().routed_scaling_factor)))],
+        &[(&[TOPK_WEIGHTS], Act::Real(|s, at| Some(normalised(at)? * s.config().routed_scaling_factor)))],
     ),
     structural(
         "renorm_nogamma",
         |case| several_experts(case) && plain_weights(case),
         "The weights are divided by their sum and not scaled.",
         None,
-        &[(&[GATES], Act::Real(|_, at| normalised(at)))],
+        &[(&[TOPK_WEIGHTS], Act::Real(|_, at| normalised(at)))],
     ),
     structural(
         "norm_topk_ignored",
@@ -148,9 +151,9 @@ pub const MUTANTS: &[Mutant] = &[
         "norm_topk_prob is set and ignored.",
         Some("huggingface/transformers, by design; see `dialect`"),
         &[(
-            &[GATES],
+            &[TOPK_WEIGHTS],
             Act::Real(|s, at| {
-                let choice = s.index(CHOICE, at.layer)?;
+                let choice = s.index(TOPK_INDICES, at.layer)?;
                 let router = s.router(at.layer)?;
                 let weight = |(n, slot): (usize, usize)| router.scores(n)[choice[[n, slot]] as usize] * router.factor;
                 shaped(Array2::from_shape_fn(choice.dim(), weight), at.value)
@@ -163,7 +166,7 @@ pub const MUTANTS: &[Mutant] = &[
         "The softmax is over the chosen experts only.",
         None,
         &[(
-            &[GATES],
+            &[TOPK_WEIGHTS],
             Act::Real(|s, at| {
                 let factor = s.config().routed_scaling_factor;
                 let mut weights = logits_of_choice(s, at)?;
@@ -181,7 +184,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Scores are sigmoids, not a softmax (DeepSeek-V3's rule).",
         None,
         &[(
-            &[GATES],
+            &[TOPK_WEIGHTS],
             Act::Real(|s, at| {
                 let factor = s.config().routed_scaling_factor;
                 shaped(logits_of_choice(s, at)?.mapv(|z| factor / (1.0 + (-z).exp())), at.value)
@@ -193,7 +196,10 @@ pub const MUTANTS: &[Mutant] = &[
         |case| moe(case) && plain_weights(case),
         "The logits themselves are the weights.",
         None,
-        &[(&[GATES], Act::Real(|s, at| shaped(logits_of_choice(s, at)? * s.config().routed_scaling_factor, at.value)))],
+        &[(
+            &[TOPK_WEIGHTS],
+            Act::Real(|s, at| shaped(logits_of_choice(s, at)? * s.config().routed_scaling_factor, at.value)),
+        )],
     ),
     structural(
         "w_misaligned",
@@ -201,7 +207,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Each expert has the weight of the next.",
         None,
         &[(
-            &[GATES],
+            &[TOPK_WEIGHTS],
             Act::Real(|_, at| {
                 let weights = rows(at.value)?;
                 let k = weights.ncols();
@@ -215,7 +221,7 @@ pub const MUTANTS: &[Mutant] = &[
         "The last of the chosen experts is left out.",
         None,
         &[(
-            &[GATES],
+            &[TOPK_WEIGHTS],
             Act::Real(|_, at| {
                 let mut weights = rows(at.value)?;
                 let last = weights.ncols().checked_sub(1)?;
@@ -230,7 +236,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Every chosen expert counts alike.",
         None,
         &[(
-            &[GATES],
+            &[TOPK_WEIGHTS],
             Act::Real(|s, at| {
                 Some(at.value.mapv(|_| s.config().routed_scaling_factor / s.config().num_experts() as f64))
             }),
@@ -273,6 +279,6 @@ fn normalised(at: At<'_>) -> Option<ArrayD<f64>> {
 /// The logits of the chosen experts, `[N,k]`.
 fn logits_of_choice(scene: &Scene<'_>, at: At<'_>) -> Option<Array2<f64>> {
     let logits = scene.router(at.layer)?.logits;
-    let choice = scene.index(CHOICE, at.layer)?;
+    let choice = scene.index(TOPK_INDICES, at.layer)?;
     Some(Array2::from_shape_fn(choice.dim(), |(n, slot)| logits[[n, choice[[n, slot]] as usize]]))
 }

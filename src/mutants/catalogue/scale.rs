@@ -2,11 +2,11 @@
 
 use dsv2_reference::config::RopeType;
 use dsv2_reference::model::rope::yarn_get_mscale;
+use dsv2_reference::stage::table::{ATTN_SCORES, ATTN_WEIGHTS};
 use ndarray::ArrayD;
 
 use super::{always, rope, structural};
 use crate::case::Case;
-use crate::mutants::kinds::{SCORES, WEIGHTS};
 use crate::mutants::scene::Scene;
 use crate::mutants::{Act, At, Mutant};
 
@@ -16,14 +16,14 @@ pub const MUTANTS: &[Mutant] = &[
         |case| mscale(case).is_some(),
         "YaRN's mscale² is left out of the softmax scale.",
         Some("huggingface/transformers#47435 (4.54 to 5.14), onnxruntime/mobius#548"),
-        &[(&[SCORES], Act::Real(|s, at| scaled(s, at, mscale(s.case())?.powi(-2))))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| scaled(s, at, mscale(s.case())?.powi(-2))))],
     ),
     structural(
         "scale_mscale1",
         |case| mscale(case).is_some(),
         "The softmax scale has mscale once, not squared.",
         None,
-        &[(&[SCORES], Act::Real(|s, at| scaled(s, at, 1.0 / mscale(s.case())?)))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| scaled(s, at, 1.0 / mscale(s.case())?)))],
     ),
     structural(
         "scale_mscale_for_all_dim",
@@ -31,7 +31,7 @@ pub const MUTANTS: &[Mutant] = &[
         "The softmax scale is computed from mscale (1 if missing), not from mscale_all_dim.",
         None,
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let rope = s.config().rope().ok()?;
                 let other = yarn_get_mscale(rope.factor?, rope.mscale.unwrap_or(1.0));
@@ -45,7 +45,7 @@ pub const MUTANTS: &[Mutant] = &[
         "The softmax scale has mscale² where it should not.",
         Some("ggml-org/llama.cpp at 0c1e570: 4e-1 off without the mscale keys"),
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let rope = s.config().rope().ok()?;
                 let all_dim = rope.mscale_all_dim.filter(|m| *m != 0.0).unwrap_or(1.0);
@@ -59,7 +59,7 @@ pub const MUTANTS: &[Mutant] = &[
         "The softmax scale is n^(-1/2): the rotated part is not counted.",
         None,
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let c = s.config();
                 scaled(s, at, (c.qk_head_dim() as f64 / c.qk_nope_head_dim as f64).sqrt())
@@ -72,7 +72,7 @@ pub const MUTANTS: &[Mutant] = &[
         "Absorbed: the softmax scale is (c + r)^(-1/2), the width of the latent query.",
         None,
         &[(
-            &[SCORES],
+            &[ATTN_SCORES],
             Act::Real(|s, at| {
                 let c = s.config();
                 let latent = c.kv_lora_rank + c.qk_rope_head_dim;
@@ -86,14 +86,14 @@ pub const MUTANTS: &[Mutant] = &[
         always,
         "The softmax scale is applied twice.",
         None,
-        &[(&[SCORES], Act::Real(|s, at| scaled(s, at, s.softmax_scale()?)))],
+        &[(&[ATTN_SCORES], Act::Real(|s, at| scaled(s, at, s.softmax_scale()?)))],
     ),
     structural(
         "weights_scaled",
         |case| mscale(case).is_some(),
         "The attention weights are multiplied by mscale.",
         None,
-        &[(&[WEIGHTS], Act::Real(|s, at| Some(at.value * mscale(s.case())?)))],
+        &[(&[ATTN_WEIGHTS], Act::Real(|s, at| Some(at.value * mscale(s.case())?)))],
     ),
 ];
 

@@ -3,13 +3,13 @@
 use dsv2_reference::Dialect;
 use dsv2_reference::config::RopeType;
 use dsv2_reference::model::rope::{RotaryEmbedding, yarn_get_mscale};
+use dsv2_reference::stage::table::{COS, SIN};
 use ndarray::Array2;
 
 use super::tables::{at_positions, changed, embedding, far, of_frequencies};
 use super::{chunked, fixed_rope, rope, structural, yarn};
 use crate::case::Case;
 use crate::mutants::arithmetic::to_bf16;
-use crate::mutants::kinds::{COS, SIN};
 use crate::mutants::{Act, Class, Mutant, Variant};
 
 const TABLES: &[&str] = &[COS, SIN];
