@@ -36,7 +36,7 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Compare a dump of stages with the model
     Check(check::CheckArgs),
-    /// Plant bugs in the reference; count how many the judge finds, and whom it accuses wrongly
+    /// Plant known bugs in the reference; count how many the judge finds, and which correct variants it flags
     Mutants(mutants::MutantsArgs),
     /// Write a golden case as a Hugging Face folder, with its inputs and expected stages
     Materialize(MaterializeArgs),

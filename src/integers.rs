@@ -40,7 +40,7 @@ const EXACT: [&str; 23] = [
     Q_PROJ,
     Q_A_PROJ,
     Q_B_PROJ,
-    KV_A_PROJ_WITH_MQA,
+    KV_A_PROJ,
     Q_PE,
     K_PE,
     CACHED_KV,

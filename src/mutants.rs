@@ -95,11 +95,24 @@ pub enum Act {
     Index(fn(&Scene<'_>, usize) -> Option<ArrayD<i64>>),
 }
 
+/// Kinds of stage and what happens there.
+pub type Step = (&'static [&'static str], Act);
+
+/// What a variant has at stages of numbers.
+const fn real(kinds: &'static [&'static str], act: fn(&Scene<'_>, At<'_>) -> Option<ArrayD<f64>>) -> Step {
+    (kinds, Act::Real(act))
+}
+
+/// What a variant has for the choice of experts.
+const fn index(kinds: &'static [&'static str], act: fn(&Scene<'_>, usize) -> Option<ArrayD<i64>>) -> Step {
+    (kinds, Act::Index(act))
+}
+
 /// Another implementation, as far as it differs: what it does, and at which kinds of stage, in forward order.
 #[derive(Clone, Copy)]
 pub struct Variant {
-    /// Kinds of stage and what happens there.
-    pub acts: &'static [(&'static [&'static str], Act)],
+    /// What happens where.
+    pub acts: &'static [Step],
 }
 
 impl Variant {

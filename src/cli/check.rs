@@ -39,13 +39,13 @@ pub struct CheckArgs {
     /// Whose DeepSeek-V2: hf, hf-pre-5.15 or deepseek
     #[arg(long, default_value = "hf", value_parser = dialect)]
     dialect: Dialect,
-    /// The candidate was fed in pieces of these lengths (only rotary embeddings that grow with the sequence depend on it)
+    /// The candidate was fed in chunks of these lengths (only rotary embeddings that grow with the sequence depend on it)
     #[arg(long, value_name = "LENGTHS", value_parser = chunks)]
     chunks: Option<std::vec::Vec<usize>>,
     /// Write report.json (every number), junit.xml (for continuous integration) and report.html (to be read) to this folder
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// If it does not conform: which mutants compute what the dump holds (one run of the model for each of them)
+    /// If it does not conform: which known bugs compute what the dump holds (one run of the model for each of them)
     #[arg(long)]
     explain: bool,
     /// Print one JSON object in place of a table

@@ -18,7 +18,7 @@ pub struct MutantsArgs {
     /// Only cases whose name matches, such as 'v2*'
     #[arg(long = "case", value_name = "GLOB")]
     cases: Option<String>,
-    /// Only mutants and benign variants whose name matches, such as 'group_*'
+    /// Only known bugs and correct variants whose name matches, such as 'group_*'
     #[arg(long = "mutant", value_name = "GLOB")]
     mutants: Option<String>,
     /// Only this type [default: f32 and bf16]

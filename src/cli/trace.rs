@@ -36,7 +36,7 @@ pub struct TraceArgs {
     /// Which form of attention
     #[arg(long, value_enum, default_value = "expanded")]
     attention: Attention,
-    /// Feed the sequence in pieces of these lengths, such as 7,1,1, through the cache
+    /// Feed the sequence in chunks of these lengths, such as 7,1,1, through the cache
     #[arg(long, value_name = "LENGTHS", value_parser = chunks)]
     chunks: Option<std::vec::Vec<usize>>,
     /// How the cache keeps latents and keys: plain, bf16, fp8, int8 or six-bit

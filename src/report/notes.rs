@@ -26,7 +26,7 @@ pub fn causes(report: &CheckReport) -> Vec<Note> {
     });
     there_are([
         ("hint", report.hint.iter().cloned().collect()),
-        ("the dump is what this mutant computes", explanation.collect()),
+        ("the dump is what this known bug computes", explanation.collect()),
     ])
 }
 
@@ -49,7 +49,7 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
         (elsewhere, near_ties.collect()),
         ("end to end", report.end_to_end.iter().map(end_to_end).collect()),
         ("not judged", not_judged(report)),
-        ("mutants that such a dump cannot show", uncatchable(report)),
+        ("known bugs that such a dump cannot show", uncatchable(report)),
     ])
 }
 

@@ -3,7 +3,7 @@
 //! A convention is a line here: which stages it is about, what is done to read it ([`Turn`], [`Holds`]), and what a
 //! report says. The judge tries those of a stage in this order.
 
-use super::table::{CACHED_K_PE, DOWN_PROJ, GATE_PROJ, K_PE, KV_A_PROJ_WITH_MQA, Layout, Q_A_PROJ, Q_PE, UP_PROJ};
+use super::table::{CACHED_K_PE, DOWN_PROJ, GATE_PROJ, K_PE, KV_A_PROJ, Layout, Q_A_PROJ, Q_PE, UP_PROJ};
 use super::{Stage, name, pattern};
 use crate::DeepseekV2Config;
 
@@ -111,7 +111,7 @@ pub const OTHER_NAMES: &[OtherName] = &[
     OtherName {
         name: "model.layers.*.self_attn.fused_qkv_a_proj_with_mqa",
         dense: false,
-        holds: Holds::Columns([Q_A_PROJ, KV_A_PROJ_WITH_MQA], |c, _| c.q_lora_rank),
+        holds: Holds::Columns([Q_A_PROJ, KV_A_PROJ], |c, _| c.q_lora_rank),
         says: "self_attn.q_a_proj and self_attn.kv_a_proj_with_mqa, fused",
     },
     OtherName {

@@ -91,10 +91,10 @@ stages! {
     Q_A_PROJ = "model.layers.*.self_attn.q_a_proj", Tokens "[B,S,q]", D, from [INPUT_LAYERNORM];
     Q_A_LAYERNORM = "model.layers.*.self_attn.q_a_layernorm", Tokens "[B,S,q]", Q_RANK, from [Q_A_PROJ];
     Q_B_PROJ = "model.layers.*.self_attn.q_b_proj", Tokens "[B,S,H(n+r)]", Q_RANK, from [Q_A_LAYERNORM];
-    KV_A_PROJ_WITH_MQA = "model.layers.*.self_attn.kv_a_proj_with_mqa", Tokens "[B,S,c+r]", D, from [INPUT_LAYERNORM];
-    KV_A_LAYERNORM = "model.layers.*.self_attn.kv_a_layernorm", Tokens "[B,S,c]", C, from [KV_A_PROJ_WITH_MQA];
+    KV_A_PROJ = "model.layers.*.self_attn.kv_a_proj_with_mqa", Tokens "[B,S,c+r]", D, from [INPUT_LAYERNORM];
+    KV_A_LAYERNORM = "model.layers.*.self_attn.kv_a_layernorm", Tokens "[B,S,c]", C, from [KV_A_PROJ];
     Q_PE = "model.layers.*.self_attn.q_pe", Heads "[B,H,S,r]", Each, from [Q_PROJ, Q_B_PROJ, COS, SIN];
-    K_PE = "model.layers.*.self_attn.k_pe", Heads "[B,1,S,r]", Each, from [KV_A_PROJ_WITH_MQA, COS, SIN];
+    K_PE = "model.layers.*.self_attn.k_pe", Heads "[B,1,S,r]", Each, from [KV_A_PROJ, COS, SIN];
     CACHED_KV = "past_key_values.*.compressed_kv", Keys "[B,T,c]", Copied, from [KV_A_LAYERNORM];
     CACHED_K_PE = "past_key_values.*.k_pe", Keys "[B,T,r]", Copied, from [K_PE];
     KV_B_PROJ = "model.layers.*.self_attn.kv_b_proj", Keys "[B,T,H(n+v)]", C, from [CACHED_KV, KV_A_LAYERNORM];

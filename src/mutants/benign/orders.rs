@@ -7,14 +7,14 @@ use super::{Benign, any};
 use crate::mutants::arithmetic::{Dot, blocked, pairwise, reversed, sequential, to_f32, unfused};
 use crate::mutants::scene::Scene;
 use crate::mutants::scene::shaped;
-use crate::mutants::{Act, At, Variant};
+use crate::mutants::{At, Variant, real};
 
 /// Everything that is a sum of products of weights.
 const PRODUCTS: &[&str] = &[
     Q_PROJ,
     Q_A_PROJ,
     Q_B_PROJ,
-    KV_A_PROJ_WITH_MQA,
+    KV_A_PROJ,
     KV_B_PROJ,
     O_PROJ,
     GATE_PROJ,
@@ -29,7 +29,7 @@ const PRODUCTS: &[&str] = &[
 
 macro_rules! order {
     ($id:literal, $what:literal, $dot:expr) => {
-        Benign::of($id, $what, any, Variant { acts: &[(PRODUCTS, Act::Real(|s, at| summed(s, at, $dot)))] })
+        Benign::of($id, $what, any, Variant { acts: &[real(PRODUCTS, |s, at| summed(s, at, $dot))] })
     };
 }
 
@@ -47,7 +47,7 @@ pub const BENIGN: &[Benign] = &[
         applies: any,
         absorbed: false,
         absent: &[".attn_scores", ".attn_weights"],
-        variant: Some(Variant { acts: &[(&[ATTN_OUTPUT], Act::Real(|s, at| online(s, at, f64::exp, 1.0)))] }),
+        variant: Some(Variant { acts: &[real(&[ATTN_OUTPUT], |s, at| online(s, at, f64::exp, 1.0))] }),
     },
     Benign {
         id: "online_softmax_exp2",
@@ -56,7 +56,7 @@ pub const BENIGN: &[Benign] = &[
         absorbed: false,
         absent: &[".attn_scores", ".attn_weights"],
         variant: Some(Variant {
-            acts: &[(&[ATTN_OUTPUT], Act::Real(|s, at| online(s, at, f64::exp2, std::f64::consts::LOG2_E)))],
+            acts: &[real(&[ATTN_OUTPUT], |s, at| online(s, at, f64::exp2, std::f64::consts::LOG2_E))],
         }),
     },
 ];

@@ -6,7 +6,7 @@ use ndarray::{Array2, Array4, ArrayD, Axis, s};
 use super::{Benign, any, narrow};
 use crate::mutants::arithmetic::{exact, mean_square, product, rms_norm, to_f32};
 use crate::mutants::scene::{Scene, rows, shaped};
-use crate::mutants::{Act, At, Variant};
+use crate::mutants::{At, Variant, real};
 
 const NORMS: &[&str] = &[INPUT_LAYERNORM, Q_A_LAYERNORM, KV_A_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM];
 
@@ -16,15 +16,12 @@ pub const BENIGN: &[Benign] = &[
         "Norms round the normed value before it is multiplied by the gain (Transformers' order).",
         any,
         Variant {
-            acts: &[(
-                NORMS,
-                Act::Real(|s, at| {
-                    s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
-                        let scale = to_f32(1.0 / to_f32(mean_square(x) + eps).sqrt());
-                        x.mapv(|x| s.keep(to_f32(x * scale))) * w
-                    })
-                }),
-            )],
+            acts: &[real(NORMS, |s, at| {
+                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
+                    let scale = to_f32(1.0 / to_f32(mean_square(x) + eps).sqrt());
+                    x.mapv(|x| s.keep(to_f32(x * scale))) * w
+                })
+            })],
         },
     ),
     Benign::of(
@@ -32,15 +29,12 @@ pub const BENIGN: &[Benign] = &[
         "Norms multiply by the gain before they divide.",
         any,
         Variant {
-            acts: &[(
-                NORMS,
-                Act::Real(|s, at| {
-                    s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
-                        let root = to_f32(to_f32(mean_square(x) + eps).sqrt());
-                        (&x * w).mapv(|y| to_f32(to_f32(y) / root))
-                    })
-                }),
-            )],
+            acts: &[real(NORMS, |s, at| {
+                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
+                    let root = to_f32(to_f32(mean_square(x) + eps).sqrt());
+                    (&x * w).mapv(|y| to_f32(to_f32(y) / root))
+                })
+            })],
         },
     ),
     Benign::of(
@@ -49,8 +43,8 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[
-                (&[INPUT_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM], Act::Real(norm_of_wide_stream)),
-                (&[LAYER], Act::Real(|s, at| shaped(wide_middle(s, at.layer)? + s.feed_forward(at.layer)?, at.value))),
+                real(&[INPUT_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM], norm_of_wide_stream),
+                real(&[LAYER], |s, at| shaped(wide_middle(s, at.layer)? + s.feed_forward(at.layer)?, at.value)),
             ],
         },
     ),
@@ -60,21 +54,15 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[
-                (
-                    &[POST_ATTENTION_LAYERNORM],
-                    Act::Real(|s, at| {
-                        let mut input = s.norm_input(POST_ATTENTION_LAYERNORM, at.layer)?;
-                        input.rows.mapv_inplace(|x| s.keep(x));
-                        input.each(at.value, rms_norm)
-                    }),
-                ),
-                (
-                    &[LAYER],
-                    Act::Real(|s, at| {
-                        let middle = s.middle(at.layer)?.mapv(|x| s.keep(x));
-                        shaped(middle + s.feed_forward(at.layer)?, at.value)
-                    }),
-                ),
+                real(&[POST_ATTENTION_LAYERNORM], |s, at| {
+                    let mut input = s.norm_input(POST_ATTENTION_LAYERNORM, at.layer)?;
+                    input.rows.mapv_inplace(|x| s.keep(x));
+                    input.each(at.value, rms_norm)
+                }),
+                real(&[LAYER], |s, at| {
+                    let middle = s.middle(at.layer)?.mapv(|x| s.keep(x));
+                    shaped(middle + s.feed_forward(at.layer)?, at.value)
+                }),
             ],
         },
     ),
@@ -84,30 +72,20 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[
-                (
-                    &[Q_A_LAYERNORM, KV_A_LAYERNORM],
-                    Act::Real(|s, at| {
-                        let mut input = s.norm_input(at.kind, at.layer)?;
-                        let source = if at.kind == Q_A_LAYERNORM { Q_A_PROJ } else { KV_A_PROJ_WITH_MQA };
-                        let width = input.gain.len();
-                        input.rows = rows(s.unrounded(source, at.layer)?)?.slice_move(s![.., ..width]);
-                        input.each(at.value, rms_norm)
-                    }),
-                ),
-                (
-                    &[K_PE],
-                    Act::Real(|s, at| {
-                        let both = s
-                            .unrounded(KV_A_PROJ_WITH_MQA, at.layer)?
-                            .clone()
-                            .into_dimensionality::<ndarray::Ix3>()
-                            .ok()?;
-                        let keys = both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1));
-                        let mut keys = keys.as_standard_layout().into_owned();
-                        s.rotary()?.rotate(&mut keys);
-                        Some(keys.into_dyn())
-                    }),
-                ),
+                real(&[Q_A_LAYERNORM, KV_A_LAYERNORM], |s, at| {
+                    let mut input = s.norm_input(at.kind, at.layer)?;
+                    let source = if at.kind == Q_A_LAYERNORM { Q_A_PROJ } else { KV_A_PROJ };
+                    let width = input.gain.len();
+                    input.rows = rows(s.unrounded(source, at.layer)?)?.slice_move(s![.., ..width]);
+                    input.each(at.value, rms_norm)
+                }),
+                real(&[K_PE], |s, at| {
+                    let both = s.unrounded(KV_A_PROJ, at.layer)?.clone().into_dimensionality::<ndarray::Ix3>().ok()?;
+                    let keys = both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1));
+                    let mut keys = keys.as_standard_layout().into_owned();
+                    s.rotary()?.rotate(&mut keys);
+                    Some(keys.into_dyn())
+                }),
             ],
         },
     ),
@@ -116,14 +94,11 @@ pub const BENIGN: &[Benign] = &[
         "q·k is rounded, then the scaled score, then the masked one (Transformers' eager attention).",
         narrow,
         Variant {
-            acts: &[(
-                &[ATTN_SCORES],
-                Act::Real(|s, at| {
-                    let scale = s.softmax_scale()?;
-                    let scores = s.heads(at.layer)?.scores().mapv(|score| s.keep(s.keep(score) * scale));
-                    Some((scores + s.bias()?).into_dyn())
-                }),
-            )],
+            acts: &[real(&[ATTN_SCORES], |s, at| {
+                let scale = s.softmax_scale()?;
+                let scores = s.heads(at.layer)?.scores().mapv(|score| s.keep(s.keep(score) * scale));
+                Some((scores + s.bias()?).into_dyn())
+            })],
         },
     ),
     Benign::of(
@@ -131,13 +106,10 @@ pub const BENIGN: &[Benign] = &[
         "The attention weights are not rounded before they meet the values.",
         narrow,
         Variant {
-            acts: &[(
-                &[ATTN_OUTPUT],
-                Act::Real(|s, at| {
-                    let weights = s.unrounded(ATTN_WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
-                    s.attend_with(&weights, &s.values(at.layer)?)
-                }),
-            )],
+            acts: &[real(&[ATTN_OUTPUT], |s, at| {
+                let weights = s.unrounded(ATTN_WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
+                s.attend_with(&weights, &s.values(at.layer)?)
+            })],
         },
     ),
     Benign {
@@ -146,9 +118,7 @@ pub const BENIGN: &[Benign] = &[
         applies: narrow,
         absorbed: true,
         absent: &[],
-        variant: Some(Variant {
-            acts: &[(&[ATTN_SCORES], Act::Real(latent_scores)), (&[ATTN_OUTPUT], Act::Real(latent_attention))],
-        }),
+        variant: Some(Variant { acts: &[real(&[ATTN_SCORES], latent_scores), real(&[ATTN_OUTPUT], latent_attention)] }),
     },
 ];
 

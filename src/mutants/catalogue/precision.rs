@@ -12,252 +12,215 @@ use crate::mutants::arithmetic::{
     Dot, bf16_accumulator, mean_square, rms_norm, tf32, to_bf16, to_f16, to_fp8, truncated,
 };
 use crate::mutants::scene::{Scene, shaped};
-use crate::mutants::{Act, At, Class, Mutant, Variant};
+use crate::mutants::{At, Class, Mutant, Step, Variant, real};
 
-const fn imprecise(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
+const fn imprecise(id: &'static str, applies: fn(&Case) -> bool, what: &'static str, acts: &'static [Step]) -> Mutant {
     Mutant { id, class: Class::Precision, what, report: None, applies, variant: Variant { acts } }
 }
 
 /// Every stage that is one matrix product, and a head's.
 const PROJECTIONS: &[&str] =
-    &[Q_PROJ, Q_A_PROJ, Q_B_PROJ, KV_A_PROJ_WITH_MQA, KV_B_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, LM_HEAD, SCORE];
+    &[Q_PROJ, Q_A_PROJ, Q_B_PROJ, KV_A_PROJ, KV_B_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, LM_HEAD, SCORE];
+
+/// Products and sums within a layer.
+const SUMS: &[&str] =
+    &[Q_PROJ, Q_A_PROJ, Q_B_PROJ, KV_A_PROJ, KV_B_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, EXPERTS, SHARED_EXPERTS];
 
 pub const MUTANTS: &[Mutant] = &[
     imprecise(
         "rope_bf16_tables",
         |case| case.inputs.length() > 1,
         "Cosine and sine are rounded to bf16.",
-        &[(&[COS, SIN], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[COS, SIN], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "rope_wide_angle",
         |case| far(case, 10_000) && rope(case).is_some_and(|rope| rope.rope_type != RopeType::Dynamic),
         "Angles are not rounded to fp32, as everybody else's are.",
-        &[(
-            &[COS, SIN],
-            Act::Real(|s, at| {
-                let embedding = embedding(s, |_| {})?;
-                let (frequencies, factor) = (embedding.inv_freq(), embedding.attention_factor());
-                let angle = |position, i: usize| position as f64 * f64::from(frequencies[i]);
-                Some(of_angles(s, at, factor, frequencies.len(), angle))
-            }),
-        )],
+        &[real(&[COS, SIN], |s, at| {
+            let embedding = embedding(s, |_| {})?;
+            let (frequencies, factor) = (embedding.inv_freq(), embedding.attention_factor());
+            let angle = |position, i: usize| position as f64 * f64::from(frequencies[i]);
+            Some(of_angles(s, at, factor, frequencies.len(), angle))
+        })],
     ),
     imprecise(
         "eps_main",
         always,
         "The epsilon of the norms is ten times too large.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| rms_norm(x, w, 10.0 * eps))),
-        )],
+        &[real(STREAM_NORMS, |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| rms_norm(x, w, 10.0 * eps))
+        })],
     ),
     imprecise(
         "eps_missing",
         always,
         "The norms have no epsilon.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 0.0))),
-        )],
+        &[real(STREAM_NORMS, |s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 0.0)))],
     ),
     imprecise(
         "eps_outside_root",
         always,
         "Epsilon is added to the root, not under it.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| {
-                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| &x / (mean_square(x).sqrt() + eps) * w)
-            }),
-        )],
+        &[real(STREAM_NORMS, |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| &x / (mean_square(x).sqrt() + eps) * w)
+        })],
     ),
     imprecise(
         "eps_q_latent",
         low_rank_queries,
         "The epsilon of q_a_layernorm is 1e-5.",
-        &[(
-            &[Q_A_LAYERNORM],
-            Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))),
-        )],
+        &[real(&[Q_A_LAYERNORM], |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))
+        })],
     ),
     imprecise(
         "eps_kv_latent",
         always,
         "The epsilon of kv_a_layernorm is 1e-5.",
-        &[(
-            &[KV_A_LAYERNORM],
-            Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))),
-        )],
+        &[real(&[KV_A_LAYERNORM], |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))
+        })],
     ),
     imprecise(
         "norm_bf16_stat",
         always,
         "The mean square is rounded to bf16.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| {
-                s.norm_input(at.kind, at.layer)?
-                    .each(at.value, |x, w, eps| &x * (1.0 / (to_bf16(mean_square(x)) + eps).sqrt()) * w)
-            }),
-        )],
+        &[real(STREAM_NORMS, |s, at| {
+            s.norm_input(at.kind, at.layer)?
+                .each(at.value, |x, w, eps| &x * (1.0 / (to_bf16(mean_square(x)) + eps).sqrt()) * w)
+        })],
     ),
     imprecise(
         "norm_f16_square",
         always,
         "The squares are summed in IEEE half.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| {
-                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
-                    let sum = x.iter().fold(0.0, |sum, x| to_f16(sum + x * x));
-                    &x * (1.0 / (sum / x.len() as f64 + eps).sqrt()) * w
-                })
-            }),
-        )],
+        &[real(STREAM_NORMS, |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
+                let sum = x.iter().fold(0.0, |sum, x| to_f16(sum + x * x));
+                &x * (1.0 / (sum / x.len() as f64 + eps).sqrt()) * w
+            })
+        })],
     ),
     imprecise(
         "acc_bf16",
         always,
         "Sums of products are kept in bf16, rounded after every 16 products.",
-        &[(PROJECTIONS, Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[real(PROJECTIONS, |s, at| projected(s, at, bf16_accumulator))],
     ),
     imprecise(
         "acc_bf16_kv_b",
         always,
         "The same in kv_b_proj only.",
-        &[(&[KV_B_PROJ], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[real(&[KV_B_PROJ], |s, at| projected(s, at, bf16_accumulator))],
     ),
     imprecise(
         "acc_bf16_o",
         always,
         "The same in o_proj only.",
-        &[(&[O_PROJ], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[real(&[O_PROJ], |s, at| projected(s, at, bf16_accumulator))],
     ),
     imprecise(
         "acc_bf16_experts",
         moe,
         "The same in the routed experts only.",
-        &[(&[EXPERTS], Act::Real(|s, at| experts(s, at, bf16_accumulator)))],
+        &[real(&[EXPERTS], |s, at| experts(s, at, bf16_accumulator))],
     ),
     imprecise(
         "acc_bf16_head",
         always,
         "The same in the output head only.",
-        &[(&[LM_HEAD, SCORE], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[real(&[LM_HEAD, SCORE], |s, at| projected(s, at, bf16_accumulator))],
     ),
     imprecise(
         "tf32",
         always,
         "Matrix products read their operands with 10 bits of fraction, undeclared.",
-        &[
-            (PROJECTIONS, Act::Real(|s, at| projected(s, at, tf32))),
-            (&[EXPERTS], Act::Real(|s, at| experts(s, at, tf32))),
-        ],
+        &[real(PROJECTIONS, |s, at| projected(s, at, tf32)), real(&[EXPERTS], |s, at| experts(s, at, tf32))],
     ),
     imprecise(
         "tf32_experts",
         moe,
         "The same in the routed experts only.",
-        &[(&[EXPERTS], Act::Real(|s, at| experts(s, at, tf32)))],
+        &[real(&[EXPERTS], |s, at| experts(s, at, tf32))],
     ),
     imprecise(
         "truncated",
         always,
         "Results are cut to bf16, not rounded.",
-        &[(
-            &[
-                Q_PROJ,
-                Q_A_PROJ,
-                Q_B_PROJ,
-                KV_A_PROJ_WITH_MQA,
-                KV_B_PROJ,
-                O_PROJ,
-                GATE_PROJ,
-                UP_PROJ,
-                DOWN_PROJ,
-                EXPERTS,
-                SHARED_EXPERTS,
-            ],
-            Act::Real(|_, at| Some(at.value.mapv(truncated))),
-        )],
+        &[real(SUMS, |_, at| Some(at.value.mapv(truncated)))],
     ),
     imprecise(
         "cache_bf16",
         cached,
         "The cache holds bf16.",
-        &[(&[CACHED_KV, CACHED_K_PE], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[CACHED_KV, CACHED_K_PE], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "cache_fp8",
         cached,
         "The cache holds latents of 8 bits, one scale each, undeclared.",
-        &[(&[CACHED_KV], Act::Real(|_, at| Some(in_fp8(at))))],
+        &[real(&[CACHED_KV], |_, at| Some(in_fp8(at)))],
     ),
     imprecise(
         "cache_fp8_key",
         cached,
         "The cache holds rotary keys of 8 bits, undeclared.",
-        &[(&[CACHED_K_PE], Act::Real(|_, at| Some(in_fp8(at))))],
+        &[real(&[CACHED_K_PE], |_, at| Some(in_fp8(at)))],
     ),
     imprecise(
         "scores_f16",
         always,
         "The scores are rounded to IEEE half.",
-        &[(&[ATTN_SCORES], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
+        &[real(&[ATTN_SCORES], |_, at| Some(at.value.mapv(to_f16)))],
     ),
     imprecise(
         "softmax_bf16",
         |case| case.inputs.length() > 1,
         "The softmax computes in bf16.",
-        &[(&[ATTN_WEIGHTS], Act::Real(|s, at| narrow_softmax(s, at, to_bf16)))],
+        &[real(&[ATTN_WEIGHTS], |s, at| narrow_softmax(s, at, to_bf16))],
     ),
     imprecise(
         "softmax_f16",
         |case| case.inputs.length() > 1,
         "The softmax computes in IEEE half.",
-        &[(&[ATTN_WEIGHTS], Act::Real(|s, at| narrow_softmax(s, at, to_f16)))],
+        &[real(&[ATTN_WEIGHTS], |s, at| narrow_softmax(s, at, to_f16))],
     ),
     imprecise(
         "attention_f16",
         always,
         "The output of attention is rounded to IEEE half.",
-        &[(&[ATTN_OUTPUT], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
+        &[real(&[ATTN_OUTPUT], |_, at| Some(at.value.mapv(to_f16)))],
     ),
     imprecise(
         "residual_bf16",
         always,
         "The residual stream is kept in bf16.",
-        &[(&[LAYER], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[LAYER], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "gate_bf16",
         moe,
         "The router's logits are rounded to bf16.",
-        &[(&[ROUTER_LOGITS], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[ROUTER_LOGITS], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "gate_tf32",
         moe,
         "The router reads its operands with 10 bits of fraction.",
-        &[(&[ROUTER_LOGITS], Act::Real(|s, at| projected(s, at, tf32)))],
+        &[real(&[ROUTER_LOGITS], |s, at| projected(s, at, tf32))],
     ),
     imprecise(
         "gates_bf16",
         moe,
         "The weights of experts are rounded to bf16.",
-        &[(&[TOPK_WEIGHTS], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[TOPK_WEIGHTS], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "logits_f16",
         always,
         "The output head's result is rounded to IEEE half.",
-        &[(&[LM_HEAD, SCORE], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
+        &[real(&[LM_HEAD, SCORE], |_, at| Some(at.value.mapv(to_f16)))],
     ),
 ];
 

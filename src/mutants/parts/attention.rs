@@ -70,7 +70,7 @@ impl Scene<'_> {
 
     /// The new tokens' keys before the rotation, `[B,1,S,r]`.
     pub fn unrotated_keys(&self, layer: usize) -> Option<Array4<f64>> {
-        let both = self.real3(table::KV_A_PROJ_WITH_MQA, layer)?;
+        let both = self.real3(table::KV_A_PROJ, layer)?;
         Some(
             both.slice_move(s![.., .., self.config().kv_lora_rank..])
                 .insert_axis(Axis(1))

@@ -34,7 +34,7 @@ impl Scene<'_> {
     pub fn projection(&self, kind: &str, layer: usize) -> Option<Projection> {
         let keys_of_this_pass = || self.latents(layer);
         let x = match kind {
-            table::Q_PROJ | table::Q_A_PROJ | table::KV_A_PROJ_WITH_MQA => self.rows(table::INPUT_LAYERNORM, layer)?,
+            table::Q_PROJ | table::Q_A_PROJ | table::KV_A_PROJ => self.rows(table::INPUT_LAYERNORM, layer)?,
             table::Q_B_PROJ => self.rows(table::Q_A_LAYERNORM, layer)?,
             table::KV_B_PROJ => {
                 let latents = keys_of_this_pass()?;

@@ -42,7 +42,7 @@ impl Scene<'_> {
             table::NORM => (self.stream(c.num_hidden_layers)?, c.rms_norm_eps),
             table::Q_A_LAYERNORM => (self.rows(table::Q_A_PROJ, layer)?, LATENT_NORM_EPS),
             table::KV_A_LAYERNORM => {
-                (self.rows(table::KV_A_PROJ_WITH_MQA, layer)?.slice_move(s![.., ..c.kv_lora_rank]), LATENT_NORM_EPS)
+                (self.rows(table::KV_A_PROJ, layer)?.slice_move(s![.., ..c.kv_lora_rank]), LATENT_NORM_EPS)
             }
             _ => return None,
         };
