@@ -2,9 +2,7 @@
 
 mod device;
 
-use std::fmt;
-use std::str::FromStr;
-
+use dsv2_reference::Real;
 use dsv2_reference::config::Head;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::{CacheFormat, LatentCache};
@@ -15,80 +13,16 @@ use dsv2_reference::model::sequence_classification::DeepseekV2ForSequenceClassif
 use dsv2_reference::model::{ModelInput, Run, Tokens};
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::tap::{StageValue, Tap};
-use dsv2_reference::{Dtype, Real};
 
 use crate::case::Case;
+use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs, Labels};
+pub use crate::precision::{Choice, Precision};
 use crate::taps::storage::{PlainErrors, Tf32Operands};
 use crate::taps::{AnyTap, Forced, Recorder, again};
 use crate::trace::Trace;
-use crate::{Error, Result};
 
-pub use device::{OnCuda, OnEmulator};
-
-/// What a backend computes in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// Double precision: the truth.
-    #[default]
-    F64,
-    /// Single precision.
-    F32,
-    /// Single precision whose matrix products read their operands with 10 bits of fraction.
-    Tf32,
-    /// Every stage stored in IEEE half around fp32 arithmetic; router and rotary tables in fp32.
-    F16,
-    /// The same in bf16.
-    Bf16,
-}
-
-impl Precision {
-    /// All of them.
-    pub const ALL: [Precision; 5] = [Precision::F64, Precision::F32, Precision::Tf32, Precision::F16, Precision::Bf16];
-
-    /// The type in which a computation of this precision stores a stage.
-    pub fn stored(self, stage: &str) -> Dtype {
-        match self {
-            Precision::F64 => Dtype::F64,
-            Precision::F16 if RoundingTap::rounds(stage) => Dtype::F16,
-            Precision::Bf16 if RoundingTap::rounds(stage) => Dtype::Bf16,
-            _ => Dtype::F32,
-        }
-    }
-
-    /// The type narrower than fp32 in which most stages are stored.
-    pub fn narrow(self) -> Option<Dtype> {
-        match self {
-            Precision::F16 => Some(Dtype::F16),
-            Precision::Bf16 => Some(Dtype::Bf16),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Precision::F64 => "f64",
-            Precision::F32 => "f32",
-            Precision::Tf32 => "tf32",
-            Precision::F16 => "f16",
-            Precision::Bf16 => "bf16",
-        })
-    }
-}
-
-impl FromStr for Precision {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let named = Precision::ALL.into_iter().find(|precision| precision.to_string() == text);
-        named.ok_or_else(|| Error::request("dtype", "f64, f32, tf32, f16 or bf16", format!("{text:?}")))
-    }
-}
-
-/// Whether a stage, by its name, is one of those asked for.
-pub type Choice<'a> = &'a dyn Fn(&str) -> bool;
+pub use device::OnDevice;
 
 /// How to run a case.
 #[derive(Clone, Copy, Default)]
@@ -185,10 +119,10 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
     let model = Model::<T>::load(case)?;
     let mut cache = case.use_cache.then(|| LatentCache::with_format(&case.config, batch, settings.cache));
     let run = Run { attention: settings.attention, ..Run::default() };
-    for piece in case.inputs.pieces(&case.pieces)? {
-        model.forward(&piece, cache.as_mut(), &run, &mut taps)?;
+    for chunk in case.inputs.chunks(&case.chunks)? {
+        model.forward(&chunk, cache.as_mut(), &run, &mut taps)?;
     }
-    Trace::join(recorder.into_pieces(), batch)
+    Trace::join(recorder.into_chunks(), batch)
 }
 
 enum Model<T> {

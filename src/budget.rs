@@ -17,12 +17,12 @@
 //!
 //! No budget is typed in.
 
+pub use dsv2_metrics::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
+use dsv2_metrics::{Metrics, Spread, with_floors};
+use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
-pub use crate::metrics::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
-use crate::metrics::{Metrics, Spread, with_floors};
 use crate::rows::ComparedRows;
-use crate::stage::Stage;
 use crate::trace::Trace;
 
 /// The budgets of the stages of one comparison.

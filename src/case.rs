@@ -10,8 +10,8 @@ use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::weights::{WeightSource, check_complete};
 use dsv2_reference::{DeepseekV2Config, Dialect, Tensor};
 
+use crate::error::{Error, Result};
 use crate::inputs::{self, Inputs};
-use crate::{Error, Result};
 
 /// Something to run.
 pub struct Case {
@@ -27,8 +27,8 @@ pub struct Case {
     pub inputs: Inputs,
     /// Whether there is a KV cache.
     pub use_cache: bool,
-    /// The lengths of the pieces in which the sequence is fed through the cache; one, if it is fed at once.
-    pub pieces: Vec<usize>,
+    /// The lengths of the chunks in which the sequence is fed through the cache; one, if it is fed at once.
+    pub chunks: Vec<usize>,
 }
 
 impl Case {
@@ -36,23 +36,23 @@ impl Case {
     /// (a language model if it names none); there is a cache unless it says `"use_cache": false`.
     ///
     /// # Errors
-    /// If the config, the checkpoint or the inputs are at fault, or the pieces do not add up.
-    pub fn open(model: &Path, inputs: &Path, dialect: Dialect, pieces: Option<Vec<usize>>) -> Result<Self> {
+    /// If the config, the checkpoint or the inputs are at fault, or the chunks do not add up.
+    pub fn open(model: &Path, inputs: &Path, dialect: Dialect, chunks: Option<Vec<usize>>) -> Result<Self> {
         let config = DeepseekV2Config::from_file(&model.join("config.json"))?;
         config.validate(dialect)?;
         let head = head(&config)?;
         let inputs = Inputs::read(inputs)?;
         let weights = Box::new(Checkpoint::open(model)?);
-        let pieces = pieces.unwrap_or_else(|| vec![inputs.length()]);
+        let chunks = chunks.unwrap_or_else(|| vec![inputs.length()]);
         let use_cache = config.use_cache;
-        Case { config, head, dialect, weights, inputs, use_cache, pieces }.checked()
+        Case { config, head, dialect, weights, inputs, use_cache, chunks }.checked()
     }
 
     /// The case itself, if its parts fit together. Its weights are from now on looked at only once, however often it is run.
     ///
     /// # Errors
     /// If a weight is missing, too many or of another shape than the config implies; if the inputs are impossible; if the
-    /// pieces do not add up to the sequence, or there are several and no cache.
+    /// chunks do not add up to the sequence, or there are several and no cache.
     pub fn checked(self) -> Result<Self> {
         self.config.validate(self.dialect)?;
         let classifier = self.head == Head::SequenceClassification;
@@ -62,12 +62,12 @@ impl Case {
             num_labels: classifier.then(|| self.config.num_labels()),
         };
         inputs::check(&self.inputs, &expected)?;
-        self.inputs.pieces(&self.pieces)?;
-        if self.pieces.len() > 1 && !self.use_cache {
+        self.inputs.chunks(&self.chunks)?;
+        if self.chunks.len() > 1 && !self.use_cache {
             return Err(Error::request(
                 "--chunks",
                 "one piece where there is no cache (use_cache is false)",
-                self.pieces.len(),
+                self.chunks.len(),
             ));
         }
         let tolerated: &[&str] = if self.config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };

@@ -1,6 +1,5 @@
 //! What can be asked for.
 
-mod bench;
 mod check;
 mod kv_cache;
 mod mutants;
@@ -8,11 +7,12 @@ mod progress;
 mod trace;
 mod verify;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dsv2::backend::{Backend, OnCuda, OnEmulator, Precision, Reference};
+use dsv2::backend::{Backend, OnDevice, Precision, Reference};
 use dsv2::golden::Suite;
 use dsv2::materialize::materialize;
 use dsv2::{Error, Result, golden};
@@ -36,16 +36,18 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Compare a dump of stages with the model
     Check(check::CheckArgs),
-    /// Plant bugs in the reference; count how many the judge finds, and whom it accuses wrongly
+    /// Plant known bugs in the reference; count how many the judge finds, and which correct variants it flags
     Mutants(mutants::MutantsArgs),
     /// Write a golden case as a Hugging Face folder, with its inputs and expected stages
     Materialize(MaterializeArgs),
     /// What a token costs in the cache, and how far a memory goes: MHA, GQA, MQA and MLA, in bf16, fp8 and 6 bits
     KvCache(kv_cache::KvCacheArgs),
-    /// Make REPORT.md, with plots, of what benchmarks measured
-    BenchReport(bench::BenchReportArgs),
-    /// Compare two files of results; status 1 if something has become worse by more than chance
-    BenchCompare(bench::BenchCompareArgs),
+    /// Moved: `cargo run --release -p dsv2-bench-report -- report FILE...`
+    #[command(hide = true, disable_help_flag = true)]
+    BenchReport(MovedArgs),
+    /// Moved: `cargo run --release -p dsv2-bench-report -- compare OLD NEW`
+    #[command(hide = true, disable_help_flag = true)]
+    BenchCompare(MovedArgs),
 }
 
 #[derive(Args)]
@@ -58,6 +60,13 @@ struct MaterializeArgs {
     golden: GoldenArgs,
 }
 
+/// What was said to a command that is another program's now.
+#[derive(Args)]
+struct MovedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _arguments: Vec<OsString>,
+}
+
 #[derive(Args, Default)]
 struct GoldenArgs {
     /// Take the cases of this folder, not those in the program
@@ -68,6 +77,17 @@ struct GoldenArgs {
 impl GoldenArgs {
     fn suite(&self) -> Result<Suite> {
         self.golden.as_ref().map_or_else(|| Ok(Suite::embedded()), |dir| Suite::at(dir))
+    }
+
+    /// The suite, and the names of those of its cases that `--case` asks for; all, if it was not given.
+    fn cases(&self, glob: Option<&str>) -> Result<(Suite, Vec<String>)> {
+        let suite = self.suite()?;
+        let pattern = golden::pattern("--case", glob.unwrap_or("*"))?;
+        let cases: Vec<String> = suite.names().iter().filter(|name| pattern.matches(name)).cloned().collect();
+        if cases.is_empty() {
+            return Err(Error::request("--case", "a pattern that matches a golden case", format!("\"{pattern}\"")));
+        }
+        Ok((suite, cases))
     }
 }
 
@@ -84,15 +104,15 @@ enum BackendName {
 impl BackendName {
     /// Those that can run on this machine.
     fn present() -> impl Iterator<Item = Self> {
-        let gpu = OnCuda::gpu().is_ok().then_some(BackendName::Cuda);
+        let gpu = OnDevice::gpu().is_ok().then_some(BackendName::Cuda);
         [BackendName::Reference, BackendName::Emulated].into_iter().chain(gpu)
     }
 
     fn backend(self) -> &'static dyn Backend {
         match self {
             BackendName::Reference => &Reference,
-            BackendName::Emulated => &OnEmulator { races: false },
-            BackendName::Cuda => &OnCuda,
+            BackendName::Emulated => &OnDevice::Emulator { races: false },
+            BackendName::Cuda => &OnDevice::Cuda,
         }
     }
 }
@@ -140,8 +160,14 @@ impl Cli {
                 Ok(Done { output: format!("{}: {}", args.dir.display(), golden.file.description), conforms: true })
             }
             Command::KvCache(args) => kv_cache::run(&args),
-            Command::BenchReport(args) => bench::report(&args),
-            Command::BenchCompare(args) => bench::compare_files(&args),
+            Command::BenchReport(_) => Err(Error::Moved {
+                command: "bench-report",
+                now: "cargo run --release -p dsv2-bench-report -- report FILE...",
+            }),
+            Command::BenchCompare(_) => Err(Error::Moved {
+                command: "bench-compare",
+                now: "cargo run --release -p dsv2-bench-report -- compare OLD NEW",
+            }),
         }
     }
 }
@@ -164,8 +190,8 @@ fn styled() -> bool {
 }
 
 /// `7,1,1`
-fn pieces(text: &str) -> Result<Vec<usize>> {
-    let piece = |part: &str| part.trim().parse().ok().filter(|&length| length > 0);
-    let pieces: Option<Vec<usize>> = text.split(',').map(piece).collect();
-    pieces.ok_or_else(|| Error::request("chunks", "lengths from 1 up, such as 7,1,1", format!("{text:?}")))
+fn chunks(text: &str) -> Result<Vec<usize>> {
+    let chunk = |part: &str| part.trim().parse().ok().filter(|&length| length > 0);
+    let chunks: Option<Vec<usize>> = text.split(',').map(chunk).collect();
+    chunks.ok_or_else(|| Error::request("chunks", "lengths from 1 up, such as 7,1,1", format!("{text:?}")))
 }

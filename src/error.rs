@@ -14,9 +14,6 @@ pub enum Error {
     /// The CUDA model: a device, a kernel, or an operand that does not fit.
     #[error(transparent)]
     Device(#[from] dsv2_optimized::Error),
-    /// Results of benchmarks.
-    #[error(transparent)]
-    Bench(#[from] dsv2_bench_report::Error),
     /// A golden case at fault.
     #[error("golden case `{case}`: {source}")]
     Case {
@@ -24,6 +21,14 @@ pub enum Error {
         case: String,
         /// What is wrong with it.
         source: Box<Error>,
+    },
+    /// A command that is another program's now.
+    #[error("{command} is another program now: `{now}`")]
+    Moved {
+        /// The command.
+        command: &'static str,
+        /// What to run in its place.
+        now: &'static str,
     },
     /// An option of a request that cannot be met.
     #[error("{option}: expected {expected}, found {found}")]
@@ -63,4 +68,10 @@ impl Error {
     pub fn in_case(self, case: &str) -> Self {
         Error::Case { case: case.to_owned(), source: Box::new(self) }
     }
+}
+
+/// A text in one line: a message or a name from a file may hold anything, and a terminal must not obey it.
+pub fn one_line(text: &str) -> String {
+    let harmless = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(harmless).collect()
 }

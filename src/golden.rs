@@ -6,10 +6,8 @@
 mod case_file;
 mod folder;
 
-use glob::Pattern;
-use indexmap::IndexMap;
-
 pub use case_file::{CaseFile, StageInfo, Weights};
+use dsv2_metrics::Metrics;
 use dsv2_reference::config::Head;
 use dsv2_reference::model::causal_lm::LogitsToKeep;
 use dsv2_reference::weights::WeightSource;
@@ -17,17 +15,18 @@ use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 pub use folder::{Folder, Suite};
+use glob::Pattern;
+use indexmap::IndexMap;
 use tempfile::TempDir;
 
-use crate::backend::Precision;
 use crate::budget::{self, Budgets, FACTORS};
 use crate::case::Case;
+use crate::error::{Error, Result};
 use crate::inputs::Inputs;
-use crate::metrics::Metrics;
+use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
 use crate::values;
-use crate::{Error, Result};
 
 /// A golden case, ready to run and to be judged by.
 pub struct GoldenCase {
@@ -75,7 +74,7 @@ impl GoldenCase {
             dialect: dialect(&file.dialect)?,
             weights,
             use_cache: file.options.use_cache,
-            pieces: file.options.chunks.clone().unwrap_or_else(|| vec![inputs.length()]),
+            chunks: file.options.chunks.clone().unwrap_or_else(|| vec![inputs.length()]),
             inputs,
         };
         Ok(GoldenCase { file, case: case.checked()?, expected, folder, _unpacked: unpacked })

@@ -11,7 +11,7 @@
 //! | `num_items_in_batch` | `[]` int64 | optional |
 
 mod check;
-mod pieces;
+mod chunks;
 
 use std::path::Path;
 
@@ -20,8 +20,8 @@ use dsv2_reference::model::mask;
 use dsv2_reference::{Dtype, Real, model};
 use ndarray::{Array1, Array2, ArrayD, Dimension};
 
+use crate::error::{Error, Result};
 use crate::values::{self, Values};
-use crate::{Error, Result};
 
 pub use check::{Expected, check};
 

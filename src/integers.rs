@@ -11,58 +11,62 @@
 
 use std::collections::BTreeSet;
 
+use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::table::*;
 use dsv2_reference::tap::NoTap;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
 use dsv2_reference::{AttentionForm, Dtype, Tensor};
 use ndarray::ArrayD;
 
-use crate::Result;
-use crate::backend::{Backend, Precision, Reference, Settings};
+use crate::backend::{Backend, Reference, Settings};
 use crate::budget::Budgets;
 use crate::case::Case;
+use crate::error::Result;
 use crate::golden::GoldenCase;
 use crate::judge::{LocalTruth, Truth, Verdict, judge};
 use crate::local::stored;
+use crate::outcome::Outcome;
+use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::taps::AnyTap;
 use crate::trace::Trace;
 use crate::values::Values;
-use crate::verify::{Outcome, guarded};
+use crate::verify::guarded;
 
 /// Stages that are made of whole numbers by adding and multiplying alone.
-const EXACT: [&str; 21] = [
-    "model.embed_tokens",
-    ".q_proj",
-    ".q_a_proj",
-    ".q_b_proj",
-    ".kv_a_proj_with_mqa",
-    ".q_pe",
-    ".k_pe",
-    ".compressed_kv",
-    ".kv_b_proj",
-    ".attn_output",
-    ".o_proj",
-    ".gate_proj",
-    ".up_proj",
-    ".down_proj",
-    ".router_logits",
-    ".experts",
-    ".shared_experts",
-    ".mlp",
-    "lm_head",
-    "score",
-    "pooled_logits",
+const EXACT: [&str; 23] = [
+    EMBED_TOKENS,
+    Q_PROJ,
+    Q_A_PROJ,
+    Q_B_PROJ,
+    KV_A_PROJ,
+    Q_PE,
+    K_PE,
+    CACHED_KV,
+    CACHED_K_PE,
+    KV_B_PROJ,
+    ATTN_OUTPUT,
+    O_PROJ,
+    GATE_PROJ,
+    UP_PROJ,
+    DOWN_PROJ,
+    ROUTER_LOGITS,
+    EXPERTS,
+    SHARED_EXPERTS,
+    MLP,
+    LAYER,
+    LM_HEAD,
+    SCORE,
+    POOLED_LOGITS,
 ];
 
 /// Whether the stage has to be right to the bit. In a narrow type the experts need not be: there are sums within them that are
 /// no stages, and a correct implementation may store them.
 fn is_exact(name: &str, precision: Precision) -> bool {
-    if precision.narrow().is_some() && (name.ends_with(".experts") || name.ends_with(".shared_experts")) {
-        return false;
-    }
-    let layer = name.strip_prefix("model.layers.").is_some_and(|layer| layer.parse::<usize>().is_ok());
-    layer || EXACT.iter().any(|end| name.ends_with(end))
+    let Some(Stage { kind, .. }) = Stage::parse(name) else { return false };
+    let summed_within = precision.narrow().is_some() && [EXPERTS, SHARED_EXPERTS].contains(&kind);
+    EXACT.contains(&kind) && !summed_within
 }
 
 /// Runs a golden case with whole numbers for weights, inputs and the inputs of every stage, and compares to the bit what is a
@@ -117,7 +121,7 @@ fn whole_numbers(case: &Case) -> Result<Case> {
         weights: Box::new(WholeNumbers),
         inputs: case.inputs.clone(),
         use_cache: case.use_cache,
-        pieces: case.pieces.clone(),
+        chunks: case.chunks.clone(),
     }
     .checked()
 }

@@ -12,90 +12,24 @@
 //! are counted with the same bits: 2 bytes a number in bf16; one in fp8, and an fp32 scale for each 128; 6 bits in
 //! six-bit, scales included.
 
+mod attention;
 mod text;
-
-use std::fmt;
 
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::config::PRESETS;
 use dsv2_reference::model::cache::PackedFormat;
 use serde::Serialize;
 
-use crate::{Error, Result};
+pub use attention::Attention;
+use attention::GQA_GROUPS;
+
+use crate::error::{Error, Result};
 
 /// Formats that are compared. (The fourth, int8, is one that nobody asks for beside fp8.)
 const FORMATS: [PackedFormat; 3] = [PackedFormat::Bf16, PackedFormat::Fp8, PackedFormat::SixBit];
 
-/// Groups of heads that share keys and values, where a model with GQA is imagined: those of DeepSeek 67B.
-const GQA_GROUPS: usize = 8;
-
 /// Keys and values of DeepSeek 67B: 95 layers, 8 heads of 128, in bf16. What the paper's 93.3 % refers to.
 const DEEPSEEK_67B_BYTES_PER_TOKEN: usize = 95 * 2 * GQA_GROUPS * 128 * 2;
-
-/// What is kept of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Attention {
-    /// Keys and values of every head.
-    Mha,
-    /// Of each of 8 groups of heads.
-    Gqa,
-    /// Of all heads together.
-    Mqa,
-    /// The latent and the rotary key.
-    Mla,
-    /// Keys and values of every head, computed from the latent.
-    MlaExpanded,
-}
-
-impl fmt::Display for Attention {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Attention::Mha => "MHA",
-            Attention::Gqa => "GQA, 8 groups",
-            Attention::Mqa => "MQA",
-            Attention::Mla => "MLA",
-            Attention::MlaExpanded => "MLA, expanded",
-        })
-    }
-}
-
-impl Attention {
-    /// All kinds.
-    pub const ALL: [Self; 5] = [Self::Mha, Self::Gqa, Self::Mqa, Self::Mla, Self::MlaExpanded];
-
-    /// The lengths of the vectors of a token in one layer: how many there are of each.
-    fn vectors(self, config: &DeepseekV2Config) -> [(usize, usize); 2] {
-        let (n, r, v) = (config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim);
-        let heads = config.num_attention_heads;
-        match self {
-            Attention::Mha => [(heads, n), (heads, v)],
-            Attention::Gqa => [(heads.min(GQA_GROUPS), n), (heads.min(GQA_GROUPS), v)],
-            Attention::Mqa => [(1, n), (1, v)],
-            Attention::Mla => [(1, config.kv_lora_rank), (1, r)],
-            Attention::MlaExpanded => [(heads, n + r), (heads, v)],
-        }
-    }
-
-    /// Numbers kept of a token in one layer.
-    pub fn numbers(self, config: &DeepseekV2Config) -> usize {
-        self.vectors(config).iter().map(|(count, length)| count * length).sum()
-    }
-
-    /// Bytes kept of a token in one layer.
-    pub fn bytes(self, config: &DeepseekV2Config, format: PackedFormat) -> usize {
-        if self == Attention::Mla {
-            return format.bytes_per_token(config.kv_lora_rank, config.qk_rope_head_dim);
-        }
-        let of_vector = |length: usize| match format {
-            PackedFormat::Bf16 => 2 * length,
-            PackedFormat::Int8 => length + 2 * length.div_ceil(32),
-            PackedFormat::Fp8 => length + 4 * length.div_ceil(128),
-            PackedFormat::SixBit => (6 * length).div_ceil(8),
-        };
-        self.vectors(config).iter().map(|&(count, length)| count * of_vector(length)).sum()
-    }
-}
 
 /// One kind of attention in one format.
 #[derive(Clone, Debug, PartialEq, Serialize)]

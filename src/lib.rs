@@ -10,36 +10,42 @@
 //! | module | |
 //! |---|---|
 //! | [`case`], [`golden`], [`inputs`] | what is run |
-//! | [`backend`], [`taps`], [`trace`], [`values`] | running it and keeping every stage |
-//! | [`stage`], [`layouts`], [`rows`], [`metrics`], [`budget`], [`local`], [`judge`] | comparing |
-//! | [`report`], [`output`] | saying what came of it |
-//! | [`mutants`] | planted bugs: whether the judge finds them, and what a wrong dump comes from |
-//! | [`verify`], [`waivers`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands |
+//! | [`precision`], [`backend`], [`taps`], [`trace`], [`values`] | running it and keeping every stage |
+//! | [`mod@stage`], [`rows`], [`metrics`], [`budget`], [`judge`], [`local`] | comparing |
+//! | [`outcome`], [`waivers`], [`report`], [`output`] | saying what came of it |
+//! | [`mutants`], [`score`] | known bugs, planted: whether the judge finds them, and what a wrong dump comes from |
+//! | [`verify`], [`conformance`], [`integers`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands, and the golden cases as tests |
 
 pub mod backend;
 pub mod budget;
 pub mod case;
 pub mod check;
+pub mod conformance;
 mod error;
 pub mod golden;
 pub mod inputs;
 pub mod integers;
 pub mod judge;
 pub mod kv_cache;
-pub mod layouts;
 pub mod local;
 pub mod materialize;
-pub use dsv2_metrics as metrics;
 pub mod mutants;
+pub mod outcome;
 pub mod output;
+pub mod precision;
 pub mod report;
 pub mod rows;
-pub mod stage;
-pub mod suite;
+mod schedule;
+pub mod score;
+#[cfg(test)]
+mod stage_checks;
+mod table;
 pub mod taps;
 pub mod trace;
 pub mod values;
 pub mod verify;
 pub mod waivers;
 
-pub use error::{Error, Result};
+pub use dsv2_metrics as metrics;
+pub use dsv2_reference::stage;
+pub use error::{Error, Result, one_line};

@@ -8,25 +8,26 @@
 
 use std::collections::BTreeSet;
 
+use dsv2_metrics::Metrics;
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
+use dsv2_reference::stage::flow;
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
 use ndarray::ArrayD;
 
-use crate::Result;
-use crate::backend::{Backend, Precision, Reference, Settings};
+use crate::backend::{Backend, Reference, Settings};
 use crate::budget::{Budgets, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
 use crate::case::Case;
+use crate::error::Result;
 use crate::judge::routing::as_choice;
 use crate::judge::{LocalTruth, Truth};
-use crate::metrics::{Metrics, compare};
+use crate::precision::Precision;
 use crate::rows::ComparedRows;
-use crate::stage::{Stage, flow};
 use crate::taps::storage;
 use crate::trace::Trace;
-use crate::values::{Values, fit};
+use crate::values::Values;
 
 /// The truth of each stage of a trace by itself.
 pub struct Local {
@@ -81,7 +82,7 @@ impl Local {
         let exact: BTreeSet<String> = teacher
             .iter()
             .map(|(name, _)| name)
-            .filter(|name| is_exact(name, &teacher, cache))
+            .filter(|name| is_exact(name, &teacher, &case.config, cache))
             .map(str::to_owned)
             .collect();
         let trace: Trace = truth
@@ -131,15 +132,10 @@ fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config) -> Trace 
     candidate.iter().filter_map(fits).collect()
 }
 
-/// Whether not a bit of the stage may differ: a copy of what the trace holds, kept in the type of the computation.
-fn is_exact(name: &str, teacher: &Trace, cache: CacheFormat) -> bool {
-    let copied = |source: &str| teacher.get(source).is_some();
-    match name.strip_prefix("past_key_values.").and_then(|rest| rest.split_once('.')) {
-        Some(_) if cache != CacheFormat::Plain => false,
-        Some((layer, "compressed_kv")) => copied(&format!("model.layers.{layer}.self_attn.kv_a_layernorm")),
-        Some((layer, _)) => copied(&format!("model.layers.{layer}.self_attn.k_pe")),
-        None => flow::is_copy(name),
-    }
+/// Whether the stage must be bit-identical: a copy of what the trace holds, kept in the type of the computation.
+fn is_exact(name: &str, teacher: &Trace, config: &DeepseekV2Config, cache: CacheFormat) -> bool {
+    let kept = |source: &String| cache == CacheFormat::Plain && teacher.get(source).is_some();
+    flow::is_copy(name) && flow::inputs(name, config, |_| true).iter().all(kept)
 }
 
 /// As a computation in `precision` stores the stage.
@@ -151,10 +147,7 @@ pub fn stored(precision: Precision, name: &str, a: &ArrayD<f64>) -> Values {
 
 /// How far each stage of `plain` is from the truth.
 pub fn noise(plain: &Trace, truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
-    let of = |(name, want): (&str, &Values)| {
-        let (got, want) = (fit(plain.get(name)?.real()?, want.shape())?, want.real()?);
-        let compared = rows.of_stage(&Stage::parse(name)?, want.shape());
-        Some((name.to_owned(), compare(got.view(), want.view(), compared.as_deref()).metrics))
-    };
+    let of =
+        |(name, want): (&str, &Values)| Some((name.to_owned(), rows.measure(name, plain.get(name)?, want)?.metrics));
     truth.iter().filter_map(of).collect()
 }

@@ -32,10 +32,7 @@ fn main() -> ExitCode {
 /// Says in one line why not.
 fn refuse(message: &str) -> ExitCode {
     let words: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    // A path or a name from a file may hold anything; a terminal must not obey it.
-    let harmless = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    let line: String = words.join(" ").chars().map(harmless).collect();
-    let _ = writeln!(std::io::stderr(), "dsv2: {line}");
+    let _ = writeln!(std::io::stderr(), "dsv2: {}", dsv2::one_line(&words.join(" ")));
     ExitCode::from(2)
 }
 

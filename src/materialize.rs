@@ -15,9 +15,10 @@ use dsv2_reference::weights::checkpoint::{Entry, write_checkpoint};
 use dsv2_reference::weights::safetensors_file::write_safetensors;
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::golden::{GoldenCase, Weights};
+use crate::output;
 use crate::values::{self, Values};
-use crate::{Error, Result, output};
 
 /// Writes the folder `dir`, whole or not at all.
 ///

@@ -12,7 +12,7 @@
 //! | [`Class::Equivalent`] | the same outputs from other values in between | found there, and *not* at the outputs |
 //!
 //! [`benign`] has correct implementations that round or sum in another way; none of them may be flagged.
-//! [`mod@score`] runs all of that and counts; [`mod@explain`] goes the other way, from a wrong dump to the mutant that has it.
+//! [`crate::score`] runs all of that and counts; [`mod@explain`] goes the other way, from a wrong dump to the mutant that has it.
 //!
 //! # What cannot be expressed
 //!
@@ -27,11 +27,8 @@ pub mod arithmetic;
 pub mod benign;
 mod catalogue;
 pub mod explain;
-pub mod kinds;
 pub mod parts;
-pub mod report;
 pub mod scene;
-pub mod score;
 pub mod tap;
 pub mod weights;
 
@@ -98,11 +95,24 @@ pub enum Act {
     Index(fn(&Scene<'_>, usize) -> Option<ArrayD<i64>>),
 }
 
+/// Kinds of stage and what happens there.
+pub type Step = (&'static [&'static str], Act);
+
+/// What a variant has at stages of numbers.
+const fn real(kinds: &'static [&'static str], act: fn(&Scene<'_>, At<'_>) -> Option<ArrayD<f64>>) -> Step {
+    (kinds, Act::Real(act))
+}
+
+/// What a variant has for the choice of experts.
+const fn index(kinds: &'static [&'static str], act: fn(&Scene<'_>, usize) -> Option<ArrayD<i64>>) -> Step {
+    (kinds, Act::Index(act))
+}
+
 /// Another implementation, as far as it differs: what it does, and at which kinds of stage, in forward order.
 #[derive(Clone, Copy)]
 pub struct Variant {
-    /// Kinds of stage and what happens there.
-    pub acts: &'static [(&'static [&'static str], Act)],
+    /// What happens where.
+    pub acts: &'static [Step],
 }
 
 impl Variant {

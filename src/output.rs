@@ -4,8 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::report::{self, model::Report};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Writes a file. The folder it lies in must exist.
 ///
@@ -34,26 +33,6 @@ pub fn check_place(path: &Path) -> Result<()> {
         Ok(_) => Err(Error::file(path, "a folder to write to", "a file in its place")),
         Err(refused) => Err(Error::io(path, "write")(refused)),
     }
-}
-
-/// Makes the folder of a report, before the work that the report is about.
-///
-/// # Errors
-/// If it cannot be made.
-pub fn make_report_folder(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir, "create"))
-}
-
-/// Writes report.json, junit.xml and report.html into the folder `dir`.
-///
-/// # Errors
-/// If one of them cannot be written.
-pub fn write_report(dir: &Path, report: &Report) -> Result<()> {
-    write_file(&dir.join("report.json"), format!("{:#}\n", report.json()).as_bytes())?;
-    let xml = dir.join("junit.xml");
-    let text = report::junit(report).map_err(|error| Error::io(&xml, "write")(std::io::Error::other(error)))?;
-    write_file(&xml, text.as_bytes())?;
-    write_file(&dir.join("report.html"), report::html(report).as_bytes())
 }
 
 /// Makes a folder and lets `fill` write into it. An empty folder may be there already.

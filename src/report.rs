@@ -7,23 +7,46 @@
 //!                                -> html       one page that needs nothing else
 //! ```
 
-mod changes;
 mod describe;
 mod html;
 mod junit;
 pub mod model;
 mod notes;
-pub(crate) mod table;
+mod tables;
 mod text;
 
-pub use changes::changes_text;
+use std::fs;
+use std::path::Path;
+
 pub use html::html;
 pub use junit::junit;
 pub use text::{check_text, progress, verify_text};
 
 use model::{Report, RunReport};
 
-use crate::verify::Item;
+use crate::error::{Error, Result};
+use crate::outcome::Item;
+use crate::output;
+
+/// Makes the folder of a report, before the work that the report is about.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn make_folder(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io(dir, "create"))
+}
+
+/// Writes report.json, junit.xml and report.html into the folder `dir`.
+///
+/// # Errors
+/// If one of them cannot be written.
+pub fn write(dir: &Path, report: &Report) -> Result<()> {
+    output::write_file(&dir.join("report.json"), format!("{:#}\n", report.json()).as_bytes())?;
+    let xml = dir.join("junit.xml");
+    let text = junit(report).map_err(|error| Error::io(&xml, "write")(std::io::Error::other(error)))?;
+    output::write_file(&xml, text.as_bytes())?;
+    output::write_file(&dir.join("report.html"), html(report).as_bytes())
+}
 
 /// The line about an item that fails: which it is, and the first wrong stage.
 pub fn verify_failure(item: &Item) -> Option<String> {

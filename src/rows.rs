@@ -1,9 +1,11 @@
 //! Which rows of a stage are compared: padding means nothing, and correct implementations differ there by O(1).
 
-use ndarray::Array2;
+use dsv2_metrics::Comparison;
+use dsv2_reference::stage::{Layout, Stage};
+use ndarray::{Array2, ArrayD};
 
 use crate::inputs::{AttentionMask, Inputs};
-use crate::stage::{Layout, Stage};
+use crate::values::{Values, fit};
 
 /// The tokens of an input that mean something.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,17 @@ impl ComparedRows {
             }
         });
         ComparedRows { tokens, chosen_logits: inputs.logits_to_keep.is_some() }
+    }
+
+    /// Compares numbers of a stage in one shape, over the rows that mean something.
+    pub fn compare(&self, stage: &Stage, got: &ArrayD<f64>, want: &ArrayD<f64>) -> Comparison {
+        dsv2_metrics::compare(got.view(), want.view(), self.of_stage(stage, want.shape()).as_deref())
+    }
+
+    /// The same of a stage by its name, whatever its axes of length 1; nothing if it has no numbers, or others than `want`.
+    pub fn measure(&self, stage: &str, got: &Values, want: &Values) -> Option<Comparison> {
+        let (got, want) = (fit(got.real()?, want.shape())?, want.real()?);
+        Some(self.compare(&Stage::parse(stage)?, &got, want))
     }
 
     /// How many tokens the rows of a stage belong to; the heads of a token err together.

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use dsv2_reference::Dtype;
+use dsv2_reference::stage::{Layout, Stage, canonical, forward_order};
 use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis, concatenate};
 
-use crate::stage::{Layout, Stage, canonical, forward_order};
+use crate::error::{Error, Result};
 use crate::values::{self, Values};
-use crate::{Error, Result};
 
 /// The stages of a forward pass by name, in forward order.
 #[derive(Clone, Debug, Default)]
@@ -67,18 +67,18 @@ impl Trace {
         Ok(write_safetensors(path, &tensors)?)
     }
 
-    /// Joins the pieces in which a sequence was fed, in order; `batch` is the number of sequences.
+    /// Joins the chunks in which a sequence was fed, in order; `batch` is the number of sequences.
     ///
     /// # Errors
-    /// If pieces of one stage do not fit together.
-    pub fn join(pieces: IndexMap<String, Vec<Values>>, batch: usize) -> Result<Self> {
-        let join = |(name, pieces): (String, Vec<Values>)| {
+    /// If chunks of one stage do not fit together.
+    pub fn join(chunks: IndexMap<String, Vec<Values>>, batch: usize) -> Result<Self> {
+        let join = |(name, chunks): (String, Vec<Values>)| {
             let layout = Stage::parse(&name).map_or(Layout::Whole, |stage| stage.layout);
-            let joined = join(pieces, layout, batch)
+            let joined = join(chunks, layout, batch)
                 .ok_or_else(|| Error::request("--chunks", format!("pieces of `{name}` that fit together"), "others"))?;
             Ok((name, joined))
         };
-        pieces.into_iter().map(join).collect()
+        chunks.into_iter().map(join).collect()
     }
 }
 
@@ -102,46 +102,46 @@ fn with_infinities(scores: Values) -> Values {
     Values::Real(dtype, a.mapv_into(|x| if x <= forbidden { f64::NEG_INFINITY } else { x }))
 }
 
-fn join(mut pieces: Vec<Values>, layout: Layout, batch: usize) -> Option<Values> {
-    if pieces.len() < 2 {
-        return pieces.pop();
+fn join(mut chunks: Vec<Values>, layout: Layout, batch: usize) -> Option<Values> {
+    if chunks.len() < 2 {
+        return chunks.pop();
     }
-    match pieces.last()? {
+    match chunks.last()? {
         Values::Real(dtype, _) => {
             let dtype = *dtype;
-            let take = |piece| if let Values::Real(_, a) = piece { Some(a) } else { None };
+            let take = |chunk| if let Values::Real(_, a) = chunk { Some(a) } else { None };
             let fill = if layout == Layout::Scores { f64::NEG_INFINITY } else { 0.0 };
             Some(Values::Real(
                 dtype,
-                join_arrays(pieces.into_iter().map(take).collect::<Option<_>>()?, layout, batch, fill)?,
+                join_arrays(chunks.into_iter().map(take).collect::<Option<_>>()?, layout, batch, fill)?,
             ))
         }
         Values::Index(_) => {
-            let take = |piece| if let Values::Index(a) = piece { Some(a) } else { None };
-            Some(Values::Index(join_arrays(pieces.into_iter().map(take).collect::<Option<_>>()?, layout, batch, 0)?))
+            let take = |chunk| if let Values::Index(a) = chunk { Some(a) } else { None };
+            Some(Values::Index(join_arrays(chunks.into_iter().map(take).collect::<Option<_>>()?, layout, batch, 0)?))
         }
         Values::Bool(_) => None,
     }
 }
 
-fn join_arrays<T: Clone>(mut pieces: Vec<ArrayD<T>>, layout: Layout, batch: usize, fill: T) -> Option<ArrayD<T>> {
-    let along = |axis: usize, pieces: &[ArrayD<T>]| {
-        let views: Vec<_> = pieces.iter().map(|piece| piece.view()).collect();
+fn join_arrays<T: Clone>(mut chunks: Vec<ArrayD<T>>, layout: Layout, batch: usize, fill: T) -> Option<ArrayD<T>> {
+    let along = |axis: usize, chunks: &[ArrayD<T>]| {
+        let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
         concatenate(Axis(axis), &views).ok()
     };
     match layout {
-        Layout::Tokens | Layout::Table | Layout::Logits => along(1, &pieces),
-        Layout::Heads => along(2, &pieces),
+        Layout::Tokens | Layout::Table | Layout::Logits => along(1, &chunks),
+        Layout::Heads => along(2, &chunks),
         Layout::Scores | Layout::Weights => {
-            let keys = pieces.last()?.shape().last().copied()?;
-            let padded: Option<Vec<_>> = pieces.into_iter().map(|piece| pad_last_axis(piece, keys, &fill)).collect();
+            let keys = chunks.last()?.shape().last().copied()?;
+            let padded: Option<Vec<_>> = chunks.into_iter().map(|chunk| pad_last_axis(chunk, keys, &fill)).collect();
             along(2, &padded?)
         }
         Layout::Flat => {
-            let split = pieces.into_iter().map(|piece| split_first_axis(piece, batch)).collect::<Option<Vec<_>>>()?;
+            let split = chunks.into_iter().map(|chunk| split_first_axis(chunk, batch)).collect::<Option<Vec<_>>>()?;
             merge_first_axes(along(1, &split)?)
         }
-        Layout::Keys | Layout::Whole => pieces.pop(),
+        Layout::Keys | Layout::Whole => chunks.pop(),
     }
 }
 
@@ -175,9 +175,9 @@ mod tests {
 
     use super::*;
 
-    fn joined(name: &str, pieces: Vec<ArrayD<f64>>, batch: usize) -> ArrayD<f64> {
-        let pieces = pieces.into_iter().map(|a| Values::Real(Dtype::F64, a)).collect();
-        let trace = Trace::join(IndexMap::from([(name.to_owned(), pieces)]), batch).unwrap();
+    fn joined(name: &str, chunks: Vec<ArrayD<f64>>, batch: usize) -> ArrayD<f64> {
+        let chunks = chunks.into_iter().map(|a| Values::Real(Dtype::F64, a)).collect();
+        let trace = Trace::join(IndexMap::from([(name.to_owned(), chunks)]), batch).unwrap();
         match trace.get(canonical(name)).unwrap() {
             Values::Real(_, a) => a.clone(),
             other => panic!("{other:?}"),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_join_along_the_sequence() {
+    fn chunks_join_along_the_sequence() {
         let tokens =
             joined("model.norm", vec![array![[[1.0]], [[2.0]]].into_dyn(), array![[[3.0]], [[4.0]]].into_dyn()], 2);
         assert_eq!(tokens, array![[[1.0], [3.0]], [[2.0], [4.0]]].into_dyn());
@@ -201,15 +201,15 @@ mod tests {
 
     #[test]
     fn scores_of_keys_to_come_are_minus_infinity_and_weights_zero() {
-        let pieces = || vec![array![[[[1.0]]]].into_dyn(), array![[[[2.0, 3.0]]]].into_dyn()];
-        let scores = joined("model.layers.0.self_attn.attn_scores", pieces(), 1);
+        let chunks = || vec![array![[[[1.0]]]].into_dyn(), array![[[[2.0, 3.0]]]].into_dyn()];
+        let scores = joined("model.layers.0.self_attn.attn_scores", chunks(), 1);
         assert_eq!(scores, array![[[[1.0, f64::NEG_INFINITY], [2.0, 3.0]]]].into_dyn());
-        let weights = joined("model.layers.0.self_attn.attn_weights", pieces(), 1);
+        let weights = joined("model.layers.0.self_attn.attn_weights", chunks(), 1);
         assert_eq!(weights, array![[[[1.0, 0.0], [2.0, 3.0]]]].into_dyn());
     }
 
     #[test]
-    fn keys_are_those_of_the_last_piece() {
+    fn keys_are_those_of_the_last_chunk() {
         let name = "model.layers.0.self_attn.kv_b_proj";
         assert_eq!(
             joined(name, vec![array![1.0].into_dyn(), array![1.0, 2.0].into_dyn()], 1),

@@ -7,7 +7,7 @@ use dsv2_reference::weights::safetensors_file::{Data, SafetensorsFile, read_safe
 use dsv2_reference::{Dtype, Tensor};
 use ndarray::ArrayD;
 
-use crate::Result;
+use crate::error::Result;
 
 /// A tensor whose type is known only when it is looked at.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,25 +1,23 @@
 //! `dsv2 verify`: every golden case on every backend.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::tap::NoTap;
-use schemars::JsonSchema;
-use serde::Serialize;
 
-use crate::Result;
-use crate::backend::{Backend, Precision, Settings};
+use crate::backend::{Backend, Settings};
+use crate::error::Result;
 use crate::golden::{GoldenCase, Suite};
-use crate::judge::{LocalTruth, Truth, Verdict, judge};
+use crate::judge::{LocalTruth, Truth, judge};
 use crate::local::Local;
+use crate::outcome::{Item, Outcome};
+use crate::precision::Precision;
 use crate::rows::ComparedRows;
+use crate::schedule;
 use crate::taps::AnyTap;
-use crate::waivers::{Waiver, Waivers};
+use crate::waivers::Waivers;
 
 /// What to verify.
 pub struct Plan<'a> {
@@ -33,96 +31,6 @@ pub struct Plan<'a> {
     pub attention: AttentionForm,
     /// Failures that are accepted for now.
     pub waivers: Waivers,
-}
-
-/// One case, on one backend, in one type.
-#[derive(Debug)]
-pub struct Item {
-    /// The case.
-    pub case: String,
-    /// The backend.
-    pub backend: &'static str,
-    /// The type it computed in.
-    pub precision: Precision,
-    /// What came of it.
-    pub outcome: Outcome,
-    /// How long it took.
-    pub elapsed: Duration,
-}
-
-/// What came of an item.
-#[derive(Debug)]
-pub enum Outcome {
-    /// It ran, and was judged.
-    Judged(Verdict),
-    /// The backend says that it cannot run this here, for this reason. Neither good nor bad.
-    NotSupported(String),
-    /// It ran, but nothing of it could be compared, for this reason. Neither good nor bad.
-    NotJudged(String),
-    /// The backend refused a case that it should run.
-    Refused(String),
-    /// The backend panicked.
-    Crashed(String),
-    /// It failed, as somebody knows and has written down.
-    Waived(Box<Outcome>, Box<Waiver>),
-}
-
-/// An outcome in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Conclusion {
-    /// Every stage is within its budget.
-    Pass,
-    /// A stage is not, or a case was refused that should run.
-    Fail,
-    /// The backend cannot run it here, and says so.
-    NotSupported,
-    /// Nothing could be compared.
-    NotJudged,
-    /// The backend panicked.
-    Crashed,
-    /// It fails, and a waiver says why that is accepted for now.
-    Waived,
-}
-
-impl Outcome {
-    /// In a word.
-    pub fn conclusion(&self) -> Conclusion {
-        match self {
-            Outcome::Judged(verdict) if verdict.passes() => Conclusion::Pass,
-            Outcome::Judged(_) | Outcome::Refused(_) => Conclusion::Fail,
-            Outcome::NotSupported(_) => Conclusion::NotSupported,
-            Outcome::NotJudged(_) => Conclusion::NotJudged,
-            Outcome::Crashed(_) => Conclusion::Crashed,
-            Outcome::Waived(..) => Conclusion::Waived,
-        }
-    }
-
-    /// Whether it makes the whole fail.
-    pub fn fails(&self) -> bool {
-        matches!(self.conclusion(), Conclusion::Fail | Conclusion::Crashed)
-    }
-
-    /// The verdict on the stages, if there is one.
-    pub fn verdict(&self) -> Option<&Verdict> {
-        match self {
-            Outcome::Judged(verdict) => Some(verdict),
-            Outcome::Waived(outcome, _) => outcome.verdict(),
-            _ => None,
-        }
-    }
-
-    /// Why there is no verdict, or why it does not count.
-    pub fn reason(&self) -> Option<&str> {
-        match self {
-            Outcome::Judged(_) => None,
-            Outcome::NotSupported(reason)
-            | Outcome::NotJudged(reason)
-            | Outcome::Refused(reason)
-            | Outcome::Crashed(reason) => Some(reason),
-            Outcome::Waived(_, waiver) => Some(&waiver.reason),
-        }
-    }
 }
 
 /// Runs a golden case on a backend and judges it. `tap` sees every stage, and may change it.
@@ -187,35 +95,9 @@ fn message(payload: &(dyn Any + Send)) -> String {
 /// # Errors
 /// If a golden case is at fault.
 pub fn verify(plan: &Plan<'_>, mut done: impl FnMut(&Item)) -> Result<Vec<Item>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(plan.cases.len());
-    let next_case = AtomicUsize::new(0);
-    let (sender, results) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let sender = sender.clone();
-            let next_case = &next_case;
-            scope.spawn(move || {
-                while let Some(name) = plan.cases.get(next_case.fetch_add(1, Ordering::Relaxed)) {
-                    // the receiver is gone once a case was at fault
-                    if sender.send((name, verify_case(plan, name))).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        let (mut waiting, mut items) = (HashMap::new(), Vec::new());
-        let mut order = plan.cases.iter().peekable();
-        for (name, result) in results {
-            waiting.insert(name, result?);
-            while let Some(case) = order.peek().and_then(|name| waiting.remove(name)) {
-                order.next();
-                case.iter().for_each(&mut done);
-                items.extend(case);
-            }
-        }
-        Ok(items)
-    })
+    let cases = plan.cases.iter().collect();
+    let items = schedule::in_order(cases, |name| verify_case(plan, name), |_, items| items.iter().for_each(&mut done))?;
+    Ok(items.into_iter().flatten().collect())
 }
 
 fn verify_case(plan: &Plan<'_>, name: &str) -> Result<Vec<Item>> {

@@ -19,23 +19,8 @@ use serde::Deserialize;
 use time::{Date, OffsetDateTime};
 use toml::value::Datetime;
 
-use crate::verify::Outcome;
-use crate::{Error, Result};
-
-/// A failure that is accepted for now.
-#[derive(Clone, Debug)]
-pub struct Waiver {
-    /// The backend or implementation.
-    pub implementation: String,
-    /// Which of its cases.
-    pub case: Pattern,
-    /// Why it is accepted.
-    pub reason: String,
-    /// Where that is written down.
-    pub link: String,
-    /// The last day on which it holds.
-    pub expires: Date,
-}
+use crate::error::{Error, Result};
+use crate::outcome::{Outcome, Waiver};
 
 /// As it stands in the file.
 #[derive(Deserialize)]
@@ -115,7 +100,7 @@ fn date(written: &Datetime) -> Option<Date> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verify::Conclusion;
+    use crate::outcome::Conclusion;
 
     const FILE: &str = r#"
         [[waiver]]

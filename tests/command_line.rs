@@ -10,13 +10,11 @@ use std::process::Stdio;
 use common::{Room, Tensors, dsv2, edit, names, read, run};
 use dsv2::golden::Suite;
 use dsv2::values::Values;
-use dsv2_bench_report::{Better, Measurement, Results, Run};
 use dsv2_reference::Dtype;
 use dsv2_reference::weights::safetensors_file::SafetensorsFile;
 use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis};
 use serde_json::Value;
-use tempfile::TempDir;
 
 const O_PROJ: &str = "model.layers.1.self_attn.o_proj";
 
@@ -56,7 +54,7 @@ fn without_a_command_every_case_is_verified_on_every_backend() {
     let ran = run(&mut dsv2::<&str>([]));
     let cases = Suite::embedded().names().len();
     // The reference in two types and the kernels in two; where there is a GPU there are two more.
-    let runs = (if dsv2::backend::OnCuda::gpu().is_ok() { 6 } else { 4 }) * cases;
+    let runs = (if dsv2::backend::OnDevice::gpu().is_ok() { 6 } else { 4 }) * cases;
     assert_eq!(ran.stderr.lines().count(), runs, "a line of progress for each run: {}", ran.stderr);
     let stdout = ran.passes();
     let totals = totals(&stdout);
@@ -521,60 +519,15 @@ fn what_the_latent_cache_saves() {
     assert!(line.contains("v3") && line.contains("v2-lite"), "{line}");
 }
 
-/// A file of results with one time and one number of bytes.
-fn results(folder: &TempDir, name: &str, seconds: f64, bytes: f64) -> PathBuf {
-    let (low, high) = (0.99 * seconds, 1.01 * seconds);
-    let time = Measurement {
-        id: "decode".into(),
-        unit: "s".into(),
-        better: Better::Less,
-        value: seconds,
-        low,
-        high,
-        samples: 10,
-        exact: false,
-    };
-    let measurements = vec![time, Measurement::exact("cache/mla", "B", Better::Less, bytes)];
-    let path = folder.path().join(name);
-    Results::new(vec![Run { noise: 0.05, measurements, ..Run::default() }]).write(&path).unwrap();
-    path
-}
-
 #[test]
-fn a_benchmark_that_is_slower_than_chance_allows_does_not_pass() {
-    let folder = tempfile::tempdir().unwrap();
-    let old = results(&folder, "old.json", 1.0, 69_120.0);
-    let compare = |new: PathBuf| run(dsv2(["bench-compare"]).arg(&old).arg(new));
-    let within = compare(results(&folder, "within.json", 1.03, 69_120.0)).passes();
-    assert_eq!(within.trim(), "2 measurements: 2 same, 0 better, 0 worse, 0 gone, 0 new, 0 not judged");
-    let slower = compare(results(&folder, "slower.json", 1.3, 69_000.0)).fails();
-    insta::assert_snapshot!(slower);
-    compare(results(&folder, "larger.json", 1.0, 69_121.0)).fails();
-    let all = run(dsv2(["bench-compare", "--all"]).arg(&old).arg(&old)).passes();
-    assert!(all.contains("decode") && all.contains("1.000"), "{all}");
-}
-
-#[test]
-fn results_become_a_report() {
-    let folder = tempfile::tempdir().unwrap();
-    let results = results(&folder, "results.json", 1.0, 69_120.0);
-    let output = folder.path().join("report");
-    let stdout = run(dsv2(["bench-report"]).arg(&results).arg("--output").arg(&output)).passes();
-    assert_eq!(stdout.trim(), output.join("REPORT.md").display().to_string());
-    assert!(fs::read_to_string(output.join("REPORT.md")).unwrap().starts_with("# Benchmarks\n"));
-}
-
-#[test]
-fn what_is_no_file_of_results_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let good = results(&folder, "good.json", 1.0, 1.0);
-    let other = folder.path().join("other.json");
-    Results::new(Vec::new()).write(&other).unwrap();
-    let line = run(dsv2(["bench-compare"]).arg(&good).arg(&other)).refused();
-    assert!(line.contains("other.json: expected a measurement that") && line.ends_with("found none"), "{line}");
-    fs::write(&other, "{}").unwrap();
-    let line = run(dsv2(["bench-report"]).arg(&other)).refused();
-    assert!(line.contains("other.json: expected results of benchmarks"), "{line}");
+fn benchmarks_are_reported_by_a_program_of_their_own() {
+    for (command, now) in [("bench-report", "-- report FILE..."), ("bench-compare", "-- compare OLD NEW")] {
+        for args in [&[][..], &["a.json", "b.json", "--all"], &["--help"]] {
+            let line = run(dsv2([command]).args(args)).refused();
+            let now = format!("`cargo run --release -p dsv2-bench-report {now}`");
+            assert_eq!(line, format!("dsv2: {command} is another program now: {now}"));
+        }
+    }
 }
 
 #[test]
@@ -582,7 +535,7 @@ fn help_is_no_error() {
     let ran = run(&mut dsv2(["--help"]));
     assert_eq!(ran.stderr, "");
     let stdout = ran.passes();
-    for command in ["verify", "trace", "check", "materialize", "kv-cache", "bench-report", "bench-compare"] {
+    for command in ["verify", "trace", "check", "materialize", "mutants", "kv-cache"] {
         assert!(stdout.lines().any(|line| line.trim_start().starts_with(command)), "{command}: {stdout}");
         let help = run(&mut dsv2([command, "--help"])).passes();
         assert!(help.contains(&format!("Usage: dsv2 {command}")), "{help}");
@@ -621,7 +574,7 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
 
 #[test]
 fn a_gpu_that_is_not_there_is_a_refusal_and_no_pass() {
-    let Err(reason) = dsv2::backend::OnCuda::gpu() else { return };
+    let Err(reason) = dsv2::backend::OnDevice::gpu() else { return };
     let line = run(&mut dsv2(["verify", "--backend", "cuda"])).refused();
     assert!(line.contains("--backend: expected a CUDA device, found") && line.contains(&reason), "{line}");
 }

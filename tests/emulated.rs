@@ -2,4 +2,4 @@
 //!
 //! `cargo test --test emulated v2-lite` runs those of one case.
 
-dsv2::conformance_suite!(dsv2::backend::OnEmulator { races: false });
+dsv2::conformance_suite!(dsv2::backend::OnDevice::Emulator { races: false });

@@ -4,11 +4,11 @@ use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::golden::Suite;
 use dsv2::mutants::benign::benign;
 use dsv2::mutants::explain::explain;
-use dsv2::mutants::report::short;
-use dsv2::mutants::score::{MutantScore, Plan, Score, Subjects, run};
 use dsv2::mutants::tap::Planted;
 use dsv2::mutants::weights::Wide;
-use dsv2::mutants::{Class, Mutant, catalogue, report};
+use dsv2::mutants::{Class, Mutant, catalogue};
+use dsv2::score::report::{self, short};
+use dsv2::score::{MutantScore, Score, Subjects, Trials, run};
 use dsv2_reference::Dialect;
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -56,7 +56,7 @@ const SPECIAL_CASES: [&str; 19] = [
 fn score(cases: &[&str], most: usize, subjects: Subjects) -> Score {
     let suite = Suite::embedded();
     let cases = cases.iter().map(|&case| case.to_owned()).collect();
-    let plan = Plan { suite: &suite, cases, precisions: PRECISIONS.to_vec(), subjects, most };
+    let plan = Trials { suite: &suite, cases, precisions: PRECISIONS.to_vec(), subjects, most };
     let findings = run(&plan, |_, _| {}).unwrap();
     Score::new(&plan.subjects, &findings)
 }

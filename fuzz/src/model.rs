@@ -34,6 +34,6 @@ pub fn case(inputs: Inputs) -> dsv2::Result<Case> {
     let text = std::str::from_utf8(CONFIG).expect("it is good");
     let config = DeepseekV2Config::from_json_str(text).expect("it is good");
     let weights = Checkpoint::from_bytes("model.safetensors", Arc::new(WEIGHTS)).expect("they are good");
-    let (head, dialect, pieces) = (Head::CausalLm, Dialect::Hf, vec![inputs.length()]);
-    Case { config, head, dialect, weights: Box::new(weights), inputs, use_cache: true, pieces }.checked()
+    let (head, dialect, chunks) = (Head::CausalLm, Dialect::Hf, vec![inputs.length()]);
+    Case { config, head, dialect, weights: Box::new(weights), inputs, use_cache: true, chunks }.checked()
 }

@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::{ModelInput, Tokens};
+use dsv2_reference::stage::layer_path;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
@@ -104,7 +105,7 @@ impl Model {
             embed_tokens: loader.load("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?,
             layers: (0..config.num_hidden_layers)
                 .map(|layer| {
-                    let path = format!("model.layers.{layer}");
+                    let path = layer_path(layer);
                     Ok(Layer {
                         input_layernorm: loader.load(&format!("{path}.input_layernorm.weight"), &width)?,
                         self_attn: Attention::load(config, dialect, layer, loader)?,

@@ -31,8 +31,8 @@
 //! | **[`config`]**, [`dialect`] | 3.1.2 | **config.json**, its symbols, the published models as presets; where Transformers, its old versions and DeepSeek's own code disagree |
 //! | **[`arithmetic`]** | | **fixed-order products**, softmax, activations, stored types |
 //!
-//! Beside them stand [`tap`], the hook at every named tensor, [`round`], which rounds to bf16 with it, and
-//! [`mod@file`].
+//! Beside them stand [`stage`], the table of the named tensors, [`tap`], the hook at each of them, [`round`], which
+//! rounds to bf16 with it, and [`mod@file`].
 //!
 //! Shapes are written with the letters B (batch), S (new tokens), T (cached and new tokens), D (`hidden_size`), H
 //! (heads), n, r, v (`qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`), c (`kv_lora_rank`), E (routed experts), k
@@ -83,6 +83,7 @@ mod json;
 pub mod model;
 pub mod paper;
 pub mod round;
+pub mod stage;
 pub mod tap;
 pub mod weights;
 

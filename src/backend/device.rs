@@ -9,66 +9,57 @@ use dsv2_optimized::model::tap::Tap as DeviceTap;
 use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Tensor, Variant};
 use dsv2_reference::config::Head;
 use dsv2_reference::model::cache::CacheFormat;
+use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::table::{ATTN_SCORES, ATTN_WEIGHTS};
 use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::ArrayD;
 
 use super::{Backend, Precision, Settings, causal_lm_labels, classification_labels, model_input};
 use crate::case::Case;
+use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::taps::{AnyTap, Forced, Recorder, again};
 use crate::trace::Trace;
-use crate::{Error, Result};
 
 /// Tokens of a page of the cache.
 const PAGE: usize = 16;
 
-/// The kernels, run by the emulator: every access checked, no GPU needed.
-#[derive(Clone, Debug, Default)]
-pub struct OnEmulator {
-    /// Whether threads that race are an error, which takes about ten times as long.
-    pub races: bool,
+/// The kernels of the CUDA model.
+#[derive(Clone, Copy, Debug)]
+pub enum OnDevice {
+    /// Run by the emulator: every access checked, no GPU needed.
+    Emulator {
+        /// Whether threads that race are an error, which takes about ten times as long.
+        races: bool,
+    },
+    /// On the first NVIDIA GPU.
+    Cuda,
 }
 
-/// The kernels on the first NVIDIA GPU.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OnCuda;
-
-impl OnCuda {
+impl OnDevice {
     /// The GPU, or why there is none. It is looked for once.
     pub fn gpu() -> std::result::Result<Arc<dyn Device>, String> {
         static GPU: OnceLock<std::result::Result<Arc<Cuda>, String>> = OnceLock::new();
         let found = GPU.get_or_init(|| Cuda::new(Library::embedded()).map_err(|error| error.to_string()));
         found.clone().map(|gpu| gpu as _)
     }
-}
 
-impl Backend for OnEmulator {
-    fn name(&self) -> &'static str {
-        "emulated"
-    }
-
-    fn precisions(&self) -> &'static [Precision] {
-        &[Precision::F32, Precision::Bf16]
-    }
-
-    fn leaves_out(&self, stage: &str, _: &Settings<'_>) -> bool {
-        is_fused(stage)
-    }
-
-    fn cannot_run(&self, _: &Case, settings: &Settings<'_>) -> Option<String> {
-        cannot_run(settings)
-    }
-
-    fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
+    fn device(self) -> Result<Arc<dyn Device>> {
         let library = Library::embedded();
-        let device = if self.races { Emulated::watching_races(library) } else { Emulated::new(library) };
-        run(device, case, settings, tap)
+        match self {
+            OnDevice::Emulator { races: true } => Ok(Emulated::watching_races(library)),
+            OnDevice::Emulator { races: false } => Ok(Emulated::new(library)),
+            OnDevice::Cuda => OnDevice::gpu().map_err(|reason| Error::request("--backend", "a CUDA device", reason)),
+        }
     }
 }
 
-impl Backend for OnCuda {
+impl Backend for OnDevice {
     fn name(&self) -> &'static str {
-        "cuda"
+        match self {
+            OnDevice::Emulator { .. } => "emulated",
+            OnDevice::Cuda => "cuda",
+        }
     }
 
     fn precisions(&self) -> &'static [Precision] {
@@ -80,18 +71,18 @@ impl Backend for OnCuda {
     }
 
     fn cannot_run(&self, _: &Case, settings: &Settings<'_>) -> Option<String> {
-        OnCuda::gpu().err().map(|reason| format!("not run: {reason}")).or_else(|| cannot_run(settings))
+        let missing = if let OnDevice::Cuda = self { OnDevice::gpu().err() } else { None };
+        missing.map(|reason| format!("not run: {reason}")).or_else(|| cannot_run(settings))
     }
 
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
-        let gpu = OnCuda::gpu().map_err(|reason| Error::request("--backend", "a CUDA device", reason))?;
-        run(gpu, case, settings, tap)
+        run(self.device()?, case, settings, tap)
     }
 }
 
 /// Whether a stage is inside a fused kernel, which never writes it.
 fn is_fused(stage: &str) -> bool {
-    stage.ends_with(".attn_scores") || stage.ends_with(".attn_weights")
+    Stage::parse(stage).is_some_and(|stage| [ATTN_SCORES, ATTN_WEIGHTS].contains(&stage.kind))
 }
 
 fn element(precision: Precision) -> Option<Element> {
@@ -134,10 +125,10 @@ fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut 
         true => Some(LatentCache::new(&case.config, &device, element, batch, capacity, PAGE)?),
         false => None,
     };
-    for piece in case.inputs.pieces(&case.pieces)? {
-        model.forward(&piece, cache.as_mut(), settings, &mut stages)?;
+    for chunk in case.inputs.chunks(&case.chunks)? {
+        model.forward(&chunk, cache.as_mut(), settings, &mut stages)?;
     }
-    Trace::join(stages.recorder.into_pieces(), batch)
+    Trace::join(stages.recorder.into_chunks(), batch)
 }
 
 enum Model {

@@ -9,11 +9,11 @@ use dsv2::check::{Request, check};
 use dsv2::mutants::explain::explain;
 use dsv2::report::model::{CheckReport, Files, PassOrFail, Report};
 use dsv2::trace::Trace;
-use dsv2::{Result, output, report};
+use dsv2::{Result, report};
 use dsv2_reference::Dialect;
 use dsv2_reference::model::cache::CacheFormat;
 
-use super::{Done, cache_format, dialect, pieces, precision, styled};
+use super::{Done, cache_format, chunks, dialect, precision, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -39,13 +39,13 @@ pub struct CheckArgs {
     /// Whose DeepSeek-V2: hf, hf-pre-5.15 or deepseek
     #[arg(long, default_value = "hf", value_parser = dialect)]
     dialect: Dialect,
-    /// The candidate was fed in pieces of these lengths (only rotary embeddings that grow with the sequence depend on it)
-    #[arg(long, value_name = "LENGTHS", value_parser = pieces)]
+    /// The candidate was fed in chunks of these lengths (only rotary embeddings that grow with the sequence depend on it)
+    #[arg(long, value_name = "LENGTHS", value_parser = chunks)]
     chunks: Option<std::vec::Vec<usize>>,
     /// Write report.json (every number), junit.xml (for continuous integration) and report.html (to be read) to this folder
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// If it does not conform: which mutants compute what the dump holds (one run of the model for each of them)
+    /// If it does not conform: which known bugs compute what the dump holds (one run of the model for each of them)
     #[arg(long)]
     explain: bool,
     /// Print one JSON object in place of a table
@@ -61,7 +61,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         precision: args.dtype,
         cache: args.cache,
     };
-    args.report.as_deref().map(output::make_report_folder).transpose()?;
+    args.report.as_deref().map(report::make_folder).transpose()?;
     let shown = |path: &Path| path.display().to_string();
     let files = Files {
         model: shown(&args.model),
@@ -78,7 +78,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     let text = (!args.json).then(|| report::check_text(&report, styled()));
     let report = Report::Check(Box::new(report));
     if let Some(dir) = &args.report {
-        output::write_report(dir, &report)?;
+        report::write(dir, &report)?;
     }
     Ok(Done { output: text.unwrap_or_else(|| report.json().to_string()), conforms })
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 use clap::Args;
 use dsv2::backend::Precision;
 use dsv2::mutants::benign::benign;
-use dsv2::mutants::score::{Finding, Plan, Score, Subjects, run as run_plan};
-use dsv2::mutants::{catalogue, report};
+use dsv2::mutants::catalogue;
+use dsv2::score::{Finding, Score, Subjects, Trials, report, run as run_trials};
 use dsv2::{Error, Result, golden};
 
 use super::progress::Progress;
@@ -18,7 +18,7 @@ pub struct MutantsArgs {
     /// Only cases whose name matches, such as 'v2*'
     #[arg(long = "case", value_name = "GLOB")]
     cases: Option<String>,
-    /// Only mutants and benign variants whose name matches, such as 'group_*'
+    /// Only known bugs and correct variants whose name matches, such as 'group_*'
     #[arg(long = "mutant", value_name = "GLOB")]
     mutants: Option<String>,
     /// Only this type [default: f32 and bf16]
@@ -32,12 +32,7 @@ pub struct MutantsArgs {
 }
 
 pub fn run(args: &MutantsArgs) -> Result<Done> {
-    let suite = args.golden.suite()?;
-    let pattern = golden::pattern("--case", args.cases.as_deref().unwrap_or("*"))?;
-    let cases: Vec<String> = suite.names().iter().filter(|name| pattern.matches(name)).cloned().collect();
-    if cases.is_empty() {
-        return Err(Error::request("--case", "a pattern that matches a golden case", format!("\"{pattern}\"")));
-    }
+    let (suite, cases) = args.golden.cases(args.cases.as_deref())?;
     let pattern = golden::pattern("--mutant", args.mutants.as_deref().unwrap_or("*"))?;
     let subjects = Subjects {
         mutants: catalogue().filter(|mutant| pattern.matches(mutant.id)).collect(),
@@ -47,17 +42,17 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
         return Err(Error::request("--mutant", "a pattern that matches a mutant", format!("\"{pattern}\"")));
     }
     let precisions = args.dtype.map_or_else(|| vec![Precision::F32, Precision::Bf16], |dtype| vec![dtype]);
-    let plan = Plan { suite: &suite, cases, precisions: precisions.clone(), subjects, most: usize::MAX };
+    let trials = Trials { suite: &suite, cases, precisions: precisions.clone(), subjects, most: usize::MAX };
 
     let start = Instant::now();
-    let mut progress = Progress::new(plan.cases.len());
-    let findings = run_plan(&plan, |case, findings| {
+    let mut progress = Progress::new(trials.cases.len());
+    let findings = run_trials(&trials, |case, findings| {
         let killed = |finding: &&Finding| matches!(finding, Finding::Kill(kill) if kill.named.is_some());
         let runs = findings.iter().filter(|finding| matches!(finding, Finding::Kill(_))).count();
         progress.step(&format!("{case}: {} of {runs} runs of mutants found", findings.iter().filter(killed).count()));
     })?;
     drop(progress);
-    let score = Score::new(&plan.subjects, &findings);
+    let score = Score::new(&trials.subjects, &findings);
     let conforms = score.totals().good();
     if args.json {
         return Ok(Done { output: report::json(&score).to_string(), conforms });

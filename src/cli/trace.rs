@@ -10,7 +10,7 @@ use dsv2_reference::Dialect;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
-use super::{Attention, BackendName, Done, cache_format, dialect, pieces, precision};
+use super::{Attention, BackendName, Done, cache_format, chunks, dialect, precision};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -36,8 +36,8 @@ pub struct TraceArgs {
     /// Which form of attention
     #[arg(long, value_enum, default_value = "expanded")]
     attention: Attention,
-    /// Feed the sequence in pieces of these lengths, such as 7,1,1, through the cache
-    #[arg(long, value_name = "LENGTHS", value_parser = pieces)]
+    /// Feed the sequence in chunks of these lengths, such as 7,1,1, through the cache
+    #[arg(long, value_name = "LENGTHS", value_parser = chunks)]
     chunks: Option<std::vec::Vec<usize>>,
     /// How the cache keeps latents and keys: plain, bf16, fp8, int8 or six-bit
     #[arg(long, default_value = "plain", value_parser = cache_format)]

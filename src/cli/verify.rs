@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use dsv2::backend::{Backend, OnCuda, OnEmulator, Precision};
+use dsv2::backend::{Backend, OnDevice, Precision};
+use dsv2::outcome::Item;
 use dsv2::report::model::{PassOrFail, Report, VerifyReport};
-use dsv2::verify::{Item, Plan, verify};
+use dsv2::verify::{Plan, verify};
 use dsv2::waivers::Waivers;
-use dsv2::{Error, Result, golden, output, report};
+use dsv2::{Error, Result, report};
 
 use super::progress::Progress;
 use super::{Attention, BackendName, Done, GoldenArgs, precision, styled};
@@ -42,12 +43,7 @@ pub struct VerifyArgs {
 }
 
 pub fn run(args: &VerifyArgs) -> Result<Done> {
-    let suite = args.golden.suite()?;
-    let pattern = golden::pattern("--case", args.cases.as_deref().unwrap_or("*"))?;
-    let cases: Vec<String> = suite.names().iter().filter(|name| pattern.matches(name)).cloned().collect();
-    if cases.is_empty() {
-        return Err(Error::request("--case", "a pattern that matches a golden case", format!("\"{pattern}\"")));
-    }
+    let (suite, cases) = args.golden.cases(args.cases.as_deref())?;
     let plan = Plan {
         suite: &suite,
         cases,
@@ -56,7 +52,7 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
         waivers: args.waivers.as_deref().map(Waivers::read).transpose()?.unwrap_or_default(),
     };
 
-    args.report.as_deref().map(output::make_report_folder).transpose()?;
+    args.report.as_deref().map(report::make_folder).transpose()?;
     let start = Instant::now();
     let mut progress = Progress::new(plan.cases.len() * plan.candidates.len());
     let tell = |item: &Item| progress.step(&report::progress(item));
@@ -66,18 +62,18 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
     let output = report::verify_text(&report, start.elapsed(), styled());
     let conforms = report.verdict == PassOrFail::Pass;
     if let Some(dir) = &args.report {
-        output::write_report(dir, &Report::Verify(report))?;
+        report::write(dir, &Report::Verify(report))?;
     }
     Ok(Done { output, conforms })
 }
 
 /// What is asked for; else every backend there is, in every type that it has.
 fn candidates(args: &VerifyArgs) -> Result<Vec<(&'static dyn Backend, Precision)>> {
-    if let (Some(BackendName::Cuda), Err(reason)) = (args.backend, OnCuda::gpu()) {
+    if let (Some(BackendName::Cuda), Err(reason)) = (args.backend, OnDevice::gpu()) {
         return Err(Error::request("--backend", "a CUDA device", reason));
     }
     let backends: Vec<&'static dyn Backend> = match args.backend {
-        _ if args.races => vec![&OnEmulator { races: true }],
+        _ if args.races => vec![&OnDevice::Emulator { races: true }],
         Some(name) => vec![name.backend()],
         None => BackendName::present().map(BackendName::backend).collect(),
     };

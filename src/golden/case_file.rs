@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
+use dsv2_metrics::Metrics;
 use dsv2_reference::weights::generator::Rule;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::metrics::Metrics;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The schema that this program reads.
 const SCHEMA: &str = "dsv2-case/1";
@@ -70,7 +70,7 @@ pub enum Weights {
 pub struct Options {
     /// Whether there is a KV cache. Without one, positions that do not rise by one mark packed sequences.
     pub use_cache: bool,
-    /// The lengths of the pieces in which the sequence is fed.
+    /// The lengths of the chunks in which the sequence is fed.
     pub chunks: Option<Vec<usize>>,
     /// Which logits are computed, where it is a number.
     pub logits_to_keep: Option<i64>,

@@ -7,7 +7,7 @@ use include_dir::{Dir, include_dir};
 use tempfile::TempDir;
 
 use super::GoldenCase;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 static CASES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/golden/cases");
 

@@ -4,7 +4,7 @@ use dsv2_reference::model::loss::IGNORE_INDEX;
 use ndarray::{ArrayBase, Data, Dimension};
 
 use super::{AttentionMask, Inputs, Labels, LogitsToKeep, Tokens};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// What the model says about its inputs.
 #[derive(Clone, Copy, Debug)]

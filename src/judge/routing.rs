@@ -2,25 +2,26 @@
 
 use std::collections::BTreeSet;
 
+use dsv2_metrics::Element;
 use dsv2_reference::Dtype;
 use dsv2_reference::config::TopkMethod;
+use dsv2_reference::stage::{Stage, sibling};
 use ndarray::{ArrayD, ArrayView1, Axis, Zip};
 
+use super::held::{Held, Truth};
 use super::near_tie::acceptable;
-use super::{Disposition, Held, Truth, wrong_shape};
-use crate::metrics::Element;
-use crate::stage::{Stage, sibling};
+use super::verdict::Disposition;
+use crate::precision::unit_roundoff;
 use crate::trace::Trace;
 use crate::values::{Values, fit};
 
 /// Judges `topk_indices`: the same set of experts for each token, in whatever order.
 pub fn judge_experts(got: &ArrayD<i64>, want: &ArrayD<i64>, rows: Option<&[bool]>) -> Held {
-    let Some(got) = fit(got, want.shape()) else { return wrong_shape(got.shape(), want.shape()) };
+    let Some(got) = fit(got, want.shape()) else { return Held::misshapen(got.shape(), want.shape()) };
     if want.ndim() == 0 {
         return Held::new(if got == *want { Disposition::Pass } else { Disposition::WrongRouting });
     }
-    let tokens = got.lanes(last(&got)).into_iter().zip(want.lanes(last(want))).enumerate();
-    let mut compared = tokens.filter(|(token, _)| rows.is_none_or(|rows| rows[*token])).peekable();
+    let mut compared = compared_tokens(&got, want, rows).peekable();
     if compared.peek().is_none() {
         return Held::new(Disposition::NotCompared);
     }
@@ -57,7 +58,7 @@ pub fn judge_choice(
     let (rounding, logits) = held.map_or((None, computed.clone()), |(rounding, logits)| (Some(rounding), logits));
 
     let want = truth.trace.get(name)?.shape();
-    let Some(got) = fit(got, want) else { return Some(wrong_shape(got.shape(), want)) };
+    let Some(got) = fit(got, want) else { return Some(Held::misshapen(got.shape(), want)) };
     let (tokens, k) = (*want.first()?, *want.last()?);
     let got = got.to_shape((tokens, k)).ok()?;
     let rows = Stage::parse(name).and_then(|stage| truth.rows.of_stage(&stage, &[tokens, k]));
@@ -102,23 +103,28 @@ fn allowed_error(name: &str, logits: &ArrayD<f64>, truth: &Truth<'_>) -> f64 {
 
 /// In how many tokens the choice is not the one that `logits` (of the truth) lead to.
 pub fn moved(chosen: &ArrayD<i64>, logits: &ArrayD<f64>, rows: Option<&[bool]>, method: TopkMethod) -> usize {
-    let tokens = chosen.lanes(last(chosen)).into_iter().zip(logits.lanes(last(logits))).enumerate();
-    let compared = tokens.filter(|(token, _)| rows.is_none_or(|rows| rows[*token]));
-    let other = compared.filter(|(_, (chosen, z))| {
+    let other = compared_tokens(chosen, logits, rows).filter(|(_, (chosen, z))| {
         let set = chosen.iter().map(|&expert| expert as usize).collect();
         !acceptable(method, &z.to_vec(), &set, 0.0)
     });
     other.count()
 }
 
-/// Half the distance of neighbours, relative.
-pub fn unit_roundoff(dtype: Dtype) -> f64 {
-    match dtype {
-        Dtype::Bf16 => 2.0_f64.powi(-8),
-        Dtype::F16 => 2.0_f64.powi(-11),
-        Dtype::F32 => 2.0_f64.powi(-24),
-        Dtype::F64 => 2.0_f64.powi(-53),
-    }
+/// The part of the compared tokens that go to other experts.
+pub fn elsewhere(got: &ArrayD<i64>, want: &ArrayD<i64>, rows: Option<&[bool]>) -> f64 {
+    let set = |experts: ArrayView1<'_, i64>| experts.iter().copied().collect::<BTreeSet<_>>();
+    let other = compared_tokens(got, want, rows).filter(|(_, (got, want))| set(*got) != set(*want)).count();
+    other as f64 / compared_tokens(got, want, rows).count().max(1) as f64
+}
+
+/// What two stages have for each token that is compared, with the token's place.
+fn compared_tokens<'a, A, B>(
+    a: &'a ArrayD<A>,
+    b: &'a ArrayD<B>,
+    rows: Option<&'a [bool]>,
+) -> impl Iterator<Item = (usize, (ArrayView1<'a, A>, ArrayView1<'a, B>))> {
+    let tokens = a.lanes(last(a)).into_iter().zip(b.lanes(last(b))).enumerate();
+    tokens.filter(move |(token, _)| rows.is_none_or(|rows| rows[*token]))
 }
 
 fn sorted(experts: ArrayView1<'_, i64>) -> Vec<i64> {

@@ -1,9 +1,11 @@
+use dsv2_metrics::Element;
 use dsv2_reference::Dtype;
 use ndarray::array;
 
 use super::*;
-use crate::budget::FACTORS;
+use crate::budget::{Budgets, FACTORS};
 use crate::inputs::{AttentionMask, Inputs, Tokens};
+use crate::rows::ComparedRows;
 
 fn trace(stages: &[(&str, Values)]) -> Trace {
     stages.iter().map(|(name, values)| ((*name).to_owned(), values.clone())).collect()

@@ -5,7 +5,7 @@ use std::fmt;
 use comfy_table::Cell;
 
 use super::KvCacheTable;
-use crate::report::table::{align_right, table};
+use crate::table::{align_right, table};
 
 impl fmt::Display for KvCacheTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,8 +6,8 @@ mod orders;
 mod roundings;
 
 use super::Variant;
-use crate::backend::Precision;
 use crate::case::Case;
+use crate::precision::Precision;
 
 /// A correct implementation.
 pub struct Benign {

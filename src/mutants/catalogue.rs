@@ -15,7 +15,7 @@ mod yarn;
 
 use dsv2_reference::config::{RopeParameters, RopeType, TopkMethod};
 
-use super::{Act, Class, Mutant, Variant};
+use super::{Class, Mutant, Step, Variant};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
 
@@ -43,18 +43,13 @@ const fn structural(
     applies: fn(&Case) -> bool,
     what: &'static str,
     report: Option<&'static str>,
-    acts: &'static [(&'static [&'static str], Act)],
+    acts: &'static [Step],
 ) -> Mutant {
     Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
 }
 
 /// A structural mutant that no implementation is known to have been.
-const fn unreported(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
+const fn unreported(id: &'static str, applies: fn(&Case) -> bool, what: &'static str, acts: &'static [Step]) -> Mutant {
     structural(id, applies, what, None, acts)
 }
 
@@ -82,7 +77,7 @@ fn cached(case: &Case) -> bool {
 }
 
 fn chunked(case: &Case) -> bool {
-    case.pieces.len() > 1
+    case.chunks.len() > 1
 }
 
 /// Whether there is more than one token for attention to tell apart.

@@ -6,21 +6,19 @@
 //! move the logits to exactly where they are, through the whole model, which is as good as a proof. What the dialects
 //! disagree about are mutants too.
 
-use std::collections::BTreeSet;
-
+use dsv2_reference::stage::Stage;
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
-use ndarray::{ArrayD, Axis};
 
 use super::tap::Planted;
 use super::weights::Wide;
 use super::{Class, catalogue};
-use crate::Result;
-use crate::backend::{Backend, Precision, Reference, Settings};
+use crate::backend::{Backend, Reference, Settings};
 use crate::case::Case;
-use crate::metrics::compare;
+use crate::error::Result;
+use crate::judge::routing::elsewhere;
+use crate::precision::Precision;
 use crate::rows::ComparedRows;
-use crate::stage::Stage;
 use crate::taps::AnyTap;
 use crate::trace::Trace;
 use crate::values::{Values, fit};
@@ -103,32 +101,21 @@ impl Dump<'_> {
     /// How far each stage of `got` is from `want`, in forward order.
     fn errors(&self, got: &Trace, want: &Trace) -> IndexMap<String, f64> {
         let error = |(name, want): (&str, &Values)| {
-            let rows = self.rows.of_stage(&Stage::parse(name)?, want.shape());
-            let error = match (got.get(name)?, want) {
-                (Values::Real(_, got), Values::Real(_, want)) => {
-                    let compared = compare(fit(got, want.shape())?.view(), want.view(), rows.as_deref());
+            let got = got.get(name)?;
+            let error = match (got.index(), want.index()) {
+                (Some(got), Some(want)) => {
+                    let rows = self.rows.of_stage(&Stage::parse(name)?, want.shape());
+                    elsewhere(&fit(got, want.shape())?, want, rows.as_deref())
+                }
+                _ => {
+                    let compared = self.rows.measure(name, got, want)?;
                     if compared.nonfinite.is_some() { f64::INFINITY } else { compared.metrics.l2 }
                 }
-                (Values::Index(got), Values::Index(want)) => elsewhere(&fit(got, want.shape())?, want, rows.as_deref()),
-                _ => return None,
             };
             Some((name.to_owned(), error))
         };
         want.iter().filter_map(error).collect()
     }
-}
-
-/// The part of the compared tokens that go to other experts.
-fn elsewhere(got: &ArrayD<i64>, want: &ArrayD<i64>, compared: Option<&[bool]>) -> f64 {
-    let last = Axis(want.ndim().saturating_sub(1));
-    let tokens = got.lanes(last).into_iter().zip(want.lanes(last)).enumerate();
-    let tokens = tokens.filter(|(token, _)| compared.is_none_or(|rows| rows[*token]));
-    let (mut count, mut moved) = (0usize, 0usize);
-    for (_, (got, want)) in tokens {
-        count += 1;
-        moved += usize::from(got.iter().collect::<BTreeSet<_>>() != want.iter().collect::<BTreeSet<_>>());
-    }
-    moved as f64 / count.max(1) as f64
 }
 
 #[cfg(test)]

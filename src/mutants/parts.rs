@@ -5,32 +5,31 @@ mod experts;
 mod linear;
 mod norm;
 
-pub use attention::{Heads, expand};
+use dsv2_reference::stage::table;
 pub use experts::{Expert, Routed, Router};
 pub use linear::Projection;
+use ndarray::Array2;
 pub use norm::NormInput;
 
-use ndarray::Array2;
-
-use super::kinds;
 use super::scene::Scene;
+pub use attention::{Heads, expand};
 
 impl Scene<'_> {
     /// The residual stream that enters a layer (after the last one: the last norm), as rows.
     pub fn stream(&self, layer: usize) -> Option<Array2<f64>> {
         match layer.checked_sub(1) {
-            None => self.rows(kinds::EMBEDDING, 0),
-            Some(before) => self.rows(kinds::LAYER, before),
+            None => self.rows(table::EMBED_TOKENS, 0),
+            Some(before) => self.rows(table::LAYER, before),
         }
     }
 
     /// The residual stream between attention and feed-forward network.
     pub fn middle(&self, layer: usize) -> Option<Array2<f64>> {
-        Some(self.stream(layer)? + self.rows(kinds::O, layer)?)
+        Some(self.stream(layer)? + self.rows(table::O_PROJ, layer)?)
     }
 
     /// What the feed-forward network gives to the stream.
     pub fn feed_forward(&self, layer: usize) -> Option<Array2<f64>> {
-        self.rows(kinds::MLP, layer).or_else(|| self.rows(kinds::DOWN, layer))
+        self.rows(table::MLP, layer).or_else(|| self.rows(table::DOWN_PROJ, layer))
     }
 }

@@ -5,15 +5,16 @@ use std::collections::HashMap;
 use dsv2_reference::model::mask;
 use dsv2_reference::model::mask::{attention_bias, default_position_ids};
 use dsv2_reference::model::rope::softmax_scale;
+use dsv2_reference::stage::{self, table};
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use ndarray::{Array2, Array3, Array4, ArrayD, Axis, Ix2, Ix3, Ix4};
 
+use super::arithmetic;
 use super::weights::Wide;
-use super::{arithmetic, kinds};
-use crate::Result;
-use crate::backend::Precision;
 use crate::case::Case;
+use crate::error::Result;
 use crate::inputs::{AttentionMask, Inputs};
+use crate::precision::Precision;
 
 /// A value as it is kept, and as it was before it was rounded for keeping.
 struct Remembered {
@@ -21,13 +22,13 @@ struct Remembered {
     unrounded: ArrayD<f64>,
 }
 
-/// Everything that a stage can be computed from, in one piece of a sequence.
+/// Everything that a stage can be computed from, in one chunk of a sequence.
 pub struct Scene<'a> {
     weights: &'a Wide<'a>,
     precision: Precision,
-    pieces: Vec<Inputs>,
-    /// Which piece this is, counted from 1; 0 before the first.
-    piece: usize,
+    chunks: Vec<Inputs>,
+    /// Which chunk this is, counted from 1; 0 before the first.
+    chunk: usize,
     reals: HashMap<String, Remembered>,
     indices: HashMap<String, ArrayD<i64>>,
 }
@@ -36,16 +37,16 @@ impl<'a> Scene<'a> {
     /// Before anything has been computed, in `precision`.
     ///
     /// # Errors
-    /// If the pieces of the case do not fit its inputs.
+    /// If the chunks of the case do not fit its inputs.
     pub fn new(weights: &'a Wide<'a>, precision: Precision) -> Result<Self> {
         let case = weights.case();
-        let pieces = case.inputs.pieces(&case.pieces)?;
-        Ok(Scene { weights, precision, pieces, piece: 0, reals: HashMap::new(), indices: HashMap::new() })
+        let chunks = case.inputs.chunks(&case.chunks)?;
+        Ok(Scene { weights, precision, chunks, chunk: 0, reals: HashMap::new(), indices: HashMap::new() })
     }
 
-    /// The next piece begins: what was computed is forgotten.
-    pub fn next_piece(&mut self) {
-        self.piece += 1;
+    /// The next chunk begins: what was computed is forgotten.
+    pub fn next_chunk(&mut self) {
+        self.chunk += 1;
         self.reals.clear();
         self.indices.clear();
     }
@@ -87,17 +88,17 @@ impl<'a> Scene<'a> {
 
     /// A number as most stages keep it.
     pub fn keep(&self, x: f64) -> f64 {
-        arithmetic::rounded(self.precision.stored(kinds::LAYER), x)
+        arithmetic::rounded(self.precision.stored(table::LAYER), x)
     }
 
-    /// The inputs of the piece.
+    /// The inputs of the chunk.
     pub fn inputs(&self) -> &Inputs {
-        &self.pieces[self.piece.clamp(1, self.pieces.len()) - 1]
+        &self.chunks[self.chunk.clamp(1, self.chunks.len()) - 1]
     }
 
-    /// How many tokens of each sequence came before the piece.
+    /// How many tokens of each sequence came before the chunk.
     pub fn past(&self) -> usize {
-        self.pieces[..self.piece.saturating_sub(1).min(self.pieces.len())].iter().map(Inputs::length).sum()
+        self.chunks[..self.chunk.saturating_sub(1).min(self.chunks.len())].iter().map(Inputs::length).sum()
     }
 
     /// B, S and T: sequences, new tokens, and all tokens so far.
@@ -108,17 +109,17 @@ impl<'a> Scene<'a> {
 
     /// The numbers of a stage as they are kept.
     pub fn real(&self, kind: &str, layer: usize) -> Option<&ArrayD<f64>> {
-        Some(&self.reals.get(&kinds::name(kind, layer))?.kept)
+        Some(&self.reals.get(&stage::name(kind, layer))?.kept)
     }
 
     /// The numbers of a stage as they were before they were rounded for keeping.
     pub fn unrounded(&self, kind: &str, layer: usize) -> Option<&ArrayD<f64>> {
-        Some(&self.reals.get(&kinds::name(kind, layer))?.unrounded)
+        Some(&self.reals.get(&stage::name(kind, layer))?.unrounded)
     }
 
     /// The indices of a stage, `[N,k]`.
     pub fn index(&self, kind: &str, layer: usize) -> Option<Array2<i64>> {
-        self.indices.get(&kinds::name(kind, layer))?.clone().into_dimensionality::<Ix2>().ok()
+        self.indices.get(&stage::name(kind, layer))?.clone().into_dimensionality::<Ix2>().ok()
     }
 
     /// The rows of a stage: `[N, width]`.

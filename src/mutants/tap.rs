@@ -1,15 +1,16 @@
 //! The tap that puts a variant of the model into the reference.
 
 use dsv2_reference::Real;
+use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::table;
 use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::ArrayD;
 
 use super::scene::Scene;
 use super::weights::Wide;
-use super::{Variant, arithmetic, kinds};
-use crate::Result;
-use crate::backend::Precision;
-use crate::stage::Stage;
+use super::{Variant, arithmetic};
+use crate::error::Result;
+use crate::precision::Precision;
 use crate::taps::Forced;
 use crate::trace::Trace;
 
@@ -31,7 +32,7 @@ impl<'a> Planted<'a> {
     /// `variant` in the model of `weights`, computed in `precision`.
     ///
     /// # Errors
-    /// If the pieces of the case do not fit its inputs.
+    /// If the chunks of the case do not fit its inputs.
     pub fn new(variant: &'a Variant, weights: &'a Wide<'a>, precision: Precision) -> Result<Self> {
         Ok(Planted { variant, scene: Scene::new(weights, precision)?, teacher: None, acted: Vec::new() })
     }
@@ -103,8 +104,8 @@ fn differ(a: &ArrayD<f64>, b: &ArrayD<f64>) -> bool {
 
 impl<T: Real> Tap<T> for Planted<'_> {
     fn stage(&mut self, name: &str, mut value: StageValue<'_, T>) {
-        if name == kinds::EMBEDDING {
-            self.scene.next_piece();
+        if name == table::EMBED_TOKENS {
+            self.scene.next_chunk();
         }
         if let Some(stage) = Stage::parse(name) {
             self.plant(&stage, &mut value);

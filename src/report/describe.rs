@@ -1,8 +1,11 @@
 //! One line about one thing: a stage that fails, a run that fails, a number.
 
+use dsv2_reference::stage::table::LAYER;
+
 use super::model::{DecidedBy, ElementReport, Shown, StageReport};
+use crate::error::one_line;
 use crate::judge::Disposition;
-use crate::verify::{Conclusion, Outcome};
+use crate::outcome::{Conclusion, Outcome};
 
 /// A number of an error or a budget.
 pub fn number(x: f64) -> String {
@@ -83,12 +86,6 @@ pub fn conclusion(conclusion: Conclusion) -> &'static str {
     }
 }
 
-/// A text in one line: a message or a name from a file may hold anything, and a terminal must not obey it.
-pub fn one_line(text: &str) -> String {
-    let harmless = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(harmless).collect()
-}
-
 /// The first few of many.
 pub fn few<'a>(names: impl ExactSizeIterator<Item = &'a str>, most: usize) -> String {
     let more = names.len().saturating_sub(most);
@@ -101,7 +98,7 @@ pub fn few<'a>(names: impl ExactSizeIterator<Item = &'a str>, most: usize) -> St
 
 /// The kind of a stage without what all have in common.
 pub fn short_kind(kind: &str) -> String {
-    match kind.strip_prefix("model.layers.*") {
+    match kind.strip_prefix(LAYER) {
         Some("") => "layer output".to_owned(),
         Some(rest) => rest.trim_start_matches('.').to_owned(),
         None => kind.trim_start_matches("model.").replace(".*", ""),

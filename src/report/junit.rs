@@ -13,7 +13,7 @@ use quick_junit::{NonSuccessKind, SerializeError, TestCase, TestCaseStatus, Test
 use super::describe::{conclusion, disposition, failure};
 use super::model::{CheckReport, Report, RunReport, StageReport, VerifyReport};
 use crate::judge::Disposition;
-use crate::verify::Conclusion;
+use crate::outcome::Conclusion;
 
 /// The text of junit.xml. Characters that XML cannot hold are left out.
 ///

@@ -13,7 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
 use crate::judge::Disposition;
-use crate::verify::Conclusion;
+use crate::outcome::Conclusion;
 
 /// What `dsv2` says of an implementation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]

@@ -1,11 +1,11 @@
 //! What else there is to say of a check: each note is a title and some lines, and is there only if there is a line.
 
+use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
 use super::describe::{few, number, short_kind};
 use super::model::{CheckReport, EndToEnd, PassOrFail};
 use crate::judge::Disposition;
-use crate::stage::Stage;
 
 /// Something to know about a check.
 pub struct Note {
@@ -26,7 +26,7 @@ pub fn causes(report: &CheckReport) -> Vec<Note> {
     });
     there_are([
         ("hint", report.hint.iter().cloned().collect()),
-        ("the dump is what this mutant computes", explanation.collect()),
+        ("the dump is what this known bug computes", explanation.collect()),
     ])
 }
 
@@ -49,7 +49,7 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
         (elsewhere, near_ties.collect()),
         ("end to end", report.end_to_end.iter().map(end_to_end).collect()),
         ("not judged", not_judged(report)),
-        ("mutants that such a dump cannot show", uncatchable(report)),
+        ("known bugs that such a dump cannot show", uncatchable(report)),
     ])
 }
 

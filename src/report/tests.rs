@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use dsv2_metrics::Metrics;
 use dsv2_reference::Dtype;
 use dsv2_reference::model::cache::CacheFormat;
 use glob::Pattern;
@@ -8,18 +9,16 @@ use time::{Date, Month};
 
 use super::model::{CheckReport, Files, Number, VerifyReport};
 use super::*;
-use crate::backend::Precision;
 use crate::budget::{Budgets, FACTORS};
-use crate::check::{Checked, EndToEnd, Request};
+use crate::check::{Checked, EndToEnd, Recognised, Request};
 use crate::golden::Suite;
 use crate::judge::{LocalTruth, Truth, Verdict, judge};
-use crate::layouts::Recognised;
-use crate::metrics::Metrics;
+use crate::outcome::Outcome;
+use crate::outcome::Waiver;
+use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
 use crate::values::Values;
-use crate::verify::Outcome;
-use crate::waivers::Waiver;
 
 const EXPERTS: &str = "model.layers.1.mlp.gate.topk_indices";
 

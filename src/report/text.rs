@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::describe::{conclusion, few, one_line};
+use super::describe::{conclusion, few};
 use super::model::{CheckReport, RunReport, VerifyReport};
 use super::notes::{Note, causes, remarks};
-use super::table::{check_table, verify_table};
-use crate::verify::{Conclusion, Item};
+use super::tables::{check_table, verify_table};
+use crate::error::one_line;
+use crate::outcome::{Conclusion, Item};
 
 /// How many lines of a note the terminal shows.
 const LINES_OF_A_NOTE: usize = 3;

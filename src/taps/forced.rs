@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 
 use dsv2_reference::Real;
+use dsv2_reference::stage::{Layout, Stage};
 use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Axis, Slice};
 
-use crate::stage::{Layout, Stage};
 use crate::trace::Trace;
 use crate::values::Values;
 
-/// Replaces every stage that a trace holds by what the trace holds, whatever pieces the sequence is fed in.
+/// Replaces every stage that a trace holds by what the trace holds, whatever chunks the sequence is fed in.
 pub struct Forced<'a> {
     trace: &'a Trace,
     batch: usize,
@@ -28,7 +28,7 @@ impl<'a> Forced<'a> {
         Forced { trace, batch, done: HashMap::new() }
     }
 
-    /// Puts the part of `whole` that the current piece is about into `value`.
+    /// Puts the part of `whole` that the current chunk is about into `value`.
     fn put<A: Clone, V: Clone>(
         &mut self,
         name: &str,
@@ -42,13 +42,13 @@ impl<'a> Forced<'a> {
         }
         let layout = Stage::parse(name).map_or(Layout::Whole, |stage| stage.layout);
         let done = self.done.entry(name.to_owned()).or_default();
-        let Some(piece) = piece(whole, value.shape(), layout, self.batch, done) else { return };
-        value.zip_mut_with(&piece, |to, from| *to = convert(from));
+        let Some(chunk) = chunk(whole, value.shape(), layout, self.batch, done) else { return };
+        value.zip_mut_with(&chunk, |to, from| *to = convert(from));
     }
 }
 
 /// The part of `whole` that has `shape` and comes after the first `done` tokens; for cached keys, the first ones.
-fn piece<A: Clone>(
+fn chunk<A: Clone>(
     whole: ArrayViewD<'_, A>,
     shape: &[usize],
     layout: Layout,
@@ -65,7 +65,7 @@ fn piece<A: Clone>(
     let first = |whole: ArrayViewD<'_, A>, axis: usize, keys: usize| {
         (keys <= whole.len_of(Axis(axis))).then(|| whole.slice_axis(Axis(axis), Slice::from(..keys)).to_owned())
     };
-    let piece = match layout {
+    let chunk = match layout {
         Layout::Tokens | Layout::Table | Layout::Logits => next(whole, 1, *shape.get(1)?)?,
         Layout::Heads => next(whole, 2, *shape.get(2)?)?,
         Layout::Scores | Layout::Weights => {
@@ -80,7 +80,7 @@ fn piece<A: Clone>(
         Layout::Keys => first(whole, 1, *shape.get(1)?)?,
         Layout::Whole => return None,
     };
-    piece.to_shape(shape).ok().map(|piece| piece.to_owned())
+    chunk.to_shape(shape).ok().map(|chunk| chunk.to_owned())
 }
 
 impl<T: Real> Tap<T> for Forced<'_> {
@@ -108,17 +108,17 @@ mod tests {
     }
 
     #[test]
-    fn forcing_goes_on_where_the_last_piece_ended() {
+    fn forcing_goes_on_where_the_last_chunk_ended() {
         let name = "model.layers.1.mlp.gate.topk_indices";
         let trace = trace(name, Values::Index(array![[0], [1], [2], [3], [4], [5]].into_dyn()));
         let mut forced = Forced::new(&trace, 2);
-        let mut piece = |tokens: usize| {
+        let mut chunk = |tokens: usize| {
             let mut indices = Array2::from_elem((tokens, 1), -1);
             Tap::<f32>::stage(&mut forced, name, StageValue::Index(indices.view_mut().into_dyn()));
             indices.into_raw_vec_and_offset().0
         };
-        assert_eq!(piece(4), [0, 1, 3, 4]);
-        assert_eq!(piece(2), [2, 5]);
+        assert_eq!(chunk(4), [0, 1, 3, 4]);
+        assert_eq!(chunk(2), [2, 5]);
     }
 
     #[test]
@@ -127,13 +127,13 @@ mod tests {
         let whole = Array4::from_shape_fn((1, 1, 3, 3), |(_, _, s, t)| (10 * s + t) as f64);
         let scores_trace = trace(scores, Values::Real(Dtype::F64, whole.into_dyn()));
         let mut forced = Forced::new(&scores_trace, 1);
-        let mut piece = |rows: usize, keys: usize| {
+        let mut chunk = |rows: usize, keys: usize| {
             let mut value = Array4::<f64>::zeros((1, 1, rows, keys));
             forced.stage(scores, StageValue::Real(value.view_mut().into_dyn()));
             value.into_raw_vec_and_offset().0
         };
-        assert_eq!(piece(2, 2), [0.0, 1.0, 10.0, 11.0]);
-        assert_eq!(piece(1, 3), [20.0, 21.0, 22.0]);
+        assert_eq!(chunk(2, 2), [0.0, 1.0, 10.0, 11.0]);
+        assert_eq!(chunk(1, 3), [20.0, 21.0, 22.0]);
 
         let keys = "past_key_values.0.k_pe";
         let keys_trace = trace(keys, Values::Real(Dtype::F64, array![[[1.0], [2.0], [3.0]]].into_dyn()));

@@ -4,26 +4,26 @@ use dsv2_reference::Real;
 use dsv2_reference::tap::{StageValue, Tap};
 use indexmap::IndexMap;
 
-use crate::backend::{Choice, Precision};
+use crate::precision::{Choice, Precision};
 use crate::values::Values;
 
-/// Keeps what it sees, piece by piece.
+/// Keeps what it sees, chunk by chunk.
 pub struct Recorder<'a> {
     /// Which stages to keep; all, if there is no choice.
     stages: Option<Choice<'a>>,
     precision: Precision,
-    pieces: IndexMap<String, Vec<Values>>,
+    chunks: IndexMap<String, Vec<Values>>,
 }
 
 impl<'a> Recorder<'a> {
     /// A recorder for a computation in `precision`.
     pub fn new(precision: Precision, stages: Option<Choice<'a>>) -> Self {
-        Recorder { stages, precision, pieces: IndexMap::new() }
+        Recorder { stages, precision, chunks: IndexMap::new() }
     }
 
     /// What was recorded of each stage, in order.
-    pub fn into_pieces(self) -> IndexMap<String, Vec<Values>> {
-        self.pieces
+    pub fn into_chunks(self) -> IndexMap<String, Vec<Values>> {
+        self.chunks
     }
 }
 
@@ -36,7 +36,7 @@ impl<T: Real> Tap<T> for Recorder<'_> {
             StageValue::Real(a) => Values::Real(self.precision.stored(name), a.mapv(Real::to_f64)),
             StageValue::Index(a) => Values::Index(a.to_owned()),
         };
-        self.pieces.entry(name.to_owned()).or_default().push(value);
+        self.chunks.entry(name.to_owned()).or_default().push(value);
     }
 }
 
@@ -54,7 +54,7 @@ mod tests {
             let mut a = array![1.0f32];
             recorder.stage(name, StageValue::Real(a.view_mut().into_dyn()));
         }
-        let kept: Vec<_> = recorder.into_pieces().into_iter().map(|(name, v)| (name, v[0].describe())).collect();
+        let kept: Vec<_> = recorder.into_chunks().into_iter().map(|(name, v)| (name, v[0].describe())).collect();
         assert_eq!(kept, [("model.norm".into(), "BF16 [1]".into()), ("model.rotary_emb.cos".into(), "F32 [1]".into())]);
     }
 }

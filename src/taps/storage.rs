@@ -9,13 +9,14 @@
 //! A cache may have a narrower type of its own ([`CacheFormat`](dsv2_reference::model::cache::CacheFormat)): that is not done here, but
 //! by the reference's cache, which then holds real bytes.
 
+use dsv2_reference::stage::table::*;
+use dsv2_reference::stage::{Stage, flow};
 use dsv2_reference::tap::{StageValue, Tap};
 use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dtype, Real};
 use ndarray::ArrayViewMutD;
 
-use crate::judge::routing::unit_roundoff;
-use crate::stage::flow;
+use crate::precision::unit_roundoff;
 
 /// Reads the operands of matrix products as TF32 does: rounded to 10 bits of fraction.
 pub struct Tf32Operands {
@@ -24,26 +25,28 @@ pub struct Tf32Operands {
 }
 
 /// Stages that are read by a matrix product.
-const OPERANDS: [&str; 13] = [
-    ".input_layernorm",
-    ".q_proj",
-    ".q_a_layernorm",
-    ".q_b_proj",
-    ".q_pe",
-    ".k_pe",
-    ".kv_a_layernorm",
-    ".compressed_kv",
-    ".kv_b_proj",
-    ".attn_weights",
-    ".attn_output",
-    ".post_attention_layernorm",
-    "model.norm",
+const OPERANDS: [&str; 14] = [
+    INPUT_LAYERNORM,
+    Q_PROJ,
+    Q_A_LAYERNORM,
+    Q_B_PROJ,
+    Q_PE,
+    K_PE,
+    KV_A_LAYERNORM,
+    CACHED_KV,
+    CACHED_K_PE,
+    KV_B_PROJ,
+    ATTN_WEIGHTS,
+    ATTN_OUTPUT,
+    POST_ATTENTION_LAYERNORM,
+    NORM,
 ];
 
 impl Tf32Operands {
     fn reads(&self, name: &str) -> bool {
-        let goes_to_cache = name.ends_with(".kv_a_layernorm") || name.ends_with(".self_attn.k_pe");
-        OPERANDS.iter().any(|end| name.ends_with(end)) && !(self.cached && goes_to_cache)
+        let Some(Stage { kind, .. }) = Stage::parse(name) else { return false };
+        let goes_to_cache = [KV_A_LAYERNORM, K_PE].contains(&kind);
+        OPERANDS.contains(&kind) && !(self.cached && goes_to_cache)
     }
 }
 
@@ -93,22 +96,22 @@ const ROUNDING: f64 = 0.42;
 /// How often a program of small kernels rounds on the way from one stage to the next, and whether what it rounds there is of
 /// the stage's own elements or of many that are then summed.
 fn roundings_inside(name: &str, config: &DeepseekV2Config) -> (usize, Rounded) {
-    match name.rsplit('.').next().unwrap_or(name) {
+    match Stage::parse(name).map_or(name, |stage| stage.kind) {
         // normalised, before the gain
-        "input_layernorm" | "q_a_layernorm" | "kv_a_layernorm" | "norm" => (1, Rounded::Elements),
+        INPUT_LAYERNORM | Q_A_LAYERNORM | KV_A_LAYERNORM | NORM => (1, Rounded::Elements),
         // the same, and the residual stream between attention and MLP
-        "post_attention_layernorm" => (2, Rounded::Elements),
-        layer if layer.parse::<usize>().is_ok() => (1, Rounded::Elements),
+        POST_ATTENTION_LAYERNORM => (2, Rounded::Elements),
+        LAYER => (1, Rounded::Elements),
         // the product, scaled, then masked
-        "attn_scores" => (2, Rounded::Elements),
+        ATTN_SCORES => (2, Rounded::Elements),
         // activation, product with the other half
-        "down_proj" => (2, Rounded::Sums),
+        DOWN_PROJ => (2, Rounded::Sums),
         // gate and up as well
-        "shared_experts" => (3, Rounded::Sums),
+        SHARED_EXPERTS => (3, Rounded::Sums),
         // and the output with its weight, expert by expert
-        "experts" => (4 + config.experts_per_token().unwrap_or(0), Rounded::Sums),
+        EXPERTS => (4 + config.experts_per_token().unwrap_or(0), Rounded::Sums),
         // a classifier's, in the type of its logits: difference, square, mean
-        "loss" => (4, Rounded::Elements),
+        LOSS => (4, Rounded::Elements),
         _ => (0, Rounded::Elements),
     }
 }

@@ -5,6 +5,7 @@
 //! cheaper for a few. No weight is copied for it: W^UK and W^UV are views of `kv_b_proj`.
 
 use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::stage::layer_path;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
 use super::Settings;
@@ -74,7 +75,7 @@ pub(super) struct Context {
 
 impl Attention {
     pub(super) fn load(config: &DeepseekV2Config, dialect: Dialect, layer: usize, loader: &mut Loader) -> Result<Self> {
-        let path = format!("model.layers.{layer}.self_attn");
+        let path = format!("{}.self_attn", layer_path(layer));
         let &DeepseekV2Config { hidden_size, num_attention_heads: heads, kv_lora_rank: latent, attention_bias, .. } =
             config;
         let &DeepseekV2Config { qk_nope_head_dim: nope, qk_rope_head_dim: rope, v_head_dim: value, .. } = config;

@@ -14,6 +14,7 @@
 use std::str::FromStr;
 
 use dsv2_reference::config::TopkMethod;
+use dsv2_reference::stage::layer_path;
 use dsv2_reference::{Activation, DeepseekV2Config, Dialect};
 
 use super::Settings;
@@ -57,7 +58,7 @@ pub(super) struct MixtureOfExperts {
 
 impl FeedForward {
     pub(super) fn load(config: &DeepseekV2Config, dialect: Dialect, layer: usize, loader: &mut Loader) -> Result<Self> {
-        let path = format!("model.layers.{layer}.mlp");
+        let path = format!("{}.mlp", layer_path(layer));
         if !config.is_moe_layer(layer, dialect) {
             return Ok(FeedForward::Dense(Box::new(Mlp::load(config, &path, config.intermediate_size, loader)?)));
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::DeepseekV2Config;
+use crate::stage::layer_path;
 use crate::{Dialect, Error};
 
 /// What stands on top of the transformer.
@@ -56,7 +57,7 @@ impl DeepseekV2Config {
         let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
         list.add("model.embed_tokens.weight", &[self.vocab_size, hidden]);
         for layer in 0..self.num_hidden_layers {
-            let layer_name = format!("model.layers.{layer}");
+            let layer_name = layer_path(layer);
             list.add(format!("{layer_name}.input_layernorm.weight"), &[hidden]);
 
             let attention = format!("{layer_name}.self_attn");

@@ -50,6 +50,7 @@ use crate::model::linear::Linear;
 use crate::model::mask::{attention_bias, default_position_ids};
 use crate::model::norm::RmsNorm;
 use crate::model::rope::RotaryEmbedding;
+use crate::stage::layer_path;
 use crate::tap::Scope;
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Error, NoTap, Real, Result};
@@ -74,7 +75,7 @@ impl<T: Real> MultiTokenPrediction<T> {
     pub fn load(config: &DeepseekV2Config, layer: usize, weights: &dyn WeightSource) -> Result<Self> {
         // Such a layer always has experts, whatever its index is.
         let config = &DeepseekV2Config { first_k_dense_replace: 0, ..config.clone() };
-        let (path, width) = (format!("model.layers.{layer}"), config.hidden_size);
+        let (path, width) = (layer_path(layer), config.hidden_size);
         let norm = |name: &str| RmsNorm::load(weights, &format!("{path}.{name}"), width, config.rms_norm_eps);
         let moe = |path: &str| {
             let gate = DeepseekV3TopkRouter::load(config, &format!("{path}.gate"), weights)?;

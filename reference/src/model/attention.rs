@@ -54,6 +54,7 @@ use crate::model::heads::{merge_heads, split_heads};
 use crate::model::linear::Linear;
 use crate::model::norm::{LATENT_NORM_EPS, RmsNorm};
 use crate::model::rope::{RotaryTables, softmax_scale};
+use crate::stage::layer_path;
 use crate::tap::Scope;
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Real, Result};
@@ -97,7 +98,7 @@ impl<T: Real> DeepseekV2Attention<T> {
     /// # Errors
     /// If a weight is missing or has another shape than the config implies.
     pub fn load(config: &DeepseekV2Config, dialect: Dialect, layer: usize, weights: &dyn WeightSource) -> Result<Self> {
-        let path = format!("model.layers.{layer}.self_attn");
+        let path = format!("{}.self_attn", layer_path(layer));
         // `attention_bias` puts a bias on exactly three projections.
         let linear =
             |name: &str, rows, columns, bias| Linear::load(weights, &format!("{path}.{name}"), rows, columns, bias);

@@ -12,6 +12,7 @@ use crate::model::attention::{AttentionContext, DeepseekV2Attention};
 use crate::model::cache::LayerCache;
 use crate::model::experts::{DeepseekV2Mlp, DeepseekV2Moe};
 use crate::model::norm::RmsNorm;
+use crate::stage::layer_path;
 use crate::tap::Scope;
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Real, Result};
@@ -58,7 +59,7 @@ impl<T: Real> DeepseekV2DecoderLayer<T> {
         weights: &dyn WeightSource,
         moe: impl FnOnce(&str) -> Result<DeepseekV2Moe<T>>,
     ) -> Result<Self> {
-        let path = format!("model.layers.{layer}");
+        let path = layer_path(layer);
         let norm =
             |name: &str| RmsNorm::load(weights, &format!("{path}.{name}"), config.hidden_size, config.rms_norm_eps);
         let mlp_path = format!("{path}.mlp");

@@ -1,20 +1,35 @@
-//! Sums in another order, softmax piece by piece.
+//! Sums in another order, softmax chunk by chunk.
 
+use dsv2_reference::stage::table::*;
 use ndarray::{Array1, Array4, ArrayD, Axis, s};
 
 use super::{Benign, any};
 use crate::mutants::arithmetic::{Dot, blocked, pairwise, reversed, sequential, to_f32, unfused};
-use crate::mutants::kinds::*;
 use crate::mutants::scene::Scene;
 use crate::mutants::scene::shaped;
-use crate::mutants::{Act, At, Variant};
+use crate::mutants::{At, Variant, real};
 
 /// Everything that is a sum of products of weights.
-const PRODUCTS: &[&str] = &[Q, Q_A, Q_B, KV_A, KV_B, O, GATE, UP, DOWN, LOGITS, EXPERTS, SHARED, LM_HEAD, SCORE];
+const PRODUCTS: &[&str] = &[
+    Q_PROJ,
+    Q_A_PROJ,
+    Q_B_PROJ,
+    KV_A_PROJ,
+    KV_B_PROJ,
+    O_PROJ,
+    GATE_PROJ,
+    UP_PROJ,
+    DOWN_PROJ,
+    ROUTER_LOGITS,
+    EXPERTS,
+    SHARED_EXPERTS,
+    LM_HEAD,
+    SCORE,
+];
 
 macro_rules! order {
     ($id:literal, $what:literal, $dot:expr) => {
-        Benign::of($id, $what, any, Variant { acts: &[(PRODUCTS, Act::Real(|s, at| summed(s, at, $dot)))] })
+        Benign::of($id, $what, any, Variant { acts: &[real(PRODUCTS, |s, at| summed(s, at, $dot))] })
     };
 }
 
@@ -32,7 +47,7 @@ pub const BENIGN: &[Benign] = &[
         applies: any,
         absorbed: false,
         absent: &[".attn_scores", ".attn_weights"],
-        variant: Some(Variant { acts: &[(&[ATTENTION], Act::Real(|s, at| online(s, at, f64::exp, 1.0)))] }),
+        variant: Some(Variant { acts: &[real(&[ATTN_OUTPUT], |s, at| online(s, at, f64::exp, 1.0))] }),
     },
     Benign {
         id: "online_softmax_exp2",
@@ -41,7 +56,7 @@ pub const BENIGN: &[Benign] = &[
         absorbed: false,
         absent: &[".attn_scores", ".attn_weights"],
         variant: Some(Variant {
-            acts: &[(&[ATTENTION], Act::Real(|s, at| online(s, at, f64::exp2, std::f64::consts::LOG2_E)))],
+            acts: &[real(&[ATTN_OUTPUT], |s, at| online(s, at, f64::exp2, std::f64::consts::LOG2_E))],
         }),
     },
 ];
@@ -53,7 +68,7 @@ fn summed(scene: &Scene<'_>, at: At<'_>, dot: Dot) -> Option<ArrayD<f64>> {
             let routed = scene.routed(at.layer)?;
             routed.sum(at.value, |e, x| routed.experts[e].forward(x, dot))
         }
-        SHARED => {
+        SHARED_EXPERTS => {
             let (x, expert) = scene.shared(at.layer)?;
             shaped(expert.forward(&x, dot), at.value)
         }
@@ -63,7 +78,7 @@ fn summed(scene: &Scene<'_>, at: At<'_>, dot: Dot) -> Option<ArrayD<f64>> {
 
 /// Softmax and the sum of values in one pass over blocks of keys, in fp32; weights are stored as the model's numbers are.
 fn online(scene: &Scene<'_>, at: At<'_>, exp: fn(f64) -> f64, unit: f64) -> Option<ArrayD<f64>> {
-    let scores = scene.unrounded(SCORES, at.layer)?.clone().into_dimensionality::<ndarray::Ix4>().ok()?;
+    let scores = scene.unrounded(ATTN_SCORES, at.layer)?.clone().into_dimensionality::<ndarray::Ix4>().ok()?;
     let values = scene.values(at.layer)?;
     let (batch, heads, length, keys) = scores.dim();
     let width = values.len_of(Axis(3));

@@ -1,14 +1,14 @@
 //! Roundings in other places than the reference's: norms, the residual stream, attention.
 
+use dsv2_reference::stage::table::*;
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
 use super::{Benign, any, narrow};
 use crate::mutants::arithmetic::{exact, mean_square, product, rms_norm, to_f32};
-use crate::mutants::kinds::*;
 use crate::mutants::scene::{Scene, rows, shaped};
-use crate::mutants::{Act, At, Variant};
+use crate::mutants::{At, Variant, real};
 
-const NORMS: &[&str] = &[INPUT_NORM, Q_A_NORM, KV_A_NORM, POST_NORM, FINAL_NORM];
+const NORMS: &[&str] = &[INPUT_LAYERNORM, Q_A_LAYERNORM, KV_A_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM];
 
 pub const BENIGN: &[Benign] = &[
     Benign::of(
@@ -16,15 +16,12 @@ pub const BENIGN: &[Benign] = &[
         "Norms round the normed value before it is multiplied by the gain (Transformers' order).",
         any,
         Variant {
-            acts: &[(
-                NORMS,
-                Act::Real(|s, at| {
-                    s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
-                        let scale = to_f32(1.0 / to_f32(mean_square(x) + eps).sqrt());
-                        x.mapv(|x| s.keep(to_f32(x * scale))) * w
-                    })
-                }),
-            )],
+            acts: &[real(NORMS, |s, at| {
+                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
+                    let scale = to_f32(1.0 / to_f32(mean_square(x) + eps).sqrt());
+                    x.mapv(|x| s.keep(to_f32(x * scale))) * w
+                })
+            })],
         },
     ),
     Benign::of(
@@ -32,15 +29,12 @@ pub const BENIGN: &[Benign] = &[
         "Norms multiply by the gain before they divide.",
         any,
         Variant {
-            acts: &[(
-                NORMS,
-                Act::Real(|s, at| {
-                    s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
-                        let root = to_f32(to_f32(mean_square(x) + eps).sqrt());
-                        (&x * w).mapv(|y| to_f32(to_f32(y) / root))
-                    })
-                }),
-            )],
+            acts: &[real(NORMS, |s, at| {
+                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
+                    let root = to_f32(to_f32(mean_square(x) + eps).sqrt());
+                    (&x * w).mapv(|y| to_f32(to_f32(y) / root))
+                })
+            })],
         },
     ),
     Benign::of(
@@ -49,8 +43,8 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[
-                (&[INPUT_NORM, POST_NORM, FINAL_NORM], Act::Real(norm_of_wide_stream)),
-                (&[LAYER], Act::Real(|s, at| shaped(wide_middle(s, at.layer)? + s.feed_forward(at.layer)?, at.value))),
+                real(&[INPUT_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM], norm_of_wide_stream),
+                real(&[LAYER], |s, at| shaped(wide_middle(s, at.layer)? + s.feed_forward(at.layer)?, at.value)),
             ],
         },
     ),
@@ -60,21 +54,15 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[
-                (
-                    &[POST_NORM],
-                    Act::Real(|s, at| {
-                        let mut input = s.norm_input(POST_NORM, at.layer)?;
-                        input.rows.mapv_inplace(|x| s.keep(x));
-                        input.each(at.value, rms_norm)
-                    }),
-                ),
-                (
-                    &[LAYER],
-                    Act::Real(|s, at| {
-                        let middle = s.middle(at.layer)?.mapv(|x| s.keep(x));
-                        shaped(middle + s.feed_forward(at.layer)?, at.value)
-                    }),
-                ),
+                real(&[POST_ATTENTION_LAYERNORM], |s, at| {
+                    let mut input = s.norm_input(POST_ATTENTION_LAYERNORM, at.layer)?;
+                    input.rows.mapv_inplace(|x| s.keep(x));
+                    input.each(at.value, rms_norm)
+                }),
+                real(&[LAYER], |s, at| {
+                    let middle = s.middle(at.layer)?.mapv(|x| s.keep(x));
+                    shaped(middle + s.feed_forward(at.layer)?, at.value)
+                }),
             ],
         },
     ),
@@ -84,26 +72,20 @@ pub const BENIGN: &[Benign] = &[
         narrow,
         Variant {
             acts: &[
-                (
-                    &[Q_A_NORM, KV_A_NORM],
-                    Act::Real(|s, at| {
-                        let mut input = s.norm_input(at.kind, at.layer)?;
-                        let source = if at.kind == Q_A_NORM { Q_A } else { KV_A };
-                        let width = input.gain.len();
-                        input.rows = rows(s.unrounded(source, at.layer)?)?.slice_move(s![.., ..width]);
-                        input.each(at.value, rms_norm)
-                    }),
-                ),
-                (
-                    &[K_PE],
-                    Act::Real(|s, at| {
-                        let both = s.unrounded(KV_A, at.layer)?.clone().into_dimensionality::<ndarray::Ix3>().ok()?;
-                        let keys = both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1));
-                        let mut keys = keys.as_standard_layout().into_owned();
-                        s.rotary()?.rotate(&mut keys);
-                        Some(keys.into_dyn())
-                    }),
-                ),
+                real(&[Q_A_LAYERNORM, KV_A_LAYERNORM], |s, at| {
+                    let mut input = s.norm_input(at.kind, at.layer)?;
+                    let source = if at.kind == Q_A_LAYERNORM { Q_A_PROJ } else { KV_A_PROJ };
+                    let width = input.gain.len();
+                    input.rows = rows(s.unrounded(source, at.layer)?)?.slice_move(s![.., ..width]);
+                    input.each(at.value, rms_norm)
+                }),
+                real(&[K_PE], |s, at| {
+                    let both = s.unrounded(KV_A_PROJ, at.layer)?.clone().into_dimensionality::<ndarray::Ix3>().ok()?;
+                    let keys = both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1));
+                    let mut keys = keys.as_standard_layout().into_owned();
+                    s.rotary()?.rotate(&mut keys);
+                    Some(keys.into_dyn())
+                }),
             ],
         },
     ),
@@ -112,14 +94,11 @@ pub const BENIGN: &[Benign] = &[
         "q·k is rounded, then the scaled score, then the masked one (Transformers' eager attention).",
         narrow,
         Variant {
-            acts: &[(
-                &[SCORES],
-                Act::Real(|s, at| {
-                    let scale = s.softmax_scale()?;
-                    let scores = s.heads(at.layer)?.scores().mapv(|score| s.keep(s.keep(score) * scale));
-                    Some((scores + s.bias()?).into_dyn())
-                }),
-            )],
+            acts: &[real(&[ATTN_SCORES], |s, at| {
+                let scale = s.softmax_scale()?;
+                let scores = s.heads(at.layer)?.scores().mapv(|score| s.keep(s.keep(score) * scale));
+                Some((scores + s.bias()?).into_dyn())
+            })],
         },
     ),
     Benign::of(
@@ -127,13 +106,10 @@ pub const BENIGN: &[Benign] = &[
         "The attention weights are not rounded before they meet the values.",
         narrow,
         Variant {
-            acts: &[(
-                &[ATTENTION],
-                Act::Real(|s, at| {
-                    let weights = s.unrounded(WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
-                    s.attend_with(&weights, &s.values(at.layer)?)
-                }),
-            )],
+            acts: &[real(&[ATTN_OUTPUT], |s, at| {
+                let weights = s.unrounded(ATTN_WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
+                s.attend_with(&weights, &s.values(at.layer)?)
+            })],
         },
     ),
     Benign {
@@ -142,15 +118,13 @@ pub const BENIGN: &[Benign] = &[
         applies: narrow,
         absorbed: true,
         absent: &[],
-        variant: Some(Variant {
-            acts: &[(&[SCORES], Act::Real(latent_scores)), (&[ATTENTION], Act::Real(latent_attention))],
-        }),
+        variant: Some(Variant { acts: &[real(&[ATTN_SCORES], latent_scores), real(&[ATTN_OUTPUT], latent_attention)] }),
     },
 ];
 
 /// The stream after attention, of a stream that is not rounded between layers.
 fn wide_middle(scene: &Scene<'_>, layer: usize) -> Option<Array2<f64>> {
-    Some(wide_stream(scene, layer)? + scene.rows(O, layer)?)
+    Some(wide_stream(scene, layer)? + scene.rows(O_PROJ, layer)?)
 }
 
 fn wide_stream(scene: &Scene<'_>, layer: usize) -> Option<Array2<f64>> {
@@ -163,8 +137,8 @@ fn wide_stream(scene: &Scene<'_>, layer: usize) -> Option<Array2<f64>> {
 fn norm_of_wide_stream(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
     let mut input = scene.norm_input(at.kind, at.layer)?;
     input.rows = match at.kind {
-        POST_NORM => wide_middle(scene, at.layer)?,
-        FINAL_NORM => wide_stream(scene, scene.config().num_hidden_layers)?,
+        POST_ATTENTION_LAYERNORM => wide_middle(scene, at.layer)?,
+        NORM => wide_stream(scene, scene.config().num_hidden_layers)?,
         _ => wide_stream(scene, at.layer)?,
     };
     input.each(at.value, rms_norm)
@@ -191,7 +165,7 @@ fn latent_scores(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
 
 /// Values from a rounded sum of latents.
 fn latent_attention(scene: &Scene<'_>, at: At<'_>) -> Option<ArrayD<f64>> {
-    let (weights, latents) = (scene.real4(WEIGHTS, at.layer)?, scene.latents(at.layer)?);
+    let (weights, latents) = (scene.real4(ATTN_WEIGHTS, at.layer)?, scene.latents(at.layer)?);
     let (batch, heads, length, _) = weights.dim();
     let mut output = Array4::zeros((batch, length, heads, scene.config().v_head_dim));
     for h in 0..heads {

@@ -1,12 +1,12 @@
 //! Queries, keys and values that are put together wrongly, expanded or absorbed.
 
+use dsv2_reference::stage::table::{ATTN_OUTPUT, ATTN_SCORES, ATTN_WEIGHTS, O_PROJ};
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
 use super::{always, several_heads, several_tokens, unreported};
-use crate::mutants::kinds::{ATTENTION, O, SCORES, WEIGHTS};
 use crate::mutants::parts::expand;
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Mutant};
+use crate::mutants::{At, Mutant, real};
 
 pub const MUTANTS: &[Mutant] = &[
     unreported(
@@ -14,22 +14,16 @@ pub const MUTANTS: &[Mutant] = &[
         always,
         "Of each head, kv_b_proj is read as values, then keys.",
         &[
-            (
-                &[SCORES],
-                Act::Real(|s, at| {
-                    let v = s.config().v_head_dim;
-                    let keys = s.keys_and_values_by_head(at.layer)?.slice_move(s![.., .., .., v..]);
-                    scores_of(s, at, keys)
-                }),
-            ),
-            (
-                &[ATTENTION],
-                Act::Real(|s, at| {
-                    let v = s.config().v_head_dim;
-                    let values = s.keys_and_values_by_head(at.layer)?.slice_move(s![.., .., .., ..v]);
-                    s.attend_with(&s.real4(WEIGHTS, at.layer)?, &values)
-                }),
-            ),
+            real(&[ATTN_SCORES], |s, at| {
+                let v = s.config().v_head_dim;
+                let keys = s.keys_and_values_by_head(at.layer)?.slice_move(s![.., .., .., v..]);
+                scores_of(s, at, keys)
+            }),
+            real(&[ATTN_OUTPUT], |s, at| {
+                let v = s.config().v_head_dim;
+                let values = s.keys_and_values_by_head(at.layer)?.slice_move(s![.., .., .., ..v]);
+                s.attend_with(&s.real4(ATTN_WEIGHTS, at.layer)?, &values)
+            }),
         ],
     ),
     unreported(
@@ -37,123 +31,100 @@ pub const MUTANTS: &[Mutant] = &[
         several_heads,
         "kv_b_proj is read as all heads' keys, then all heads' values.",
         &[
-            (&[SCORES], Act::Real(|s, at| scores_of(s, at, by_part(s, at.layer)?.0))),
-            (&[ATTENTION], Act::Real(|s, at| s.attend_with(&s.real4(WEIGHTS, at.layer)?, &by_part(s, at.layer)?.1))),
+            real(&[ATTN_SCORES], |s, at| scores_of(s, at, by_part(s, at.layer)?.0)),
+            real(&[ATTN_OUTPUT], |s, at| s.attend_with(&s.real4(ATTN_WEIGHTS, at.layer)?, &by_part(s, at.layer)?.1)),
         ],
     ),
     unreported(
         "kpe_head0_only",
         several_heads,
         "The rotated key is used by the first head only.",
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| {
-                let heads = s.heads(at.layer)?;
-                let mut rotated = heads.pe_scores();
-                rotated.slice_mut(s![.., 1.., .., ..]).fill(0.0);
-                s.masked(heads.nope_scores() + rotated)
-            }),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            let heads = s.heads(at.layer)?;
+            let mut rotated = heads.pe_scores();
+            rotated.slice_mut(s![.., 1.., .., ..]).fill(0.0);
+            s.masked(heads.nope_scores() + rotated)
+        })],
     ),
     unreported(
         "kpe_dropped",
         always,
         "The rotated part does not enter the scores.",
-        &[(&[SCORES], Act::Real(|s, at| s.masked(s.heads(at.layer)?.nope_scores())))],
+        &[real(&[ATTN_SCORES], |s, at| s.masked(s.heads(at.layer)?.nope_scores()))],
     ),
     unreported(
         "nope_dropped",
         always,
         "The part without position does not enter the scores.",
-        &[(&[SCORES], Act::Real(|s, at| s.masked(s.heads(at.layer)?.pe_scores())))],
+        &[real(&[ATTN_SCORES], |s, at| s.masked(s.heads(at.layer)?.pe_scores()))],
     ),
     unreported(
         "abs_uk_T",
         |case| case.config.qk_nope_head_dim == case.config.kv_lora_rank,
         "Absorbed: W^UK is not transposed (where it is square).",
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| scores_of(s, at, keys_from(s, at.layer, |w_uk, head| w_uk[head].t().to_owned())?)),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            scores_of(s, at, keys_from(s, at.layer, |w_uk, head| w_uk[head].t().to_owned())?)
+        })],
     ),
     unreported(
         "abs_uk_headroll",
         several_heads,
         "Absorbed: each head has the W^UK of the next.",
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| {
-                scores_of(s, at, keys_from(s, at.layer, |w_uk, head| w_uk[(head + 1) % w_uk.len()].clone())?)
-            }),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            scores_of(s, at, keys_from(s, at.layer, |w_uk, head| w_uk[(head + 1) % w_uk.len()].clone())?)
+        })],
     ),
     unreported(
         "abs_uv_headroll",
         several_heads,
         "Absorbed: each head has the W^UV of the next.",
-        &[(
-            &[ATTENTION],
-            Act::Real(|s, at| {
-                let values = s.values(at.layer)?;
-                let rolled: Vec<usize> =
-                    (0..values.len_of(Axis(1))).map(|h| (h + 1) % values.len_of(Axis(1))).collect();
-                s.attend_with(&s.real4(WEIGHTS, at.layer)?, &values.select(Axis(1), &rolled))
-            }),
-        )],
+        &[real(&[ATTN_OUTPUT], |s, at| {
+            let values = s.values(at.layer)?;
+            let rolled: Vec<usize> = (0..values.len_of(Axis(1))).map(|h| (h + 1) % values.len_of(Axis(1))).collect();
+            s.attend_with(&s.real4(ATTN_WEIGHTS, at.layer)?, &values.select(Axis(1), &rolled))
+        })],
     ),
     unreported(
         "abs_uv_for_uk",
         |case| case.config.v_head_dim >= case.config.qk_nope_head_dim,
         "Absorbed: W^UV stands where W^UK should.",
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| {
-                let n = s.config().qk_nope_head_dim;
-                scores_of(s, at, s.values(at.layer)?.slice_move(s![.., .., .., ..n]))
-            }),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            let n = s.config().qk_nope_head_dim;
+            scores_of(s, at, s.values(at.layer)?.slice_move(s![.., .., .., ..n]))
+        })],
     ),
     unreported(
         "heads_transposed",
         |case| several_heads(case) && several_tokens(case),
         "The heads' outputs are laid side by side without exchanging heads and tokens.",
-        &[(
-            &[ATTENTION],
-            Act::Real(|s, at| {
-                let (batch, length, _) = s.dims();
-                let c = s.config();
-                let by_token = at.value.to_shape((batch, length, c.num_attention_heads, c.v_head_dim)).ok()?;
-                let by_head = by_token.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned();
-                Some(by_head.into_shape_with_order(at.value.raw_dim()).ok()?.into_dyn())
-            }),
-        )],
+        &[real(&[ATTN_OUTPUT], |s, at| {
+            let (batch, length, _) = s.dims();
+            let c = s.config();
+            let by_token = at.value.to_shape((batch, length, c.num_attention_heads, c.v_head_dim)).ok()?;
+            let by_head = by_token.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned();
+            Some(by_head.into_shape_with_order(at.value.raw_dim()).ok()?.into_dyn())
+        })],
     ),
     unreported(
         "lastrow_tile",
         several_tokens,
         "The last query's last key lies in a tile that is not read.",
-        &[(
-            &[ATTENTION],
-            Act::Real(|s, at| {
-                let mut weights = s.real4(WEIGHTS, at.layer)?;
-                weights.slice_mut(s![.., .., -1, -1]).fill(0.0);
-                s.attend_with(&weights, &s.values(at.layer)?)
-            }),
-        )],
+        &[real(&[ATTN_OUTPUT], |s, at| {
+            let mut weights = s.real4(ATTN_WEIGHTS, at.layer)?;
+            weights.slice_mut(s![.., .., -1, -1]).fill(0.0);
+            s.attend_with(&weights, &s.values(at.layer)?)
+        })],
     ),
     unreported(
         "one_elem",
         always,
         "One number of the output of attention is a quarter of the usual size off.",
-        &[(
-            &[O],
-            Act::Real(|_, at| {
-                let mut output = at.value.clone();
-                let size = (output.iter().map(|x| x * x).sum::<f64>() / output.len() as f64).sqrt();
-                *output.iter_mut().last()? += 0.25 * size;
-                Some(output)
-            }),
-        )],
+        &[real(&[O_PROJ], |_, at| {
+            let mut output = at.value.clone();
+            let size = (output.iter().map(|x| x * x).sum::<f64>() / output.len() as f64).sqrt();
+            *output.iter_mut().last()? += 0.25 * size;
+            Some(output)
+        })],
     ),
 ];
 

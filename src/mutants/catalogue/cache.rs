@@ -1,73 +1,50 @@
 //! A cache that holds the wrong things.
 
+use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, KV_A_PROJ};
 use ndarray::{ArrayD, Axis, Slice, s};
 
-use super::{cached, chunked, several_tokens};
-use crate::mutants::kinds::{CACHED_KEY, CACHED_LATENT, KV_A};
+use super::{cached, chunked, several_tokens, unreported};
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Class, Mutant, Variant};
+use crate::mutants::{At, Mutant, real};
 
 pub const MUTANTS: &[Mutant] = &[
-    Mutant {
-        id: "append_overwrite_last",
-        class: Class::Structural,
-        what: "New tokens are written over the last cached one; the last place keeps its copy.",
-        report: None,
-        applies: |case| cached(case) && chunked(case),
-        variant: Variant { acts: &[(&[CACHED_LATENT, CACHED_KEY], Act::Real(shifted))] },
-    },
-    Mutant {
-        id: "append_reversed",
-        class: Class::Structural,
-        what: "The new tokens of a piece are cached in the wrong order.",
-        report: None,
-        applies: |case| cached(case) && several_tokens(case),
-        variant: Variant {
-            acts: &[(
-                &[CACHED_LATENT, CACHED_KEY],
-                Act::Real(|s, at| {
-                    let mut kept = at.value.clone();
-                    let new = Slice::from(s.past()..);
-                    let mut reversed = at.value.slice_axis(Axis(1), new).to_owned();
-                    reversed.invert_axis(Axis(1));
-                    kept.slice_axis_mut(Axis(1), new).assign(&reversed);
-                    Some(kept)
-                }),
-            )],
-        },
-    },
-    Mutant {
-        id: "cache_raw_latent",
-        class: Class::Structural,
-        what: "The latent is cached before it is normed.",
-        report: None,
-        applies: cached,
-        variant: Variant {
-            acts: &[(
-                &[CACHED_LATENT],
-                Act::Real(|s, at| {
-                    let both = s.real3(KV_A, at.layer)?;
-                    with_new(s, at, both.slice(s![.., .., ..s.config().kv_lora_rank]).to_owned().into_dyn())
-                }),
-            )],
-        },
-    },
-    Mutant {
-        id: "cache_raw_key",
-        class: Class::Structural,
-        what: "The rotary key is cached before it is rotated.",
-        report: None,
-        applies: |case| cached(case) && several_tokens(case),
-        variant: Variant {
-            acts: &[(
-                &[CACHED_KEY],
-                Act::Real(|s, at| {
-                    let raw = s.unrotated_keys(at.layer)?.index_axis_move(Axis(1), 0);
-                    with_new(s, at, raw.into_dyn())
-                }),
-            )],
-        },
-    },
+    unreported(
+        "append_overwrite_last",
+        |case| cached(case) && chunked(case),
+        "New tokens are written over the last cached one; the last place keeps its copy.",
+        &[real(&[CACHED_KV, CACHED_K_PE], shifted)],
+    ),
+    unreported(
+        "append_reversed",
+        |case| cached(case) && several_tokens(case),
+        "The new tokens of a piece are cached in the wrong order.",
+        &[real(&[CACHED_KV, CACHED_K_PE], |s, at| {
+            let mut kept = at.value.clone();
+            let new = Slice::from(s.past()..);
+            let mut reversed = at.value.slice_axis(Axis(1), new).to_owned();
+            reversed.invert_axis(Axis(1));
+            kept.slice_axis_mut(Axis(1), new).assign(&reversed);
+            Some(kept)
+        })],
+    ),
+    unreported(
+        "cache_raw_latent",
+        cached,
+        "The latent is cached before it is normed.",
+        &[real(&[CACHED_KV], |s, at| {
+            let both = s.real3(KV_A_PROJ, at.layer)?;
+            with_new(s, at, both.slice(s![.., .., ..s.config().kv_lora_rank]).to_owned().into_dyn())
+        })],
+    ),
+    unreported(
+        "cache_raw_key",
+        |case| cached(case) && several_tokens(case),
+        "The rotary key is cached before it is rotated.",
+        &[real(&[CACHED_K_PE], |s, at| {
+            let raw = s.unrotated_keys(at.layer)?.index_axis_move(Axis(1), 0);
+            with_new(s, at, raw.into_dyn())
+        })],
+    ),
 ];
 
 /// The cache with `new` in the places of the new tokens.

@@ -1,130 +1,113 @@
 //! Right experts, wrongly used.
 
-use dsv2_reference::Activation;
-use ndarray::{Array2, ArrayD, Axis, s};
 use std::rc::Rc;
+
+use dsv2_reference::Activation;
+use dsv2_reference::stage::table::{DOWN_PROJ, EXPERTS, GATE_PROJ, MLP, SHARED_EXPERTS, UP_PROJ};
+use ndarray::{Array2, ArrayD, Axis, s};
 
 use super::{moe, several_experts, shared_experts, unreported};
 use crate::case::Case;
 use crate::mutants::arithmetic::exact;
-use crate::mutants::kinds::{DOWN, EXPERTS, GATE, MLP, SHARED, UP};
 use crate::mutants::parts::Expert;
 use crate::mutants::scene::{Scene, shaped};
-use crate::mutants::{Act, At, Class, Mutant, Variant};
+use crate::mutants::{At, Class, Mutant, Variant, real};
 
 /// Every feed-forward network: dense, routed, shared.
-const ALL: &[&str] = &[DOWN, EXPERTS, SHARED];
+const ALL: &[&str] = &[DOWN_PROJ, EXPERTS, SHARED_EXPERTS];
 
 pub const MUTANTS: &[Mutant] = &[
     unreported(
         "expert_order",
         several_experts,
         "Experts are sorted by index, their weights are not.",
-        &[(
-            &[EXPERTS],
-            Act::Real(|s, at| {
-                let mut routed = s.routed(at.layer)?;
-                for mut row in routed.choice.rows_mut() {
-                    let mut sorted = row.to_vec();
-                    sorted.sort_unstable();
-                    row.iter_mut().zip(sorted).for_each(|(slot, expert)| *slot = expert);
-                }
-                routed.right(at.value)
-            }),
-        )],
+        &[real(&[EXPERTS], |s, at| {
+            let mut routed = s.routed(at.layer)?;
+            for mut row in routed.choice.rows_mut() {
+                let mut sorted = row.to_vec();
+                sorted.sort_unstable();
+                row.iter_mut().zip(sorted).for_each(|(slot, expert)| *slot = expert);
+            }
+            routed.right(at.value)
+        })],
     ),
     unreported(
         "expert_roll",
         moe,
         "Each token goes to the expert after the chosen one.",
-        &[(
-            &[EXPERTS],
-            Act::Real(|s, at| {
-                let routed = s.routed(at.layer)?;
-                routed.sum(at.value, |e, x| routed.experts[(e + 1) % routed.experts.len()].forward(x, exact))
-            }),
-        )],
+        &[real(&[EXPERTS], |s, at| {
+            let routed = s.routed(at.layer)?;
+            routed.sum(at.value, |e, x| routed.experts[(e + 1) % routed.experts.len()].forward(x, exact))
+        })],
     ),
     unreported(
         "expert_gu_interleaved",
         moe,
         "The rows of gate and up, stacked, are read alternately.",
-        &[(
-            &[EXPERTS],
-            Act::Real(|s, at| {
-                let mut routed = s.routed(at.layer)?;
-                for expert in &mut routed.experts {
-                    let stacked = ndarray::concatenate(Axis(0), &[expert.gate.view(), expert.up.view()]).ok()?;
-                    expert.gate = Rc::new(stacked.slice(s![..;2, ..]).to_owned());
-                    expert.up = Rc::new(stacked.slice(s![1..;2, ..]).to_owned());
-                }
-                routed.right(at.value)
-            }),
-        )],
+        &[real(&[EXPERTS], |s, at| {
+            let mut routed = s.routed(at.layer)?;
+            for expert in &mut routed.experts {
+                let stacked = ndarray::concatenate(Axis(0), &[expert.gate.view(), expert.up.view()]).ok()?;
+                expert.gate = Rc::new(stacked.slice(s![..;2, ..]).to_owned());
+                expert.up = Rc::new(stacked.slice(s![1..;2, ..]).to_owned());
+            }
+            routed.right(at.value)
+        })],
     ),
     unreported(
         "moe_in_weighted",
         moe,
         "The weight multiplies what goes into an expert, not what comes out.",
-        &[(
-            &[EXPERTS],
-            Act::Real(|s, at| {
-                let mut routed = s.routed(at.layer)?;
-                let weights = std::mem::replace(&mut routed.weights, Array2::ones(routed.choice.dim()));
-                let mut sum = Array2::zeros(routed.x.dim());
-                for ((token, slot), &chosen) in routed.choice.indexed_iter() {
-                    let x = routed.token(token) * weights[[token, slot]];
-                    let y = routed.experts[chosen as usize].forward(&x, exact);
-                    sum.row_mut(token).scaled_add(1.0, &y.row(0));
-                }
-                shaped(sum, at.value)
-            }),
-        )],
+        &[real(&[EXPERTS], |s, at| {
+            let mut routed = s.routed(at.layer)?;
+            let weights = std::mem::replace(&mut routed.weights, Array2::ones(routed.choice.dim()));
+            let mut sum = Array2::zeros(routed.x.dim());
+            for ((token, slot), &chosen) in routed.choice.indexed_iter() {
+                let x = routed.token(token) * weights[[token, slot]];
+                let y = routed.experts[chosen as usize].forward(&x, exact);
+                sum.row_mut(token).scaled_add(1.0, &y.row(0));
+            }
+            shaped(sum, at.value)
+        })],
     ),
     unreported(
         "drop_last_slot",
         several_experts,
         "The last token's last expert is lost.",
-        &[(
-            &[EXPERTS],
-            Act::Real(|s, at| {
-                let mut routed = s.routed(at.layer)?;
-                *routed.weights.iter_mut().last()? = 0.0;
-                routed.right(at.value)
-            }),
-        )],
+        &[real(&[EXPERTS], |s, at| {
+            let mut routed = s.routed(at.layer)?;
+            *routed.weights.iter_mut().last()? = 0.0;
+            routed.right(at.value)
+        })],
     ),
     unreported(
         "capacity_drop",
         moe,
         "An expert takes its fair share of tokens and drops the rest, as in training.",
-        &[(
-            &[EXPERTS],
-            Act::Real(|s, at| {
-                let mut routed = s.routed(at.layer)?;
-                let capacity = routed.choice.len().div_ceil(routed.experts.len());
-                let mut taken = vec![0; routed.experts.len()];
-                for (weight, &expert) in routed.weights.iter_mut().zip(&routed.choice) {
-                    taken[expert as usize] += 1;
-                    if taken[expert as usize] > capacity {
-                        *weight = 0.0;
-                    }
+        &[real(&[EXPERTS], |s, at| {
+            let mut routed = s.routed(at.layer)?;
+            let capacity = routed.choice.len().div_ceil(routed.experts.len());
+            let mut taken = vec![0; routed.experts.len()];
+            for (weight, &expert) in routed.weights.iter_mut().zip(&routed.choice) {
+                taken[expert as usize] += 1;
+                if taken[expert as usize] > capacity {
+                    *weight = 0.0;
                 }
-                routed.right(at.value)
-            }),
-        )],
+            }
+            routed.right(at.value)
+        })],
     ),
     unreported(
         "swap_gate_up",
         |_| true,
         "The activation is on up, not on gate.",
-        &[(ALL, Act::Real(|s, at| other_experts(s, at, |expert| std::mem::swap(&mut expert.gate, &mut expert.up))))],
+        &[real(ALL, |s, at| other_experts(s, at, |expert| std::mem::swap(&mut expert.gate, &mut expert.up)))],
     ),
     unreported(
         "gelu",
         silu,
         "GELU stands for SiLU.",
-        &[(ALL, Act::Real(|s, at| other_experts(s, at, |expert| expert.activation = Activation::Gelu)))],
+        &[real(ALL, |s, at| other_experts(s, at, |expert| expert.activation = Activation::Gelu))],
     ),
     Mutant {
         id: "gelu_form",
@@ -133,73 +116,64 @@ pub const MUTANTS: &[Mutant] = &[
         report: None,
         applies: gelu,
         variant: Variant {
-            acts: &[(
-                ALL,
-                Act::Real(|s, at| {
-                    other_experts(s, at, |expert| {
-                        let exact = expert.activation == Activation::Gelu;
-                        expert.activation = if exact { Activation::GeluTanh } else { Activation::Gelu };
-                    })
-                }),
-            )],
+            acts: &[real(ALL, |s, at| {
+                other_experts(s, at, |expert| {
+                    let exact = expert.activation == Activation::Gelu;
+                    expert.activation = if exact { Activation::GeluTanh } else { Activation::Gelu };
+                })
+            })],
         },
     },
     unreported(
         "silu_always",
         |case| !silu(case),
         "SiLU, whatever hidden_act says.",
-        &[(ALL, Act::Real(|s, at| other_experts(s, at, |expert| expert.activation = Activation::Silu)))],
+        &[real(ALL, |s, at| other_experts(s, at, |expert| expert.activation = Activation::Silu))],
     ),
     unreported(
         "shared_half",
         |case| shared_experts(case) && case.config.n_shared_experts.is_some_and(|n| n > 1),
         "Only half of the shared experts are there.",
-        &[(
-            &[SHARED],
-            Act::Real(|s, at| {
-                let (x, mut expert) = s.shared(at.layer)?;
-                let half = expert.gate.nrows() / 2;
-                expert.gate = Rc::new(expert.gate.slice(s![..half, ..]).to_owned());
-                expert.up = Rc::new(expert.up.slice(s![..half, ..]).to_owned());
-                expert.down = Rc::new(expert.down.slice(s![.., ..half]).to_owned());
-                for bias in &mut expert.biases[..2] {
-                    *bias = bias.as_ref().map(|bias| bias.slice(s![..half]).to_owned());
-                }
-                shaped(expert.forward(&x, exact), at.value)
-            }),
-        )],
+        &[real(&[SHARED_EXPERTS], |s, at| {
+            let (x, mut expert) = s.shared(at.layer)?;
+            let half = expert.gate.nrows() / 2;
+            expert.gate = Rc::new(expert.gate.slice(s![..half, ..]).to_owned());
+            expert.up = Rc::new(expert.up.slice(s![..half, ..]).to_owned());
+            expert.down = Rc::new(expert.down.slice(s![.., ..half]).to_owned());
+            for bias in &mut expert.biases[..2] {
+                *bias = bias.as_ref().map(|bias| bias.slice(s![..half]).to_owned());
+            }
+            shaped(expert.forward(&x, exact), at.value)
+        })],
     ),
     unreported(
         "shared_gamma",
         |case| shared_experts(case) && case.config.routed_scaling_factor != 1.0,
         "routed_scaling_factor multiplies the shared experts too.",
-        &[(&[SHARED], Act::Real(|s, at| Some(at.value * s.config().routed_scaling_factor)))],
+        &[real(&[SHARED_EXPERTS], |s, at| Some(at.value * s.config().routed_scaling_factor))],
     ),
     unreported(
         "shared_dropped",
         shared_experts,
         "The shared experts are not added.",
-        &[(&[MLP], Act::Real(|s, at| shaped(s.rows(EXPERTS, at.layer)?, at.value)))],
+        &[real(&[MLP], |s, at| shaped(s.rows(EXPERTS, at.layer)?, at.value))],
     ),
     unreported(
         "routed_dropped",
         moe,
         "The routed experts are not added.",
-        &[(
-            &[MLP],
-            Act::Real(|s, at| match s.rows(SHARED, at.layer) {
-                Some(shared) => shaped(shared, at.value),
-                None => Some(at.value * 0.0),
-            }),
-        )],
+        &[real(&[MLP], |s, at| match s.rows(SHARED_EXPERTS, at.layer) {
+            Some(shared) => shaped(shared, at.value),
+            None => Some(at.value * 0.0),
+        })],
     ),
     unreported(
         "mlp_bias_dropped",
         |case| case.config.mlp_bias,
         "The biases of the MLPs are left out.",
         &[
-            (&[GATE, UP, DOWN], Act::Real(super::head::without_bias)),
-            (&[SHARED], Act::Real(|s, at| other_experts(s, at, |expert| expert.biases = [None, None, None]))),
+            real(&[GATE_PROJ, UP_PROJ, DOWN_PROJ], super::head::without_bias),
+            real(&[SHARED_EXPERTS], |s, at| other_experts(s, at, |expert| expert.biases = [None, None, None])),
         ],
     ),
 ];
@@ -220,24 +194,24 @@ fn other_experts(scene: &Scene<'_>, at: At<'_>, change: impl Fn(&mut Expert)) ->
             routed.experts.iter_mut().for_each(change);
             routed.right(at.value)
         }
-        SHARED => {
+        SHARED_EXPERTS => {
             let (x, mut expert) = scene.shared(at.layer)?;
             change(&mut expert);
             shaped(expert.forward(&x, exact), at.value)
         }
         _ => {
             // gate and up are stages; what follows them is the network of identities before `down`
-            let (gate, up) = (scene.rows(GATE, at.layer)?, scene.rows(UP, at.layer)?);
+            let (gate, up) = (scene.rows(GATE_PROJ, at.layer)?, scene.rows(UP_PROJ, at.layer)?);
             let mut expert = Expert {
                 gate: Rc::new(gate),
                 up: Rc::new(up),
-                down: scene.projection(DOWN, at.layer)?.weight,
-                biases: [None, None, scene.projection(DOWN, at.layer)?.bias],
+                down: scene.projection(DOWN_PROJ, at.layer)?.weight,
+                biases: [None, None, scene.projection(DOWN_PROJ, at.layer)?.bias],
                 activation: scene.config().activation().ok()?,
             };
             change(&mut expert);
             let (gate, up) = (Rc::unwrap_or_clone(expert.gate), Rc::unwrap_or_clone(expert.up));
-            let mut projection = scene.projection(DOWN, at.layer)?;
+            let mut projection = scene.projection(DOWN_PROJ, at.layer)?;
             projection.x = gate.mapv(|x| expert.activation.apply(x)) * up;
             projection.apply(at.value, exact)
         }

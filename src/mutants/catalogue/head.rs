@@ -1,22 +1,24 @@
 //! Embedding, biases, output heads and losses.
 
 use dsv2_reference::config::Head;
+use dsv2_reference::stage::table::{
+    EMBED_TOKENS, KV_A_PROJ, LM_HEAD, LOSS, NORM, O_PROJ, POOLED_LOGITS, Q_A_PROJ, SCORE,
+};
 use ndarray::{ArrayD, Axis, s};
 
 use super::unreported;
 use crate::case::Case;
 use crate::inputs::{Labels, Tokens};
 use crate::mutants::arithmetic::exact;
-use crate::mutants::kinds::{EMBEDDING, FINAL_NORM, KV_A, LM_HEAD, LOSS, O, POOLED, Q_A, SCORE};
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Mutant};
+use crate::mutants::{At, Mutant, real};
 
 /// What comes before everything else.
 pub const INPUT: &[Mutant] = &[unreported(
     "embed_scaled",
     |_| true,
     "Embeddings are multiplied by √D (Gemma's rule).",
-    &[(&[EMBEDDING], Act::Real(|s, at| Some(at.value * (s.config().hidden_size as f64).sqrt())))],
+    &[real(&[EMBED_TOKENS], |s, at| Some(at.value * (s.config().hidden_size as f64).sqrt()))],
 )];
 
 pub const MUTANTS: &[Mutant] = &[
@@ -24,43 +26,37 @@ pub const MUTANTS: &[Mutant] = &[
         "attn_bias_dropped",
         |case| case.config.attention_bias,
         "The biases of attention are left out.",
-        &[(&[Q_A, KV_A, O], Act::Real(without_bias))],
+        &[real(&[Q_A_PROJ, KV_A_PROJ, O_PROJ], without_bias)],
     ),
     unreported(
         "lm_head_tied",
         |case| case.head == Head::CausalLm && !case.config.tie_word_embeddings,
         "The embedding stands for the output head, though they are not tied.",
-        &[(
-            &[LM_HEAD],
-            Act::Real(|s, at| {
-                let mut projection = s.projection(LM_HEAD, 0)?;
-                projection.weight = s.weights().matrix("model.embed_tokens.weight")?;
-                projection.apply(at.value, exact)
-            }),
-        )],
+        &[real(&[LM_HEAD], |s, at| {
+            let mut projection = s.projection(LM_HEAD, 0)?;
+            projection.weight = s.weights().matrix("model.embed_tokens.weight")?;
+            projection.apply(at.value, exact)
+        })],
     ),
     unreported(
         "logits_shifted",
         |case| case.head == Head::CausalLm && case.inputs.length() > 1,
         "Each position has the logits of the one before.",
-        &[(
-            &[LM_HEAD],
-            Act::Real(|s, at| {
-                let mut projection = s.projection(LM_HEAD, 0)?;
-                let length = s.dims().1;
-                for row in (0..projection.x.nrows()).rev().filter(|row| row % length > 0) {
-                    let before = projection.x.row(row - 1).to_owned();
-                    projection.x.row_mut(row).assign(&before);
-                }
-                projection.apply(at.value, exact)
-            }),
-        )],
+        &[real(&[LM_HEAD], |s, at| {
+            let mut projection = s.projection(LM_HEAD, 0)?;
+            let length = s.dims().1;
+            for row in (0..projection.x.nrows()).rev().filter(|row| row % length > 0) {
+                let before = projection.x.row(row - 1).to_owned();
+                projection.x.row_mut(row).assign(&before);
+            }
+            projection.apply(at.value, exact)
+        })],
     ),
     unreported(
         "loss_unshifted",
         causal_labels,
         "Each position is held against its own label, not the next.",
-        &[(&[LOSS], Act::Real(|s, at| cross_entropy(s, at, 0, true)))],
+        &[real(&[LOSS], |s, at| cross_entropy(s, at, 0, true))],
     ),
     unreported(
         "loss_counts_ignored",
@@ -69,51 +65,44 @@ pub const MUTANTS: &[Mutant] = &[
                 && matches!(&case.inputs.labels, Some(Labels::Ids(ids)) if ids.iter().any(|&id| id == -100))
         },
         "The loss is divided by the number of positions, those without a label included.",
-        &[(&[LOSS], Act::Real(|s, at| cross_entropy(s, at, 1, false)))],
+        &[real(&[LOSS], |s, at| cross_entropy(s, at, 1, false))],
     ),
     unreported(
         "pool_last",
         |case| case.head == Head::SequenceClassification,
         "The classifier reads the last position, padding or not.",
-        &[(&[POOLED], Act::Real(|s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., -1, ..]).into_dyn())))],
+        &[real(&[POOLED_LOGITS], |s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., -1, ..]).into_dyn()))],
     ),
     unreported(
         "pool_before_pad",
         |case| case.head == Head::SequenceClassification && case.config.pad_token_id.is_some(),
         "The classifier reads the token before the first padding, which is the wrong one for padding on the left.",
-        &[(
-            &[POOLED],
-            Act::Real(|s, at| {
-                let Tokens::InputIds(ids) = &s.inputs().tokens else { return None };
-                let (score, pad) = (s.real3(SCORE, 0)?, s.config().pad_token_id?);
-                let mut pooled = at.value.clone();
-                for ((mut pooled, ids), score) in pooled.outer_iter_mut().zip(ids.outer_iter()).zip(score.outer_iter())
-                {
-                    let first_pad = ids.iter().position(|id| *id == pad).unwrap_or(ids.len());
-                    pooled.assign(&score.row(first_pad.checked_sub(1).unwrap_or(ids.len() - 1)));
-                }
-                Some(pooled)
-            }),
-        )],
+        &[real(&[POOLED_LOGITS], |s, at| {
+            let Tokens::InputIds(ids) = &s.inputs().tokens else { return None };
+            let (score, pad) = (s.real3(SCORE, 0)?, s.config().pad_token_id?);
+            let mut pooled = at.value.clone();
+            for ((mut pooled, ids), score) in pooled.outer_iter_mut().zip(ids.outer_iter()).zip(score.outer_iter()) {
+                let first_pad = ids.iter().position(|id| *id == pad).unwrap_or(ids.len());
+                pooled.assign(&score.row(first_pad.checked_sub(1).unwrap_or(ids.len() - 1)));
+            }
+            Some(pooled)
+        })],
     ),
     unreported(
         "pool_first",
         |case| case.head == Head::SequenceClassification,
         "The classifier reads the first position.",
-        &[(&[POOLED], Act::Real(|s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., 0, ..]).into_dyn())))],
+        &[real(&[POOLED_LOGITS], |s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., 0, ..]).into_dyn()))],
     ),
     unreported(
         "head_before_norm",
         |case| case.head == Head::SequenceClassification,
         "The classifier reads the stream before the final norm.",
-        &[(
-            &[SCORE],
-            Act::Real(|s, at| {
-                let mut projection = s.projection(SCORE, 0)?;
-                projection.x = s.norm_input(FINAL_NORM, 0)?.rows;
-                projection.apply(at.value, exact)
-            }),
-        )],
+        &[real(&[SCORE], |s, at| {
+            let mut projection = s.projection(SCORE, 0)?;
+            projection.x = s.norm_input(NORM, 0)?.rows;
+            projection.apply(at.value, exact)
+        })],
     ),
 ];
 

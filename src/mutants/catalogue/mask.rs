@@ -1,126 +1,100 @@
 //! Wrong masks. They show in the scores: minus infinity must stand in exactly the right places.
 
+use dsv2_reference::stage::table::ATTN_SCORES;
 use ndarray::{Array2, ArrayD};
 
-use super::{causal, chunked, several_tokens, structural};
+use super::{causal, chunked, several_tokens, structural, unreported};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
-use crate::mutants::kinds::SCORES;
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Mutant};
+use crate::mutants::{At, Mutant, real};
 
 pub const MUTANTS: &[Mutant] = &[
-    structural(
+    unreported(
         "causal_plus1",
         causal,
         "A token sees the one after it.",
-        None,
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| {
-                let real = s.attend();
-                also(s, at, |b, q, t| t == s.past() + q + 1 && real[[b, t]])
-            }),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            let real = s.attend();
+            also(s, at, |b, q, t| t == s.past() + q + 1 && real[[b, t]])
+        })],
     ),
-    structural(
+    unreported(
         "causal_minus1",
         causal,
         "A token does not see itself (the first one does).",
-        None,
-        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| t == s.past() + q && t > 0)))],
+        &[real(&[ATTN_SCORES], |s, at| without(at, |_, q, t| t == s.past() + q && t > 0))],
     ),
-    structural(
+    unreported(
         "no_causal",
         causal,
         "Every token sees all that are there.",
-        None,
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| {
-                let real = s.attend();
-                also(s, at, |b, q, t| t > s.past() + q && real[[b, t]])
-            }),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            let real = s.attend();
+            also(s, at, |b, q, t| t > s.past() + q && real[[b, t]])
+        })],
     ),
-    structural(
+    unreported(
         "mask_finite",
         causal,
         "Forbidden scores are -10, not minus infinity.",
-        None,
-        &[(
-            &[SCORES],
-            Act::Real(|_, at| Some(at.value.mapv(|score| if score == f64::NEG_INFINITY { -10.0 } else { score }))),
-        )],
+        &[real(&[ATTN_SCORES], |_, at| {
+            Some(at.value.mapv(|score| if score == f64::NEG_INFINITY { -10.0 } else { score }))
+        })],
     ),
     structural(
         "mask_added_1",
         causal,
         "A boolean mask is added to the scores as 0 and 1.",
         Some("huggingface/transformers, eager attention with a boolean 4-D mask"),
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| {
-                let bias = s.bias()?;
-                let scores = s.heads(at.layer)?.scores() * s.softmax_scale()?;
-                Some((scores + bias.mapv(|added| if added == 0.0 { 1.0 } else { 0.0 })).into_dyn())
-            }),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            let bias = s.bias()?;
+            let scores = s.heads(at.layer)?.scores() * s.softmax_scale()?;
+            Some((scores + bias.mapv(|added| if added == 0.0 { 1.0 } else { 0.0 })).into_dyn())
+        })],
     ),
-    structural(
+    unreported(
         "pad_ignored",
         |case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Padding(real)) if real.iter().any(|r| !r)),
         "Padding is attended to.",
-        None,
-        &[(&[SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
+        &[real(&[ATTN_SCORES], |s, at| also(s, at, |_, q, t| t <= s.past() + q))],
     ),
-    structural(
+    unreported(
         "mask_topleft",
         |case| causal(case) && chunked(case),
         "The causal rule counts keys from the first cached one, queries from the piece's.",
-        None,
-        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| s.past() > 0 && t > q)))],
+        &[real(&[ATTN_SCORES], |s, at| without(at, |_, q, t| s.past() > 0 && t > q))],
     ),
-    structural(
+    unreported(
         "packed_ignored",
         |case| packed(case) && case.inputs.position_ids.is_some(),
         "Packed sequences see each other.",
-        None,
-        &[(&[SCORES], Act::Real(|s, at| also(s, at, |_, q, t| t <= s.past() + q)))],
+        &[real(&[ATTN_SCORES], |s, at| also(s, at, |_, q, t| t <= s.past() + q))],
     ),
-    structural(
+    unreported(
         "gaps_as_packed",
         |case| !packed(case) && causal(case) && case.inputs.position_ids.is_some(),
         "A gap in the positions begins a new sequence, though there is a mask or a cache.",
-        None,
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| {
-                let segment = segments(&s.all_positions());
-                let row = |b: usize| b.min(segment.nrows() - 1);
-                without(at, |b, q, t| segment[[row(b), s.past() + q]] != segment[[row(b), t]])
-            }),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            let segment = segments(&s.all_positions());
+            let row = |b: usize| b.min(segment.nrows() - 1);
+            without(at, |b, q, t| segment[[row(b), s.past() + q]] != segment[[row(b), t]])
+        })],
     ),
-    structural(
+    unreported(
         "mask4d_plus_causal",
         |case| several_tokens(case) && matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
         "The causal rule is added to a 4-D mask, which already is all there is.",
-        None,
-        &[(&[SCORES], Act::Real(|s, at| without(at, |_, q, t| t > s.past() + q)))],
+        &[real(&[ATTN_SCORES], |s, at| without(at, |_, q, t| t > s.past() + q))],
     ),
-    structural(
+    unreported(
         "mask4d_boolean",
         |case| matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
         "A 4-D mask says only who may be seen; what it adds to a score is lost.",
-        None,
-        &[(
-            &[SCORES],
-            Act::Real(|s, at| {
-                let bias = s.bias()?;
-                s.scores_where(at.layer, |b, q, t| bias[[b.min(bias.dim().0 - 1), 0, q, t]] > f64::NEG_INFINITY)
-            }),
-        )],
+        &[real(&[ATTN_SCORES], |s, at| {
+            let bias = s.bias()?;
+            s.scores_where(at.layer, |b, q, t| bias[[b.min(bias.dim().0 - 1), 0, q, t]] > f64::NEG_INFINITY)
+        })],
     ),
 ];
 

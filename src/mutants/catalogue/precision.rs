@@ -1,6 +1,7 @@
 //! The right function with too little precision. The judge has to notice in f32; in bf16 most of it is honest noise.
 
 use dsv2_reference::config::RopeType;
+use dsv2_reference::stage::table::*;
 use ndarray::{Array1, ArrayD, ArrayView1, Axis};
 
 use super::norm::STREAM_NORMS;
@@ -10,241 +11,216 @@ use crate::case::Case;
 use crate::mutants::arithmetic::{
     Dot, bf16_accumulator, mean_square, rms_norm, tf32, to_bf16, to_f16, to_fp8, truncated,
 };
-use crate::mutants::kinds::*;
 use crate::mutants::scene::{Scene, shaped};
-use crate::mutants::{Act, At, Class, Mutant, Variant};
+use crate::mutants::{At, Class, Mutant, Step, Variant, real};
 
-const fn imprecise(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    acts: &'static [(&'static [&'static str], Act)],
-) -> Mutant {
+const fn imprecise(id: &'static str, applies: fn(&Case) -> bool, what: &'static str, acts: &'static [Step]) -> Mutant {
     Mutant { id, class: Class::Precision, what, report: None, applies, variant: Variant { acts } }
 }
 
 /// Every stage that is one matrix product, and a head's.
-const PROJECTIONS: &[&str] = &[Q, Q_A, Q_B, KV_A, KV_B, O, GATE, UP, DOWN, LM_HEAD, SCORE];
+const PROJECTIONS: &[&str] =
+    &[Q_PROJ, Q_A_PROJ, Q_B_PROJ, KV_A_PROJ, KV_B_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, LM_HEAD, SCORE];
+
+/// Products and sums within a layer.
+const SUMS: &[&str] =
+    &[Q_PROJ, Q_A_PROJ, Q_B_PROJ, KV_A_PROJ, KV_B_PROJ, O_PROJ, GATE_PROJ, UP_PROJ, DOWN_PROJ, EXPERTS, SHARED_EXPERTS];
 
 pub const MUTANTS: &[Mutant] = &[
     imprecise(
         "rope_bf16_tables",
         |case| case.inputs.length() > 1,
         "Cosine and sine are rounded to bf16.",
-        &[(&[COS, SIN], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[COS, SIN], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "rope_wide_angle",
         |case| far(case, 10_000) && rope(case).is_some_and(|rope| rope.rope_type != RopeType::Dynamic),
         "Angles are not rounded to fp32, as everybody else's are.",
-        &[(
-            &[COS, SIN],
-            Act::Real(|s, at| {
-                let embedding = embedding(s, |_| {})?;
-                let (frequencies, factor) = (embedding.inv_freq(), embedding.attention_factor());
-                let angle = |position, i: usize| position as f64 * f64::from(frequencies[i]);
-                Some(of_angles(s, at, factor, frequencies.len(), angle))
-            }),
-        )],
+        &[real(&[COS, SIN], |s, at| {
+            let embedding = embedding(s, |_| {})?;
+            let (frequencies, factor) = (embedding.inv_freq(), embedding.attention_factor());
+            let angle = |position, i: usize| position as f64 * f64::from(frequencies[i]);
+            Some(of_angles(s, at, factor, frequencies.len(), angle))
+        })],
     ),
     imprecise(
         "eps_main",
         always,
         "The epsilon of the norms is ten times too large.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| rms_norm(x, w, 10.0 * eps))),
-        )],
+        &[real(STREAM_NORMS, |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| rms_norm(x, w, 10.0 * eps))
+        })],
     ),
     imprecise(
         "eps_missing",
         always,
         "The norms have no epsilon.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 0.0))),
-        )],
+        &[real(STREAM_NORMS, |s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 0.0)))],
     ),
     imprecise(
         "eps_outside_root",
         always,
         "Epsilon is added to the root, not under it.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| {
-                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| &x / (mean_square(x).sqrt() + eps) * w)
-            }),
-        )],
+        &[real(STREAM_NORMS, |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| &x / (mean_square(x).sqrt() + eps) * w)
+        })],
     ),
     imprecise(
         "eps_q_latent",
         low_rank_queries,
         "The epsilon of q_a_layernorm is 1e-5.",
-        &[(
-            &[Q_A_NORM],
-            Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))),
-        )],
+        &[real(&[Q_A_LAYERNORM], |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))
+        })],
     ),
     imprecise(
         "eps_kv_latent",
         always,
         "The epsilon of kv_a_layernorm is 1e-5.",
-        &[(
-            &[KV_A_NORM],
-            Act::Real(|s, at| s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))),
-        )],
+        &[real(&[KV_A_LAYERNORM], |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, _| rms_norm(x, w, 1e-5))
+        })],
     ),
     imprecise(
         "norm_bf16_stat",
         always,
         "The mean square is rounded to bf16.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| {
-                s.norm_input(at.kind, at.layer)?
-                    .each(at.value, |x, w, eps| &x * (1.0 / (to_bf16(mean_square(x)) + eps).sqrt()) * w)
-            }),
-        )],
+        &[real(STREAM_NORMS, |s, at| {
+            s.norm_input(at.kind, at.layer)?
+                .each(at.value, |x, w, eps| &x * (1.0 / (to_bf16(mean_square(x)) + eps).sqrt()) * w)
+        })],
     ),
     imprecise(
         "norm_f16_square",
         always,
         "The squares are summed in IEEE half.",
-        &[(
-            STREAM_NORMS,
-            Act::Real(|s, at| {
-                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
-                    let sum = x.iter().fold(0.0, |sum, x| to_f16(sum + x * x));
-                    &x * (1.0 / (sum / x.len() as f64 + eps).sqrt()) * w
-                })
-            }),
-        )],
+        &[real(STREAM_NORMS, |s, at| {
+            s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
+                let sum = x.iter().fold(0.0, |sum, x| to_f16(sum + x * x));
+                &x * (1.0 / (sum / x.len() as f64 + eps).sqrt()) * w
+            })
+        })],
     ),
     imprecise(
         "acc_bf16",
         always,
         "Sums of products are kept in bf16, rounded after every 16 products.",
-        &[(PROJECTIONS, Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[real(PROJECTIONS, |s, at| projected(s, at, bf16_accumulator))],
     ),
     imprecise(
         "acc_bf16_kv_b",
         always,
         "The same in kv_b_proj only.",
-        &[(&[KV_B], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[real(&[KV_B_PROJ], |s, at| projected(s, at, bf16_accumulator))],
     ),
     imprecise(
         "acc_bf16_o",
         always,
         "The same in o_proj only.",
-        &[(&[O], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[real(&[O_PROJ], |s, at| projected(s, at, bf16_accumulator))],
     ),
     imprecise(
         "acc_bf16_experts",
         moe,
         "The same in the routed experts only.",
-        &[(&[EXPERTS], Act::Real(|s, at| experts(s, at, bf16_accumulator)))],
+        &[real(&[EXPERTS], |s, at| experts(s, at, bf16_accumulator))],
     ),
     imprecise(
         "acc_bf16_head",
         always,
         "The same in the output head only.",
-        &[(&[LM_HEAD, SCORE], Act::Real(|s, at| projected(s, at, bf16_accumulator)))],
+        &[real(&[LM_HEAD, SCORE], |s, at| projected(s, at, bf16_accumulator))],
     ),
     imprecise(
         "tf32",
         always,
         "Matrix products read their operands with 10 bits of fraction, undeclared.",
-        &[
-            (PROJECTIONS, Act::Real(|s, at| projected(s, at, tf32))),
-            (&[EXPERTS], Act::Real(|s, at| experts(s, at, tf32))),
-        ],
+        &[real(PROJECTIONS, |s, at| projected(s, at, tf32)), real(&[EXPERTS], |s, at| experts(s, at, tf32))],
     ),
     imprecise(
         "tf32_experts",
         moe,
         "The same in the routed experts only.",
-        &[(&[EXPERTS], Act::Real(|s, at| experts(s, at, tf32)))],
+        &[real(&[EXPERTS], |s, at| experts(s, at, tf32))],
     ),
     imprecise(
         "truncated",
         always,
         "Results are cut to bf16, not rounded.",
-        &[(
-            &[Q, Q_A, Q_B, KV_A, KV_B, O, GATE, UP, DOWN, EXPERTS, SHARED],
-            Act::Real(|_, at| Some(at.value.mapv(truncated))),
-        )],
+        &[real(SUMS, |_, at| Some(at.value.mapv(truncated)))],
     ),
     imprecise(
         "cache_bf16",
         cached,
         "The cache holds bf16.",
-        &[(&[CACHED_LATENT, CACHED_KEY], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[CACHED_KV, CACHED_K_PE], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "cache_fp8",
         cached,
         "The cache holds latents of 8 bits, one scale each, undeclared.",
-        &[(&[CACHED_LATENT], Act::Real(|_, at| Some(in_fp8(at))))],
+        &[real(&[CACHED_KV], |_, at| Some(in_fp8(at)))],
     ),
     imprecise(
         "cache_fp8_key",
         cached,
         "The cache holds rotary keys of 8 bits, undeclared.",
-        &[(&[CACHED_KEY], Act::Real(|_, at| Some(in_fp8(at))))],
+        &[real(&[CACHED_K_PE], |_, at| Some(in_fp8(at)))],
     ),
     imprecise(
         "scores_f16",
         always,
         "The scores are rounded to IEEE half.",
-        &[(&[SCORES], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
+        &[real(&[ATTN_SCORES], |_, at| Some(at.value.mapv(to_f16)))],
     ),
     imprecise(
         "softmax_bf16",
         |case| case.inputs.length() > 1,
         "The softmax computes in bf16.",
-        &[(&[WEIGHTS], Act::Real(|s, at| narrow_softmax(s, at, to_bf16)))],
+        &[real(&[ATTN_WEIGHTS], |s, at| narrow_softmax(s, at, to_bf16))],
     ),
     imprecise(
         "softmax_f16",
         |case| case.inputs.length() > 1,
         "The softmax computes in IEEE half.",
-        &[(&[WEIGHTS], Act::Real(|s, at| narrow_softmax(s, at, to_f16)))],
+        &[real(&[ATTN_WEIGHTS], |s, at| narrow_softmax(s, at, to_f16))],
     ),
     imprecise(
         "attention_f16",
         always,
         "The output of attention is rounded to IEEE half.",
-        &[(&[ATTENTION], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
+        &[real(&[ATTN_OUTPUT], |_, at| Some(at.value.mapv(to_f16)))],
     ),
     imprecise(
         "residual_bf16",
         always,
         "The residual stream is kept in bf16.",
-        &[(&[LAYER], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[LAYER], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "gate_bf16",
         moe,
         "The router's logits are rounded to bf16.",
-        &[(&[LOGITS], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[ROUTER_LOGITS], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "gate_tf32",
         moe,
         "The router reads its operands with 10 bits of fraction.",
-        &[(&[LOGITS], Act::Real(|s, at| projected(s, at, tf32)))],
+        &[real(&[ROUTER_LOGITS], |s, at| projected(s, at, tf32))],
     ),
     imprecise(
         "gates_bf16",
         moe,
         "The weights of experts are rounded to bf16.",
-        &[(&[GATES], Act::Real(|_, at| Some(at.value.mapv(to_bf16))))],
+        &[real(&[TOPK_WEIGHTS], |_, at| Some(at.value.mapv(to_bf16)))],
     ),
     imprecise(
         "logits_f16",
         always,
         "The output head's result is rounded to IEEE half.",
-        &[(&[LM_HEAD, SCORE], Act::Real(|_, at| Some(at.value.mapv(to_f16))))],
+        &[real(&[LM_HEAD, SCORE], |_, at| Some(at.value.mapv(to_f16)))],
     ),
 ];
 
@@ -272,7 +248,7 @@ fn in_fp8(at: At<'_>) -> ArrayD<f64> {
 
 /// Softmax with every result rounded, the running sum included.
 fn narrow_softmax(scene: &Scene<'_>, at: At<'_>, round: fn(f64) -> f64) -> Option<ArrayD<f64>> {
-    let mut weights = scene.rows(SCORES, at.layer)?;
+    let mut weights = scene.rows(ATTN_SCORES, at.layer)?;
     let of_row = |row: ArrayView1<'_, f64>| -> Array1<f64> {
         let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         if largest == f64::NEG_INFINITY {

@@ -1,125 +1,92 @@
 //! Right tables, wrongly applied.
 
 use dsv2_reference::model::rope::{RotaryEmbedding, RotaryTables};
+use dsv2_reference::stage::table::{ATTN_SCORES, K_PE, Q_PE};
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
 use super::tables::far;
-use super::{always, fixed_rope, several_tokens};
+use super::{always, fixed_rope, several_tokens, structural, unreported};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
-use crate::mutants::kinds::{K_PE, Q_PE, SCORES};
 use crate::mutants::scene::Scene;
-use crate::mutants::{Act, At, Class, Mutant, Variant};
+use crate::mutants::{At, Class, Mutant, Variant, real};
 
 const ROTATED: &[&str] = &[Q_PE, K_PE];
 
 pub const MUTANTS: &[Mutant] = &[
-    Mutant {
-        id: "rope_half",
-        class: Class::Structural,
-        what: "The two halves are rotated against each other, not neighbours (Llama's layout).",
-        report: Some("vllm-project/vllm#26995, huggingface/transformers#39687"),
-        applies: more_than_a_pair,
-        variant: Variant { acts: &[(ROTATED, Act::Real(rotated_halves))] },
-    },
-    Mutant {
-        id: "rope_half_q_only",
-        class: Class::Structural,
-        what: "Halves are rotated in the queries, neighbours in the keys.",
-        report: None,
-        applies: more_than_a_pair,
-        variant: Variant { acts: &[(&[Q_PE], Act::Real(rotated_halves))] },
-    },
-    Mutant {
-        id: "rope_q_off1",
-        class: Class::Structural,
-        what: "Queries stand one position too late.",
-        report: None,
-        applies: fixed_rope,
-        variant: Variant { acts: &[(&[Q_PE], Act::Real(|s, at| rotated_at(s, at, &(s.positions() + 1))))] },
-    },
-    Mutant {
-        id: "no_rope_q",
-        class: Class::Structural,
-        what: "Queries are not rotated.",
-        report: None,
-        applies: several_tokens,
-        variant: Variant { acts: &[(&[Q_PE], Act::Real(|s, at| Some(unrotated(s, at)?.into_dyn())))] },
-    },
-    Mutant {
-        id: "no_rope_k",
-        class: Class::Structural,
-        what: "Keys are not rotated.",
-        report: None,
-        applies: several_tokens,
-        variant: Variant { acts: &[(&[K_PE], Act::Real(|s, at| Some(unrotated(s, at)?.into_dyn())))] },
-    },
-    Mutant {
-        id: "q_split_swap",
-        class: Class::Structural,
-        what: "The rotated part of a query is taken from the front of the head, the other part from the back.",
-        report: None,
-        applies: always,
-        variant: Variant {
-            acts: &[
-                (
-                    &[Q_PE],
-                    Act::Real(|s, at| {
-                        let r = s.config().qk_rope_head_dim;
-                        rotate(s.rotary()?, s.queries(at.layer)?.slice_move(s![.., .., .., ..r]))
-                    }),
-                ),
-                (
-                    &[SCORES],
-                    Act::Real(|s, at| {
-                        let r = s.config().qk_rope_head_dim;
-                        let mut heads = s.heads(at.layer)?;
-                        heads.q_nope = s.queries(at.layer)?.slice_move(s![.., .., .., r..]);
-                        s.masked(heads.scores())
-                    }),
-                ),
-            ],
-        },
-    },
-    Mutant {
-        id: "q_all_nope_then_rope",
-        class: Class::Structural,
-        what: "A query is read as all heads' parts without position, then all heads' rotated parts.",
-        report: None,
-        applies: super::several_heads,
-        variant: Variant {
-            acts: &[
-                (&[Q_PE], Act::Real(|s, at| rotate(s.rotary()?, queries_by_part(s, at.layer)?.1))),
-                (
-                    &[SCORES],
-                    Act::Real(|s, at| {
-                        let mut heads = s.heads(at.layer)?;
-                        heads.q_nope = queries_by_part(s, at.layer)?.0;
-                        s.masked(heads.scores())
-                    }),
-                ),
-            ],
-        },
-    },
-    Mutant {
-        id: "rope_on_nope",
-        class: Class::Structural,
-        what: "The part without position is rotated as well.",
-        report: None,
-        applies: fixed_rope,
-        variant: Variant {
-            acts: &[(
-                &[SCORES],
-                Act::Real(|s, at| {
-                    let mut heads = s.heads(at.layer)?;
-                    let embedding = RotaryEmbedding::new(s.config(), s.dialect()).ok()?;
-                    rotate_front(embedding.tables(&s.positions(), None), &mut heads.q_nope);
-                    rotate_front(embedding.tables(&s.all_positions(), None), &mut heads.k_nope);
-                    s.masked(heads.scores())
-                }),
-            )],
-        },
-    },
+    structural(
+        "rope_half",
+        more_than_a_pair,
+        "The two halves are rotated against each other, not neighbours (Llama's layout).",
+        Some("vllm-project/vllm#26995, huggingface/transformers#39687"),
+        &[real(ROTATED, rotated_halves)],
+    ),
+    unreported(
+        "rope_half_q_only",
+        more_than_a_pair,
+        "Halves are rotated in the queries, neighbours in the keys.",
+        &[real(&[Q_PE], rotated_halves)],
+    ),
+    unreported(
+        "rope_q_off1",
+        fixed_rope,
+        "Queries stand one position too late.",
+        &[real(&[Q_PE], |s, at| rotated_at(s, at, &(s.positions() + 1)))],
+    ),
+    unreported(
+        "no_rope_q",
+        several_tokens,
+        "Queries are not rotated.",
+        &[real(&[Q_PE], |s, at| Some(unrotated(s, at)?.into_dyn()))],
+    ),
+    unreported(
+        "no_rope_k",
+        several_tokens,
+        "Keys are not rotated.",
+        &[real(&[K_PE], |s, at| Some(unrotated(s, at)?.into_dyn()))],
+    ),
+    unreported(
+        "q_split_swap",
+        always,
+        "The rotated part of a query is taken from the front of the head, the other part from the back.",
+        &[
+            real(&[Q_PE], |s, at| {
+                let r = s.config().qk_rope_head_dim;
+                rotate(s.rotary()?, s.queries(at.layer)?.slice_move(s![.., .., .., ..r]))
+            }),
+            real(&[ATTN_SCORES], |s, at| {
+                let r = s.config().qk_rope_head_dim;
+                let mut heads = s.heads(at.layer)?;
+                heads.q_nope = s.queries(at.layer)?.slice_move(s![.., .., .., r..]);
+                s.masked(heads.scores())
+            }),
+        ],
+    ),
+    unreported(
+        "q_all_nope_then_rope",
+        super::several_heads,
+        "A query is read as all heads' parts without position, then all heads' rotated parts.",
+        &[
+            real(&[Q_PE], |s, at| rotate(s.rotary()?, queries_by_part(s, at.layer)?.1)),
+            real(&[ATTN_SCORES], |s, at| {
+                let mut heads = s.heads(at.layer)?;
+                heads.q_nope = queries_by_part(s, at.layer)?.0;
+                s.masked(heads.scores())
+            }),
+        ],
+    ),
+    unreported(
+        "rope_on_nope",
+        fixed_rope,
+        "The part without position is rotated as well.",
+        &[real(&[ATTN_SCORES], |s, at| {
+            let mut heads = s.heads(at.layer)?;
+            let embedding = RotaryEmbedding::new(s.config(), s.dialect()).ok()?;
+            rotate_front(embedding.tables(&s.positions(), None), &mut heads.q_nope);
+            rotate_front(embedding.tables(&s.all_positions(), None), &mut heads.k_nope);
+            s.masked(heads.scores())
+        })],
+    ),
     Mutant {
         id: "pad_pos_abs",
         class: Class::Equivalent,
@@ -127,16 +94,13 @@ pub const MUTANTS: &[Mutant] = &[
         report: None,
         applies: |case| fixed_rope(case) && !far(case, 32) && padded_on_the_left(case),
         variant: Variant {
-            acts: &[(
-                ROTATED,
-                Act::Real(|s, at| {
-                    let real = s.attend();
-                    let before = |b: usize, end: usize| real.row(b).iter().take(end).filter(|real| **real).count();
-                    let (batch, length, _) = s.dims();
-                    let positions = Array2::from_shape_fn((batch, length), |(b, i)| before(b, s.past() + i) as i64);
-                    rotated_at(s, at, &positions)
-                }),
-            )],
+            acts: &[real(ROTATED, |s, at| {
+                let real = s.attend();
+                let before = |b: usize, end: usize| real.row(b).iter().take(end).filter(|real| **real).count();
+                let (batch, length, _) = s.dims();
+                let positions = Array2::from_shape_fn((batch, length), |(b, i)| before(b, s.past() + i) as i64);
+                rotated_at(s, at, &positions)
+            })],
         },
     },
 ];

@@ -1,14 +1,14 @@
 //! Wrong experts, or right ones with wrong weights.
 
 use dsv2_reference::model::router::selection::highest;
+use dsv2_reference::stage::table::{TOPK_INDICES, TOPK_WEIGHTS};
 use ndarray::{Array1, Array2, ArrayD};
 
-use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts, structural};
+use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts, structural, unreported};
 use crate::case::Case;
 use crate::mutants::arithmetic::softmax;
-use crate::mutants::kinds::{CHOICE, GATES};
 use crate::mutants::scene::{Scene, rows, shaped};
-use crate::mutants::{Act, At, Mutant};
+use crate::mutants::{At, Mutant, index, real};
 
 pub const MUTANTS: &[Mutant] = &[
     structural(
@@ -16,79 +16,65 @@ pub const MUTANTS: &[Mutant] = &[
         grouped,
         "A group is as good as the sum of its two best experts (DeepSeek-V3's rule).",
         Some("ggml-org/llama.cpp at 0c1e570: 1e-2 to 7.5e-1 off; the same in candle-vllm and litgpt"),
-        &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.iter().take(2).sum())))],
+        &[index(&[TOPK_INDICES], |s, layer| by_group(s, layer, |best| best.iter().take(2).sum()))],
     ),
-    structural(
+    unreported(
         "group_sum",
         grouped,
         "A group is as good as the sum of its experts.",
-        None,
-        &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.iter().sum())))],
+        &[index(&[TOPK_INDICES], |s, layer| by_group(s, layer, |best| best.iter().sum()))],
     ),
-    structural(
+    unreported(
         "group_worst",
         grouped,
         "A group is as good as its worst expert.",
-        None,
-        &[(&[CHOICE], Act::Index(|s, layer| by_group(s, layer, |best| best.last().copied().unwrap_or(0.0))))],
+        &[index(&[TOPK_INDICES], |s, layer| by_group(s, layer, |best| best.last().copied().unwrap_or(0.0)))],
     ),
-    structural(
+    unreported(
         "group_ignored",
         grouped,
         "Experts are chosen from all groups.",
-        None,
-        &[(&[CHOICE], Act::Index(|s, layer| Some(s.router(layer)?.choose(|scores| (0..scores.len()).collect()))))],
+        &[index(&[TOPK_INDICES], |s, layer| Some(s.router(layer)?.choose(|scores| (0..scores.len()).collect())))],
     ),
-    structural(
+    unreported(
         "group_M_plus1",
         grouped,
         "One group too many is kept.",
-        None,
-        &[(
-            &[CHOICE],
-            Act::Index(|s, layer| {
-                let router = s.router(layer)?;
-                let count = router.groups.1 + 1;
-                Some(router.choose(|scores| router.of_best_groups(scores, count, largest)))
-            }),
-        )],
+        &[index(&[TOPK_INDICES], |s, layer| {
+            let router = s.router(layer)?;
+            let count = router.groups.1 + 1;
+            Some(router.choose(|scores| router.of_best_groups(scores, count, largest)))
+        })],
     ),
-    structural(
+    unreported(
         "group_strided",
         grouped,
         "Group g has the experts g, g + n_group, ..., not a run of neighbours.",
-        None,
-        &[(
-            &[CHOICE],
-            Act::Index(|s, layer| {
-                let router = s.router(layer)?;
-                let (groups, kept) = router.groups;
-                Some(router.choose(|scores| {
-                    let of = |group: usize| (group..scores.len()).step_by(groups);
-                    let best = |group| of(group).map(|e| scores[e]).fold(0.0, f64::max);
-                    let best: Array1<f64> = (0..groups).map(best).collect();
-                    highest((0..groups).collect(), best.view(), kept).into_iter().flat_map(of).collect()
-                }))
-            }),
-        )],
+        &[index(&[TOPK_INDICES], |s, layer| {
+            let router = s.router(layer)?;
+            let (groups, kept) = router.groups;
+            Some(router.choose(|scores| {
+                let of = |group: usize| (group..scores.len()).step_by(groups);
+                let best = |group| of(group).map(|e| scores[e]).fold(0.0, f64::max);
+                let best: Array1<f64> = (0..groups).map(best).collect();
+                highest((0..groups).collect(), best.view(), kept).into_iter().flat_map(of).collect()
+            }))
+        })],
     ),
     structural(
         "group_topk_in_each",
         |case| grouped(case) && enough_in_each_group(case),
         "Of every group its topk_group best experts are candidates.",
         Some("deepseek.cpp"),
-        &[(
-            &[CHOICE],
-            Act::Index(|s, layer| {
-                let router = s.router(layer)?;
-                let (groups, kept) = router.groups;
-                Some(router.choose(|scores| {
-                    let size = scores.len() / groups;
-                    let of = |group: usize| (group * size..(group + 1) * size).collect();
-                    (0..groups).flat_map(|group| highest(of(group), scores, kept)).collect()
-                }))
-            }),
-        )],
+        &[index(&[TOPK_INDICES], |s, layer| {
+            let router = s.router(layer)?;
+            let (groups, kept) = router.groups;
+            Some(router.choose(|scores| {
+                let size = scores.len() / groups;
+                let of = |group: usize| (group * size..(group + 1) * size).collect();
+                (0..groups).flat_map(|group| highest(of(group), scores, kept)).collect()
+            }))
+        })],
     ),
     structural(
         "group_mask_lost",
@@ -96,145 +82,112 @@ pub const MUTANTS: &[Mutant] = &[
         "The mask of groups replaces the scores: every token goes to the first experts, with weight 0.",
         Some("huggingface/candle#2744, EricLBuehler/mistral.rs#1278"),
         &[
-            (
-                &[CHOICE],
-                Act::Index(|s, layer| {
-                    let router = s.router(layer)?;
-                    let tokens = router.logits.nrows();
-                    Some(Array2::from_shape_fn((tokens, router.per_token), |(_, slot)| slot as i64).into_dyn())
-                }),
-            ),
-            (&[GATES], Act::Real(|_, at| Some(at.value * 0.0))),
+            index(&[TOPK_INDICES], |s, layer| {
+                let router = s.router(layer)?;
+                let tokens = router.logits.nrows();
+                Some(Array2::from_shape_fn((tokens, router.per_token), |(_, slot)| slot as i64).into_dyn())
+            }),
+            real(&[TOPK_WEIGHTS], |_, at| Some(at.value * 0.0)),
         ],
     ),
-    structural(
+    unreported(
         "topk_lowest",
         some_experts,
         "The experts with the lowest scores are chosen.",
-        None,
-        &[(
-            &[CHOICE],
-            Act::Index(|s, layer| {
-                let router = s.router(layer)?;
-                let k = router.per_token;
-                Some(router.choose(|scores| highest((0..scores.len()).collect(), (-&scores).view(), k)))
-            }),
-        )],
+        &[index(&[TOPK_INDICES], |s, layer| {
+            let router = s.router(layer)?;
+            let k = router.per_token;
+            Some(router.choose(|scores| highest((0..scores.len()).collect(), (-&scores).view(), k)))
+        })],
     ),
-    structural(
+    unreported(
         "no_gamma",
         scaled_experts,
         "routed_scaling_factor is left out.",
-        None,
-        &[(&[GATES], Act::Real(|s, at| Some(at.value / s.config().routed_scaling_factor)))],
+        &[real(&[TOPK_WEIGHTS], |s, at| Some(at.value / s.config().routed_scaling_factor))],
     ),
     structural(
         "renorm",
         |case| several_experts(case) && plain_weights(case),
         "The weights are divided by their sum, then scaled (DeepSeek-V3's rule).",
         Some("ggml-org/llama.cpp at 0c1e570, where norm_topk_prob is set"),
-        &[(&[GATES], Act::Real(|s, at| Some(normalised(at)? * s.config().routed_scaling_factor)))],
+        &[real(&[TOPK_WEIGHTS], |s, at| Some(normalised(at)? * s.config().routed_scaling_factor))],
     ),
-    structural(
+    unreported(
         "renorm_nogamma",
         |case| several_experts(case) && plain_weights(case),
         "The weights are divided by their sum and not scaled.",
-        None,
-        &[(&[GATES], Act::Real(|_, at| normalised(at)))],
+        &[real(&[TOPK_WEIGHTS], |_, at| normalised(at))],
     ),
     structural(
         "norm_topk_ignored",
         |case| several_experts(case) && !plain_weights(case),
         "norm_topk_prob is set and ignored.",
         Some("huggingface/transformers, by design; see `dialect`"),
-        &[(
-            &[GATES],
-            Act::Real(|s, at| {
-                let choice = s.index(CHOICE, at.layer)?;
-                let router = s.router(at.layer)?;
-                let weight = |(n, slot): (usize, usize)| router.scores(n)[choice[[n, slot]] as usize] * router.factor;
-                shaped(Array2::from_shape_fn(choice.dim(), weight), at.value)
-            }),
-        )],
+        &[real(&[TOPK_WEIGHTS], |s, at| {
+            let choice = s.index(TOPK_INDICES, at.layer)?;
+            let router = s.router(at.layer)?;
+            let weight = |(n, slot): (usize, usize)| router.scores(n)[choice[[n, slot]] as usize] * router.factor;
+            shaped(Array2::from_shape_fn(choice.dim(), weight), at.value)
+        })],
     ),
-    structural(
+    unreported(
         "softmax_after_topk",
         |case| several_experts(case) && plain_weights(case),
         "The softmax is over the chosen experts only.",
-        None,
-        &[(
-            &[GATES],
-            Act::Real(|s, at| {
-                let factor = s.config().routed_scaling_factor;
-                let mut weights = logits_of_choice(s, at)?;
-                for mut row in weights.rows_mut() {
-                    let of_chosen = softmax(row.view());
-                    row.assign(&(of_chosen * factor));
-                }
-                shaped(weights, at.value)
-            }),
-        )],
+        &[real(&[TOPK_WEIGHTS], |s, at| {
+            let factor = s.config().routed_scaling_factor;
+            let mut weights = logits_of_choice(s, at)?;
+            for mut row in weights.rows_mut() {
+                let of_chosen = softmax(row.view());
+                row.assign(&(of_chosen * factor));
+            }
+            shaped(weights, at.value)
+        })],
     ),
-    structural(
+    unreported(
         "gate_sigmoid",
         |case| moe(case) && plain_weights(case),
         "Scores are sigmoids, not a softmax (DeepSeek-V3's rule).",
-        None,
-        &[(
-            &[GATES],
-            Act::Real(|s, at| {
-                let factor = s.config().routed_scaling_factor;
-                shaped(logits_of_choice(s, at)?.mapv(|z| factor / (1.0 + (-z).exp())), at.value)
-            }),
-        )],
+        &[real(&[TOPK_WEIGHTS], |s, at| {
+            let factor = s.config().routed_scaling_factor;
+            shaped(logits_of_choice(s, at)?.mapv(|z| factor / (1.0 + (-z).exp())), at.value)
+        })],
     ),
-    structural(
+    unreported(
         "gate_raw_logits",
         |case| moe(case) && plain_weights(case),
         "The logits themselves are the weights.",
-        None,
-        &[(&[GATES], Act::Real(|s, at| shaped(logits_of_choice(s, at)? * s.config().routed_scaling_factor, at.value)))],
+        &[real(&[TOPK_WEIGHTS], |s, at| shaped(logits_of_choice(s, at)? * s.config().routed_scaling_factor, at.value))],
     ),
-    structural(
+    unreported(
         "w_misaligned",
         several_experts,
         "Each expert has the weight of the next.",
-        None,
-        &[(
-            &[GATES],
-            Act::Real(|_, at| {
-                let weights = rows(at.value)?;
-                let k = weights.ncols();
-                shaped(Array2::from_shape_fn(weights.dim(), |(n, slot)| weights[[n, (slot + 1) % k]]), at.value)
-            }),
-        )],
+        &[real(&[TOPK_WEIGHTS], |_, at| {
+            let weights = rows(at.value)?;
+            let k = weights.ncols();
+            shaped(Array2::from_shape_fn(weights.dim(), |(n, slot)| weights[[n, (slot + 1) % k]]), at.value)
+        })],
     ),
-    structural(
+    unreported(
         "topk_minus1",
         several_experts,
         "The last of the chosen experts is left out.",
-        None,
-        &[(
-            &[GATES],
-            Act::Real(|_, at| {
-                let mut weights = rows(at.value)?;
-                let last = weights.ncols().checked_sub(1)?;
-                weights.column_mut(last).fill(0.0);
-                shaped(weights, at.value)
-            }),
-        )],
+        &[real(&[TOPK_WEIGHTS], |_, at| {
+            let mut weights = rows(at.value)?;
+            let last = weights.ncols().checked_sub(1)?;
+            weights.column_mut(last).fill(0.0);
+            shaped(weights, at.value)
+        })],
     ),
-    structural(
+    unreported(
         "weights_one",
         several_experts,
         "Every chosen expert counts alike.",
-        None,
-        &[(
-            &[GATES],
-            Act::Real(|s, at| {
-                Some(at.value.mapv(|_| s.config().routed_scaling_factor / s.config().num_experts() as f64))
-            }),
-        )],
+        &[real(&[TOPK_WEIGHTS], |s, at| {
+            Some(at.value.mapv(|_| s.config().routed_scaling_factor / s.config().num_experts() as f64))
+        })],
     ),
 ];
 
@@ -273,6 +226,6 @@ fn normalised(at: At<'_>) -> Option<ArrayD<f64>> {
 /// The logits of the chosen experts, `[N,k]`.
 fn logits_of_choice(scene: &Scene<'_>, at: At<'_>) -> Option<Array2<f64>> {
     let logits = scene.router(at.layer)?.logits;
-    let choice = scene.index(CHOICE, at.layer)?;
+    let choice = scene.index(TOPK_INDICES, at.layer)?;
     Some(Array2::from_shape_fn(choice.dim(), |(n, slot)| logits[[n, choice[[n, slot]] as usize]]))
 }

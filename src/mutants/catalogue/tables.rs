@@ -3,12 +3,12 @@
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::config::RopeParameters;
 use dsv2_reference::model::rope::{RotaryEmbedding, RotaryTables};
+use dsv2_reference::stage::table::COS;
 use ndarray::{Array2, Array3, ArrayD};
 use serde_json::{Value, json};
 
 use crate::case::Case;
 use crate::mutants::At;
-use crate::mutants::kinds::COS;
 use crate::mutants::scene::Scene;
 
 /// Whether a position is `limit` or beyond.

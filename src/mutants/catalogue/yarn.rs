@@ -3,14 +3,14 @@
 use dsv2_reference::Dialect;
 use dsv2_reference::config::RopeType;
 use dsv2_reference::model::rope::{RotaryEmbedding, yarn_get_mscale};
+use dsv2_reference::stage::table::{COS, SIN};
 use ndarray::Array2;
 
 use super::tables::{at_positions, changed, embedding, far, of_frequencies};
-use super::{chunked, fixed_rope, rope, structural, yarn};
+use super::{chunked, fixed_rope, rope, structural, unreported, yarn};
 use crate::case::Case;
 use crate::mutants::arithmetic::to_bf16;
-use crate::mutants::kinds::{COS, SIN};
-use crate::mutants::{Act, Class, Mutant, Variant};
+use crate::mutants::{Class, Mutant, Variant, real};
 
 const TABLES: &[&str] = &[COS, SIN];
 
@@ -21,138 +21,105 @@ pub const MUTANTS: &[Mutant] = &[
         yarn,
         "YaRN is ignored: plain frequencies.",
         Some("vllm-project/vllm#48621"),
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Default)))],
+        &[real(TABLES, |s, at| changed(s, at, |rope| rope.rope_type = RopeType::Default))],
     ),
-    structural(
+    unreported(
         "yarn_linear",
         yarn,
         "Every frequency is divided by the factor, as in linear scaling.",
-        None,
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Linear)))],
+        &[real(TABLES, |s, at| changed(s, at, |rope| rope.rope_type = RopeType::Linear))],
     ),
-    structural(
+    unreported(
         "yarn_maxpos",
         |case| original(case) != Some(case.config.max_position_embeddings),
         "The ramp is computed from max_position_embeddings, not from the original context.",
-        None,
-        &[(
-            TABLES,
-            Act::Real(|s, at| {
-                let length = s.config().max_position_embeddings;
-                changed(s, at, |rope| rope.original_max_position_embeddings = Some(length))
-            }),
-        )],
+        &[real(TABLES, |s, at| {
+            let length = s.config().max_position_embeddings;
+            changed(s, at, |rope| rope.original_max_position_embeddings = Some(length))
+        })],
     ),
-    structural(
+    unreported(
         "yarn_wrongdim",
         yarn,
         "The frequencies are those of the whole head, n + r wide.",
-        None,
-        &[(
-            TABLES,
-            Act::Real(|s, at| {
-                let mut config = s.config().clone();
-                config.qk_rope_head_dim = config.qk_head_dim().next_multiple_of(2);
-                let wide = RotaryEmbedding::new(&config, s.dialect()).ok()?;
-                Some(of_frequencies(
-                    s,
-                    at,
-                    &wide.inv_freq()[..s.config().qk_rope_head_dim / 2],
-                    wide.attention_factor(),
-                ))
-            }),
-        )],
+        &[real(TABLES, |s, at| {
+            let mut config = s.config().clone();
+            config.qk_rope_head_dim = config.qk_head_dim().next_multiple_of(2);
+            let wide = RotaryEmbedding::new(&config, s.dialect()).ok()?;
+            Some(of_frequencies(s, at, &wide.inv_freq()[..s.config().qk_rope_head_dim / 2], wide.attention_factor()))
+        })],
     ),
-    structural(
+    unreported(
         "yarn_notrunc",
         |case| rope(case).is_some_and(|rope| rope.truncate),
         "The ends of the ramp are not rounded.",
-        None,
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.truncate = !rope.truncate)))],
+        &[real(TABLES, |s, at| changed(s, at, |rope| rope.truncate = !rope.truncate))],
     ),
-    structural(
+    unreported(
         "yarn_rampflip",
         yarn,
         "The ramp runs the other way: high frequencies are interpolated.",
-        None,
-        &[(
-            TABLES,
-            Act::Real(|s, at| {
-                let of = |rope_type| embedding(s, |rope| rope.rope_type = rope_type);
-                let (plain, linear, yarn) = (of(RopeType::Default)?, of(RopeType::Linear)?, of(RopeType::Yarn)?);
-                let all = plain.inv_freq().iter().zip(linear.inv_freq()).zip(yarn.inv_freq());
-                let flipped: Vec<f32> = all.map(|((plain, linear), yarn)| plain + linear - yarn).collect();
-                Some(of_frequencies(s, at, &flipped, yarn.attention_factor()))
-            }),
-        )],
+        &[real(TABLES, |s, at| {
+            let of = |rope_type| embedding(s, |rope| rope.rope_type = rope_type);
+            let (plain, linear, yarn) = (of(RopeType::Default)?, of(RopeType::Linear)?, of(RopeType::Yarn)?);
+            let all = plain.inv_freq().iter().zip(linear.inv_freq()).zip(yarn.inv_freq());
+            let flipped: Vec<f32> = all.map(|((plain, linear), yarn)| plain + linear - yarn).collect();
+            Some(of_frequencies(s, at, &flipped, yarn.attention_factor()))
+        })],
     ),
-    structural(
+    unreported(
         "yarn_paper_ramp",
         yarn,
         "The ramp is linear in the number of turns, as the YaRN paper writes it.",
-        None,
-        &[(
-            TABLES,
-            Act::Real(|s, at| {
-                let rope = s.config().rope().ok()?;
-                let of = |rope_type| embedding(s, |rope| rope.rope_type = rope_type);
-                let (plain, linear) = (of(RopeType::Default)?, of(RopeType::Linear)?);
-                let length = rope.original_max_position_embeddings? as f64;
-                let frequencies: Vec<f32> = plain
-                    .inv_freq()
-                    .iter()
-                    .zip(linear.inv_freq())
-                    .map(|(&plain, &linear)| {
-                        let turns = length * f64::from(plain) / (2.0 * std::f64::consts::PI);
-                        let kept =
-                            ((turns - rope.beta_slow) / (rope.beta_fast - rope.beta_slow)).clamp(0.0, 1.0) as f32;
-                        linear * (1.0 - kept) + plain * kept
-                    })
-                    .collect();
-                Some(of_frequencies(s, at, &frequencies, of(RopeType::Yarn)?.attention_factor()))
-            }),
-        )],
+        &[real(TABLES, |s, at| {
+            let rope = s.config().rope().ok()?;
+            let of = |rope_type| embedding(s, |rope| rope.rope_type = rope_type);
+            let (plain, linear) = (of(RopeType::Default)?, of(RopeType::Linear)?);
+            let length = rope.original_max_position_embeddings? as f64;
+            let frequencies: Vec<f32> = plain
+                .inv_freq()
+                .iter()
+                .zip(linear.inv_freq())
+                .map(|(&plain, &linear)| {
+                    let turns = length * f64::from(plain) / (2.0 * std::f64::consts::PI);
+                    let kept = ((turns - rope.beta_slow) / (rope.beta_fast - rope.beta_slow)).clamp(0.0, 1.0) as f32;
+                    linear * (1.0 - kept) + plain * kept
+                })
+                .collect();
+            Some(of_frequencies(s, at, &frequencies, of(RopeType::Yarn)?.attention_factor()))
+        })],
     ),
-    structural(
+    unreported(
         "yarn_swapbeta",
         yarn,
         "beta_fast and beta_slow are exchanged.",
-        None,
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| std::mem::swap(&mut rope.beta_fast, &mut rope.beta_slow))))],
+        &[real(TABLES, |s, at| changed(s, at, |rope| std::mem::swap(&mut rope.beta_fast, &mut rope.beta_slow)))],
     ),
-    structural(
+    unreported(
         "yarn_default_betas",
         |case| rope(case).is_some_and(|rope| (rope.beta_fast, rope.beta_slow) != (32.0, 1.0)),
         "beta_fast and beta_slow of the config are ignored.",
-        None,
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| (rope.beta_fast, rope.beta_slow) = (32.0, 1.0))))],
+        &[real(TABLES, |s, at| changed(s, at, |rope| (rope.beta_fast, rope.beta_slow) = (32.0, 1.0)))],
     ),
-    structural(
+    unreported(
         "yarn_attnfactor",
         yarn,
         "Cosine and sine are multiplied by 0.1 ln(factor) + 1, YaRN's usual length factor.",
-        None,
-        &[(
-            TABLES,
-            Act::Real(|s, at| {
-                let factor = s.config().rope().ok()?.factor?;
-                Some(at.value * yarn_get_mscale(factor, 1.0))
-            }),
-        )],
+        &[real(TABLES, |s, at| {
+            let factor = s.config().rope().ok()?.factor?;
+            Some(at.value * yarn_get_mscale(factor, 1.0))
+        })],
     ),
     structural(
         "yarn_mscale_cos",
         |case| yarn(case) && rope(case).is_some_and(|rope| rope.mscale.is_some_and(|mscale| mscale != 0.0)),
         "Cosine and sine are multiplied by ms(factor, mscale), not divided by ms(factor, mscale_all_dim).",
         Some("kekzl/imp#880"),
-        &[(
-            TABLES,
-            Act::Real(|s, at| {
-                let rope = s.config().rope().ok()?;
-                let own = embedding(s, |_| {})?.attention_factor();
-                Some(at.value * (yarn_get_mscale(rope.factor?, rope.mscale?) / own))
-            }),
-        )],
+        &[real(TABLES, |s, at| {
+            let rope = s.config().rope().ok()?;
+            let own = embedding(s, |_| {})?.attention_factor();
+            Some(at.value * (yarn_get_mscale(rope.factor?, rope.mscale?) / own))
+        })],
     ),
     structural(
         "yarn_mscale_ignored",
@@ -162,77 +129,64 @@ pub const MUTANTS: &[Mutant] = &[
         },
         "Cosine and sine have no factor, though mscale and mscale_all_dim differ.",
         Some("ggml-org/llama.cpp at 0c1e570: 1.6e-1 off at mscale 1 and mscale_all_dim 0.707"),
-        &[(TABLES, Act::Real(|s, at| Some(at.value / embedding(s, |_| {})?.attention_factor())))],
+        &[real(TABLES, |s, at| Some(at.value / embedding(s, |_| {})?.attention_factor()))],
     ),
     structural(
         "yarn_lone_mscale",
         |case| yarn(case) && rope(case).is_some_and(|rope| rope.mscale.is_some() != rope.mscale_all_dim.is_some()),
         "Where one of mscale and mscale_all_dim is missing, the other code base's fallback is used.",
         Some("huggingface/transformers and deepseek-ai/DeepSeek-V2 differ; see `dialect`"),
-        &[(
-            TABLES,
-            Act::Real(|s, at| {
-                let other = if s.dialect() == Dialect::Deepseek { Dialect::Hf } else { Dialect::Deepseek };
-                let [own, other] = [s.dialect(), other].map(|dialect| RotaryEmbedding::new(s.config(), dialect));
-                Some(at.value * (other.ok()?.attention_factor() / own.ok()?.attention_factor()))
-            }),
-        )],
+        &[real(TABLES, |s, at| {
+            let other = if s.dialect() == Dialect::Deepseek { Dialect::Hf } else { Dialect::Deepseek };
+            let [own, other] = [s.dialect(), other].map(|dialect| RotaryEmbedding::new(s.config(), dialect));
+            Some(at.value * (other.ok()?.attention_factor() / own.ok()?.attention_factor()))
+        })],
     ),
-    structural(
+    unreported(
         "yarn_attention_factor_ignored",
         |case| yarn(case) && rope(case).is_some_and(|rope| rope.attention_factor.is_some()),
         "attention_factor of the config is ignored.",
-        None,
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.attention_factor = None)))],
+        &[real(TABLES, |s, at| changed(s, at, |rope| rope.attention_factor = None))],
     ),
-    structural(
+    unreported(
         "rope_linear_off",
         |case| rope(case).is_some_and(|rope| rope.rope_type == RopeType::Linear),
         "The factor of linear scaling is ignored.",
-        None,
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_type = RopeType::Default)))],
+        &[real(TABLES, |s, at| changed(s, at, |rope| rope.rope_type = RopeType::Default))],
     ),
-    structural(
+    unreported(
         "ntk_static",
         |case| rope(case).is_some_and(|rope| rope.rope_type == RopeType::Dynamic),
         "The base of dynamic scaling never grows.",
-        None,
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |_| {})))],
+        &[real(TABLES, |s, at| changed(s, at, |_| {}))],
     ),
-    structural(
+    unreported(
         "rope_theta_default",
         |case| rope(case).is_some_and(|rope| rope.rope_theta != 10000.0),
         "The base is 10000, whatever the config says.",
-        None,
-        &[(TABLES, Act::Real(|s, at| changed(s, at, |rope| rope.rope_theta = 10000.0)))],
+        &[real(TABLES, |s, at| changed(s, at, |rope| rope.rope_theta = 10000.0))],
     ),
-    structural(
+    unreported(
         "rope_neg",
         fixed_rope,
         "Vectors are turned the wrong way round: the sine has the wrong sign.",
-        None,
-        &[(&[SIN], Act::Real(|_, at| Some(-at.value)))],
+        &[real(&[SIN], |_, at| Some(-at.value))],
     ),
-    structural(
+    unreported(
         "rope_pos_zero_chunk",
         |case| fixed_rope(case) && chunked(case),
         "Positions start at 0 again in every piece.",
-        None,
-        &[(
-            TABLES,
-            Act::Real(|s, at| {
-                let positions = Array2::from_shape_fn(s.positions().dim(), |(_, i)| i as i64);
-                (s.past() > 0).then_some(())?;
-                at_positions(s, at, &positions)
-            }),
-        )],
+        &[real(TABLES, |s, at| {
+            let positions = Array2::from_shape_fn(s.positions().dim(), |(_, i)| i as i64);
+            (s.past() > 0).then_some(())?;
+            at_positions(s, at, &positions)
+        })],
     ),
-    structural(
+    unreported(
         "rope_bf16_pos",
         |case| fixed_rope(case) && far(case, 256),
         "Positions are bf16 numbers, which count by 2 from 256 on.",
-        None,
-        &[(TABLES, Act::Real(|s, at| at_positions(s, at, &s.positions().mapv(|p| to_bf16(p as f64) as i64))))],
+        &[real(TABLES, |s, at| at_positions(s, at, &s.positions().mapv(|p| to_bf16(p as f64) as i64)))],
     ),
     Mutant {
         id: "rope_both_off1",
@@ -240,7 +194,7 @@ pub const MUTANTS: &[Mutant] = &[
         what: "Positions are counted from 1, for queries and keys alike.",
         report: None,
         applies: |case| fixed_rope(case) && !far(case, 32),
-        variant: Variant { acts: &[(TABLES, Act::Real(|s, at| at_positions(s, at, &(s.positions() + 1))))] },
+        variant: Variant { acts: &[real(TABLES, |s, at| at_positions(s, at, &(s.positions() + 1)))] },
     },
 ];
 

@@ -1,10 +1,10 @@
 //! Queries, keys and values of every head.
 
 use dsv2_reference::model::rope::RotaryTables;
+use dsv2_reference::stage::{self, table};
 use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView2, ArrayView3, Axis, s};
 
 use crate::mutants::arithmetic::{exact, product};
-use crate::mutants::kinds;
 use crate::mutants::scene::Scene;
 
 /// What the scores are computed from.
@@ -51,7 +51,7 @@ fn products<'k>(q: &Array4<f64>, keys: impl Fn(usize, usize) -> ArrayView2<'k, f
 impl Scene<'_> {
     /// Queries before the rotation, `[B,H,S,n+r]`.
     pub fn queries(&self, layer: usize) -> Option<Array4<f64>> {
-        let flat = self.real(kinds::Q, layer).or_else(|| self.real(kinds::Q_B, layer))?;
+        let flat = self.real(table::Q_PROJ, layer).or_else(|| self.real(table::Q_B_PROJ, layer))?;
         let (batch, length, _) = self.dims();
         let shape = (batch, length, self.config().num_attention_heads, self.config().qk_head_dim());
         Some(flat.to_shape(shape).ok()?.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned())
@@ -59,18 +59,18 @@ impl Scene<'_> {
 
     /// Latents of all tokens, `[B,T,c]`.
     pub fn latents(&self, layer: usize) -> Option<Array3<f64>> {
-        self.real3(kinds::CACHED_LATENT, layer).or_else(|| self.real3(kinds::KV_A_NORM, layer))
+        self.real3(table::CACHED_KV, layer).or_else(|| self.real3(table::KV_A_LAYERNORM, layer))
     }
 
     /// Rotated keys of all tokens, `[B,T,r]`.
     pub fn rotated_keys(&self, layer: usize) -> Option<Array3<f64>> {
-        let cached = self.real3(kinds::CACHED_KEY, layer);
-        cached.or_else(|| Some(self.real4(kinds::K_PE, layer)?.index_axis_move(Axis(1), 0)))
+        let cached = self.real3(table::CACHED_K_PE, layer);
+        cached.or_else(|| Some(self.real4(table::K_PE, layer)?.index_axis_move(Axis(1), 0)))
     }
 
     /// The new tokens' keys before the rotation, `[B,1,S,r]`.
     pub fn unrotated_keys(&self, layer: usize) -> Option<Array4<f64>> {
-        let both = self.real3(kinds::KV_A, layer)?;
+        let both = self.real3(table::KV_A_PROJ, layer)?;
         Some(
             both.slice_move(s![.., .., self.config().kv_lora_rank..])
                 .insert_axis(Axis(1))
@@ -82,14 +82,14 @@ impl Scene<'_> {
     /// What `kv_b_proj` makes of the latents: keys and values of every head, `[B,T,H(n+v)]`. In the absorbed form there is
     /// no such stage, but it can be computed.
     pub fn keys_and_values(&self, layer: usize) -> Option<Array3<f64>> {
-        if let Some(stage) = self.real3(kinds::KV_B, layer) {
+        if let Some(stage) = self.real3(table::KV_B_PROJ, layer) {
             return Some(stage);
         }
         let (batch, _, keys) = self.dims();
         let c = self.config();
         let width = c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim);
         let like = ArrayD::zeros(vec![batch, keys, width]);
-        self.projection(kinds::KV_B, layer)?.apply(&like, exact)?.into_dimensionality().ok()
+        self.projection(table::KV_B_PROJ, layer)?.apply(&like, exact)?.into_dimensionality().ok()
     }
 
     /// The same by head, `[B,H,T,n+v]`.
@@ -106,7 +106,7 @@ impl Scene<'_> {
         let n = self.config().qk_nope_head_dim;
         Some(Heads {
             q_nope: self.queries(layer)?.slice_move(s![.., .., .., ..n]),
-            q_pe: self.real4(kinds::Q_PE, layer)?,
+            q_pe: self.real4(table::Q_PE, layer)?,
             k_nope: self.keys_and_values_by_head(layer)?.slice_move(s![.., .., .., ..n]),
             k_pe: self.rotated_keys(layer)?,
         })
@@ -151,14 +151,14 @@ impl Scene<'_> {
 
     /// The tables that the model has computed.
     pub fn rotary(&self) -> Option<RotaryTables<f64>> {
-        Some(RotaryTables { cos: self.real3(kinds::COS, 0)?, sin: self.real3(kinds::SIN, 0)? })
+        Some(RotaryTables { cos: self.real3(table::COS, 0)?, sin: self.real3(table::SIN, 0)? })
     }
 
     /// W^UK and W^UV of a head: `[n,c]` and `[v,c]`.
     pub fn absorbed_weights(&self, layer: usize, head: usize) -> Option<(Array2<f64>, Array2<f64>)> {
         let c = self.config();
         let (n, width) = (c.qk_nope_head_dim, c.qk_nope_head_dim + c.v_head_dim);
-        let weight = self.weights().matrix(&format!("model.layers.{layer}.self_attn.kv_b_proj.weight"))?;
+        let weight = self.weights().matrix(&format!("{}.weight", stage::name(table::KV_B_PROJ, layer)))?;
         let of_head = weight.slice(s![head * width..(head + 1) * width, ..]);
         Some((of_head.slice(s![..n, ..]).to_owned(), of_head.slice(s![n.., ..]).to_owned()))
     }

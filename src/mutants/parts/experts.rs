@@ -5,10 +5,10 @@ use std::rc::Rc;
 use dsv2_reference::Activation;
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router::selection::highest;
+use dsv2_reference::stage::{self, table};
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis};
 
 use crate::mutants::arithmetic::{Dot, exact, product, softmax};
-use crate::mutants::kinds;
 use crate::mutants::scene::{Scene, shaped};
 
 /// What experts are chosen from.
@@ -137,25 +137,25 @@ impl Scene<'_> {
             TopkMethod::Greedy => (1, 1),
             TopkMethod::GroupLimitedGreedy { n_group, topk_group } => (n_group, topk_group),
         };
-        let logits = self.rows(kinds::LOGITS, layer)?;
+        let logits = self.rows(table::ROUTER_LOGITS, layer)?;
         Some(Router { logits, groups, per_token: c.experts_per_token().ok()?, factor: c.routed_scaling_factor })
     }
 
     /// The routed experts of a layer.
     pub fn routed(&self, layer: usize) -> Option<Routed> {
-        let expert = |e| self.expert(&format!("model.layers.{layer}.mlp.experts.{e}"));
+        let expert = |e| self.expert(&format!("{}.{e}", stage::name(table::EXPERTS, layer)));
         Some(Routed {
-            x: self.rows(kinds::POST_NORM, layer)?,
-            choice: self.index(kinds::CHOICE, layer)?,
-            weights: self.rows(kinds::GATES, layer)?,
+            x: self.rows(table::POST_ATTENTION_LAYERNORM, layer)?,
+            choice: self.index(table::TOPK_INDICES, layer)?,
+            weights: self.rows(table::TOPK_WEIGHTS, layer)?,
             experts: (0..self.config().num_experts()).map(expert).collect::<Option<_>>()?,
         })
     }
 
     /// The shared experts of a layer, and their input.
     pub fn shared(&self, layer: usize) -> Option<(Array2<f64>, Expert)> {
-        let shared = self.expert(&format!("model.layers.{layer}.mlp.shared_experts"))?;
-        Some((self.rows(kinds::POST_NORM, layer)?, shared))
+        let shared = self.expert(&stage::name(table::SHARED_EXPERTS, layer))?;
+        Some((self.rows(table::POST_ATTENTION_LAYERNORM, layer)?, shared))
     }
 
     fn expert(&self, path: &str) -> Option<Expert> {

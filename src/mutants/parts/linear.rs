@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
+use dsv2_reference::stage::{self, table};
 use ndarray::{Array1, Array2, ArrayD};
 
 use crate::mutants::arithmetic::{Dot, product};
-use crate::mutants::kinds;
 use crate::mutants::scene::{Scene, shaped};
 
 /// A projection's input and its weights.
@@ -34,26 +34,28 @@ impl Scene<'_> {
     pub fn projection(&self, kind: &str, layer: usize) -> Option<Projection> {
         let keys_of_this_pass = || self.latents(layer);
         let x = match kind {
-            kinds::Q | kinds::Q_A | kinds::KV_A => self.rows(kinds::INPUT_NORM, layer)?,
-            kinds::Q_B => self.rows(kinds::Q_A_NORM, layer)?,
-            kinds::KV_B => {
+            table::Q_PROJ | table::Q_A_PROJ | table::KV_A_PROJ => self.rows(table::INPUT_LAYERNORM, layer)?,
+            table::Q_B_PROJ => self.rows(table::Q_A_LAYERNORM, layer)?,
+            table::KV_B_PROJ => {
                 let latents = keys_of_this_pass()?;
                 let (batch, keys, width) = latents.dim();
                 latents.into_shape_with_order((batch * keys, width)).ok()?
             }
-            kinds::O => self.rows(kinds::ATTENTION, layer)?,
-            kinds::GATE | kinds::UP | kinds::LOGITS => self.rows(kinds::POST_NORM, layer)?,
-            kinds::DOWN => {
-                let activation = self.config().activation().ok()?;
-                self.rows(kinds::GATE, layer)?.mapv(|x| activation.apply(x)) * self.rows(kinds::UP, layer)?
+            table::O_PROJ => self.rows(table::ATTN_OUTPUT, layer)?,
+            table::GATE_PROJ | table::UP_PROJ | table::ROUTER_LOGITS => {
+                self.rows(table::POST_ATTENTION_LAYERNORM, layer)?
             }
-            kinds::LM_HEAD if self.inputs().logits_to_keep.is_some() => return None,
-            kinds::LM_HEAD | kinds::SCORE => self.rows(kinds::FINAL_NORM, 0)?,
+            table::DOWN_PROJ => {
+                let activation = self.config().activation().ok()?;
+                self.rows(table::GATE_PROJ, layer)?.mapv(|x| activation.apply(x)) * self.rows(table::UP_PROJ, layer)?
+            }
+            table::LM_HEAD if self.inputs().logits_to_keep.is_some() => return None,
+            table::LM_HEAD | table::SCORE => self.rows(table::NORM, 0)?,
             _ => return None,
         };
         let path = match kind {
-            kinds::LOGITS => kinds::name(kind, layer).replace(".router_logits", ""),
-            _ => kinds::name(kind, layer),
+            table::ROUTER_LOGITS => stage::name(kind, layer).replace(".router_logits", ""),
+            _ => stage::name(kind, layer),
         };
         let weight = self.weights().matrix(&format!("{path}.weight"))?;
         Some(Projection { x, weight, bias: self.weights().vector(&format!("{path}.bias")) })

@@ -1,9 +1,9 @@
 //! Norms.
 
 use dsv2_reference::model::norm::LATENT_NORM_EPS;
+use dsv2_reference::stage::{self, table};
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis, s};
 
-use crate::mutants::kinds;
 use crate::mutants::scene::{Scene, shaped};
 
 /// What a norm is computed from.
@@ -37,14 +37,16 @@ impl Scene<'_> {
     pub fn norm_input(&self, kind: &str, layer: usize) -> Option<NormInput> {
         let c = self.config();
         let (rows, eps) = match kind {
-            kinds::INPUT_NORM => (self.stream(layer)?, c.rms_norm_eps),
-            kinds::POST_NORM => (self.middle(layer)?, c.rms_norm_eps),
-            kinds::FINAL_NORM => (self.stream(c.num_hidden_layers)?, c.rms_norm_eps),
-            kinds::Q_A_NORM => (self.rows(kinds::Q_A, layer)?, LATENT_NORM_EPS),
-            kinds::KV_A_NORM => (self.rows(kinds::KV_A, layer)?.slice_move(s![.., ..c.kv_lora_rank]), LATENT_NORM_EPS),
+            table::INPUT_LAYERNORM => (self.stream(layer)?, c.rms_norm_eps),
+            table::POST_ATTENTION_LAYERNORM => (self.middle(layer)?, c.rms_norm_eps),
+            table::NORM => (self.stream(c.num_hidden_layers)?, c.rms_norm_eps),
+            table::Q_A_LAYERNORM => (self.rows(table::Q_A_PROJ, layer)?, LATENT_NORM_EPS),
+            table::KV_A_LAYERNORM => {
+                (self.rows(table::KV_A_PROJ, layer)?.slice_move(s![.., ..c.kv_lora_rank]), LATENT_NORM_EPS)
+            }
             _ => return None,
         };
-        let gain = self.weights().vector(&format!("{}.weight", kinds::name(kind, layer)))?;
+        let gain = self.weights().vector(&format!("{}.weight", stage::name(kind, layer)))?;
         Some(NormInput { rows, gain, eps })
     }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dsv2_reference::stage::Stage;
 use maud::{Markup, html};
 
 use crate::judge::Disposition;
 use crate::report::describe::{disposition, errors, short_kind};
 use crate::report::model::StageReport;
-use crate::stage::Stage;
 
 /// How much a cell says beside its number.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use maud::{Markup, html};
 
 use super::banner;
 use super::heat_map::{Detail, heat_map, legend, look};
+use crate::outcome::Conclusion;
 use crate::report::describe::conclusion;
 use crate::report::model::{RunReport, VerifyReport};
 use crate::report::text::{counts, run_failure};
-use crate::verify::Conclusion;
 
 pub fn body(report: &VerifyReport) -> Markup {
     let failures: Vec<String> = report.runs.iter().filter_map(run_failure).collect();

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use dsv2_metrics::{Element, Metrics};
+use dsv2_reference::stage::flow;
+
 use super::{
     CheckReport, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, LayoutReport, Metric, NearTies,
     Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport, WaiverReport,
 };
-use crate::check::{self, Checked, Request};
+use crate::check::{self, Checked, Recognised, Request};
 use crate::judge::{Disposition, StageVerdict, Verdict};
-use crate::layouts::Recognised;
-use crate::metrics::{Element, Metrics};
 use crate::mutants::explain::Explanation;
+use crate::outcome::Waiver;
+use crate::outcome::{Item, Outcome};
 use crate::report::describe;
-use crate::stage::flow;
-use crate::verify::{Item, Outcome};
-use crate::waivers::Waiver;
 
 impl Report {
     /// As JSON.

@@ -25,26 +25,27 @@ use dsv2_reference::AttentionForm;
 use dsv2_reference::tap::NoTap;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::backend::{Backend, Precision, Settings};
+use crate::backend::{Backend, Settings};
 use crate::golden::{GoldenCase, Suite};
+use crate::outcome::{Conclusion, Item, Outcome};
+use crate::precision::Precision;
 use crate::report::verify_failure;
-use crate::verify::{Conclusion, Item, Outcome};
 use crate::waivers::Waivers;
 use crate::{integers, verify};
 
-/// Makes the `main` of a test target that runs the whole suite on a [`Backend`]; see [`crate::suite`].
+/// Makes the `main` of a test target that runs the whole suite on a [`Backend`]; see [`crate::conformance`].
 #[macro_export]
 macro_rules! conformance_suite {
     ($backend:expr) => {
         fn main() -> std::process::ExitCode {
             static BACKEND: &dyn $crate::backend::Backend = &$backend;
-            $crate::suite::main(BACKEND, None)
+            $crate::conformance::main(BACKEND, None)
         }
     };
     ($backend:expr, $waivers:expr) => {
         fn main() -> std::process::ExitCode {
             static BACKEND: &dyn $crate::backend::Backend = &$backend;
-            $crate::suite::main(BACKEND, Some(std::path::Path::new($waivers)))
+            $crate::conformance::main(BACKEND, Some(std::path::Path::new($waivers)))
         }
     };
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{Finding, Kill, Pass, Subjects, module, must_die};
-use crate::backend::Precision;
 use crate::mutants::benign::Benign;
 use crate::mutants::{Class, Mutant};
+use crate::precision::Precision;
 
 /// What became of a mutant in one type, over all cases.
 #[derive(Clone, Debug)]

@@ -1,24 +1,25 @@
-//! What a wrong stage looks like, and which mutants look the same.
+//! What a wrong stage looks like, and which known bugs (mutants) look the same.
 //!
 //! Where an error is, and where it is not, says much: a wrong softmax scale or rotation cannot show at the first token, which
 //! attends to itself alone; a forgotten factor leaves everything in proportion. Each mutant that is planted at the stage
 //! is run on a small golden case, and its looks are compared.
 
+use dsv2_metrics::compare;
 use dsv2_reference::model::cache::CacheFormat;
+use dsv2_reference::stage::{Layout, Stage};
 use dsv2_reference::tap::NoTap;
 use ndarray::{ArrayD, Axis};
 
-use crate::Result;
-use crate::backend::{Backend, Precision, Reference, Settings};
+use crate::backend::{Backend, Reference, Settings};
+use crate::error::Result;
 use crate::golden::{GoldenCase, Suite};
 use crate::judge::{LocalTruth, StageVerdict, Truth, judge};
 use crate::local::Local;
-use crate::metrics::compare;
 use crate::mutants::tap::Planted;
 use crate::mutants::weights::Wide;
 use crate::mutants::{Class, Mutant, catalogue};
+use crate::precision::Precision;
 use crate::rows::ComparedRows;
-use crate::stage::{Layout, Stage};
 use crate::trace::Trace;
 use crate::values::{Values, fit};
 
@@ -67,7 +68,7 @@ pub fn hint(failed: &StageVerdict, candidate: &Trace, local: &LocalTruth<'_>, ba
             alike.iter().take(NAMED).map(|mutant| format!("`{}` ({})", mutant.id, mutant.what.trim_end_matches('.')));
         let others = alike.len().saturating_sub(NAMED);
         let others = if others > 0 { format!(", or {others} others") } else { String::new() };
-        hint.push(format!("so look the mutants {}{others}", named.collect::<Vec<_>>().join(", ")));
+        hint.push(format!("these known bugs look the same: {}{others}", named.collect::<Vec<_>>().join(", ")));
     }
     Ok((!hint.is_empty()).then(|| hint.join("; ")))
 }
@@ -110,13 +111,12 @@ fn looks(name: &str, candidate: &Trace, truth: &Truth<'_>, batch: usize) -> Opti
     let want = truth.trace.get(name)?.real()?;
     let got = fit(candidate.get(name).and_then(Values::real)?, want.shape())?;
     let budget = truth.budgets.get(name)?;
-    let rows = truth.rows.of_stage(&stage, want.shape());
     let factor = {
         let products = |a: &ArrayD<f64>, b: &ArrayD<f64>| {
             a.iter().zip(b).filter(|(x, y)| x.is_finite() && y.is_finite()).map(|(x, y)| x * y).sum::<f64>()
         };
         let factor = products(&got, want) / products(want, want);
-        let left = compare(got.view(), (want * factor).view(), rows.as_deref()).metrics.l2;
+        let left = truth.rows.compare(&stage, &got, &(want * factor)).metrics.l2;
         (left <= LEFT * budget.l2 && factor.is_finite()).then_some(factor)
     };
     let first = |a: &ArrayD<f64>| first_tokens(a, stage.layout, batch);

@@ -1,16 +1,16 @@
-//! Feeding a sequence in pieces: which part of each input belongs to a piece.
+//! Feeding a sequence in chunks: which part of each input belongs to a chunk.
 
 use ndarray::{Axis, Slice};
 
 use super::{AttentionMask, Inputs, Tokens};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 impl Inputs {
-    /// The inputs of the forward passes that feed the sequence in pieces of the given lengths, one after the other.
+    /// The inputs of the forward passes that feed the sequence in chunks of the given lengths, one after the other.
     ///
     /// # Errors
     /// If the lengths do not add up to the sequence, or labels or chosen logits would have to be cut.
-    pub fn pieces(&self, lengths: &[usize]) -> Result<Vec<Inputs>> {
+    pub fn chunks(&self, lengths: &[usize]) -> Result<Vec<Inputs>> {
         let total = lengths.iter().try_fold(0usize, |sum, &length| sum.checked_add(length));
         if total != Some(self.length()) || lengths.contains(&0) {
             let expected = format!("lengths from 1 up that add up to {}", self.length());
@@ -23,15 +23,15 @@ impl Inputs {
             return Err(Error::request("--chunks", "inputs without labels and logits_to_keep", "such inputs"));
         }
         let mut start = 0;
-        let piece = |length: &usize| {
+        let chunk = |length: &usize| {
             let range = start..start + length;
             start = range.end;
-            self.piece(range)
+            self.chunk(range)
         };
-        Ok(lengths.iter().map(piece).collect())
+        Ok(lengths.iter().map(chunk).collect())
     }
 
-    fn piece(&self, range: std::ops::Range<usize>) -> Inputs {
+    fn chunk(&self, range: std::ops::Range<usize>) -> Inputs {
         let span = Slice::from(range.clone());
         let so_far = Slice::from(..range.end);
         Inputs {
@@ -60,30 +60,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_piece_sees_the_mask_so_far() {
+    fn each_chunk_sees_the_mask_so_far() {
         let mut inputs = Inputs::new(Tokens::InputIds(array![[1, 2, 3]]));
         inputs.position_ids = Some(array![[5, 6, 7]]);
         inputs.attention_mask = Some(AttentionMask::Padding(array![[false, true, true]]));
-        let pieces = inputs.pieces(&[2, 1]).unwrap();
-        assert!(matches!(&pieces[0].tokens, Tokens::InputIds(ids) if ids == array![[1, 2]]));
-        assert!(matches!(&pieces[1].tokens, Tokens::InputIds(ids) if ids == array![[3]]));
-        assert_eq!(pieces[1].position_ids, Some(array![[7]]));
-        let keys = |piece: &Inputs| match piece.attention_mask.as_ref().unwrap() {
+        let chunks = inputs.chunks(&[2, 1]).unwrap();
+        assert!(matches!(&chunks[0].tokens, Tokens::InputIds(ids) if ids == array![[1, 2]]));
+        assert!(matches!(&chunks[1].tokens, Tokens::InputIds(ids) if ids == array![[3]]));
+        assert_eq!(chunks[1].position_ids, Some(array![[7]]));
+        let keys = |chunk: &Inputs| match chunk.attention_mask.as_ref().unwrap() {
             AttentionMask::Padding(attend) => attend.shape().to_vec(),
             AttentionMask::Additive(added) => added.shape().to_vec(),
         };
-        assert_eq!((keys(&pieces[0]), keys(&pieces[1])), (vec![1, 2], vec![1, 3]));
+        assert_eq!((keys(&chunks[0]), keys(&chunks[1])), (vec![1, 2], vec![1, 3]));
 
         inputs.attention_mask = Some(AttentionMask::Additive(Array4::zeros((1, 1, 3, 3))));
-        assert_eq!(keys(&inputs.pieces(&[2, 1]).unwrap()[1]), [1, 1, 1, 3]);
+        assert_eq!(keys(&inputs.chunks(&[2, 1]).unwrap()[1]), [1, 1, 1, 3]);
     }
 
     #[test]
     fn lengths_must_add_up() {
         let inputs = Inputs::new(Tokens::InputIds(Array2::zeros((1, 3))));
-        let refused = inputs.pieces(&[2, 2]).unwrap_err().to_string();
+        let refused = inputs.chunks(&[2, 2]).unwrap_err().to_string();
         assert_eq!(refused, "--chunks: expected lengths from 1 up that add up to 3, found [2, 2]");
-        assert!(inputs.pieces(&[3, 0]).is_err());
-        assert!(inputs.pieces(&[]).is_err());
+        assert!(inputs.chunks(&[3, 0]).is_err());
+        assert!(inputs.chunks(&[]).is_err());
     }
 }

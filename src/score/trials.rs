@@ -1,26 +1,26 @@
 //! Running the mutants.
 
-use std::sync::{Mutex, PoisonError, mpsc};
-
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
+use dsv2_reference::stage::Stage;
 use dsv2_reference::tap::NoTap;
 
 use super::{Finding, Kill, Pass, Subjects, is_output};
-use crate::Result;
-use crate::backend::{Backend, Precision, Reference, Settings};
+use crate::backend::{Backend, Reference, Settings};
 use crate::check::{Request, check_without_hint};
+use crate::error::Result;
 use crate::golden::{GoldenCase, Suite};
 use crate::judge::{Disposition, StageVerdict, Verdict};
 use crate::mutants::benign::Benign;
 use crate::mutants::tap::Planted;
 use crate::mutants::weights::Wide;
 use crate::mutants::{Class, Mutant};
-use crate::stage::Stage;
+use crate::precision::Precision;
+use crate::schedule;
 use crate::trace::Trace;
 
 /// What is tried on what.
-pub struct Plan<'a> {
+pub struct Trials<'a> {
     /// Where the cases come from.
     pub suite: &'a Suite,
     /// Which of them.
@@ -33,55 +33,34 @@ pub struct Plan<'a> {
     pub most: usize,
 }
 
-/// Runs the plan, several cases at a time; `done` is told each case and what was found, as soon as it is. The findings come
-/// in the order of the plan.
+/// Runs them all, several cases at a time; `done` is told each case and what was found, in order. The findings come in the
+/// order of the cases.
 ///
 /// # Errors
 /// If a golden case is at fault, or the reference refuses it.
-pub fn run(plan: &Plan<'_>, mut done: impl FnMut(&str, &[Finding])) -> Result<Vec<Finding>> {
-    let cases: Vec<GoldenCase> = plan.cases.iter().map(|name| plan.suite.load(name)).collect::<Result<_>>()?;
-    let turns = turns(plan, &cases);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(cases.len());
-    let queue = Mutex::new(cases.into_iter().enumerate());
-    let (sender, results) = mpsc::channel();
-    let mut found = std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let (sender, queue, turns) = (sender.clone(), &queue, &turns);
-            scope.spawn(move || {
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some((place, golden)) = next else { break };
-                    // the receiver is gone once a case was at fault
-                    if sender.send((place, try_case(plan, golden, &turns[place]))).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        let mut found = Vec::new();
-        for (place, findings) in results {
-            let findings = findings?;
-            done(&plan.cases[place], &findings);
-            found.push((place, findings));
-        }
-        Ok::<_, crate::Error>(found)
-    })?;
-    found.sort_by_key(|(place, _)| *place);
-    Ok(found.into_iter().flat_map(|(_, findings)| findings).collect())
+pub fn run(trials: &Trials<'_>, mut done: impl FnMut(&str, &[Finding])) -> Result<Vec<Finding>> {
+    let cases: Vec<GoldenCase> = trials.cases.iter().map(|name| trials.suite.load(name)).collect::<Result<_>>()?;
+    let turns = turns(trials, &cases);
+    let work = cases.into_iter().zip(turns).collect();
+    let found = schedule::in_order(
+        work,
+        |(golden, turn)| try_case(trials, golden, &turn),
+        |place, findings| done(&trials.cases[place], findings),
+    )?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// Which mutants are tried on each case.
-fn turns(plan: &Plan<'_>, cases: &[GoldenCase]) -> Vec<Vec<usize>> {
+fn turns(trials: &Trials<'_>, cases: &[GoldenCase]) -> Vec<Vec<usize>> {
     let mut turns = vec![Vec::new(); cases.len()];
-    for (place, mutant) in plan.subjects.mutants.iter().enumerate() {
+    for (place, mutant) in trials.subjects.mutants.iter().enumerate() {
         let applies = cases.iter().enumerate().filter(|(_, golden)| (mutant.applies)(&golden.case));
-        applies.take(plan.most).for_each(|(case, _)| turns[case].push(place));
+        applies.take(trials.most).for_each(|(case, _)| turns[case].push(place));
     }
     turns
 }
 
-fn try_case(plan: &Plan<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<Finding>> {
+fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<Finding>> {
     let name = golden.name().to_owned();
     let mut request = Request {
         case: golden.case,
@@ -92,10 +71,10 @@ fn try_case(plan: &Plan<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<F
     };
     let weights = Wide::new(&request.case);
     let mut findings = Vec::new();
-    for &precision in &plan.precisions {
+    for &precision in &trials.precisions {
         request.precision = Some(precision);
         for &place in turn {
-            let mutant = plan.subjects.mutants[place];
+            let mutant = trials.subjects.mutants[place];
             let (candidate, planted) = mutate(&weights, mutant, precision)?;
             // nothing, if it changes nothing on this case
             if planted.is_empty() {
@@ -118,7 +97,7 @@ fn try_case(plan: &Plan<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<F
                 seen_at_outputs,
             }));
         }
-        for (place, benign) in plan.subjects.benign.iter().enumerate() {
+        for (place, benign) in trials.subjects.benign.iter().enumerate() {
             if (benign.applies)(&request.case, precision) {
                 request.candidate = vary(&weights, benign, precision)?;
                 let verdict = check_without_hint(&request)?.verdict;

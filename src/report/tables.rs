@@ -1,11 +1,13 @@
-//! Tables for the terminal.
+//! The tables of a verification and of a check.
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, LineStyle, Table, TableStyle};
+use comfy_table::Cell;
 
-use super::describe::{conclusion, disposition, number, one_line};
+use super::describe::{conclusion, disposition, number};
 use super::model::{CheckReport, DecidedBy, RunReport, VerifyReport};
+use crate::error::one_line;
 use crate::judge::Disposition;
-use crate::verify::Conclusion;
+use crate::outcome::Conclusion;
+use crate::table::{align_right, mark, table};
 
 /// Each run: case, backend, type, stages compared, the worst stage with its error and budget. `styled` adds colour, for a
 /// terminal.
@@ -73,34 +75,4 @@ pub fn check_table(report: &CheckReport, styled: bool) -> String {
         ]);
     }
     table.trim_fmt()
-}
-
-/// Red, green, or yellow for what has no verdict.
-pub(crate) fn mark(words: impl ToString, fails: bool, ran: bool) -> Cell {
-    let cell = Cell::new(words);
-    match (fails, ran) {
-        (true, _) => cell.fg(Color::Red).add_attribute(Attribute::Bold),
-        (false, true) => cell.fg(Color::Green),
-        (false, false) => cell.fg(Color::Yellow),
-    }
-}
-
-/// An empty table: columns side by side, one line below the header.
-pub(crate) fn table(styled: bool, header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    table.set_header(header.to_vec());
-    if styled {
-        table.enforce_styling()
-    } else {
-        table.force_no_tty()
-    };
-    table
-}
-
-/// Aligns a column of numbers.
-pub(crate) fn align_right(table: &mut Table, column: usize) {
-    if let Some(column) = table.column_mut(column) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
 }

@@ -1,11 +1,12 @@
 //! What a person or a program gets to read of the mutation score.
 
 use comfy_table::Cell;
+use dsv2_reference::stage::table::LAYER;
 use serde_json::{Value, json};
 
-use super::score::{BenignScore, InPrecision, MutantScore, Score};
-use crate::backend::Precision;
-use crate::report::table::{align_right, table};
+use super::{BenignScore, InPrecision, MutantScore, Score};
+use crate::precision::Precision;
+use crate::table::{align_right, table};
 
 /// One line for each mutant: for each type the number of cases that find it, of those that it applies to, and how many times
 /// its budget the error is on the best of them.
@@ -129,7 +130,8 @@ pub fn json(score: &Score) -> Value {
 
 /// The kind of a stage, without what every stage of a layer has in front.
 pub fn short(kind: &str) -> &str {
-    ["model.layers.*.self_attn.", "model.layers.*."].iter().find_map(|front| kind.strip_prefix(front)).unwrap_or(kind)
+    let below = kind.strip_prefix(LAYER).and_then(|rest| rest.strip_prefix('.'));
+    below.map_or(kind, |below| below.strip_prefix("self_attn.").unwrap_or(below))
 }
 
 fn killed(of: &InPrecision) -> String {

@@ -1,14 +1,15 @@
 //! The mutation score: which mutants the judge catches, where, and by how much; and whom it accuses wrongly.
 
-mod plan;
+pub mod report;
 mod summary;
+mod trials;
 
-pub use plan::{Plan, run};
 pub use summary::{BenignScore, InPrecision, MutantScore, Score, Totals};
+pub use trials::{Trials, run};
 
-use super::benign::Benign;
-use super::{Class, Mutant};
-use crate::backend::Precision;
+use crate::mutants::benign::Benign;
+use crate::mutants::{Class, Mutant};
+use crate::precision::Precision;
 
 /// Structural mutants that may survive in a type, and why: none.
 pub const ALLOWED: &[(&str, Precision, &str)] = &[];
@@ -16,7 +17,7 @@ pub const ALLOWED: &[(&str, Precision, &str)] = &[];
 /// One mutant on one case in one type.
 #[derive(Clone, Debug)]
 pub struct Kill {
-    /// The mutant's index in the plan.
+    /// The mutant's index in the trials.
     pub mutant: usize,
     /// The case.
     pub case: String,
@@ -53,7 +54,7 @@ impl Kill {
 /// One benign variant on one case in one type.
 #[derive(Clone, Debug)]
 pub struct Pass {
-    /// The variant's index in the plan.
+    /// The variant's index in the trials.
     pub benign: usize,
     /// The case.
     pub case: String,

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use dsv2_reference::DeepseekV2Config;
+use dsv2_reference::stage::{Stage, flow};
 use indexmap::IndexSet;
 
 use crate::mutants::{Class, catalogue};
-use crate::stage::{Stage, flow};
 
 /// The structural mutants that change no stage of which `held` holds; an equivalent one shows only where it is planted.
 /// `names` are all stages of the model.

@@ -1,11 +1,13 @@
 use dsv2_reference::Dtype;
 use dsv2_reference::model::cache::CacheFormat;
+use dsv2_reference::stage::Layout;
 use dsv2_reference::tap::NoTap;
 
 use super::*;
-use crate::backend::{Backend, Precision, Reference, Settings};
+use crate::backend::{Backend, Reference, Settings};
 use crate::check::{Checked, Request, check};
 use crate::golden::Suite;
+use crate::precision::Precision;
 
 /// Checks the reference's own trace of a case, rearranged.
 fn checked(case: &str, rearrange: impl Fn(&str, ArrayD<f64>) -> (String, ArrayD<f64>)) -> Checked {
@@ -35,6 +37,10 @@ fn recognised(checked: &Checked) -> Vec<(&str, usize)> {
     layouts
 }
 
+fn says(turn: Turn) -> &'static str {
+    convention::CONVENTIONS.iter().find(|convention| convention.turn == turn).unwrap().says
+}
+
 fn halves_of_pairs(a: &ArrayD<f64>) -> ArrayD<f64> {
     let last = Axis(a.ndim() - 1);
     let (even, odd) = (a.slice_axis(last, Slice::new(0, None, 2)), a.slice_axis(last, Slice::new(1, None, 2)));
@@ -47,7 +53,7 @@ fn de_interleaved_rotary_keys_pass_and_it_is_said() {
         |name: &str, a: ArrayD<f64>| (name.to_owned(), if name.ends_with("_pe") { halves_of_pairs(&a) } else { a });
     let checked = checked("v2", turned);
     assert!(checked.verdict.passes(), "{:?}", checked.verdict.first_failure());
-    assert_eq!(recognised(&checked), [(HALVES, 9)]);
+    assert_eq!(recognised(&checked), [(says(Turn::Halves), 9)]);
 }
 
 #[test]
@@ -78,7 +84,7 @@ fn a_flattened_batch_and_heads_behind_the_tokens_pass() {
     let layouts: Vec<&str> = recognised(&checked).into_iter().map(|(layout, _)| layout).collect();
     let expected = [
         "the batch flattened, [B·S, ..]",
-        HEADS_BEHIND,
+        says(Turn::HeadsBehind),
         "axes of length 1 more or less",
         "the batch kept apart, [B, S, ..]",
     ];

@@ -1,0 +1,52 @@
+//! What there is to say beside the verdict.
+
+mod hint;
+mod uncatchable;
+
+use dsv2_reference::stage::flow;
+
+use super::dump::Dump;
+use super::judge::Judged;
+use super::request::Request;
+use super::truth::Truth;
+use crate::error::Result;
+
+/// What is said.
+pub struct Told {
+    /// What the first wrong stage looks like.
+    pub hint: Option<String>,
+    /// The stages that are not judged from their very inputs, and which of these the dump lacks.
+    pub spans: Vec<(String, Vec<String>)>,
+    /// Tensors that are no stage of this model.
+    pub unknown: Vec<String>,
+    /// Mutants that such a dump cannot show.
+    pub uncatchable: Vec<&'static str>,
+}
+
+/// Looks at the first wrong stage, if `hints` are wanted, and at what the dump lacks.
+///
+/// # Errors
+/// If a golden case cannot be run.
+pub fn explain(request: &Request, dump: &Dump, truth: &Truth, judged: &Judged, hints: bool) -> Result<Told> {
+    let case = &request.case;
+    let hint = match (judged.verdict.first_failure(), &judged.local) {
+        (Some(failed), Some(local)) if hints => {
+            hint::hint(failed, &dump.trace, &local.truth(&case.config, &truth.rows)?, case.inputs.batch())?
+        }
+        _ => None,
+    };
+    let exists = |name: &str| truth.names.contains(name);
+    let held = |name: &str| dump.trace.get(name).is_some();
+    let (stages, unknown): (Vec<_>, Vec<_>) =
+        dump.trace.iter().map(|(name, _)| name.to_owned()).partition(|name| exists(name));
+    let spans = stages.into_iter().map(|stage| {
+        let lacking = flow::sources(&stage, &case.config, exists, held).not_held;
+        (stage, Vec::from_iter(lacking))
+    });
+    Ok(Told {
+        hint,
+        spans: spans.filter(|(_, lacking)| !lacking.is_empty()).collect(),
+        unknown,
+        uncatchable: uncatchable::uncatchable(&truth.names, &case.config, held),
+    })
+}

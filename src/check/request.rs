@@ -1,0 +1,21 @@
+//! The question.
+
+use dsv2_reference::model::cache::CacheFormat;
+
+use crate::case::Case;
+use crate::precision::Precision;
+use crate::trace::Trace;
+
+/// What to check.
+pub struct Request {
+    /// The model and its inputs.
+    pub case: Case,
+    /// The dump.
+    pub candidate: Trace,
+    /// What it should be, if that is not for the reference to say.
+    pub expected: Option<Trace>,
+    /// What the candidate computed in; by the types of its tensors, if nobody says.
+    pub precision: Option<Precision>,
+    /// How the candidate keeps its cache.
+    pub cache: CacheFormat,
+}

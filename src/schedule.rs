@@ -1,0 +1,73 @@
+//! Many pieces of work on all processors, told of in their order.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError, mpsc};
+
+use crate::error::Result;
+
+/// Does `work` on each item, several at a time. What comes of them is returned in the order of the items; `done` is told the
+/// place of each and what came of it, as soon as it and all before it are there.
+///
+/// # Errors
+/// If one of them is at fault; no further item is begun then.
+pub fn in_order<I: Send, V: Send>(
+    items: Vec<I>,
+    work: impl Fn(I) -> Result<V> + Sync,
+    mut done: impl FnMut(usize, &V),
+) -> Result<Vec<V>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let queue = Mutex::new(items.into_iter().enumerate());
+    let (sender, results) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (sender, queue, work) = (sender.clone(), &queue, &work);
+            scope.spawn(move || {
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some((place, item)) = next else { break };
+                    // the receiver is gone once an item was at fault
+                    if sender.send((place, work(item))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let (mut waiting, mut found) = (HashMap::new(), Vec::new());
+        for (place, result) in results {
+            waiting.insert(place, result?);
+            while let Some(value) = waiting.remove(&found.len()) {
+                done(found.len(), &value);
+                found.push(value);
+            }
+        }
+        Ok(found)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items() {
+        let slow_first = |item: u64| {
+            std::thread::sleep(Duration::from_millis(if item == 0 { 30 } else { 0 }));
+            Ok(10 * item)
+        };
+        let mut told = Vec::new();
+        let found = in_order(Vec::from_iter(0..20), slow_first, |place, value| told.push((place, *value))).unwrap();
+        assert_eq!(found, Vec::from_iter((0..20).map(|item| 10 * item)));
+        assert_eq!(told, Vec::from_iter(found.into_iter().enumerate()));
+    }
+
+    #[test]
+    fn the_first_fault_ends_it() {
+        let odd_fails = |item: u64| if item % 2 == 1 { Err(Error::request("item", "even", item)) } else { Ok(item) };
+        assert!(in_order(vec![2, 4, 5, 6], odd_fails, |_, _| ()).is_err());
+        assert!(in_order(Vec::new(), odd_fails, |_, _| ()).unwrap().is_empty());
+    }
+}
