@@ -10,15 +10,20 @@
 PTX of NVRTC 12.4 is version 8.4, which drivers from 550 on accept.
 
 A mutant is a kernel that one edit of its source makes wrong; kernels/mutants.toml lists them. Its PTX holds one kernel
-that the edit changes and no others, so that it can be put in its place.
+that the edit changes and no others, so that it can be put in its place. All are in one archive, kernels/mutants.tar.xz:
+they are nearly the same text many times, 4 MB that become 0.2.
 """
 
 import argparse
+import io
+import lzma
 import re
 import sys
+import tarfile
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from os.path import relpath
 from pathlib import Path
 
@@ -26,7 +31,7 @@ from compiler import COUNTED, Compiler, Problem, with_headers
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE / "kernels"
-PTX, MUTANTS = KERNELS / "ptx", KERNELS / "ptx" / "mutants"
+PTX, MUTANTS = KERNELS / "ptx", KERNELS / "mutants.tar.xz"
 # What is compiled by its name only, and compared with `--check`: the emulator's tests, the ceilings of the benchmarks.
 ELSEWHERE = [HERE.parent / "emulator" / "tests" / "ptx", HERE.parent / "benches" / "suite" / "kernels"]
 
@@ -45,7 +50,7 @@ def settle(path: Path, make: Callable[[], str]) -> str:
     seen = set()
     for _ in range(RUNS):
         made = make()
-        if made in seen or same(path, made):
+        if made in seen or made == held(path):
             break
         seen.add(made)
     return made
@@ -74,6 +79,26 @@ class Attempts:
             sys.exit("\n".join(sorted(self.problems)))
 
 
+@cache
+def unpacked() -> dict[Path, str]:
+    """The PTX of the archive of mutants, each as if the archive were a folder."""
+    if not MUTANTS.exists():
+        return {}
+    with tarfile.open(MUTANTS) as archive:
+        return {MUTANTS / member.name: archive.extractfile(member).read().decode() for member in archive}
+
+
+def packed(texts: dict[Path, str]) -> bytes:
+    """The archive of mutants: the same texts are the same bytes, for nothing is said of times and owners."""
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for path, text in sorted(texts.items()):
+            member = tarfile.TarInfo(path.name)
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return lzma.compress(plain.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+
+
 def place(source: Path) -> Path:
     """Where the PTX of a source is."""
     folder = PTX if source.resolve().parent == KERNELS else source.parent
@@ -81,7 +106,7 @@ def place(source: Path) -> Path:
 
 
 def mutant_place(mutant: dict[str, str]) -> Path:
-    """Where the PTX of a mutant is."""
+    """Where the PTX of a mutant is, see `unpacked`."""
     return MUTANTS / f"{mutant['name']}.ptx"
 
 
@@ -184,31 +209,42 @@ def everything(compiler: Compiler, attempts: Attempts) -> dict[Path, str]:
 
 def left_over(folders: list[Path], made: dict[Path, str]) -> list[Path]:
     """PTX whose source is gone."""
-    return [path for folder in folders for path in sorted(folder.glob("*.ptx")) if path not in made]
+    there = [path for folder in folders for path in sorted(folder.glob("*.ptx"))]
+    return [path for path in [*there, *unpacked()] if path not in made]
 
 
-def same(path: Path, text: str) -> bool:
-    """Whether the file holds the text."""
-    return path.exists() and path.read_text() == text
+def held(path: Path) -> str | None:
+    """The text of a file or of a member of the archive, if it is there."""
+    if path.parent == MUTANTS:
+        return unpacked().get(path)
+    return path.read_text() if path.exists() else None
+
+
+def put(path: Path, content: bytes) -> None:
+    """Writes a file, beside its place first, so that nobody reads half of one."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_bytes(content)
+    beside.rename(path)
+    print(f"written: {relpath(path)}")
 
 
 def write(made: dict[Path, str], gone: list[Path]) -> None:
-    """Writes what has changed, each file beside its place first, so that nobody reads half of one."""
+    """Writes what has changed."""
+    mutants = {path: text for path, text in made.items() if path.parent == MUTANTS}
     for path, text in made.items():
-        if not same(path, text):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f"{path.name}.new")
-            beside.write_text(text)
-            beside.rename(path)
-            print(f"written: {relpath(path)}")
+        if path not in mutants and held(path) != text:
+            put(path, text.encode())
+    if (mutants or gone) and mutants != unpacked():
+        put(MUTANTS, packed(mutants))
     for path in gone:
-        path.unlink()
-        print(f"removed: {relpath(path)}")
+        if path.parent != MUTANTS:
+            path.unlink()
+            print(f"removed: {relpath(path)}")
 
 
 def check(made: dict[Path, str], gone: list[Path]) -> None:
     """Names each difference, and ends with 1 if there is one."""
-    lines = [f"{relpath(path)}: not what its source compiles to" for path, text in made.items() if not same(path, text)]
+    lines = [f"{relpath(path)}: not what its source compiles to" for path, text in made.items() if held(path) != text]
     lines += [f"{relpath(path)}: its source is gone" for path in gone]
     if lines:
         sys.exit("\n".join([*lines, "made anew by: python optimized/nvrtc.py (FILE.cu, outside of kernels/)"]))
@@ -229,7 +265,7 @@ def main() -> None:
     if arguments.sources:
         made = compiled(compiler, attempts, arguments.sources)
     else:
-        made, folders = everything(compiler, attempts), [PTX, MUTANTS]
+        made, folders = everything(compiler, attempts), [PTX]
         if arguments.check:
             elsewhere = [source for folder in ELSEWHERE for source in sorted(folder.glob("*.cu"))]
             made |= compiled(compiler, attempts, elsewhere)

@@ -1,5 +1,5 @@
-// What the kernels share: bf16 without NVIDIA's headers, sums in a fixed order, and the instructions that C++ has no
-// words for (PTX ISA 8.4, sm_80).
+// What all kernels share: bf16 without NVIDIA's headers, accesses of 16 bytes, and sums in a fixed order. What tiles in
+// shared memory need is in tile.cuh.
 #pragma once
 
 typedef unsigned short u16;
@@ -10,10 +10,6 @@ typedef unsigned long long u64;
 
 const int WARP = 32;
 const u32 ALL_LANES = 0xffffffffu;
-
-// A thread that adds thousands of numbers adds runs of this many first, then the runs. One after another, the error of
-// 5120 terms is six times that of a library's sum: more than a budget allows.
-const int RUN = 64;
 
 // ---- numbers ----
 
@@ -88,22 +84,53 @@ __device__ __forceinline__ void store_pack(T* to, const float (&from)[SIZE], boo
     }
 }
 
+// COUNT neighbours, a whole number of packs.
+template <int COUNT, typename T> __device__ __forceinline__ void load_packs(const T* from, float (&to)[COUNT]) {
+    const int SIZE = Pack<T>::SIZE;
+    #pragma unroll
+    for (int i = 0; i < COUNT; i += SIZE) load_pack(from + i, *(float(*)[SIZE])(to + i));
+}
+
 // Whether a row that begins at `p` and repeats every `stride` elements can be read 16 bytes at once.
 template <typename T> __device__ __forceinline__ bool packs(const T* p, long long stride) {
     return ((u64)p | (u64)(stride * (long long)sizeof(T))) % 16 == 0;
 }
 
-// ---- sums and maxima over a warp and over a block, in an order that depends on nothing but the thread ----
+// ---- sums within a thread ----
 
-__device__ __forceinline__ float warp_sum(float x) {
-    #pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
-    return x;
+// A thread that adds thousands of numbers adds runs of this many first, then the runs. One after another, the error of
+// 5120 terms is six times that of a library's sum: more than a budget allows.
+const int RUN = 64;
+
+// term(0) + ... + term(count - 1), in runs.
+template <typename Term> __device__ __forceinline__ float sum_in_runs(int count, Term term) {
+    float sum = 0.0f;
+    #pragma unroll 1
+    for (int start = 0; start < count; start += RUN) {
+        float run = 0.0f;
+        #pragma unroll 1
+        for (int i = start; i < min(start + RUN, count); i++) run += term(i);
+        sum += run;
+    }
+    return sum;
 }
 
-__device__ __forceinline__ float warp_max(float x) {
+// a . b, both of `count` neighbours, in runs.
+template <typename A, typename B> __device__ __forceinline__ float dot(const A* a, const B* b, int count) {
+    return sum_in_runs(count, [&](int i) { return to_float(a[i]) * to_float(b[i]); });
+}
+
+// ---- sums and maxima over a warp and over a block, in an order that depends on nothing but the thread ----
+
+// Over a warp, or over each LANES neighbouring lanes of it; in every lane.
+template <int LANES = WARP, typename T> __device__ __forceinline__ T warp_sum(T x) {
     #pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    for (int step = LANES / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+template <int LANES = WARP> __device__ __forceinline__ float warp_max(float x) {
+    #pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
     return x;
 }
 
@@ -118,45 +145,4 @@ template <int THREADS> __device__ __forceinline__ float block_sum(float x, float
     for (int warp = 0; warp < THREADS / WARP; warp++) sum += partial[warp];
     __syncthreads();
     return sum;
-}
-
-// ---- asynchronous copies (PTX: "cp.async") ----
-
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
-// 16 bytes, both places aligned to 16; zeros instead if `there` is false, and then nothing is read.
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool there) {
-    int bytes = there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
-                 : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most PENDING of this thread's groups are under way. Other threads' copies need a barrier after it.
-template <int PENDING> __device__ __forceinline__ void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
-// ---- matrix fragments (PTX: "ldmatrix", "mma.sync.m16n8k16") ----
-
-// Four 8x8 tiles of 16-bit numbers; lane l gives the address of row l % 8 of tile l / 8.
-__device__ __forceinline__ void load_tiles(u32 (&tiles)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-                 : "r"(shared_address(row)) : "memory");
-}
-// The same, each tile transposed.
-__device__ __forceinline__ void load_tiles_transposed(u32 (&tiles)[4], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-                 : "r"(shared_address(row)) : "memory");
-}
-
-// D[16,8] += A[16,16] B[16,8]. Lane l holds, with g = l / 4 and t = l % 4:
-//   a: rows g, g+8, g, g+8 and columns 2t, 2t, 2t+8, 2t+8 (and the column after); b: rows 2t, 2t+8 of column g;
-//   d: row g, columns 2t and 2t+1, then row g+8.
-__device__ __forceinline__ void multiply_add(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

@@ -13,24 +13,18 @@
 //
 // Bytes: the weights of all experts that have a row, once for each 64 rows; the rows of x once for each tile of
 // columns. Flops: 6 N k D I for both.
-#include "dev.cuh"
+//
+// The ladder, and what each step changes:
+//   naive        a thread for each element of the result; it walks along the experts to find its own
+//   tuned        a block for 64 rows of one expert, found by bisection: they share what is read of its weights, through
+//                shared memory, copied ahead of the work
+//   tuned bf16   the same on tensor cores
+#include "tile.cuh"
 #include "activation.cuh"
 
 __device__ __forceinline__ float gated(int activation, float gate, float up) { return activate(activation, gate) * up; }
 
 // ---- naive: a thread for each element of the result ----
-
-template <typename T> __device__ float product(const T* x, const T* weight, int depth) {
-    float sum = 0.0f;
-    #pragma unroll 1
-    for (int start = 0; start < depth; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int i = start; i < min(start + RUN, depth); i++) run += to_float(x[i]) * to_float(weight[i]);
-        sum += run;
-    }
-    return sum;
-}
 
 template <typename T, bool GATED>
 __device__ void naive(const T* x, long long stride, const int* order, int top_k, const T* weights, const int* offsets,
@@ -44,10 +38,10 @@ __device__ void naive(const T* x, long long stride, const int* order, int top_k,
     weights += ((long long)expert * (GATED ? 2 : 1) * width + column) * depth;
     if (GATED) {
         x += order[row] / top_k * stride;
-        float gate = product(x, weights, depth), up = product(x, weights + (long long)width * depth, depth);
+        float gate = dot(x, weights, depth), up = dot(x, weights + (long long)width * depth, depth);
         out[at] = from_float<T>(gated(activation, gate, up));
     } else {
-        out[at] = from_float<T>(product(x + row * stride, weights, depth));
+        out[at] = from_float<T>(dot(x + row * stride, weights, depth));
     }
 }
 
@@ -58,14 +52,8 @@ __device__ void naive(const T* x, long long stride, const int* order, int top_k,
 
 const int THREADS = 128;
 const int ROWS = 64, WEIGHTS = 128;
-const int STEP = 128, CHUNK = 16;
+const int STEP = 128, CHUNKS = STEP / 16;
 const int STAGES = 3, STAGE = (ROWS + WEIGHTS) * STEP;
-
-// Chunk `chunk` of a row of a tile. Eight rows have the same chunk in eight different places, so that neither a column
-// of chunks (ldmatrix) nor a row (copies) has bank conflicts.
-__device__ __forceinline__ char* chunk_at(char* tile, int row, int chunk) {
-    return tile + row * STEP + (chunk ^ row % 8) * CHUNK;
-}
 
 // The elements from `k` on of a row of `depth`, one by one; zeros after its end, or if there is no such row.
 template <typename T>
@@ -91,16 +79,18 @@ template <typename T, bool GATED> struct Product {
     __device__ __forceinline__ void add(char* x, char* weight, int rows) {
         int lane = threadIdx.x % WARP;
         #pragma unroll 2
-        for (int chunk = 0; chunk < STEP / CHUNK; chunk += 2) {
+        for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
             u32 b[2][4];
             #pragma unroll
-            for (int p = 0; p < 2; p++)
-                load_tiles(b[p], chunk_at(weight, weight_row(p) + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
+            for (int p = 0; p < 2; p++) {
+                int row = weight_row(p) + lane / 16 * 8 + lane % 8;
+                load_tiles(b[p], chunk_at<CHUNKS>(weight, row, chunk + lane / 8 % 2));
+            }
             #pragma unroll
             for (int i = 0; i < STRIPES; i++) {
                 if (i * 16 >= rows) break;
                 u32 a[4];
-                load_tiles(a, chunk_at(x, i * 16 + lane % 16, chunk + lane / 16));
+                load_tiles(a, chunk_at<CHUNKS>(x, i * 16 + lane % 16, chunk + lane / 16));
                 #pragma unroll
                 for (int n = 0; n < 4; n++) multiply_add(sums[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
             }
@@ -109,16 +99,11 @@ template <typename T, bool GATED> struct Product {
 
     // To rows of the tile [ROWS, WEIGHTS] that are `stride` apart.
     __device__ __forceinline__ void store(float* tile, int stride) const {
-        int lane = threadIdx.x % WARP;
         #pragma unroll
-        for (int i = 0; i < STRIPES; i++) {
+        for (int i = 0; i < STRIPES; i++)
             #pragma unroll
-            for (int n = 0; n < 4; n++) {
-                float* to = tile + (i * 16 + lane / 4) * stride + weight_row(n / 2) + n % 2 * 8 + lane % 4 * 2;
-                *(float2*)to = make_float2(sums[i][n][0], sums[i][n][1]);
-                *(float2*)(to + 8 * stride) = make_float2(sums[i][n][2], sums[i][n][3]);
-            }
-        }
+            for (int n = 0; n < 4; n++)
+                store_fragment(tile, stride, i * 16, weight_row(n / 2) + n % 2 * 8, sums[i][n]);
     }
 };
 
@@ -133,15 +118,15 @@ template <bool GATED> struct Product<float, GATED> {
         // The sum of a step by itself first: all in one would be too long a sum.
         float step[8][8] = {};
         #pragma unroll 1
-        for (int chunk = 0; chunk < STEP / CHUNK; chunk++) {
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
             float b[8][4];
             #pragma unroll
-            for (int j = 0; j < 8; j++) load_pack((const float*)chunk_at(weight, x0 + j * 16, chunk), b[j]);
+            for (int j = 0; j < 8; j++) load_pack((const float*)chunk_at<CHUNKS>(weight, x0 + j * 16, chunk), b[j]);
             #pragma unroll
             for (int i = 0; i < 8; i++) {
                 if (i * 8 >= rows) break;
                 float a[4];
-                load_pack((const float*)chunk_at(x, y0 + i * 8, chunk), a);
+                load_pack((const float*)chunk_at<CHUNKS>(x, y0 + i * 8, chunk), a);
                 #pragma unroll
                 for (int j = 0; j < 8; j++)
                     #pragma unroll
@@ -213,36 +198,29 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
             for (int i = 0; i < ROWS / 16; i++) {
                 int row = first + i * 16;
                 if (i * 16 >= rows) break;
-                copy_async(chunk_at(x_tile, row, chunk), x_rows[i] + k, row < rows && k < depth);
+                copy_async(chunk_at<CHUNKS>(x_tile, row, chunk), x_rows[i] + k, row < rows && k < depth);
             }
             #pragma unroll
             for (int i = 0; i < WEIGHTS / 16; i++) {
                 int row = first + i * 16;
-                copy_async(chunk_at(weight_tile, row, chunk), weight_rows[i] + k, row % COLUMNS < columns && k < depth);
+                bool there = row % COLUMNS < columns && k < depth;
+                copy_async(chunk_at<CHUNKS>(weight_tile, row, chunk), weight_rows[i] + k, there);
             }
             return;
         }
         #pragma unroll 1
         for (int row = first; row < ROWS; row += 16)
-            copy_slowly(chunk_at(x_tile, row, chunk), x_row(row), k, depth, row < rows);
+            copy_slowly(chunk_at<CHUNKS>(x_tile, row, chunk), x_row(row), k, depth, row < rows);
         #pragma unroll 1
         for (int row = first; row < WEIGHTS; row += 16)
-            copy_slowly(chunk_at(weight_tile, row, chunk), weight_row(row), k, depth, row % COLUMNS < columns);
+            copy_slowly(chunk_at<CHUNKS>(weight_tile, row, chunk), weight_row(row), k, depth, row % COLUMNS < columns);
     };
 
     Product<T, GATED> product;
-    int steps = (depth + DEPTH - 1) / DEPTH;
-    #pragma unroll 1
-    for (int step = 1 - STAGES; step < steps; step++) {
-        // This step's tiles are here, and nobody works on the last step's any more, which are overwritten next.
-        wait_copies<STAGES - 2>();
-        __syncthreads();
-        if (step + STAGES - 1 < steps) copy(step + STAGES - 1);
-        commit_copies();
-        if (step < 0) continue;
+    pipeline<STAGES>((depth + DEPTH - 1) / DEPTH, copy, [&](int step) {
         char* from = stages + step % STAGES * STAGE;
         product.add(from, from + ROWS * STEP, rows);
-    }
+    });
 
     // Through shared memory, so that 16 bytes of a row are stored at once. The padding keeps the rows that a warp
     // stores at once in different banks.
@@ -259,14 +237,12 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
         float* from = sums + row * STRIDE + column;
         T* to = out + (long long)row * width + column;
         float result[SIZE];
-        #pragma unroll
-        for (int j = 0; j < SIZE; j += 4) {
-            load_pack(from + j, *(float(*)[4])(result + j));
-            if (!GATED) continue;
-            float up[4];
-            load_pack(from + COLUMNS + j, up);
+        load_packs(from, result);
+        if (GATED) {
+            float up[SIZE];
+            load_packs(from + COLUMNS, up);
             #pragma unroll
-            for (int n = 0; n < 4; n++) result[j + n] = gated(activation, result[j + n], up[n]);
+            for (int j = 0; j < SIZE; j++) result[j] = gated(activation, result[j], up[j]);
         }
         if (packed_out && column + SIZE <= columns) store_pack(to, result);
         else {

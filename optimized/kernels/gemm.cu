@@ -14,7 +14,13 @@
 //
 // Bytes: (M K + N K) sizeof(T) + M N sizeof(out) if each element is read once; a tile of BM x BN reads a N / BN times
 // and b M / BM times, from the L2 cache where it can. Flops: 2 M N K for each g.
-#include "dev.cuh"
+//
+// The ladder, and what each step changes:
+//   naive        a thread for each result; a is read N times and b M times
+//   tuned_f32    a block for a tile of results: both factors go through shared memory, copied ahead of the work
+//   tuned_bf16   larger tiles, multiplied by tensor cores
+//   few_tuned    small tiles and more copies under way, for the few rows of decoding
+#include "tile.cuh"
 
 // Strides are in elements. One of b_n and b_k is 1. `bias` may be null. `out` is of floats or of T.
 template <typename T> struct Product {
@@ -32,14 +38,7 @@ template <typename T> __device__ void naive(const Product<T>& p) {
     long long i = index / p.n, j = index % p.n;
     const T* a = p.a + blockIdx.y * p.a_batch + i * p.a_row;
     const T* b = p.b + blockIdx.y * p.b_batch + j * p.b_n;
-    float sum = 0.0f;
-    #pragma unroll 1
-    for (int start = 0; start < p.k; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int k = start; k < min(start + RUN, p.k); k++) run += to_float(a[k]) * to_float(b[k * p.b_k]);
-        sum += run;
-    }
+    float sum = sum_in_runs(p.k, [&](int k) { return to_float(a[k]) * to_float(b[k * p.b_k]); });
     if (p.bias) sum += to_float(p.bias[j]);
     long long at = blockIdx.y * p.out_batch + i * p.out_row + j;
     if (p.out_is_float) ((float*)p.out)[at] = sum;
@@ -60,47 +59,23 @@ template <typename T> __device__ void naive(const Product<T>& p) {
 // cache for a byte every 43 flops, and issues 6.7 instructions (of PTX) for each mma, 0.4 of them ldmatrix: less than
 // the 8 cycles that an A100's tensor core takes for it.
 
-// Where 16 bytes of a tile are whose rows have CHUNKS of them. The order within a row changes from row to row, so that
-// 8 rows' bytes of one column are in 8 different groups of banks, without padding. It is an exclusive or: from a chunk
-// to one whose number differs in some bits the place differs in the same bits, times 16; 8 rows further the order is
-// the same.
-template <u32 CHUNKS> __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
-    return (row * CHUNKS + (chunk ^ (CHUNKS >= 8 ? row % 8 : row / 2 % 4))) * 16;
-}
-
-// `load_pack` and `load_tiles` of an address in shared memory: 32 bits are enough to compute with.
-__device__ __forceinline__ void load_shared(float (&to)[4], u32 from) {
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "r"(from) : "memory");
-}
-template <bool TRANSPOSED> __device__ __forceinline__ void load_tiles_at(u32 (&to)[4], u32 row) {
-    if (TRANSPOSED)
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
-    else
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row) : "memory");
-}
-
 // Copies a tile of ROWS rows of CHUNKS times 16 bytes. The matrix ends after `rows` and `columns`; there are zeros
 // behind.
 template <typename T, u32 ROWS, u32 CHUNKS, u32 THREADS>
 __device__ __forceinline__ void copy_tile(char* tile, const T* from, long long stride, int rows, int columns,
                                           bool packed) {
     const u32 SIZE = Pack<T>::SIZE;
-    // Rows that begin at multiples of 16 bytes. A thread's rows are a multiple of 8 apart: `place` orders them alike.
+    // Rows that begin at multiples of 16 bytes. A thread's rows are a multiple of 8 apart: `swizzle` orders them alike.
     if (packed) {
         const u32 STEP = THREADS / CHUNKS;
         static_assert(STEP % 8 == 0 && ROWS % STEP == 0);
         u32 row = threadIdx.x / CHUNKS, column = threadIdx.x % CHUNKS * SIZE;
-        u32 to = shared_address(tile + place<CHUNKS>(row, column / SIZE));
+        u32 to = shared_address(tile + chunk_offset<CHUNKS>(row, column / SIZE));
         int bytes = min(max(columns - (int)column, 0), (int)SIZE) * (int)sizeof(T);
         from += row * stride + column;
         #pragma unroll
         for (u32 i = 0; i < ROWS; i += STEP, from += STEP * stride)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + i * CHUNKS * 16), "l"(from),
-                         "r"((int)(i + row) < rows ? bytes : 0)
-                         : "memory");
+            copy_async(to + i * CHUNKS * 16, from, (int)(i + row) < rows ? bytes : 0);
         return;
     }
     // Others: element by element, neighbours by neighbouring threads.
@@ -109,7 +84,7 @@ __device__ __forceinline__ void copy_tile(char* tile, const T* from, long long s
         u32 row = index / (CHUNKS * SIZE), column = index % (CHUNKS * SIZE);
         bool there = (int)row < rows && (int)column < columns;
         T x = there ? from[row * stride + column] : from_float<T>(0.0f);
-        ((T*)(tile + place<CHUNKS>(row, column / SIZE)))[column % SIZE] = x;
+        ((T*)(tile + chunk_offset<CHUNKS>(row, column / SIZE)))[column % SIZE] = x;
     }
 }
 
@@ -123,7 +98,7 @@ template <int BM, int BN, bool COLUMNS> struct Sums<float, BM, BN, COLUMNS> {
     static const int PITCH = BN + 4;
     float sum[ROWS][4] = {};
     // This thread's first 16 bytes in a tile of a and in one of b.
-    u32 a_place = place<8>(row(), 0), b_place = COLUMNS ? column() * 4 : place<8>(column(), 0);
+    u32 a_place = chunk_offset<8>(row(), 0), b_place = COLUMNS ? column() * 4 : chunk_offset<8>(column(), 0);
 
     __device__ __forceinline__ static u32 row() { return threadIdx.x % 8; }
     __device__ __forceinline__ static u32 column() { return threadIdx.x / 8 * 4; }
@@ -174,9 +149,9 @@ template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
     static const int PITCH = BN + 8;
     float sum[TILES][2 * PAIRS][4] = {};
     // The row of 8 elements whose address this lane gives, in a tile of a and in one of b.
-    u32 a_place = place<8>(row() + lane() % 16, lane() / 16);
-    u32 b_place = COLUMNS ? place<BN / 8>(lane() % 16, column() / 8 + lane() / 16)
-                          : place<8>(column() + lane() / 16 * 8 + lane() % 8, lane() / 8 % 2);
+    u32 a_place = chunk_offset<8>(row() + lane() % 16, lane() / 16);
+    u32 b_place = COLUMNS ? chunk_offset<BN / 8>(lane() % 16, column() / 8 + lane() / 16)
+                          : chunk_offset<8>(column() + lane() / 16 * 8 + lane() % 8, lane() / 8 % 2);
 
     __device__ __forceinline__ static u32 lane() { return threadIdx.x % WARP; }
     __device__ __forceinline__ static u32 row() { return threadIdx.x / (2 * WARP) * ROWS; }
@@ -188,13 +163,13 @@ template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
         for (u32 k = 0; k < 64; k += 16) {
             u32 left[TILES][4];
             #pragma unroll
-            for (int i = 0; i < TILES; i++) load_tiles_at<false>(left[i], a + (a_place ^ k * 2) + i * 16 * 128);
+            for (int i = 0; i < TILES; i++) load_tiles(left[i], a + (a_place ^ k * 2) + i * 16 * 128);
             #pragma unroll
             for (int j = 0; j < PAIRS; j++) {
                 // Two 8-column slices of b, each as two tiles of 8 k.
                 u32 right[4];
-                if (COLUMNS) load_tiles_at<true>(right, b + (b_place ^ j * 32) + k * BN * 2);
-                else load_tiles_at<false>(right, b + (b_place ^ k * 2) + j * 16 * 128);
+                if (COLUMNS) load_tiles_transposed(right, b + (b_place ^ j * 32) + k * BN * 2);
+                else load_tiles(right, b + (b_place ^ k * 2) + j * 16 * 128);
                 #pragma unroll
                 for (int i = 0; i < TILES; i++) {
                     multiply_add(run[i][2 * j], left[i], right[0], right[1]);
@@ -214,11 +189,8 @@ template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
         #pragma unroll
         for (int i = 0; i < TILES; i++)
             #pragma unroll
-            for (int j = 0; j < 2 * PAIRS; j++) {
-                float* to = tile + (row() + i * 16 + lane() / 4) * PITCH + column() + j * 8 + lane() % 4 * 2;
-                *(float2*)to = make_float2(sum[i][j][0], sum[i][j][1]);
-                *(float2*)(to + 8 * PITCH) = make_float2(sum[i][j][2], sum[i][j][3]);
-            }
+            for (int j = 0; j < 2 * PAIRS; j++)
+                store_fragment(tile, PITCH, row() + i * 16, column() + j * 8, sum[i][j]);
     }
 };
 
@@ -256,32 +228,18 @@ __device__ __forceinline__ void tuned(const Product<T>& p) {
     bool a_packed = packs(a, p.a_row), b_packed = packs(b, COLUMNS ? p.b_k : p.b_n);
 
     Sums<T, BM, BN, COLUMNS> sums;
-    int tiles = (p.k + DEPTH - 1) / DEPTH;
-    #pragma unroll 1
-    for (int next = 0; next < tiles + STAGES - 1; next++) {
-        int now = next - (STAGES - 1);
-        if (now >= 0) {
-            // After the barrier every thread's part of tile `now` is there, and nobody reads the tile before any more:
-            // the next one may take its place.
-            wait_copies<STAGES - 2>();
-            __syncthreads();
-        }
-        if (next < tiles) {
-            char* stage = shared + (u32)next % STAGES * STAGE;
-            int k = next * DEPTH;
-            copy_tile<T, BM, 8, THREADS>(stage, a + k, p.a_row, rows, p.k - k, a_packed);
-            if (COLUMNS)
-                copy_tile<T, DEPTH, BN / SIZE, THREADS>(stage + A_BYTES, b + k * p.b_k, p.b_k, p.k - k, columns,
-                                                        b_packed);
-            else copy_tile<T, BN, 8, THREADS>(stage + A_BYTES, b + k, p.b_n, columns, p.k - k, b_packed);
-        }
-        // Also where there is nothing left to copy: the wait above counts groups.
-        commit_copies();
-        if (now >= 0) {
-            u32 stage = shared_address(shared) + (u32)now % STAGES * STAGE;
-            sums.multiply(stage, stage + A_BYTES);
-        }
-    }
+    auto copy = [=](int run) {
+        char* stage = shared + (u32)run % STAGES * STAGE;
+        int k = run * DEPTH;
+        copy_tile<T, BM, 8, THREADS>(stage, a + k, p.a_row, rows, p.k - k, a_packed);
+        if (COLUMNS)
+            copy_tile<T, DEPTH, BN / SIZE, THREADS>(stage + A_BYTES, b + k * p.b_k, p.b_k, p.k - k, columns, b_packed);
+        else copy_tile<T, BN, 8, THREADS>(stage + A_BYTES, b + k, p.b_n, columns, p.k - k, b_packed);
+    };
+    pipeline<STAGES>((p.k + DEPTH - 1) / DEPTH, copy, [&](int run) {
+        u32 stage = shared_address(shared) + (u32)run % STAGES * STAGE;
+        sums.multiply(stage, stage + A_BYTES);
+    });
 
     // Through shared memory, so that rows are written in whole.
     const int PITCH = Sums<T, BM, BN, COLUMNS>::PITCH;

@@ -10,7 +10,7 @@
 // Statistics and rotation are fp32; each result is rounded once.
 //
 // Bytes: 2 N (c+r) sizeof(T), and N (c+r) sizeof(T) more with the other outputs. Flops: N (4 c + 3 r).
-#include "dev.cuh"
+#include "rope.cuh"
 
 // A page and a place in it of a [pages,page_size,c+r] cache.
 template <typename T> struct Cache {
@@ -46,35 +46,6 @@ __device__ __forceinline__ void write_latent(Outputs<T> to, int i, const float (
     if (to.compressed_kv) store_pack(to.compressed_kv + i, values, aligned);
 }
 
-// A complex number of the key: two neighbours.
-struct Pair {
-    float re, im;
-
-    __device__ __forceinline__ Pair turned(float cos, float sin) const {
-        return {fmaf(re, cos, -(im * sin)), fmaf(re, sin, im * cos)};
-    }
-};
-
-// In one access if they lie `together` (the address is a multiple of the pair's size), else in two.
-__device__ __forceinline__ Pair load_pair(const float* from, bool together) {
-    if (!together) return {from[0], from[1]};
-    float2 pair = *(const float2*)from;
-    return {pair.x, pair.y};
-}
-__device__ __forceinline__ Pair load_pair(const bf16* from, bool together) {
-    if (!together) return {to_float(from[0]), to_float(from[1])};
-    u32 pair = *(const u32*)from;
-    return {low_bf16(pair), high_bf16(pair)};
-}
-__device__ __forceinline__ void store_pair(float* to, Pair pair, bool together) {
-    if (together) *(float2*)to = make_float2(pair.re, pair.im);
-    else to[0] = pair.re, to[1] = pair.im;
-}
-__device__ __forceinline__ void store_pair(bf16* to, Pair pair, bool together) {
-    if (together) *(u32*)to = pack_bf16(pair.re, pair.im);
-    else to[0] = from_float<bf16>(pair.re), to[1] = from_float<bf16>(pair.im);
-}
-
 // ---- naive: a thread for each token ----
 
 template <typename T>
@@ -84,14 +55,7 @@ __device__ void naive(const T* kv_a, long long stride, const T* weight, float ep
     if (token >= tokens) return;
     const T* latent = kv_a + token * stride;
     Outputs<T> to(cache, slots[token], compressed_kv, k_pe, token, rank, rope);
-    float sum = 0.0f;
-    #pragma unroll 1
-    for (int start = 0; start < rank; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int i = start; i < min(start + RUN, rank); i++) run += to_float(latent[i]) * to_float(latent[i]);
-        sum += run;
-    }
+    float sum = dot(latent, latent, rank);
     float scale = 1.0f / sqrtf(sum / rank + eps);
     #pragma unroll 1
     for (int i = 0; i < rank; i++) write_latent(to, i, to_float(weight[i]) * (to_float(latent[i]) * scale));

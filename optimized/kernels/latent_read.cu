@@ -66,18 +66,6 @@ READ(tuned, bf16, bf16)
 // A thread for each score. q_latent: [B,S,H,c], q_pe: [B,S,H,r] with strides; mask: [B,S,T] or none, and then the causal
 // rule t < length - S + s + 1 holds.
 
-template <typename T> __device__ float dot(const T* a, const T* b, int count) {
-    float sum = 0.0f;
-    #pragma unroll 1
-    for (int start = 0; start < count; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int i = start; i < min(start + RUN, count); i++) run += to_float(a[i]) * to_float(b[i]);
-        sum += run;
-    }
-    return sum;
-}
-
 // Steps between sequences, tokens and heads of a query, in elements.
 struct Steps {
     long long sequence, token, head;
@@ -99,10 +87,7 @@ __device__ void scores(const T* q_latent, Steps latent_steps, const T* q_pe, Ste
         const T* q = q_latent + b * latent_steps.sequence + s * latent_steps.token + h * latent_steps.head;
         const T* pe = q_pe + b * pe_steps.sequence + s * pe_steps.token + h * pe_steps.head;
         score = (dot(q, key, latent) + dot(pe, key + latent, rope)) * scale;
-        if (mask) {
-            float added = mask[((long long)b * new_tokens + s) * tokens + t];
-            score = added <= FORBIDDEN ? NEVER : score + added;
-        }
+        if (mask) score = masked(score, mask[((long long)b * new_tokens + s) * tokens + t]);
     }
     out[at] = score;
 }
@@ -161,16 +146,7 @@ __device__ void weigh(const T* weights, const T* values, Steps steps, T* out, in
     int i = at % width, h = at / width % heads, s = at / width / heads % new_tokens, b = at / width / heads / new_tokens;
     weights += (((long long)b * heads + h) * new_tokens + s) * tokens;
     values += b * steps.sequence + h * steps.head + i;
-    float sum = 0.0f;
-    #pragma unroll 1
-    for (int start = 0; start < tokens; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int t = start; t < min(start + RUN, tokens); t++) {
-            run += to_float(weights[t]) * to_float(values[t * steps.token]);
-        }
-        sum += run;
-    }
+    float sum = sum_in_runs(tokens, [&](int t) { return to_float(weights[t]) * to_float(values[t * steps.token]); });
     out[at] = from_float<T>(sum);
 }
 

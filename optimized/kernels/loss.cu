@@ -34,31 +34,21 @@ __device__ void naive(const T* logits, long long stride, const int* labels, int 
         return;
     }
     logits += row * stride;
-    float largest = LOWEST, sum = 0.0f;
+    float largest = LOWEST;
     #pragma unroll 1
     for (int v = 0; v < vocab; v++) largest = fmaxf(largest, to_float(logits[v]));
-    #pragma unroll 1
-    for (int start = 0; start < vocab; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int v = start; v < min(start + RUN, vocab); v++) run += expf(to_float(logits[v]) - largest);
-        sum += run;
-    }
+    float sum = sum_in_runs(vocab, [&](int v) { return expf(to_float(logits[v]) - largest); });
     losses[row] = logf(sum) - (to_float(logits[label]) - largest);
 }
 
 KERNEL(32) mean_loss_naive_f32(const float* losses, const int* labels, int ignored, int counted, float divisor,
                                float* mean, int rows) {
     if (threadIdx.x != 0) return;
-    float sum = 0.0f;
     int count = 0;
-    #pragma unroll 1
-    for (int start = 0; start < rows; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int n = start; n < min(start + RUN, rows); n++) run += losses[n], count += labels[n] != ignored;
-        sum += run;
-    }
+    float sum = sum_in_runs(rows, [&](int n) {
+        count += labels[n] != ignored;
+        return losses[n];
+    });
     *mean = sum / (counted ? (float)count : divisor);
 }
 

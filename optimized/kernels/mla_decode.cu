@@ -14,62 +14,14 @@
 //
 // Bytes: B T (c+r) sizeof(T) for each tile of rows (16, or 64), and 4 (c+2) B S H for each split, written and read.
 // Flops: 2 B S H T (2c+r).
-#include "attention.cuh"
-
-const int SPLIT = 256;
-// Columns of the output that the tuned kernels hold, and threads that hold them.
-const int MAX_LATENT = 512;
-const int THREADS = 128;
-
-template <typename T> struct Problem {
-    const T* q_latent;
-    long long latent_batch, latent_token, latent_head;
-    const T* q_pe;
-    long long pe_batch, pe_token, pe_head;
-    const T* cache;
-    const int* block_table;
-    const int* lengths;
-    const float* mask;
-    long long mask_batch, mask_token;
-    float scale;
-    int batch, tokens, heads, latent, rope, max_pages, page_size;
-    float* workspace;
-    T* out;
-    float* lse;
-
-    // A row is a token and a head: row = token * heads + head.
-    __device__ __forceinline__ int rows() const { return tokens * heads; }
-    __device__ __forceinline__ int width() const { return latent + rope; }
-    __device__ __forceinline__ long long capacity() const { return (long long)max_pages * page_size; }
-    __device__ __forceinline__ const T* query(int b, int row) const {
-        return q_latent + b * latent_batch + row / heads * latent_token + row % heads * latent_head;
-    }
-    __device__ __forceinline__ const T* query_pe(int b, int row) const {
-        return q_pe + b * pe_batch + row / heads * pe_token + row % heads * pe_head;
-    }
-    __device__ __forceinline__ const T* key(int b, int t) const {
-        long long page = block_table[(long long)b * max_pages + t / page_size];
-        return cache + (page * page_size + t % page_size) * width();
-    }
-    // x_t of a product of query and key.
-    __device__ __forceinline__ float weigh(float product, int b, int token, int t, int length) const {
-        if (t >= (mask ? length : length - tokens + token + 1)) return NEVER;
-        float bias = mask ? mask[b * mask_batch + token * mask_token + t] : 0.0f;
-        return bias <= FORBIDDEN ? NEVER : product * scale + bias;
-    }
-
-    // The result of a split for a row: the largest x and the sum of all exp(x - largest); and the sums of the latents
-    // with these weights. They take whole packs, so that a kernel need not look where a row ends.
-    __device__ __forceinline__ long long splits() const { return (capacity() + SPLIT - 1) / SPLIT; }
-    __device__ __forceinline__ long long part(int b, int split, int row) const {
-        return (b * splits() + split) * rows() + row;
-    }
-    __device__ __forceinline__ float* part_sums(long long part) const { return workspace + part * padded(); }
-    __device__ __forceinline__ float* part_scale(long long part) const {
-        return workspace + batch * splits() * rows() * padded() + part * 2;
-    }
-    __device__ __forceinline__ int padded() const { return (latent + 3) / 4 * 4; }
-};
+//
+// The ladder, and what each step changes:
+//   naive        a warp for each row (a token and a head) reads all keys of its sequence and keeps its scores in memory
+//   tuned bf16   16 or 64 rows share each tile of keys in shared memory; softmax goes along with the tiles, so that
+//                no score is stored; the splits of the context are blocks of their own; tensor cores
+//   tuned f32    the same with 16 rows and fused multiply-adds
+//   combine      adds up the splits of the tuned kernels
+#include "mla_decode.cuh"
 
 // ---- naive: a warp for each row; scores, then weights, are kept in the workspace [B,S,H,capacity] ----
 
@@ -100,96 +52,13 @@ template <typename T> __device__ void naive(const Problem<T>& p) {
     __syncwarp();
     #pragma unroll 1
     for (int i = lane; i < p.latent; i += WARP) {
-        float total = 0.0f;
-        #pragma unroll 1
-        for (int start = 0; start < length; start += RUN) {
-            float run = 0.0f;
-            #pragma unroll 1
-            for (int t = start; t < min(start + RUN, length); t++) run += weights[t] * to_float(p.key(b, t)[i]);
-            total += run;
-        }
+        float total = sum_in_runs(length, [&](int t) { return weights[t] * to_float(p.key(b, t)[i]); });
         p.out[(long long)at * p.latent + i] = from_float<T>(length > 0 ? total / sum : 0.0f);
     }
     if (lane == 0) p.lse[at] = length > 0 ? max + logf(sum) : NEVER;
 }
 
 // ---- tuned: a block for a split of a sequence and a tile of rows, which share each tile of keys in shared memory ----
-
-// A warp copies a row of the cache or of a query, or zeros; asynchronously if it can be read 16 bytes at once.
-template <typename T>
-__device__ __forceinline__ void copy_row(T* shared, const T* global, int width, bool there, bool packed) {
-    int lane = threadIdx.x % WARP;
-    if (packed) {
-        #pragma unroll 1
-        for (int i = lane * Pack<T>::SIZE; i < width; i += WARP * Pack<T>::SIZE)
-            copy_async(shared + i, global + i, there);
-    } else {
-        #pragma unroll 1
-        for (int i = lane; i < width; i += WARP) shared[i] = there ? global[i] : from_float<T>(0.0f);
-    }
-}
-
-// What the tuned kernels have in common: a block's place in the problem, and its shared memory, where a row of width
-// numbers takes `stride`. Columns from `width` on are zero. There are 8 threads for each row.
-template <typename T, int KEYS> struct Block {
-    const Problem<T>& p;
-    const long long* slots;
-    T *tiles, *queries;
-    int stride, b, split, first_row, start, end, length;
-
-    __device__ __forceinline__ int rows() const { return blockDim.x / 8; }
-    __device__ __forceinline__ T* tile(int number) const { return tiles + number % 2 * KEYS * stride; }
-
-    // Where the split's keys are in the cache; each is looked up once. There are none from `end` on.
-    __device__ __forceinline__ void find_keys(long long* found) {
-        #pragma unroll 1
-        for (int i = threadIdx.x; i < end - start; i += blockDim.x) found[i] = p.key(b, start + i) - p.cache;
-        slots = found;
-    }
-    __device__ __forceinline__ void clear_padding() const {
-        int padding = stride - p.width();
-        #pragma unroll 1
-        for (int i = threadIdx.x; i < (2 * KEYS + rows()) * padding; i += blockDim.x)
-            tiles[i / padding * stride + p.width() + i % padding] = from_float<T>(0.0f);
-    }
-    __device__ __forceinline__ void load_queries() const {
-        #pragma unroll 1
-        for (int i = threadIdx.x / WARP; i < rows(); i += blockDim.x / WARP) {
-            bool there = first_row + i < p.rows();
-            int row = there ? first_row + i : 0;
-            const T *latent = p.query(b, row), *pe = p.query_pe(b, row);
-            copy_row(queries + i * stride, latent, p.latent, there, packs(latent, p.latent));
-            bool packed = packs(pe, p.rope) && packs(queries + i * stride, p.latent);
-            copy_row(queries + i * stride + p.latent, pe, p.rope, there, packed);
-        }
-    }
-    __device__ __forceinline__ void load_tile(int number) const {
-        bool packed = packs(p.cache, p.width());
-        #pragma unroll 1
-        for (int i = threadIdx.x / WARP; i < KEYS; i += blockDim.x / WARP) {
-            int key = number * KEYS + i;
-            bool there = start + key < end;
-            copy_row(tile(number) + i * stride, p.cache + (there ? slots[key] : 0), p.width(), there, packed);
-        }
-        commit_copies();
-    }
-};
-
-// A block's part of the problem, or false if the sequence ends before it.
-template <typename T, int KEYS>
-__device__ __forceinline__ bool begin(Block<T, KEYS>& block, int stride, T* shared, long long* slots) {
-    block.b = blockIdx.z, block.split = blockIdx.y, block.first_row = blockIdx.x * block.rows();
-    block.length = block.p.lengths[block.b];
-    block.start = block.split * SPLIT, block.end = min(block.start + SPLIT, block.length);
-    if (block.start >= block.length) return false;
-    block.stride = stride, block.tiles = shared, block.queries = shared + 2 * KEYS * stride;
-    block.find_keys(slots);
-    block.clear_padding();
-    block.load_queries();
-    __syncthreads();
-    block.load_tile(0);
-    return true;
-}
 
 extern __shared__ __align__(16) unsigned char dynamic[];
 
@@ -210,13 +79,11 @@ __device__ void tuned(const Problem<bf16>& p) {
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = warp / 4, quarter = warp % 4;
     // This thread's two rows (g and g + 8 of its group's 16) and first of two columns of every 8.
     int row[2] = {group * 16 + lane / 4, group * 16 + lane / 4 + 8}, column = lane % 4 * 2;
-    float sums[16][4] = {}, max[2] = {NEVER, NEVER}, sum[2] = {0.0f, 0.0f};
+    float sums[16][4] = {};
+    Softmax<bf16> softmax[2];
     #pragma unroll 1
-    for (int number = 0; number * KEYS < block.end - block.start; number++) {
-        wait_copies<0>();
-        // Every warp's copies are there, and nobody reads the other tile any more.
-        __syncthreads();
-        if ((number + 1) * KEYS < block.end - block.start) block.load_tile(number + 1);
+    for (int number = 0; block.has(number); number++) {
+        turn_to(block, number);
         const bf16* tile = block.tile(number);
 
         // Four chains of products, so that one need not wait for the one before.
@@ -253,20 +120,16 @@ __device__ void tuned(const Problem<bf16>& p) {
         u32 weights[2][4];
         #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float x[8], high = max[r];
+            float x[8], high = softmax[r].max;
             #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float2 pair = *(const float2*)(scores + row[r] * SCORES + i * 8 + column);
                 x[i * 2] = pair.x, x[i * 2 + 1] = pair.y;
                 high = fmaxf(high, fmaxf(pair.x, pair.y));
             }
-            high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, 1));
-            high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, 2));
-            // Before a row sees its first key, everything is 0 and not NaN.
-            float base = high == NEVER ? 0.0f : high, factor = power<bf16>(max[r] - base);
-            max[r] = high, sum[r] *= factor;
+            float factor = softmax[r].raise_to(quad_max(high));
             #pragma unroll
-            for (int i = 0; i < 8; i++) sum[r] += x[i] = power<bf16>(x[i] - base);
+            for (int i = 0; i < 8; i++) x[i] = softmax[r].weigh(x[i]);
             #pragma unroll
             for (int i = 0; i < 4; i++) weights[i / 2][i % 2 * 2 + r] = pack_bf16(x[i * 2], x[i * 2 + 1]);
             #pragma unroll
@@ -287,8 +150,7 @@ __device__ void tuned(const Problem<bf16>& p) {
     }
     #pragma unroll
     for (int r = 0; r < 2; r++) {
-        sum[r] += __shfl_xor_sync(ALL_LANES, sum[r], 1);
-        sum[r] += __shfl_xor_sync(ALL_LANES, sum[r], 2);
+        float sum = quad_sum(softmax[r].sum);
         if (block.first_row + row[r] >= p.rows()) continue;
         long long part = p.part(block.b, block.split, block.first_row + row[r]);
         float* to = p.part_sums(part);
@@ -297,7 +159,7 @@ __device__ void tuned(const Problem<bf16>& p) {
             int at = quarter * (MAX_LATENT / 4) + n * 8 + column;
             if (at < p.padded()) *(float2*)(to + at) = make_float2(sums[n][r * 2], sums[n][r * 2 + 1]);
         }
-        if (quarter == 0 && column == 0) p.part_scale(part)[0] = max[r], p.part_scale(part)[1] = sum[r];
+        if (quarter == 0 && column == 0) p.part_scale(part)[0] = softmax[r].max, p.part_scale(part)[1] = sum;
     }
 }
 
@@ -320,38 +182,26 @@ __device__ void tuned(const Problem<float>& p) {
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     int row = threadIdx.x / 8, eighth = threadIdx.x % 8, column = threadIdx.x * 4;
     int token = min(block.first_row + row, p.rows() - 1) / p.heads;
-    float sums[ROWS_F32][4] = {}, max = NEVER, sum = 0.0f;
+    float sums[ROWS_F32][4] = {};
+    Softmax<float> softmax;
     #pragma unroll 1
-    for (int number = 0; number * KEYS_F32 < block.end - block.start; number++) {
-        wait_copies<0>();
-        __syncthreads();
-        if ((number + 1) * KEYS_F32 < block.end - block.start) block.load_tile(number + 1);
+    for (int number = 0; block.has(number); number++) {
+        turn_to(block, number);
         const float* tile = block.tile(number);
 
         // This thread: rows lane / 8 + i * 4, keys lane % 8 + j * 8.
         float products[4][2] = {};
         const float *queries = block.queries + lane / 8 * stride, *keys = tile + lane % 8 * stride;
         #pragma unroll 1
-        for (int c = warp * 4; c < p.width(); c += 16) {
-            float query[4][4], key[2][4];
-            #pragma unroll
-            for (int i = 0; i < 4; i++) load_pack(queries + i * 4 * stride + c, query[i]);
-            #pragma unroll
-            for (int j = 0; j < 2; j++) load_pack(keys + j * 8 * stride + c, key[j]);
-            #pragma unroll
-            for (int i = 0; i < 4; i++)
-                #pragma unroll
-                for (int j = 0; j < 2; j++)
-                    #pragma unroll
-                    for (int k = 0; k < 4; k++) products[i][j] += query[i][k] * key[j][k];
-        }
+        for (int c = warp * 4; c < p.width(); c += 16)
+            add_products(products, queries + c, 4 * stride, keys + c, 8 * stride);
         #pragma unroll
         for (int i = 0; i < 4; i++)
             #pragma unroll
             for (int j = 0; j < 2; j++) parts[warp][(lane / 8 + i * 4) * PARTS + lane % 8 + j * 8] = products[i][j];
         __syncthreads();
 
-        float x[2], high = max;
+        float x[2], high = softmax.max;
         #pragma unroll
         for (int j = 0; j < 2; j++) {
             int at = row * PARTS + eighth + j * 8, t = block.start + number * KEYS_F32 + eighth + j * 8;
@@ -359,12 +209,9 @@ __device__ void tuned(const Problem<float>& p) {
             x[j] = p.weigh(product, block.b, token, t, block.length);
             high = fmaxf(high, x[j]);
         }
+        float factor = softmax.raise_to(warp_max<8>(high));
         #pragma unroll
-        for (int step = 4; step > 0; step /= 2) high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, step));
-        float base = high == NEVER ? 0.0f : high, factor = power<float>(max - base);
-        max = high, sum *= factor;
-        #pragma unroll
-        for (int j = 0; j < 2; j++) sum += weights[(eighth + j * 8) * WEIGHTS + row] = power<float>(x[j] - base);
+        for (int j = 0; j < 2; j++) weights[(eighth + j * 8) * WEIGHTS + row] = softmax.weigh(x[j]);
         if (eighth == 0) factors[row] = factor;
         __syncthreads();
 
@@ -386,11 +233,10 @@ __device__ void tuned(const Problem<float>& p) {
             }
         }
     }
-    #pragma unroll
-    for (int step = 4; step > 0; step /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+    float sum = warp_sum<8>(softmax.sum);
     if (eighth == 0 && block.first_row + row < p.rows()) {
         float* to = p.part_scale(p.part(block.b, block.split, block.first_row + row));
-        to[0] = max, to[1] = sum;
+        to[0] = softmax.max, to[1] = sum;
     }
     #pragma unroll
     for (int i = 0; i < ROWS_F32; i++) {
@@ -406,7 +252,7 @@ template <typename T> __device__ void combine(const Problem<T>& p) {
     float high = NEVER;
     #pragma unroll 1
     for (int split = 0; split < splits; split++) high = fmaxf(high, p.part_scale(p.part(b, split, row))[0]);
-    float base = high == NEVER ? 0.0f : high, sums[MAX_LATENT / THREADS] = {}, sum = 0.0f;
+    float base = base_of(high), sums[MAX_LATENT / THREADS] = {}, sum = 0.0f;
     #pragma unroll 1
     for (int split = 0; split < splits; split++) {
         long long part = p.part(b, split, row);
@@ -424,7 +270,7 @@ template <typename T> __device__ void combine(const Problem<T>& p) {
         int i = k * THREADS + threadIdx.x;
         if (i < p.latent) p.out[at * p.latent + i] = from_float<T>(high == NEVER ? 0.0f : sums[k] / sum);
     }
-    if (threadIdx.x == 0) p.lse[at] = high == NEVER ? NEVER : high + logf(sum);
+    if (threadIdx.x == 0) p.lse[at] = log_sum(high, sum);
 }
 
 #define ENTRY(NAME, LAUNCHED, T, FUNCTION)                                                                            \

@@ -11,43 +11,13 @@
 // gets depends neither on the batch nor on the queries beside it. Tiles that no query of a block sees are not read.
 //
 // Bytes: for each tile of queries, B H T (n+v+r) sizeof(T), half of it if causal. Flops: 2 B H S T (n+r+v), likewise.
-#include "attention.cuh"
-
-// Columns of the output that the tuned kernels hold.
-const int MAX_VALUE = 128;
-
-template <typename T> struct Problem {
-    const T* q;
-    long long q_batch, q_token, q_head;
-    const T* kv;
-    long long kv_batch, kv_token, kv_head;
-    const T* k_pe;
-    long long pe_batch, pe_token;
-    const int* lengths;
-    const float* mask;
-    long long mask_batch, mask_token;
-    float scale;
-    int batch, tokens, keys, heads, nope, rope, value;
-    T* out;
-    float* lse;
-
-    __device__ __forceinline__ int width() const { return nope + rope; }
-    __device__ __forceinline__ const T* query(int b, int s, int h) const {
-        return q + b * q_batch + s * q_token + h * q_head;
-    }
-    __device__ __forceinline__ const T* key(int b, int t, int h) const {
-        return kv + b * kv_batch + t * kv_token + h * kv_head;
-    }
-    __device__ __forceinline__ const T* key_pe(int b, int t) const { return k_pe + b * pe_batch + t * pe_token; }
-    __device__ __forceinline__ int length(int b) const { return lengths ? lengths[b] : keys; }
-    // How many keys from the first on a query may see.
-    __device__ __forceinline__ int seen(int s, int length) const { return mask ? length : length - tokens + s + 1; }
-    __device__ __forceinline__ const float* mask_row(int b, int s) const {
-        return mask + b * mask_batch + s * mask_token;
-    }
-};
-
-__device__ __forceinline__ float masked(float x, float bias) { return bias <= FORBIDDEN ? NEVER : x + bias; }
+//
+// The ladder, and what each step changes:
+//   naive        a warp for each query and head reads all keys and makes the scores anew for every 32 columns of values
+//   tuned bf16   the queries of a tile share each tile of keys and values in shared memory; softmax goes along with the
+//                tiles, so that each score is made once; tensor cores
+//   tuned f32    the same with fused multiply-adds
+#include "mla_prefill.cuh"
 
 // ---- naive: a warp for each row ----
 
@@ -118,74 +88,6 @@ template <typename T> __device__ void weights(const Problem<T>& p) {
 
 // ---- tuned: a block for a tile of queries of one head, which share tiles of keys and values in shared memory ----
 
-// Half a warp copies a row, or zeros; asynchronously if both places can be accessed 16 bytes at once.
-template <typename T>
-__device__ __forceinline__ void copy_row(T* shared, int offset, const T* global, int width, bool there) {
-    const int HALF = WARP / 2, SIZE = Pack<T>::SIZE;
-    int lane = threadIdx.x % HALF;
-    if (packs(global, width) && offset % SIZE == 0) {
-        #pragma unroll 1
-        for (int i = lane * SIZE; i < width; i += HALF * SIZE) copy_async(shared + offset + i, global + i, there);
-    } else {
-        #pragma unroll 1
-        for (int i = lane; i < width; i += HALF) shared[offset + i] = there ? global[i] : from_float<T>(0.0f);
-    }
-}
-
-extern __shared__ __align__(16) unsigned char dynamic[];
-
-// What the tuned kernels have in common: a block's place in the problem, and its shared memory: rows of queries, two
-// tiles of keys, two of values. Rows take `stride` and `value_stride`; what is behind their numbers is zero.
-template <typename T, int KEYS> struct Block {
-    const Problem<T>& p;
-    T *queries, *keys, *values;
-    int rows, stride, value_stride, b, h, first, length, end;
-
-    __device__ __forceinline__ Block(const Problem<T>& p, int rows, int stride, int value_stride)
-        : p(p), rows(rows), stride(stride), value_stride(value_stride) {
-        queries = (T*)dynamic, keys = queries + rows * stride, values = keys + 2 * KEYS * stride;
-        // The tiles with the most keys first, so that the short ones fill the gaps at the end.
-        b = blockIdx.z, h = blockIdx.y, first = (gridDim.x - 1 - blockIdx.x) * rows, length = p.length(b);
-        end = p.seen(min(first + rows, p.tokens) - 1, length);
-        clear(queries, rows + 2 * KEYS, p.width(), stride);
-        clear(values, 2 * KEYS, p.value, value_stride);
-        #pragma unroll 1
-        for (int i = threadIdx.x / (WARP / 2); i < rows; i += blockDim.x / (WARP / 2)) {
-            bool there = first + i < p.tokens;
-            copy_row(queries + i * stride, 0, p.query(b, there ? first + i : 0, h), p.width(), there);
-        }
-        if (has(0)) load_tile(0);
-    }
-    static __device__ __forceinline__ void clear(T* rows, int count, int width, int stride) {
-        int padding = stride - width;
-        #pragma unroll 1
-        for (int i = threadIdx.x; i < count * padding; i += blockDim.x)
-            rows[i / padding * stride + width + i % padding] = from_float<T>(0.0f);
-    }
-    __device__ __forceinline__ bool has(int number) const { return number * KEYS < end; }
-    __device__ __forceinline__ T* key_tile(int number) const { return keys + number % 2 * KEYS * stride; }
-    __device__ __forceinline__ T* value_tile(int number) const { return values + number % 2 * KEYS * value_stride; }
-    __device__ __forceinline__ void load_tile(int number) const {
-        #pragma unroll 1
-        for (int i = threadIdx.x / (WARP / 2); i < KEYS; i += blockDim.x / (WARP / 2)) {
-            bool there = number * KEYS + i < end;
-            int t = there ? number * KEYS + i : 0;
-            const T* row = p.key(b, t, h);
-            copy_row(key_tile(number) + i * stride, 0, row, p.nope, there);
-            copy_row(key_tile(number) + i * stride, p.nope, p.key_pe(b, t), p.rope, there);
-            copy_row(value_tile(number) + i * value_stride, 0, row + p.nope, p.value, there);
-        }
-        commit_copies();
-    }
-    // Waits for a tile, and begins to load the next into the place of the one before.
-    __device__ __forceinline__ void turn_to(int number) const {
-        wait_copies<0>();
-        // Every warp's copies are there, and nobody reads the other tile any more.
-        __syncthreads();
-        if (has(number + 1)) load_tile(number + 1);
-    }
-};
-
 // bf16: a warp for every 16 queries, 64 keys a tile. The width of the values is even.
 const int KEYS = 64;
 
@@ -195,10 +97,11 @@ __device__ void tuned(const Problem<bf16>& p) {
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, column = lane % 4 * 2;
     // This thread's two rows, g and g + 8 of its warp's 16.
     int s[2] = {block.first + warp * 16 + lane / 4, block.first + warp * 16 + lane / 4 + 8};
-    float sums[16][4] = {}, max[2] = {NEVER, NEVER}, sum[2] = {0.0f, 0.0f};
+    float sums[16][4] = {};
+    Softmax<bf16> softmax[2];
     #pragma unroll 1
     for (int number = 0; block.has(number); number++) {
-        block.turn_to(number);
+        turn_to(block, number);
         float x[8][4] = {};
         const bf16* queries = block.queries + (warp * 16 + lane % 16) * block.stride + lane / 16 * 8;
         const bf16* keys = block.key_tile(number) + (lane % 8 + lane / 16 * 8) * block.stride + lane / 8 % 2 * 8;
@@ -236,18 +139,14 @@ __device__ void tuned(const Problem<bf16>& p) {
         }
         #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float high = max[r];
+            float high = softmax[r].max;
             #pragma unroll
             for (int n = 0; n < 8; n++) high = fmaxf(high, fmaxf(x[n][r * 2], x[n][r * 2 + 1]));
-            high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, 1));
-            high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, 2));
-            // Before a row sees its first key, everything is 0 and not NaN.
-            float base = high == NEVER ? 0.0f : high, factor = power<bf16>(max[r] - base);
-            max[r] = high, sum[r] *= factor;
+            float factor = softmax[r].raise_to(quad_max(high));
             #pragma unroll
-            for (int n = 0; n < 8; n++) {
-                sum[r] += x[n][r * 2] = power<bf16>(x[n][r * 2] - base);
-                sum[r] += x[n][r * 2 + 1] = power<bf16>(x[n][r * 2 + 1] - base);
+            for (int i = 0; i < 16; i++) {
+                float& at = x[i / 2][r * 2 + i % 2];
+                at = softmax[r].weigh(at);
             }
             #pragma unroll
             for (int n = 0; n < 16; n++) sums[n][r * 2] *= factor, sums[n][r * 2 + 1] *= factor;
@@ -272,18 +171,17 @@ __device__ void tuned(const Problem<bf16>& p) {
     }
     #pragma unroll
     for (int r = 0; r < 2; r++) {
-        sum[r] += __shfl_xor_sync(ALL_LANES, sum[r], 1);
-        sum[r] += __shfl_xor_sync(ALL_LANES, sum[r], 2);
+        float max = softmax[r].max, sum = quad_sum(softmax[r].sum);
         if (s[r] >= p.tokens) continue;
         long long at = ((long long)block.b * p.tokens + s[r]) * p.heads + block.h;
-        float share = max[r] == NEVER ? 0.0f : 1.0f / sum[r];
+        float share = max == NEVER ? 0.0f : 1.0f / sum;
         #pragma unroll
         for (int n = 0; n < 16; n++) {
             if (n * 8 + column >= p.value) break;
             u32 pair = pack_bf16(sums[n][r * 2] * share, sums[n][r * 2 + 1] * share);
             *(u32*)(p.out + at * p.value + n * 8 + column) = pair;
         }
-        if (column == 0) p.lse[at] = max[r] == NEVER ? NEVER : max[r] + logf(sum[r]);
+        if (column == 0) p.lse[at] = log_sum(max, sum);
     }
 }
 
@@ -300,31 +198,21 @@ __device__ void tuned(const Problem<float>& p) {
     float* weights = block.values + 2 * KEYS_F32 * block.value_stride;
     // Queries group + i * groups, keys part + j * 16, columns part * 4 + j * 64.
     int group = threadIdx.x / 16, part = threadIdx.x % 16;
-    float sums[4][2][4] = {}, max[4] = {NEVER, NEVER, NEVER, NEVER}, sum[4] = {};
+    float sums[4][2][4] = {};
+    Softmax<float> softmax[4];
     #pragma unroll 1
     for (int number = 0; block.has(number); number++) {
-        block.turn_to(number);
+        turn_to(block, number);
         float x[4][2] = {};
         const float* queries = block.queries + group * block.stride;
         const float* keys = block.key_tile(number) + part * block.stride;
         #pragma unroll 1
-        for (int c = 0; c < p.width(); c += 4) {
-            float query[4][4], key[2][4];
-            #pragma unroll
-            for (int i = 0; i < 4; i++) load_pack(queries + i * groups * block.stride + c, query[i]);
-            #pragma unroll
-            for (int j = 0; j < 2; j++) load_pack(keys + j * 16 * block.stride + c, key[j]);
-            #pragma unroll
-            for (int i = 0; i < 4; i++)
-                #pragma unroll
-                for (int j = 0; j < 2; j++)
-                    #pragma unroll
-                    for (int k = 0; k < 4; k++) x[i][j] += query[i][k] * key[j][k];
-        }
+        for (int c = 0; c < p.width(); c += 4)
+            add_products(x, queries + c, groups * block.stride, keys + c, 16 * block.stride);
         #pragma unroll
         for (int i = 0; i < 4; i++) {
             int s = min(block.first + group + i * groups, p.tokens - 1);
-            float high = max[i];
+            float high = softmax[i].max;
             #pragma unroll
             for (int j = 0; j < 2; j++) {
                 int t = number * KEYS_F32 + part + j * 16;
@@ -333,13 +221,10 @@ __device__ void tuned(const Problem<float>& p) {
                 else if (p.mask) x[i][j] = masked(x[i][j], p.mask_row(block.b, s)[t]);
                 high = fmaxf(high, x[i][j]);
             }
-            #pragma unroll
-            for (int step = 8; step > 0; step /= 2) high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, step));
-            float base = high == NEVER ? 0.0f : high, factor = power<float>(max[i] - base);
-            max[i] = high, sum[i] *= factor;
+            float factor = softmax[i].raise_to(warp_max<16>(high));
             #pragma unroll
             for (int j = 0; j < 2; j++)
-                sum[i] += weights[(group + i * groups) * WEIGHTS + part + j * 16] = power<float>(x[i][j] - base);
+                weights[(group + i * groups) * WEIGHTS + part + j * 16] = softmax[i].weigh(x[i][j]);
             #pragma unroll
             for (int j = 0; j < 2; j++)
                 #pragma unroll
@@ -371,8 +256,7 @@ __device__ void tuned(const Problem<float>& p) {
     }
     #pragma unroll
     for (int i = 0; i < 4; i++) {
-        #pragma unroll
-        for (int step = 8; step > 0; step /= 2) sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], step);
+        float max = softmax[i].max, sum = warp_sum<16>(softmax[i].sum);
         int s = block.first + group + i * groups;
         if (s >= p.tokens) continue;
         long long at = ((long long)block.b * p.tokens + s) * p.heads + block.h;
@@ -381,7 +265,7 @@ __device__ void tuned(const Problem<float>& p) {
             int column = part * 4 + j * 64;
             float* to = p.out + at * p.value + column;
             #pragma unroll
-            for (int k = 0; k < 4; k++) sums[i][j][k] = max[i] == NEVER ? 0.0f : sums[i][j][k] / sum[i];
+            for (int k = 0; k < 4; k++) sums[i][j][k] = max == NEVER ? 0.0f : sums[i][j][k] / sum;
             if (column + 4 <= p.value && packs(to, 0)) {
                 store_pack(to, sums[i][j]);
             } else {
@@ -390,7 +274,7 @@ __device__ void tuned(const Problem<float>& p) {
                     if (column + k < p.value) to[k] = sums[i][j][k];
             }
         }
-        if (part == 0) p.lse[at] = max[i] == NEVER ? NEVER : max[i] + logf(sum[i]);
+        if (part == 0) p.lse[at] = log_sum(max, sum);
     }
 }
 

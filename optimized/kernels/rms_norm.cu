@@ -18,18 +18,11 @@ __device__ void naive(const T* x, long long stride, const T* residual, const T* 
     if (row >= rows) return;
     x += row * stride, y += row * width;
     if (residual) residual += row * width, h += row * width;
-    float sum = 0.0f;
-    #pragma unroll 1
-    for (int start = 0; start < width; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int i = start; i < min(start + RUN, width); i++) {
-            T value = x[i];
-            if (residual) h[i] = value = from_float<T>(to_float(value) + to_float(residual[i]));
-            run += to_float(value) * to_float(value);
-        }
-        sum += run;
-    }
+    float sum = sum_in_runs(width, [&](int i) {
+        T value = x[i];
+        if (residual) h[i] = value = from_float<T>(to_float(value) + to_float(residual[i]));
+        return to_float(value) * to_float(value);
+    });
     float scale = 1.0f / sqrtf(sum / width + eps);
     #pragma unroll 1
     for (int i = 0; i < width; i++) {

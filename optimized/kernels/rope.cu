@@ -7,14 +7,7 @@
 // in them (rotary.cu). The pairs are neighbours, not halves. Arithmetic is fp32, each result is rounded once.
 //
 // Bytes: 2 N H r sizeof(T) (cos and sin stay in the cache). Flops: 3 N H r.
-#include "dev.cuh"
-
-// Turns a pair by an angle. What is fused is said, so that a token has the same bits on every path.
-__device__ __forceinline__ void turn(float& re, float& im, float cos, float sin) {
-    float turned = fmaf(re, cos, -(im * sin));
-    im = fmaf(re, sin, im * cos);
-    re = turned;
-}
+#include "rope.cuh"
 
 // Where the rows of a [N,H,r] tensor are, in elements.
 struct Rows {
@@ -31,10 +24,8 @@ __device__ void naive(const T* x, Rows x_rows, const float* cos, const float* si
     int i = at % half, head = at / half % heads, token = at / half / heads;
     x += token * x_rows.token + head * x_rows.head + 2 * i;
     out += token * out_rows.token + head * out_rows.head + 2 * i;
-    float re = to_float(x[0]), im = to_float(x[1]);
     long long angle = (long long)token * half + i;
-    turn(re, im, cos[angle], sin[angle]);
-    out[0] = from_float<T>(re), out[1] = from_float<T>(im);
+    store_pair(out, load_pair(x, false).turned(cos[angle], sin[angle]), false);
 }
 
 // ---- tuned: a block for a token and its heads, 8 lanes for each head, 16 bytes at once ----
@@ -70,7 +61,10 @@ __device__ void tuned(const T* x, Rows x_rows, const float* cos, const float* si
                 float pack[SIZE];
                 load_pack(x + head * x_rows.head + 2 * i, pack);
                 #pragma unroll
-                for (int j = 0; j < PAIRS; j++) turn(pack[2 * j], pack[2 * j + 1], c[j], s[j]);
+                for (int j = 0; j < PAIRS; j++) {
+                    Pair turned = Pair{pack[2 * j], pack[2 * j + 1]}.turned(c[j], s[j]);
+                    pack[2 * j] = turned.re, pack[2 * j + 1] = turned.im;
+                }
                 store_pack(out + head * out_rows.head + 2 * i, pack);
             }
         }
@@ -81,11 +75,8 @@ __device__ void tuned(const T* x, Rows x_rows, const float* cos, const float* si
         float c = cos[i], s = sin[i];
         #pragma unroll 1
         for (int head = first; head < heads; head += step) {
-            const T* from = x + head * x_rows.head + 2 * i;
-            T* to = out + head * out_rows.head + 2 * i;
-            float re = to_float(from[0]), im = to_float(from[1]);
-            turn(re, im, c, s);
-            to[0] = from_float<T>(re), to[1] = from_float<T>(im);
+            Pair turned = load_pair(x + head * x_rows.head + 2 * i, false).turned(c, s);
+            store_pair(out + head * out_rows.head + 2 * i, turned, false);
         }
     }
 }

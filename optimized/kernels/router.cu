@@ -5,14 +5,12 @@
 // u: [N, D], rows `stride` apart; e: [E, D]; z: [N, E]. What is made of them is in route.cu.
 //
 // Bytes: N D sizeof(u) + E D sizeof(e) + 4 N E, each expert read once for TOKENS tokens. Flops: 2 N E D.
+//
+// The ladder, and what each step changes:
+//   naive   a thread for each logit
+//   tuned   a block for 8 tokens and 4 experts, which share what is read; its threads share out the columns, so that
+//           neighbours read neighbours
 #include "dev.cuh"
-
-// COUNT neighbours, 16 bytes at once.
-template <int COUNT, typename T> __device__ __forceinline__ void load_packs(const T* from, float (&to)[COUNT]) {
-    const int SIZE = Pack<T>::SIZE;
-    #pragma unroll
-    for (int i = 0; i < COUNT; i += SIZE) load_pack(from + i, *(float(*)[SIZE])(to + i));
-}
 
 // ---- naive: a thread for each logit ----
 
@@ -22,15 +20,7 @@ __device__ void naive(const T* x, long long stride, const W* weight, float* logi
     long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= (long long)tokens * experts) return;
     x += at / experts * stride, weight += at % experts * width;
-    float sum = 0.0f;
-    #pragma unroll 1
-    for (int start = 0; start < width; start += RUN) {
-        float run = 0.0f;
-        #pragma unroll 1
-        for (int i = start; i < min(start + RUN, width); i++) run += to_float(x[i]) * to_float(weight[i]);
-        sum += run;
-    }
-    logits[at] = sum;
+    logits[at] = dot(x, weight, width);
 }
 
 // ---- tuned: a block of 256 threads for 8 tokens and 4 experts; the threads share out the columns ----

@@ -103,15 +103,9 @@ const int THREADS = 512, WARPS = THREADS / WARP;
 // Three bits of the least weight at a time: eight ways, of which seven sums decide. Eleven steps find 33 bits.
 const int BITS = 3, WAYS = 1 << BITS, STEPS = 11;
 
-__device__ __forceinline__ u64 warp_total(u64 x) {
-    #pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
-    return x;
-}
-
 // The sum over a block, in every thread; `partial` may be used again at once.
 __device__ __forceinline__ u64 block_total(u64 x, u64* partial) {
-    x = warp_total(x);
+    x = warp_sum(x);
     if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = x;
     __syncthreads();
     u64 sum = 0;
@@ -184,7 +178,7 @@ __device__ void tuned(const T* logits, long long stride, float inverse_temperatu
         u32 weight = row.weight(v);
         above += weight > least ? weight : 0, equals += weight == least;
     }
-    u64 above_here = warp_total(above);
+    u64 above_here = warp_sum(above);
     equals = __reduce_add_sync(ALL_LANES, equals);
     if (lane == 0) above_of[warp] = above_here, equals_of[warp] = equals;
     Nucleus nucleus(least, block_total(above, partial), target); // whose barriers serve the stretches too

@@ -24,7 +24,9 @@ pub mod router;
 pub mod sample;
 pub mod swiglu;
 
-use crate::{Element, Error, Result, Tensor};
+use ptx_emulator::{Arg, Grid};
+
+use crate::{Element, Error, Kernel, Result, Tensor};
 
 /// Which of an operator's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,4 +112,27 @@ impl<'a> Operand<'a> {
     fn holds(&self, it_does: bool, expected: impl FnOnce() -> String, found: impl FnOnce() -> String) -> Result<()> {
         if it_does { Ok(()) } else { Err(Error::operand(self.operator, self.name, expected(), found())) }
     }
+}
+
+/// Launches a kernel of a module that works on each row of logits \[N,V\] by itself, rows apart or not: naive with a thread
+/// for each row, tuned with a block. `operands` stand between the logits and the sizes.
+fn launch_by_row(
+    module: &'static str,
+    operator: &'static str,
+    variant: Variant,
+    logits: &Tensor,
+    operands: &[Arg],
+) -> Result<()> {
+    let [rows, vocab] = Operand::new(operator, "logits", logits).axes()?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let grid = match variant {
+        Variant::Naive => Grid::linear(rows.div_ceil(32) as u32, 32),
+        Variant::Tuned => Grid::linear(rows as u32, 512),
+    };
+    let mut args = vec![logits.arg(), (logits.strides()[0] as i64).into()];
+    args.extend_from_slice(operands);
+    args.extend([(rows as i32).into(), (vocab as i32).into()]);
+    logits.device().launch(&Kernel::new(module, format!("{operator}_{variant}_{}", logits.element())), grid, &args)
 }

@@ -1,6 +1,10 @@
 //! A model whose plain products a library makes. There is none without a GPU; so here one is played on the host, which does
 //! what the library's manual says with the numbers that it is given, on an emulator for everything else.
 
+mod support {
+    pub mod forward;
+}
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -8,10 +12,11 @@ use dsv2_optimized::device::products::{ColumnMajor, MatrixLibrary, MatrixProduct
 use dsv2_optimized::model::generate::GenerateOptions;
 use dsv2_optimized::model::head::CausalLm;
 use dsv2_optimized::model::{Products, Settings};
-use dsv2_optimized::{Arg, Device, Element, Emulated, Grid, Kernel, Library, Result, Variant};
+use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, DeepseekV2ForCausalLM, Dialect};
 use ndarray::Array2;
+use support::forward::rest_by_inner;
 
 const CONFIG: &str = r#"{"vocab_size": 90, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
     "intermediate_size": 40, "moe_intermediate_size": 20, "n_routed_experts": 12, "num_experts_per_tok": 3,
@@ -74,27 +79,7 @@ impl Device for WithLibrary {
     fn free(&self, address: u64) {
         self.inner.free(address);
     }
-    fn write(&self, address: u64, data: &[u8]) -> Result<()> {
-        self.inner.write(address, data)
-    }
-    fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
-        self.inner.read(address, data)
-    }
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        self.inner.copy(from, to, bytes)
-    }
-    fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
-        self.inner.fill(address, byte, bytes)
-    }
-    fn launch(&self, kernel: &Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
-        self.inner.launch(kernel, grid, args)
-    }
-    fn synchronize(&self) -> Result<()> {
-        self.inner.synchronize()
-    }
-    fn memory(&self) -> Result<(usize, usize)> {
-        self.inner.memory()
-    }
+    rest_by_inner!();
     fn products(&self) -> Result<&dyn MatrixLibrary> {
         Ok(self)
     }

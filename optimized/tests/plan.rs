@@ -1,6 +1,10 @@
 //! The memory plan against what is really taken: every byte of weights and cache, and the largest amount that a pass has
 //! at one time.
 
+mod support {
+    pub mod forward;
+}
+
 use std::sync::{Arc, Mutex};
 
 use dsv2_optimized::model::Settings;
@@ -8,7 +12,7 @@ use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::generate::GenerateOptions;
 use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
 use dsv2_optimized::model::plan::{CacheSize, MemoryPlan, Pass};
-use dsv2_optimized::{Arg, Device, Element, Emulated, Grid, Kernel, Library, Result, Variant};
+use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
 use dsv2_reference::config::Head;
 use dsv2_reference::model::{ModelInput, Tokens};
 use dsv2_reference::weights::generator::GeneratedWeights;
@@ -17,6 +21,7 @@ use dsv2_reference::{
 };
 use ndarray::Array2;
 use serde_json::{Value, json};
+use support::forward::rest_by_inner;
 
 const WEIGHTS: &str = r#"{"seed": 2, "rules": [{"suffix": "norm.weight", "mean": 1.0, "std": 0.3},
     {"suffix": "embed_tokens.weight", "std": 1.0}, {"suffix": "weight", "gain": 1.0}, {"suffix": "bias", "std": 0.1}]}"#;
@@ -71,27 +76,7 @@ impl Device for Counting {
         self.taken.lock().unwrap().0.retain(|(taken, _)| *taken != address);
         self.inner.free(address);
     }
-    fn write(&self, address: u64, data: &[u8]) -> Result<()> {
-        self.inner.write(address, data)
-    }
-    fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
-        self.inner.read(address, data)
-    }
-    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        self.inner.copy(from, to, bytes)
-    }
-    fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
-        self.inner.fill(address, byte, bytes)
-    }
-    fn launch(&self, kernel: &Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
-        self.inner.launch(kernel, grid, args)
-    }
-    fn synchronize(&self) -> Result<()> {
-        self.inner.synchronize()
-    }
-    fn memory(&self) -> Result<(usize, usize)> {
-        self.inner.memory()
-    }
+    rest_by_inner!();
 }
 
 /// Models in which one or another part is the largest.

@@ -3,6 +3,10 @@
 //!
 //! NVRTC is looked for in `python3`, or in the Python that `DSV2_NVRTC_PYTHON` names: then it has to be there.
 
+mod support {
+    pub mod mutants;
+}
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -33,8 +37,10 @@ fn main() {
     for (name, text) in MODULES {
         trials.push(Trial::test(format!("module/{name}"), || fits(text).map(drop)));
     }
+    let mut texts = support::mutants::all();
     for mutant in mutants() {
-        trials.push(Trial::test(format!("mutant/{}", mutant.name), move || mutant.is_of_its_module()));
+        let ptx = texts.remove(&mutant.name);
+        trials.push(Trial::test(format!("mutant/{}", mutant.name), move || mutant.is_of_its_module(ptx)));
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -64,7 +70,7 @@ fn no_kernel_spills() -> Result<(), Failed> {
 /// Each mutant has its PTX, and each PTX its mutant.
 fn mutants_are_compiled() -> Result<(), Failed> {
     let named = mutants().into_iter().map(|mutant| mutant.name).collect();
-    same("mutants.toml", &named, "kernels/ptx/mutants/*.ptx", &files("ptx/mutants", "ptx")?)
+    same("mutants.toml", &named, "kernels/mutants.tar.xz", &support::mutants::all().into_keys().collect())
 }
 
 /// A module that a driver takes, and of which the emulator knows every instruction.
@@ -100,12 +106,12 @@ fn mutants() -> Vec<Mutant> {
 impl Mutant {
     /// It can be put in the place of kernels of its module: a mutant that cannot be launched would look like one that
     /// was caught.
-    fn is_of_its_module(&self) -> Result<(), Failed> {
+    fn is_of_its_module(&self, ptx: Option<String>) -> Result<(), Failed> {
         let original = MODULES.iter().find(|(name, _)| *name == self.module);
         let (_, original) = original.ok_or_else(|| format!("no module {}", self.module))?;
         let original: Names = Module::parse(original)?.kernels().map(str::to_string).collect();
-        let text = fs::read_to_string(kernels_folder().join(format!("ptx/mutants/{}.ptx", self.name)))?;
-        let mutant: Names = fits(&text)?.kernels().map(str::to_string).collect();
+        let mutant: Names =
+            fits(&ptx.ok_or("no PTX: run optimized/nvrtc.py")?)?.kernels().map(str::to_string).collect();
         if mutant.is_empty() || !mutant.is_subset(&original) {
             return Err(format!("expected some of {original:?}, found {mutant:?}").into());
         }

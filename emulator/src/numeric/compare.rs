@@ -6,6 +6,7 @@
 
 use super::float::flush_f32;
 use std::cmp::Ordering;
+use std::num::FpCategory;
 
 /// A comparison operator of a float `setp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,30 +114,28 @@ pub enum Property {
     Subnormal,
 }
 
+impl Property {
+    #[inline(always)]
+    fn of(self, class: FpCategory) -> bool {
+        match self {
+            Property::Finite => !matches!(class, FpCategory::Infinite | FpCategory::Nan),
+            Property::Infinite => class == FpCategory::Infinite,
+            Property::Number => class != FpCategory::Nan,
+            Property::NotANumber => class == FpCategory::Nan,
+            Property::Normal => matches!(class, FpCategory::Normal | FpCategory::Zero),
+            Property::Subnormal => class == FpCategory::Subnormal,
+        }
+    }
+}
+
 /// `testp.op.f32`
 #[inline(always)]
 pub fn testp_f32(property: Property, a: u32) -> bool {
-    let a = f32::from_bits(a);
-    match property {
-        Property::Finite => a.is_finite(),
-        Property::Infinite => a.is_infinite(),
-        Property::Number => !a.is_nan(),
-        Property::NotANumber => a.is_nan(),
-        Property::Normal => a.is_normal() || a == 0.0,
-        Property::Subnormal => a.is_subnormal(),
-    }
+    property.of(f32::from_bits(a).classify())
 }
 
 /// `testp.op.f64`
 #[inline(always)]
 pub fn testp_f64(property: Property, a: u64) -> bool {
-    let a = f64::from_bits(a);
-    match property {
-        Property::Finite => a.is_finite(),
-        Property::Infinite => a.is_infinite(),
-        Property::Number => !a.is_nan(),
-        Property::NotANumber => a.is_nan(),
-        Property::Normal => a.is_normal() || a == 0.0,
-        Property::Subnormal => a.is_subnormal(),
-    }
+    property.of(f64::from_bits(a).classify())
 }

@@ -4,24 +4,22 @@
 //! new tokens. *Absorbed*: W^UK goes into the query and W^UV into the output, and attention reads the pages themselves;
 //! cheaper for a few. No weight is copied for it: W^UK and W^UV are views of `kv_b_proj`.
 
+mod forms;
+
+use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::layer_path;
-use dsv2_reference::{DeepseekV2Config, Dialect};
 
 use super::Settings;
 use super::cache::Placement;
-use super::linear::{Linear, product};
+use super::linear::Linear;
 use super::rotary::softmax_scale;
 use super::tap::Scope;
 use super::weights::Loader;
-use crate::operators::gemm::batched;
 use crate::operators::latent::latent_cache_write;
-use crate::operators::latent_read::{Pages, absorbed_scores, latent_cache_read, score_weights, weighted_values};
-use crate::operators::mla_decode::{mla_decode, workspace};
-use crate::operators::mla_prefill::{attention_weights, mla_prefill};
 use crate::operators::rms_norm::rms_norm;
 use crate::operators::rope::rope;
-use crate::{Element, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// The norms inside attention have this epsilon whatever the config says.
 const LATENT_NORM_EPS: f32 = 1e-6;
@@ -74,7 +72,8 @@ pub(super) struct Context {
 }
 
 impl Attention {
-    pub(super) fn load(config: &DeepseekV2Config, dialect: Dialect, layer: usize, loader: &mut Loader) -> Result<Self> {
+    pub(super) fn load(loader: &mut Loader, layer: usize) -> Result<Self> {
+        let &mut Loader { config, dialect, .. } = loader;
         let path = format!("{}.self_attn", layer_path(layer));
         let &DeepseekV2Config { hidden_size, num_attention_heads: heads, kv_lora_rank: latent, attention_bias, .. } =
             config;
@@ -212,135 +211,4 @@ impl Attention {
         }
         Ok(())
     }
-
-    /// Keys and values of every head, then plain attention (42, 44 to 46).
-    fn attend_expanded(
-        &self,
-        q: &Tensor,
-        context: &Context,
-        pages: &Tensor,
-        out: &Tensor,
-        tap: &mut Scope,
-    ) -> Result<()> {
-        let &Context { batch, new, settings, .. } = context;
-        let Settings { variant, .. } = settings;
-        let (latents, keys) = self.read_cache(context, pages, tap)?;
-        let total = context.placement.longest;
-        let kv = Tensor::empty(q.device(), q.element(), &[batch * total, self.heads * (self.nope + self.value)])?;
-        product(settings, &latents.reshape(&[batch * total, self.latent])?, &self.kv_b_proj, None, &kv)?;
-        tap.show("kv_b_proj", || kv.reshape(&[batch, total, self.heads * (self.nope + self.value)]))?;
-        let kv = kv.reshape(&[batch, total, self.heads, self.nope + self.value])?;
-        let (lengths, mask) = (Some(&context.placement.lengths), context.mask.as_ref());
-        if let Some((scores, weights)) = self.tapped_weights(q, context, tap)? {
-            attention_weights(q, &kv, &keys, lengths, mask, self.softmax_scale, &scores, &weights)?;
-            if show_weights(&scores, &weights, tap)? {
-                return weighted_values(&weights, &kv.narrow(3, self.nope..self.nope + self.value)?, out);
-            }
-        }
-        let lse = Tensor::empty(q.device(), Element::F32, &[batch, new, self.heads])?;
-        mla_prefill(variant, q, &kv, &keys, lengths, mask, self.softmax_scale, out, &lse)
-    }
-
-    /// Attention on the latents themselves: q' = W^UK^T q^C, then o = W^UV (sum_j p_j c_j).
-    fn attend_absorbed(
-        &self,
-        q: &Tensor,
-        context: &Context,
-        pages: &Tensor,
-        out: &Tensor,
-        tap: &mut Scope,
-    ) -> Result<()> {
-        let &Context { batch, new, settings, .. } = context;
-        let Settings { variant, .. } = settings;
-        let tokens = batch * new;
-        let stage = tap.absolute(format_args!("past_key_values.{}", self.layer));
-        if context.cached && (stage.wants("compressed_kv") || stage.wants("k_pe")) {
-            self.read_cache(context, pages, tap)?;
-        }
-        // Head by head: [H,N,·] views of token-major tensors.
-        let per_head = |x: &Tensor, width: usize| x.reshape(&[tokens, self.heads, width])?.permute(&[1, 0, 2]);
-        let w = self.kv_b_proj.reshape(&[self.heads, self.nope + self.value, self.latent])?;
-        let (w_uk, w_uv) = (w.narrow(1, 0..self.nope)?, w.narrow(1, self.nope..self.nope + self.value)?);
-
-        let latent_shape = [batch, new, self.heads, self.latent];
-        let q_latent = Tensor::empty(q.device(), q.element(), &latent_shape)?;
-        let q_nope = per_head(q, self.nope + self.rope)?.narrow(2, 0..self.nope)?;
-        batched(variant, &q_nope, &w_uk.permute(&[0, 2, 1])?, &per_head(&q_latent, self.latent)?)?;
-
-        let q_pe = q.narrow(3, self.nope..self.nope + self.rope)?;
-        let pages =
-            Pages { cache: pages, block_table: &context.placement.block_table, lengths: &context.placement.lengths };
-        let mask = context.mask.as_ref();
-        let context_latent = Tensor::empty(q.device(), q.element(), &latent_shape)?;
-        if let Some((scores, weights)) = self.tapped_weights(q, context, tap)? {
-            absorbed_scores(&q_latent, &q_pe, &pages, mask, self.softmax_scale, &scores)?;
-            score_weights(&scores, &weights)?;
-            if show_weights(&scores, &weights, tap)? {
-                let (latents, _) = self.gather(context, pages.cache)?;
-                weighted_values(&weights, &latents, &context_latent)?;
-                return batched(variant, &per_head(&context_latent, self.latent)?, &w_uv, &per_head(out, self.value)?);
-            }
-        }
-        let capacity = pages.block_table.shape()[1] * pages.cache.shape()[1];
-        let scratch = workspace(variant, [batch, new, self.heads, self.latent], self.rope, capacity);
-        let scratch = Tensor::empty(q.device(), Element::F32, &[scratch])?;
-        let lse = Tensor::empty(q.device(), Element::F32, &[batch, new, self.heads])?;
-        mla_decode(
-            variant,
-            &q_latent,
-            &q_pe,
-            pages.cache,
-            pages.block_table,
-            pages.lengths,
-            mask,
-            self.softmax_scale,
-            &scratch,
-            &context_latent,
-            &lse,
-        )?;
-        batched(variant, &per_head(&context_latent, self.latent)?, &w_uv, &per_head(out, self.value)?)
-    }
-
-    /// All cached latents \[B,T,c\] and keys \[B,T,r\], one sequence after another; as stages, if the cache outlives the pass.
-    fn read_cache(&self, context: &Context, pages: &Tensor, tap: &mut Scope) -> Result<(Tensor, Tensor)> {
-        let (latents, keys) = self.gather(context, pages)?;
-        if context.cached {
-            let mut stage = tap.absolute(format_args!("past_key_values.{}", self.layer));
-            let changed = stage.show("compressed_kv", || Ok(latents.clone()))?;
-            if stage.show("k_pe", || Ok(keys.clone()))? || changed {
-                let slots = context.placement.all_slots(pages.shape()[1])?;
-                self.put(&latents, 0, &slots, pages)?;
-                self.put(&keys, self.latent, &slots, pages)?;
-            }
-        }
-        Ok((latents, keys))
-    }
-
-    fn gather(&self, context: &Context, pages: &Tensor) -> Result<(Tensor, Tensor)> {
-        let total = context.placement.longest;
-        let part = |width: usize| Tensor::empty(pages.device(), pages.element(), &[context.batch, total, width]);
-        let (latents, keys) = (part(self.latent)?, part(self.rope)?);
-        let Placement { block_table, lengths, .. } = &context.placement;
-        latent_cache_read(context.settings.variant, &Pages { cache: pages, block_table, lengths }, &latents, &keys)?;
-        Ok((latents, keys))
-    }
-
-    /// Room for scores and weights \[B,H,S,T\], if somebody wants to see them: the fused kernels have none.
-    fn tapped_weights(&self, q: &Tensor, context: &Context, tap: &Scope) -> Result<Option<(Tensor, Tensor)>> {
-        if !tap.wants("attn_scores") && !tap.wants("attn_weights") {
-            return Ok(None);
-        }
-        let shape = [context.batch, self.heads, context.new, context.placement.longest];
-        let room = |element| Tensor::empty(q.device(), element, &shape);
-        Ok(Some((room(Element::F32)?, room(q.element())?)))
-    }
-}
-
-/// Shows scores and their weights. Whether the weights are others now, so that the output has to be made of them.
-fn show_weights(scores: &Tensor, weights: &Tensor, tap: &mut Scope) -> Result<bool> {
-    let changed = tap.show("attn_scores", || Ok(scores.clone()))?;
-    if changed {
-        score_weights(scores, weights)?;
-    }
-    Ok(tap.show("attn_weights", || Ok(weights.clone()))? || changed)
 }

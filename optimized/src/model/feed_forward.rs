@@ -57,10 +57,11 @@ pub(super) struct MixtureOfExperts {
 }
 
 impl FeedForward {
-    pub(super) fn load(config: &DeepseekV2Config, dialect: Dialect, layer: usize, loader: &mut Loader) -> Result<Self> {
+    pub(super) fn load(loader: &mut Loader, layer: usize) -> Result<Self> {
+        let &mut Loader { config, dialect, .. } = loader;
         let path = format!("{}.mlp", layer_path(layer));
         if !config.is_moe_layer(layer, dialect) {
-            return Ok(FeedForward::Dense(Box::new(Mlp::load(config, &path, config.intermediate_size, loader)?)));
+            return Ok(FeedForward::Dense(Box::new(Mlp::load(loader, &path, config.intermediate_size)?)));
         }
         let (experts, hidden, width) = (config.num_experts(), config.hidden_size, config.moe_intermediate_size);
         Ok(FeedForward::Experts(Box::new(MixtureOfExperts {
@@ -70,7 +71,7 @@ impl FeedForward {
             down: loader.experts(&path, experts, &["down_proj"], [hidden, width])?,
             shared_experts: match config.n_shared_experts {
                 None => None,
-                Some(_) => Some(Mlp::load(config, &format!("{path}.shared_experts"), config.shared_width(), loader)?),
+                Some(_) => Some(Mlp::load(loader, &format!("{path}.shared_experts"), config.shared_width())?),
             },
             activation: activation(config)?,
         })))
@@ -110,7 +111,8 @@ fn activation(config: &DeepseekV2Config) -> Result<Activation> {
 }
 
 impl Mlp {
-    fn load(config: &DeepseekV2Config, path: &str, width: usize, loader: &mut Loader) -> Result<Self> {
+    fn load(loader: &mut Loader, path: &str, width: usize) -> Result<Self> {
+        let config = loader.config;
         let (hidden, bias) = (config.hidden_size, config.mlp_bias);
         Ok(Mlp {
             gate_proj: Linear::load(loader, &format!("{path}.gate_proj"), width, hidden, bias)?,

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use dsv2_reference::config::Head;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
-use dsv2_reference::{Dtype, Tensor as Stored};
+use dsv2_reference::{DeepseekV2Config, Dialect, Dtype, Tensor as Stored};
 use half::bf16;
 
+use super::{Settings, plan};
 use crate::operators::generated::fill_generated;
 use crate::{Device, Element, Error, Result, Tensor};
 
@@ -19,19 +21,29 @@ pub(super) enum Source<'a> {
     Generated(&'a GeneratedWeights),
 }
 
-/// Puts weights on a device.
+/// Puts the weights of a model on a device.
 pub(super) struct Loader<'a> {
+    pub(super) config: &'a DeepseekV2Config,
+    pub(super) dialect: Dialect,
     pub(super) source: Source<'a>,
     pub(super) device: &'a Arc<dyn Device>,
-    pub(super) element: Element,
+    pub(super) settings: Settings,
     /// Told after each weight how many bytes it has on the device.
     pub(super) progress: &'a mut dyn FnMut(usize),
 }
 
 impl Loader<'_> {
+    /// The config is possible, the device can do what the settings ask for, and it has room for all weights, of this head
+    /// too. `operation` is told so in an error.
+    pub(super) fn check(&self, operation: &'static str, head: Option<Head>) -> Result<()> {
+        self.config.validate(self.dialect)?;
+        self.settings.check(self.device)?;
+        plan::check(operation, self.device, plan::weights(self.config, self.dialect, head, self.settings.element))
+    }
+
     /// A weight of a checkpoint.
     pub(super) fn load(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let weight = Tensor::empty(self.device, self.element, shape)?;
+        let weight = Tensor::empty(self.device, self.settings.element, shape)?;
         self.load_into(name, shape, &weight)?;
         Ok(weight)
     }
@@ -42,16 +54,16 @@ impl Loader<'_> {
             Source::Generated(weights) => fill_generated(weights, name, place)?,
             Source::Host(source) => self.copy(&source.tensor(name, shape)?, place)?,
         }
-        (self.progress)(place.len() * self.element.bytes());
+        (self.progress)(place.len() * self.settings.element.bytes());
         Ok(())
     }
 
     fn copy(&self, stored: &Stored, place: &Tensor) -> Result<()> {
-        match (stored.dtype(), self.element) {
+        match (stored.dtype(), self.settings.element) {
             (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32) => place.write(stored.bytes()),
             (_, Element::F32) => place.write(&narrow(stored, |x| x.to_le_bytes())),
             (_, Element::Bf16) => place.write(&narrow(stored, |x| bf16::from_f32(x).to_le_bytes())),
-            (_, Element::I32) => Err(Error::operand("load", "element", "f32 or bf16", self.element)),
+            (_, Element::I32) => Err(Error::operand("load", "element", "f32 or bf16", self.settings.element)),
         }
     }
 
@@ -63,7 +75,7 @@ impl Loader<'_> {
         parts: &[&str],
         [rows, columns]: [usize; 2],
     ) -> Result<Tensor> {
-        let all = Tensor::empty(self.device, self.element, &[experts, parts.len() * rows, columns])?;
+        let all = Tensor::empty(self.device, self.settings.element, &[experts, parts.len() * rows, columns])?;
         for expert in 0..experts {
             for (index, part) in parts.iter().enumerate() {
                 let place = all.narrow(0, expert..expert + 1)?.narrow(1, index * rows..(index + 1) * rows)?;

@@ -1,9 +1,7 @@
 //! Greedy decoding.
 
-use ptx_emulator::Grid;
-
-use super::{Operand, Variant};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::{Operand, Variant, launch_by_row};
+use crate::{Element, Error, Result, Tensor};
 
 /// The token with the largest logit, the first of equal ones: logits \[N,V\] (rows may be apart) -> tokens \[N\] i32.
 ///
@@ -18,17 +16,7 @@ pub fn argmax(variant: Variant, logits: &Tensor, tokens: &Tensor) -> Result<()> 
     if vocab == 0 {
         return Err(Error::operand(OPERATOR, "logits", "at least one token", format!("{:?}", logits.shape())));
     }
-    if rows == 0 {
-        return Ok(());
-    }
-    let grid = match variant {
-        Variant::Naive => Grid::linear(rows.div_ceil(32) as u32, 32),
-        Variant::Tuned => Grid::linear(rows as u32, 512),
-    };
-    let args =
-        [logits.arg(), (logits.strides()[0] as i64).into(), tokens.arg(), (rows as i32).into(), (vocab as i32).into()];
-    let kernel = Kernel::new(OPERATOR, format!("{OPERATOR}_{variant}_{}", logits.element()));
-    logits.device().launch(&kernel, grid, &args)
+    launch_by_row(OPERATOR, OPERATOR, variant, logits, &[tokens.arg()])
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
+use super::{Operand, Variant, launch_by_row};
 use crate::{Element, Kernel, Result, Tensor};
 
 /// `loss[n] = log Σ_v exp z[n,v] - z[n,y_n]`: logits z \[N,V\] (rows may be apart), labels y \[N\] i32 -> losses \[N\]
@@ -15,27 +15,10 @@ use crate::{Element, Kernel, Result, Tensor};
 /// If shapes or types do not fit, or the launch fails.
 pub fn cross_entropy(variant: Variant, logits: &Tensor, labels: &Tensor, ignored: i32, losses: &Tensor) -> Result<()> {
     const OPERATOR: &str = "cross_entropy";
-    let [rows, vocab] = Operand::new(OPERATOR, "logits", logits).real()?.contiguous_rows()?.axes()?;
+    let [rows, _] = Operand::new(OPERATOR, "logits", logits).real()?.contiguous_rows()?.axes()?;
     Operand::new(OPERATOR, "labels", labels).element(Element::I32)?.shape(&[rows])?.contiguous()?;
     Operand::new(OPERATOR, "losses", losses).element(Element::F32)?.shape(&[rows])?.contiguous()?;
-    if rows == 0 {
-        return Ok(());
-    }
-    let grid = match variant {
-        Variant::Naive => Grid::linear(rows.div_ceil(32) as u32, 32),
-        Variant::Tuned => Grid::linear(rows as u32, 512),
-    };
-    let args = [
-        logits.arg(),
-        (logits.strides()[0] as i64).into(),
-        labels.arg(),
-        ignored.into(),
-        losses.arg(),
-        (rows as i32).into(),
-        (vocab as i32).into(),
-    ];
-    let kernel = Kernel::new("loss", format!("{OPERATOR}_{variant}_{}", logits.element()));
-    logits.device().launch(&kernel, grid, &args)
+    launch_by_row("loss", OPERATOR, variant, logits, &[labels.arg(), ignored.into(), losses.arg()])
 }
 
 /// The sum of losses over `num_items_in_batch`, or, if that is not given, over the number of labels that are not

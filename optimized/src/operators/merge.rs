@@ -1,4 +1,5 @@
-//! Two partial attentions of the same queries to disjoint keys, made into one.
+//! Two partial attentions of the same queries to disjoint keys, made into one. The model reads the whole cache in one pass
+//! and does not need it; whoever prefills a long prompt in chunks, or splits a context over devices, does.
 
 use ptx_emulator::Grid;
 

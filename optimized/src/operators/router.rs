@@ -156,21 +156,8 @@ impl RoutingRule {
 /// # Errors
 /// If shapes or types do not fit, or the launch fails.
 pub fn route(variant: Variant, logits: &Tensor, rule: &RoutingRule, indices: &Tensor, weights: &Tensor) -> Result<()> {
-    let operator = "route";
-    let [tokens, _] = Operand::new(operator, "logits", logits).element(Element::F32)?.contiguous()?.axes()?;
-    Operand::new(operator, "logits", logits).shape(&[tokens, rule.experts])?;
-    let selected = [tokens, rule.num_experts_per_tok];
-    Operand::new(operator, "indices", indices).element(Element::I32)?.shape(&selected)?.contiguous()?;
-    Operand::new(operator, "weights", weights).element(Element::F32)?.shape(&selected)?.contiguous()?;
-    if indices.is_empty() {
-        return Ok(());
-    }
-    let grid = match variant {
-        Variant::Naive => Grid::linear(tokens.div_ceil(128) as u32, 128),
-        Variant::Tuned => Grid::linear(tokens.div_ceil(4) as u32, 128),
-    };
-    let args = [logits.arg(), indices.arg(), weights.arg(), (tokens as i32).into(), rule.arg()];
-    logits.device().launch(&Kernel::new("route", format!("{operator}_{variant}_f32")), grid, &args)
+    let per_block = if variant == Variant::Naive { 128 } else { 4 };
+    launch("route", format!("route_{variant}_f32"), per_block, logits, rule, indices, weights)
 }
 
 /// The weights of experts that were chosen otherwise: logits \[N,E\] f32, indices \[N,k\] -> weights \[N,k\] f32, by the same
@@ -179,7 +166,19 @@ pub fn route(variant: Variant, logits: &Tensor, rule: &RoutingRule, indices: &Te
 /// # Errors
 /// If shapes or types do not fit, or the launch fails. An index that is no expert's is a fault of the caller.
 pub fn reweigh(logits: &Tensor, rule: &RoutingRule, indices: &Tensor, weights: &Tensor) -> Result<()> {
-    let operator = "reweigh";
+    launch("reweigh", "reweigh_f32".into(), 128, logits, rule, indices, weights)
+}
+
+/// Launches a kernel that makes weights of logits, `per_block` tokens for each block of 128 threads.
+fn launch(
+    operator: &'static str,
+    entry: String,
+    per_block: usize,
+    logits: &Tensor,
+    rule: &RoutingRule,
+    indices: &Tensor,
+    weights: &Tensor,
+) -> Result<()> {
     let [tokens, _] = Operand::new(operator, "logits", logits).element(Element::F32)?.contiguous()?.axes()?;
     Operand::new(operator, "logits", logits).shape(&[tokens, rule.experts])?;
     let selected = [tokens, rule.num_experts_per_tok];
@@ -189,6 +188,6 @@ pub fn reweigh(logits: &Tensor, rule: &RoutingRule, indices: &Tensor, weights: &
         return Ok(());
     }
     let args = [logits.arg(), indices.arg(), weights.arg(), (tokens as i32).into(), rule.arg()];
-    let grid = Grid::linear(tokens.div_ceil(128) as u32, 128);
-    logits.device().launch(&Kernel::new("route", "reweigh_f32"), grid, &args)
+    let grid = Grid::linear(tokens.div_ceil(per_block) as u32, 128);
+    logits.device().launch(&Kernel::new("route", entry), grid, &args)
 }

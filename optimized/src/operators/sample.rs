@@ -1,9 +1,7 @@
 //! Sampling of the next token.
 
-use ptx_emulator::Grid;
-
-use super::{Operand, Variant};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::{Operand, Variant, launch_by_row};
+use crate::{Element, Error, Result, Tensor};
 
 /// Draws a token from the nucleus of each row: logits \[N,V\] (rows may be apart), uniforms \[N\] f32 -> tokens \[N\]
 /// i32.
@@ -39,25 +37,8 @@ pub fn sample(
     if !(0.0..=1.0).contains(&top_p) {
         return Err(Error::operand(OPERATOR, "top_p", "a number within 0 and 1", top_p));
     }
-    if rows == 0 {
-        return Ok(());
-    }
-    let grid = match variant {
-        Variant::Naive => Grid::linear(rows.div_ceil(32) as u32, 32),
-        Variant::Tuned => Grid::linear(rows as u32, 512),
-    };
-    let args = [
-        logits.arg(),
-        (logits.strides()[0] as i64).into(),
-        (1.0 / temperature).into(),
-        top_p.into(),
-        uniforms.arg(),
-        tokens.arg(),
-        (rows as i32).into(),
-        (vocab as i32).into(),
-    ];
-    let kernel = Kernel::new(OPERATOR, format!("{OPERATOR}_{variant}_{}", logits.element()));
-    logits.device().launch(&kernel, grid, &args)
+    let operands = [(1.0 / temperature).into(), top_p.into(), uniforms.arg(), tokens.arg()];
+    launch_by_row(OPERATOR, OPERATOR, variant, logits, &operands)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //!
 //! `cargo test -p dsv2-optimized --test operators -- router` runs what has `router` in its name.
 
+#[path = "../support/mutants.rs"]
+mod archive;
 mod argmax;
 mod attention;
 mod combine;

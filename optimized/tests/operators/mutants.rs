@@ -1,16 +1,14 @@
-//! Wrong kernels: `kernels/mutants.toml` says what is changed in which source, `kernels/ptx/mutants/` holds what that
+//! Wrong kernels: `kernels/mutants.toml` says what is changed in which source, `kernels/mutants.tar.xz` holds what that
 //! compiles to. Each must be caught by a case of its module.
 
 use std::sync::Arc;
 
 use dsv2_optimized::{Device, Emulated, Error, Library};
-use include_dir::{Dir, include_dir};
 use libtest_mimic::{Failed, Trial};
 use serde::Deserialize;
 
+use crate::archive;
 use crate::harness::Case;
-
-static PTX: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/kernels/ptx/mutants");
 
 #[derive(Deserialize)]
 struct Table {
@@ -28,17 +26,18 @@ struct Mutant {
 /// One trial for each mutant.
 pub fn trials(cases: &[Arc<Case>]) -> Vec<Trial> {
     let table: Table = toml::from_str(include_str!("../../kernels/mutants.toml")).expect("mutants.toml");
+    let mut texts = archive::all();
     let trial = |mutant: Mutant| {
+        let ptx = texts.remove(&mutant.name);
         let cases: Vec<Arc<Case>> = cases.iter().filter(|case| case.module == mutant.module).cloned().collect();
-        Trial::test(format!("mutants/{}", mutant.name), move || mutant.is_caught_by(&cases))
+        Trial::test(format!("mutants/{}", mutant.name), move || mutant.is_caught_by(ptx, &cases))
     };
     table.mutant.into_iter().map(trial).collect()
 }
 
 impl Mutant {
-    fn is_caught_by(&self, cases: &[Arc<Case>]) -> Result<(), Failed> {
-        let file = PTX.get_file(format!("{}.ptx", self.name)).and_then(|file| file.contents_utf8());
-        let ptx = file.ok_or("no PTX: run optimized/nvrtc.py")?;
+    fn is_caught_by(&self, ptx: Option<String>, cases: &[Arc<Case>]) -> Result<(), Failed> {
+        let ptx = ptx.ok_or("no PTX: run optimized/nvrtc.py")?;
         let library = Library::embedded().with(&self.module, ptx);
         for case in cases {
             if self.fails(case, &(Emulated::new(library.clone()) as _))? {

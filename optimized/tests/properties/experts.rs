@@ -12,8 +12,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::property::for_all;
-use crate::runs::{Feed, Played, Program, Truth, array, bits, on, play, play_with};
+use crate::runs::{Feed, Played, Program, array, bits, on, play, play_with};
 use crate::tiny::{Tiny, right, with_experts, wrong};
+use crate::truth::Truth;
 
 const EXPERTS: &str = "model.layers.0.mlp.experts";
 const LOGITS: &str = "model.layers.0.mlp.gate.router_logits";

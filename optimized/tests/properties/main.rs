@@ -3,6 +3,8 @@
 //! Everything runs on the emulator, in fp32. Errors are judged as they are in the golden cases: by what the reference
 //! errs in the same type, in both forms of attention, times the factors of `dsv2-metrics`.
 
+#[path = "../support/mutants.rs"]
+mod archive;
 mod bitwise;
 mod experts;
 mod masks;
@@ -12,3 +14,4 @@ mod near;
 mod property;
 mod runs;
 mod tiny;
+mod truth;

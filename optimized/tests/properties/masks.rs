@@ -8,8 +8,9 @@ use ndarray::{Array2, Array4, Axis, s};
 use proptest::prelude::*;
 
 use crate::property::for_all;
-use crate::runs::{Feed, Played, Program, Truth, bits, fed, logits, on, reference, rows};
+use crate::runs::{Feed, Played, Program, bits, fed, logits, on, reference, rows};
 use crate::tiny::{Tiny, right, steady, tiny, wrong};
+use crate::truth::Truth;
 
 /// Which tokens are real: for each sequence at least the last one. Patterns of any kind.
 fn patterns() -> impl Strategy<Value = Array2<bool>> {

@@ -10,8 +10,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::property::for_all;
-use crate::runs::{Feed, Program, Truth, cut, fed, on, pieces, play};
+use crate::runs::{Feed, Program, cut, fed, on, pieces, play};
 use crate::tiny::{Tiny, right, tiny, wrong};
+use crate::truth::Truth;
 
 #[test]
 fn every_small_model_is_near_the_reference_in_both_forms_and_so_is_its_cache() {

@@ -158,7 +158,6 @@ pub fn right() -> Arc<dyn Device> {
 
 /// The kernels with one of `kernels/mutants.toml` among them.
 pub fn wrong(module: &str, mutant: &str) -> Arc<dyn Device> {
-    let path = format!("{}/kernels/ptx/mutants/{mutant}.ptx", env!("CARGO_MANIFEST_DIR"));
-    let ptx = std::fs::read_to_string(&path).expect("a mutant");
+    let ptx = crate::archive::all().remove(mutant).expect("a mutant");
     Emulated::new(Library::embedded().with(module, ptx))
 }
