@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 
-use crate::common::{Exchanged, Stages, config, difference, ids, input, logits, model, weight, weights};
+use crate::common::{Stages, config, difference, ids, input, logits, model, weight, weights};
 use approx::assert_abs_diff_eq;
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{
     AttentionForm, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache, NoTap, Real, Run, StageValue, Tensor,
 };
+use dsv2_testing::Exchanged;
 use ndarray::{Array1, Array3, Array4, ArrayView1, s};
 use serde_json::{Value, json};
 
@@ -131,7 +132,7 @@ fn a_query_is_compressed_if_and_only_if_q_lora_rank_is_set() {
 /// The names of the tensors that loading asks for.
 fn asked_for(patch: Value) -> Vec<String> {
     let names = RefCell::new(Vec::new());
-    let recorder = Exchanged(|name: &str, _: &[usize]| {
+    let recorder = Exchanged(weights(), |name: &str, _: &[usize]| {
         names.borrow_mut().push(name.to_owned());
         None
     });
@@ -298,7 +299,7 @@ fn the_first_token_gets_its_own_value() {
 #[test]
 fn heads_may_be_permuted_with_their_weights() {
     let order = [2, 0, 3, 1];
-    let permuted = Exchanged(|name: &str, shape: &[usize]| {
+    let permuted = Exchanged(weights(), |name: &str, shape: &[usize]| {
         let part = |axis: usize| {
             let tensor: ndarray::Array2<f64> = weights().tensor(name, shape).unwrap().to_array();
             let width = shape[axis] / 4;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod cache;
+mod cache_bytes;
 mod common;
 mod config;
 mod conformance_list;

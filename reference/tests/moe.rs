@@ -3,15 +3,14 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use crate::common::{
-    Exchanged, Stages, config, difference, ids, input, logits, model, model_in, refusal, weight, weights,
-};
+use crate::common::{Stages, config, difference, ids, input, logits, model, model_in, refusal, weight, weights};
 use approx::assert_abs_diff_eq;
 use dsv2_reference::config::Head;
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::weights::checkpoint::{Checkpoint, Entry, write_checkpoint};
 use dsv2_reference::weights::{WeightSource, check_complete};
 use dsv2_reference::{DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, Real, Run, StageValue, Tap};
+use dsv2_testing::Exchanged;
 use ndarray::{Array1, Array2, ArrayView1, Axis, array, s};
 use serde_json::{Value, json};
 
@@ -369,7 +368,7 @@ fn the_router_stays_fp32_when_everything_else_is_rounded_to_bf16() {
 #[test]
 fn mlp_bias_is_on_dense_and_shared_experts_and_on_no_routed_one() {
     let names = RefCell::new(Vec::new());
-    let recorder = Exchanged(|name: &str, _: &[usize]| {
+    let recorder = Exchanged(weights(), |name: &str, _: &[usize]| {
         names.borrow_mut().push(name.to_owned());
         None
     });
@@ -425,7 +424,7 @@ fn a_checkpoint_without_one_of_the_experts_is_refused() {
 
 #[test]
 fn gate_and_up_of_an_expert_are_not_interchangeable() {
-    let swapped = Exchanged(|name: &str, shape: &[usize]| {
+    let swapped = Exchanged(weights(), |name: &str, shape: &[usize]| {
         let other = match name.strip_suffix("gate_proj.weight") {
             Some(path) if name.contains(".experts.") => format!("{path}up_proj.weight"),
             _ => format!(

@@ -1,8 +1,6 @@
 //! Checklist items 68 to 79: what goes in and comes out; losses; sequence classification; the rounding tap.
 
-use crate::common::{
-    self, Exchanged, Stages, config, difference, ids, input, input_refusal, logits, model, weight, weights,
-};
+use crate::common::{self, Stages, config, difference, ids, input, input_refusal, logits, model, weight, weights};
 use approx::{assert_abs_diff_eq, assert_relative_eq};
 use dsv2_reference::model::loss::IGNORE_INDEX;
 use dsv2_reference::model::sequence_classification::SequenceClassificationOutput;
@@ -13,6 +11,7 @@ use dsv2_reference::{
     DeepseekV2ForSequenceClassification, Dialect, Dtype, LogitsToKeep, ModelInput, NoTap, Real, Run, StageValue, Tap,
     Tokens,
 };
+use dsv2_testing::Exchanged;
 use ndarray::{Array1, Array2, Array3, Axis, array, concatenate, s};
 use serde_json::{Value, json};
 
@@ -253,7 +252,7 @@ fn no_auxiliary_loss_is_in_the_loss() {
 #[test]
 fn tied_embeddings_are_the_output_head() {
     let untied = std::cell::Cell::new(true);
-    let recorder = Exchanged(|name: &str, _: &[usize]| {
+    let recorder = Exchanged(weights(), |name: &str, _: &[usize]| {
         untied.set(untied.get() && name != "lm_head.weight");
         None
     });
@@ -264,7 +263,7 @@ fn tied_embeddings_are_the_output_head() {
     let last = stages.d3("model.norm").index_axis_move(Axis(0), 0);
     let by_hand = last.dot(&weight("model.embed_tokens.weight", [50, 32]).t());
     assert_abs_diff_eq!(stages.d3("lm_head").index_axis_move(Axis(0), 0), by_hand, epsilon = 1e-12);
-    let copied = Exchanged(|name: &str, shape: &[usize]| {
+    let copied = Exchanged(weights(), |name: &str, shape: &[usize]| {
         (name == "lm_head.weight").then(|| weights().tensor("model.embed_tokens.weight", shape).unwrap())
     });
     let copied = DeepseekV2ForCausalLM::<f64>::load(&common::config(json!({})), Dialect::Hf, &copied).unwrap();

@@ -18,7 +18,7 @@ use ndarray::{Array2, Array3, ArrayD, ArrayView1, Axis, IxDyn, concatenate, s};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use crate::tiny::{Tiny, right};
+use super::tiny::{Tiny, right};
 
 /// What is fed at once, and what happens to the cache before.
 #[derive(Debug, Clone, Default)]

@@ -6,12 +6,12 @@ use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router::selection::highest;
 use dsv2_reference::model::router::{Routing, RoutingRule};
 use dsv2_reference::paper::parallel::Placement;
+use dsv2_testing::for_all;
 use ndarray::{Array1, Axis, s};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::property::for_all;
 
 #[test]
 fn a_token_gets_k_different_experts_of_m_groups_at_most() {
