@@ -1,9 +1,7 @@
 //! Arithmetic through whole kernels against formulas in Rust. The formulas of `numeric` have exhaustive tests of their
 //! own; here it is that every opcode reaches the right one, with the right operands and widths.
 
-mod common;
-
-use common::{ARITHMETIC, Bench, Number, Random};
+use crate::common::{ARITHMETIC, Bench, Number, Random};
 use ptx_emulator::Grid;
 
 /// Numbers of all sizes, and the special ones first.

@@ -1,8 +1,6 @@
 //! Planted bugs: each is found, and located by source line, block and thread.
 
-mod common;
-
-use common::Bench;
+use crate::common::Bench;
 use ptx_emulator::{Arg, Cause, Error, Fault, Grid, Jam, Options, Space, Stuck};
 
 const BUGS: &str = include_str!("ptx/bugs.ptx");

@@ -1,9 +1,7 @@
 //! A tiled bf16 matrix product with `cp.async` double buffering, `ldmatrix` and `mma.sync`: right as it is, and wrong in
 //! every way in which an edit of its PTX breaks it.
 
-mod common;
-
-use common::{Bench, GEMM, Random};
+use crate::common::{Bench, GEMM, Random};
 use ptx_emulator::{Cause, Error, Grid};
 
 const M: usize = 128;

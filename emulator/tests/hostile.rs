@@ -1,8 +1,6 @@
 //! Bad input never panics: broken modules are errors, and broken kernels run into faults.
 
-mod common;
-
-use common::{ARITHMETIC, BASICS, GEMM, Random};
+use crate::common::{ARITHMETIC, BASICS, GEMM, Random};
 use ptx_emulator::{Arg, Emulator, Grid, Module, Options};
 
 /// Removes, doubles, swaps or replaces one line, word or character.

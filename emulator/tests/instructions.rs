@@ -1,8 +1,6 @@
 //! Instructions and modifiers that compilers emit rarely, each against a formula: that lowering finds the right one.
 
-mod common;
-
-use common::{Bench, Number, Random, module};
+use crate::common::{Bench, Number, Random, module};
 use ptx_emulator::Grid;
 
 const REGISTERS: &str = ".reg .b32 %r<9>; .reg .b64 %rd<9>; .reg .b16 %h<9>; .reg .f32 %f<9>; .reg .f64 %fd<9>;

@@ -1,8 +1,6 @@
 //! Whole kernels, as NVRTC compiles them, against plain Rust.
 
-mod common;
-
-use common::{ARITHMETIC, BASICS, Bench, GEMM, Random};
+use crate::common::{ARITHMETIC, BASICS, Bench, GEMM, Random};
 use ptx_emulator::{Arg, Grid, Module, Options};
 
 #[test]

@@ -1,9 +1,7 @@
 //! Approximate functions against series and identities, their special values, and comparisons, `min`, `max` and
 //! `testp`.
 
-mod numeric_oracle;
-
-use numeric_oracle::{F32, F64, Random, specials};
+use crate::numeric_oracle::{F32, F64, Random, specials};
 use ptx_emulator::numeric::NAN_F32;
 use ptx_emulator::numeric::approx::*;
 use ptx_emulator::numeric::compare::*;

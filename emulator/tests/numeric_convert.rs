@@ -1,8 +1,6 @@
 //! `cvt` in all combinations of types, and the 8-bit formats, against definitions.
 
-mod numeric_oracle;
-
-use numeric_oracle::{Random, Value, sign_of_sum, specials};
+use crate::numeric_oracle::{self, Random, Value, sign_of_sum, specials};
 use ptx_emulator::numeric::convert::*;
 use ptx_emulator::numeric::format::{Half, pack};
 use ptx_emulator::numeric::fp8::{Fp8, f16x2_from_fp8x2, fp8x2_from_f16x2, fp8x2_from_f32};

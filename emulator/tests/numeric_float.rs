@@ -1,8 +1,6 @@
 //! `.f32` and `.f64` arithmetic against the definition of rounding, and its special values.
 
-mod numeric_oracle;
-
-use numeric_oracle::{F32, F64, Format, Random, Value, sign_of_sum, specials};
+use crate::numeric_oracle::{F32, F64, Format, Random, Value, sign_of_sum, specials};
 use ptx_emulator::numeric::Rounding;
 use ptx_emulator::numeric::double::*;
 use ptx_emulator::numeric::float::*;

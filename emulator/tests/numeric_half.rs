@@ -1,8 +1,6 @@
 //! `.f16` and `.bf16`: widening and narrowing over all values, arithmetic against the definition of rounding.
 
-mod numeric_oracle;
-
-use numeric_oracle::{BF16, F16, F32, F64, Format, Random, Value, sign_of_sum, specials};
+use crate::numeric_oracle::{BF16, F16, F32, F64, Format, Random, Value, sign_of_sum, specials};
 use ptx_emulator::numeric::compare::{Comparison, compare_f32};
 use ptx_emulator::numeric::format::{Half, f32_to_tf32, pack};
 use ptx_emulator::numeric::half_ops::{self, HalfMode};

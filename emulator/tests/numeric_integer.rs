@@ -1,8 +1,6 @@
 //! Integer arithmetic, shifts and bit fields against the manual's pseudo-code, bit by bit.
 
-mod numeric_oracle;
-
-use numeric_oracle::Random;
+use crate::numeric_oracle::Random;
 use ptx_emulator::numeric::bits::*;
 use ptx_emulator::numeric::integer::*;
 

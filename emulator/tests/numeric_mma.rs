@@ -1,8 +1,6 @@
 //! Fragment layouts are bijections and match the manual's figures; `mma.sync` is the matrix product.
 
-mod numeric_oracle;
-
-use numeric_oracle::Random;
+use crate::numeric_oracle::Random;
 use ptx_emulator::numeric::NAN_F32;
 use ptx_emulator::numeric::format::Half;
 use ptx_emulator::numeric::fragment::*;

@@ -1,8 +1,6 @@
 //! The profile of small kernels, with exact numbers.
 
-mod common;
-
-use common::{BASICS, Bench, GEMM, module};
+use crate::common::{BASICS, Bench, GEMM, module};
 use ptx_emulator::profile::{Class, Counts, Line, Profile, Traffic};
 use ptx_emulator::{Arg, Grid, Options, Report, Space};
 

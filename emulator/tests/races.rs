@@ -1,8 +1,6 @@
 //! Planted races: each is found, with the lines of both accesses, and the right version of the kernel is silent.
 
-mod common;
-
-use common::{Bench, GEMM, module};
+use crate::common::{Bench, GEMM, module};
 use ptx_emulator::observe::Kind;
 use ptx_emulator::race::{Party, Race, RaceDetector};
 use ptx_emulator::{Arg, Grid, Options, Space};

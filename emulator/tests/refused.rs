@@ -1,8 +1,6 @@
 //! What is refused before anything runs: broken text, unsupported instructions, impossible launches.
 
-mod common;
-
-use common::{Bench, module};
+use crate::common::{Bench, module};
 use ptx_emulator::{Error, Grid, Module};
 
 #[test]

@@ -1,8 +1,6 @@
 //! Warp-wide instructions, divergence and observers.
 
-mod common;
-
-use common::{BASICS, Bench, module};
+use crate::common::{BASICS, Bench, module};
 use ptx_emulator::observe::{Access, Kind, Observer, Site, Sync};
 use ptx_emulator::{Cause, Error, Grid, Options, Space};
 

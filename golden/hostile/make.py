@@ -109,6 +109,7 @@ def configs():
         "empty": "",  # no byte at all
         "truncated": text[: len(text) // 2],  # the first half
         "a-list": "[" + text + "]",  # a config in a list
+        "null": "null",  # JSON, and no object
         "a-comment": "// DeepSeek-V2\n" + text,  # JSON knows no comments
         "trailing-comma": text[:-1] + ",}",  # nor commas before a brace
         "two-objects": text + text,  # something after the end
@@ -125,6 +126,7 @@ def configs():
         "vocab-size-fraction": {"vocab_size": 7.5},
         "vocab-size-text": {"vocab_size": "7"},
         "vocab-size-null": {"vocab_size": None},
+        "vocab-size-an-object": {"vocab_size": {"a\nb": [1]}},  # may not break the message
         "vocab-size-largest": {"vocab_size": 2**64 - 1},
         "hidden-size-too-large": {"hidden_size": 2**31},
         "hidden-size-no-multiple-of-heads": {"num_attention_heads": 3},
@@ -140,6 +142,7 @@ def configs():
         "experts-per-token-missing": {"num_experts_per_tok": None},
         "experts-in-groups-too-few": {"num_experts_per_tok": 3},  # one group of two is kept
         "groups-zero": {"n_group": 0},
+        "groups-kept-zero": {"topk_group": 0},
         "groups-kept-too-many": {"topk_group": 3},
         "topk-method-of-v3": {"topk_method": "noaux_tc"},
         "activation-unknown": {"hidden_act": "swish9"},
@@ -148,6 +151,7 @@ def configs():
         "epsilon-negative": {"rms_norm_eps": -1e-6},
         "epsilon-a-list": {"rms_norm_eps": [1e-6]},
         "tied-a-text": {"tie_word_embeddings": "false"},  # true in many languages
+        "cache-a-text": {"use_cache": "yes"},
         "pad-token-beyond-vocabulary": {"pad_token_id": 7},
         "problem-type-unknown": {"problem_type": "ranking"},
         "rope-scaling-a-number": {"rope_scaling": 4},
@@ -235,10 +239,12 @@ def checkpoints():
     gate, down = f"{LAYER}.mlp.gate.weight", f"{LAYER}.mlp.experts.3.down_proj.weight"
     head = "lm_head.weight"
 
-    def folder(what, tensors, **change):
+    def folder(what, tensors, inputs=None, **change):
         write(f"checkpoint/{what}/config.json", json.dumps(CONFIG | change, indent=1) + "\n")
         if tensors is not None:
             write(f"checkpoint/{what}/model.safetensors", safetensors(tensors))
+        if inputs is not None:
+            write(f"checkpoint/{what}/inputs.safetensors", safetensors(inputs))
 
     def spoilt(name, index, value):
         values = [0.0] * math.prod(WEIGHTS[name])
@@ -246,16 +252,25 @@ def checkpoints():
         return MODEL | {name: tensor("BF16", WEIGHTS[name], values)}
 
     folder("weights-missing", None)
+    folder("weights-a-folder", None)
+    write("checkpoint/weights-a-folder/model.safetensors/readme.txt", "a folder\n")
     folder("weight-missing", without(MODEL, gate))
     folder("weight-too-many", MODEL | {f"{LAYER}.mlp.experts.4.up_proj.weight": filled("BF16", [3, 4])})
+    folder("weight-named-with-a-line-break", MODEL | {"a\nb": filled("BF16", [3, 4])})  # may not break the message
     folder("weight-transposed", MODEL | {down: filled("BF16", [3, 4])})
+    folder("weight-of-no-element", MODEL | {down: filled("BF16", [4, 0])})
     folder("weight-flat", MODEL | {gate: filled("BF16", [16])})
     folder("weight-of-integers", MODEL | {gate: filled("I32", [4, 4])})
     folder("weight-of-8-bit-floats", MODEL | {gate: filled("F8_E4M3", [4, 4])})
     folder("weight-nan", spoilt(down, 7, math.nan))
     folder("weight-infinite", spoilt(head, 27, -math.inf))
     folder("config-of-more-layers", MODEL, num_hidden_layers=2)
+    folder("config-of-fewer-layers", MODEL | {"model.layers.1.mlp.gate.weight": filled("BF16", [4, 4])})
     folder("config-of-fewer-experts", MODEL, n_routed_experts=2, n_group=1)
+    folder("config-of-a-larger-vocabulary", MODEL, vocab_size=8)
+    folder("config-of-the-largest-vocabulary", MODEL, vocab_size=2**31 - 1)  # must not fill the memory
+    folder("config-of-a-query-latent", MODEL, q_lora_rank=3)
+    folder("config-of-biases", MODEL, attention_bias=True)
     folder("config-tied-for-a-classifier", MODEL, architectures=["DeepseekV2ForSequenceClassification"])
 
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -272,7 +287,10 @@ def checkpoints():
     def elsewhere(shard):
         return {"weight_map": where | {head: shard}}
 
+    folder("index-missing", None)
+    write(f"checkpoint/index-missing/{shards[1]}", safetensors({head: MODEL[head]}))
     sharded("shard-missing", {"weight_map": where}, second=None)
+    sharded("shard-empty", {"weight_map": where}, second=b"")
     sharded("shard-cut-off", {"weight_map": where}, second=safetensors({head: MODEL[head]})[:-1])
     sharded("shard-in-another-folder", elsewhere("../../good/model.safetensors"), second=None)  # it is there
     sharded("shard-with-an-absolute-path", elsewhere("/etc/passwd"), second=None)
@@ -281,11 +299,26 @@ def checkpoints():
     sharded("shard-without-its-tensor", {"weight_map": where}, second={"score.weight": MODEL[head]})
     sharded("tensor-in-two-shards", {"weight_map": where}, first=MODEL)
     sharded("index-without-a-tensor", {"weight_map": without(where, gate)}, first=without(without(MODEL, head), gate))
+    sharded("index-of-nothing", {}, None, None)
     sharded("index-without-a-map", {"metadata": {"total_size": 0}}, None, None)
     sharded("index-with-an-empty-map", {"weight_map": {}}, None, None)
     sharded("index-with-a-list", {"weight_map": sorted(where)}, None, None)
     sharded("index-truncated", json.dumps({"weight_map": where})[:300], None, None)
     sharded("index-with-a-tensor-twice", '{"weight_map": {"%s": "%s", "%s": "%s"}}' % (head, shards[0], head, shards[1]))
+
+    # A classifier of three classes, with labels that are none.
+    score = "score.weight"
+    classifier = without(MODEL, head) | {score: filled("BF16", [3, 4])}
+
+    def classified(what, labels, problem_type="single_label_classification"):
+        change = {"architectures": ["DeepseekV2ForSequenceClassification"], "num_labels": 3, "pad_token_id": 0}
+        folder(what, classifier, INPUTS | {"labels": labels}, **change, problem_type=problem_type)
+
+    classified("labels-beyond-the-classes", tensor("I64", [1], [3]))
+    classified("labels-too-few-for-the-batch", tensor("I64", [0], []))
+    classified("labels-of-tokens", tensor("I64", [1, 3], IDS))
+    classified("labels-nan", tensor("F32", [1], [math.nan]), "regression")
+    classified("labels-of-too-few-sequences", filled("F32", [2, 3]), "multi_label_classification")
 
 
 def inputs():
@@ -301,6 +334,7 @@ def inputs():
         return INPUTS | {name: tensor(dtype, shape, values)}
 
     cases = {
+        "of-nothing": {},
         "ids-missing": {"attention_mask": filled("I64", [1, 3], 1)},
         "ids-and-embeddings": INPUTS | embeds(0.0),
         "ids-beyond-the-vocabulary": {"input_ids": tensor("I64", [1, 3], [1, 7, 2])},
@@ -314,6 +348,8 @@ def inputs():
         "embeddings-infinite": embeds(math.inf),
         "embeddings-of-another-width": embeds(0.0, width=5),
         "embeddings-integers": {"inputs_embeds": filled("I64", [1, 3, 4])},
+        "embeddings-of-64-bits": {"inputs_embeds": filled("F64", [1, 3, 4])},
+        "embeddings-of-no-token": {"inputs_embeds": filled("F32", [1, 0, 4])},
         "mask-too-short": added("attention_mask", "I64", [1, 2], [1, 1]),
         "mask-too-long": added("attention_mask", "I64", [1, 4], [1, 1, 1, 1]),
         "mask-of-another-batch": added("attention_mask", "I64", [2, 3], [1] * 6),
@@ -323,11 +359,14 @@ def inputs():
         "mask-for-each-head": INPUTS | {"attention_mask": filled("F32", [1, 2, 3, 3])},
         "positions-too-few": added("position_ids", "I64", [1, 2], [0, 1]),
         "positions-of-another-batch": added("position_ids", "I64", [2, 3], [0, 1, 2] * 2),
+        "positions-of-one-axis": added("position_ids", "I64", [3], [0, 1, 2]),
         "positions-floats": added("position_ids", "F32", [1, 3], [0, 1, 2]),
         "labels-beyond-the-vocabulary": added("labels", "I64", [1, 3], [1, 2, 7]),
         "labels-negative": added("labels", "I64", [1, 3], [1, -1, 2]),  # only -100 means none
         "labels-too-few": added("labels", "I64", [1, 2], [1, 2]),
         "labels-floats": added("labels", "F32", [1, 3], [1, 2, 3]),
+        "labels-truths": added("labels", "BOOL", [1, 1], [1]),
+        "labels-of-a-classifier": added("labels", "I64", [1], [0]),
         "labels-not-as-many-as-logits": added("labels", "I64", [1, 3], IDS)
         | {"logits_to_keep": tensor("I64", [], [2])},
         "logits-to-keep-beyond-the-end": added("logits_to_keep", "I64", [2], [0, 3]),
@@ -338,6 +377,7 @@ def inputs():
         "num-items-negative": added("num_items_in_batch", "I64", [], [-1]),
         "num-items-two": added("num_items_in_batch", "I64", [2], [1, 1]),
         "name-unknown": added("attention_masks", "I64", [1, 3], [1, 1, 1]),
+        "name-with-a-line-break": added("a\nb", "I64", [1, 3], [1, 1, 1]),  # may not break the message
         "type-unsigned": {"input_ids": tensor("U32", [1, 3], IDS)},
         "truth-neither-0-nor-1": added("attention_mask", "BOOL", [1, 3], [1, 1, 2]),
     }
@@ -368,14 +408,18 @@ def dumps():
         "stage-of-wrong-rank": {"lm_head": filled("F32", [3, 7, 2])},
         "stage-of-no-element": {"lm_head": filled("F32", [1, 0, 7])},
         "stage-of-integers": {"lm_head": filled("I64", [1, 3, 7])},
+        "stage-infinite": {"lm_head": filled("F16", [1, 3, 7], math.inf)},
+        "stage-nan": {"model.norm": filled("F32", [1, 3, 4], math.nan)},
         "score-nan-where-masked": scores_with(math.nan),
         "score-finite-where-masked": scores_with(0.0),
         "experts-of-no-model": experts(0, 4, 0, 1, 0, 1),
         "experts-negative": experts(-1, 0, 0, 1, 0, 1),
+        "experts-largest": experts(-(2**63), -1, 0, 2**63 - 1, 0, 1),
         "experts-twice-the-same": experts(0, 0, 1, 1, 2, 2),
         "experts-of-two-groups": experts(0, 2, 0, 2, 0, 2),  # one group is kept
         "experts-too-many": {f"{gate}.topk_indices": tensor("I64", [3, 3], [0, 1, 2] * 3)},
         "experts-floats": {f"{gate}.topk_indices": tensor("F32", [3, 2], [0, 1] * 3)},
+        "experts-of-no-weight": {f"{gate}.topk_weights": filled("F32", [3, 2])},
     }
     for what, tensors in cases.items():
         write(f"dump/{what}.safetensors", safetensors(tensors))

@@ -1,13 +1,10 @@
 //! A model whose plain products a library makes. There is none without a GPU; so here one is played on the host, which does
 //! what the library's manual says with the numbers that it is given, on an emulator for everything else.
 
-mod support {
-    pub mod forward;
-}
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::support::forward::rest_by_inner;
 use dsv2_optimized::device::products::{ColumnMajor, MatrixLibrary, MatrixProduct};
 use dsv2_optimized::model::generate::GenerateOptions;
 use dsv2_optimized::model::head::CausalLm;
@@ -16,7 +13,6 @@ use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, DeepseekV2ForCausalLM, Dialect};
 use ndarray::Array2;
-use support::forward::rest_by_inner;
 
 const CONFIG: &str = r#"{"vocab_size": 90, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
     "intermediate_size": 40, "moe_intermediate_size": 20, "n_routed_experts": 12, "num_experts_per_tok": 3,

@@ -1,12 +1,9 @@
 //! The memory plan against what is really taken: every byte of weights and cache, and the largest amount that a pass has
 //! at one time.
 
-mod support {
-    pub mod forward;
-}
-
 use std::sync::{Arc, Mutex};
 
+use crate::support::forward::rest_by_inner;
 use dsv2_optimized::model::Settings;
 use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::generate::GenerateOptions;
@@ -21,7 +18,6 @@ use dsv2_reference::{
 };
 use ndarray::Array2;
 use serde_json::{Value, json};
-use support::forward::rest_by_inner;
 
 const WEIGHTS: &str = r#"{"seed": 2, "rules": [{"suffix": "norm.weight", "mean": 1.0, "std": 0.3},
     {"suffix": "embed_tokens.weight", "std": 1.0}, {"suffix": "weight", "gain": 1.0}, {"suffix": "bias", "std": 0.1}]}"#;

@@ -79,6 +79,8 @@ pub mod deepseek_v3;
 pub mod dialect;
 mod error;
 pub mod file;
+#[cfg(debug_assertions)]
+mod instances;
 mod json;
 pub mod model;
 pub mod paper;

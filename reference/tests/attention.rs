@@ -1,12 +1,13 @@
 //! Checklist items 26 to 33: multi-head latent attention.
 
-use crate::common::{Exchanged, Stages, asked_for, config, difference, ids, input, logits, model, weight, weights};
+use crate::common::{Stages, asked_for, config, difference, ids, input, logits, model, weight, weights};
 use approx::assert_abs_diff_eq;
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{
     AttentionForm, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache, NoTap, Run, StageValue, Tensor,
 };
+use dsv2_testing::Exchanged;
 use ndarray::{Array1, Array3, Array4, ArrayView1, s};
 use serde_json::{Value, json};
 
@@ -255,7 +256,7 @@ fn the_first_token_gets_its_own_value() {
 #[test]
 fn heads_may_be_permuted_with_their_weights() {
     let order = [2, 0, 3, 1];
-    let permuted = Exchanged(|name: &str, shape: &[usize]| {
+    let permuted = Exchanged(weights(), |name: &str, shape: &[usize]| {
         let part = |axis: usize| {
             let tensor: ndarray::Array2<f64> = weights().tensor(name, shape).unwrap().to_array();
             let width = shape[axis] / 4;

@@ -2,6 +2,7 @@
 
 use crate::common::{self, ids, input, logits, model};
 use dsv2_reference::DeepseekV2ForCausalLM;
+use dsv2_testing::Exchanged;
 use ndarray::{Array2, Axis, array, concatenate, s};
 use serde_json::json;
 
@@ -106,7 +107,7 @@ fn the_end_token_ends_a_text_and_padding_follows_until_all_have_ended() {
 
 #[test]
 fn of_equal_logits_the_lower_token_id_is_generated() {
-    let zero = common::Exchanged(|name: &str, shape: &[usize]| {
+    let zero = Exchanged(common::weights(), |name: &str, shape: &[usize]| {
         let zeros = std::iter::repeat_n(0.0, shape.iter().product());
         (name == "lm_head.weight")
             .then(|| dsv2_reference::Tensor::from_values(dsv2_reference::Dtype::F32, shape, zeros))

@@ -4,6 +4,7 @@ mod attention;
 mod behaviour_list;
 mod bits;
 mod cache;
+mod cache_bytes;
 mod classification;
 mod common;
 mod config;

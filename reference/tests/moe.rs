@@ -1,7 +1,7 @@
 //! Checklist items 55 and 61 to 67: the experts, and the layers that have them.
 
 use crate::common::{
-    Exchanged, Stages, asked_for, config, difference, ids, input, logits, model, model_in, refusal, weight, weights,
+    Stages, asked_for, config, difference, ids, input, logits, model, model_in, refusal, weight, weights,
 };
 use crate::routing::{GATE, greedy};
 use approx::assert_abs_diff_eq;
@@ -9,6 +9,7 @@ use dsv2_reference::config::Head;
 use dsv2_reference::weights::checkpoint::{Checkpoint, Entry, write_checkpoint};
 use dsv2_reference::weights::{WeightSource, check_complete};
 use dsv2_reference::{DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, Run, StageValue};
+use dsv2_testing::Exchanged;
 use ndarray::{Array1, ArrayView1, Axis, s};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -213,7 +214,7 @@ fn a_checkpoint_without_one_of_the_experts_is_refused() {
 
 #[test]
 fn gate_and_up_of_an_expert_are_not_interchangeable() {
-    let swapped = Exchanged(|name: &str, shape: &[usize]| {
+    let swapped = Exchanged(weights(), |name: &str, shape: &[usize]| {
         let other = match name.strip_suffix("gate_proj.weight") {
             Some(path) if name.contains(".experts.") => format!("{path}up_proj.weight"),
             _ => format!(

@@ -1,7 +1,7 @@
 //! Checklist items 68 to 76 and 79: what goes in and comes out; losses; the rounding tap.
 
 use crate::common::{
-    self, Exchanged, Stages, asked_for, difference, ids, input, input_refusal, logits, model, nll, weight, weights,
+    self, Stages, asked_for, difference, ids, input, input_refusal, logits, model, nll, weight, weights,
 };
 use approx::assert_abs_diff_eq;
 use dsv2_reference::model::loss::IGNORE_INDEX;
@@ -11,6 +11,7 @@ use dsv2_reference::{
     AttentionMask, CausalLmInput, CausalLmLabels, DeepseekV2ForCausalLM, Dialect, Dtype, LogitsToKeep, ModelInput,
     NoTap, Run, Tokens,
 };
+use dsv2_testing::Exchanged;
 use ndarray::{Array2, Array3, Axis, array, concatenate, s};
 use serde_json::json;
 
@@ -252,7 +253,7 @@ fn tied_embeddings_are_the_output_head() {
     let last = stages.d3("model.norm").index_axis_move(Axis(0), 0);
     let by_hand = last.dot(&weight("model.embed_tokens.weight", [50, 32]).t());
     assert_abs_diff_eq!(stages.d3("lm_head").index_axis_move(Axis(0), 0), by_hand, epsilon = 1e-12);
-    let copied = Exchanged(|name: &str, shape: &[usize]| {
+    let copied = Exchanged(weights(), |name: &str, shape: &[usize]| {
         (name == "lm_head.weight").then(|| weights().tensor("model.embed_tokens.weight", shape).unwrap())
     });
     let copied = DeepseekV2ForCausalLM::<f64>::load(&common::config(json!({})), Dialect::Hf, &copied).unwrap();

@@ -1,8 +1,9 @@
 //! Checklist items 55 to 61 and 65: which experts, with what weight.
 
-use crate::common::{Exchanged, Stages, config, difference, ids, input, logits, model, model_in, refusal, weight};
+use crate::common::{Stages, config, difference, ids, input, logits, model, model_in, refusal, weight, weights};
 use approx::assert_abs_diff_eq;
 use dsv2_reference::{DeepseekV2ForCausalLM, Dialect, Dtype, Real, Run, StageValue, Tensor};
+use dsv2_testing::Exchanged;
 use ndarray::{Array1, Array2, ArrayView1, Axis, array, s};
 use serde_json::{Value, json};
 
@@ -214,7 +215,7 @@ fn the_routers_weight_is_used_as_it_is_stored() {
     let name = format!("{GATE}.weight");
     let fp32 = Tensor::from_values(Dtype::F32, &[8, 32], weight(&name, [8, 32]).into_iter().map(|w| w * 1.003));
     let stored: Array2<f64> = fp32.to_array();
-    let exchanged = Exchanged(|asked: &str, _: &[usize]| (asked == name).then(|| fp32.clone()));
+    let exchanged = Exchanged(weights(), |asked: &str, _: &[usize]| (asked == name).then(|| fp32.clone()));
     let model = DeepseekV2ForCausalLM::<f32>::load(&config(json!({})), Dialect::Hf, &exchanged).unwrap();
     let stages = Stages::rounded(&model, &input(ids(1, 7)), Dtype::Bf16).1;
     let tokens = stages.d3("model.layers.1.post_attention_layernorm").index_axis_move(Axis(0), 0).mapv(f64::from);

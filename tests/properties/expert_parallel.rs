@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use dsv2_reference::model::router::Routing;
 use dsv2_reference::paper::parallel::Placement;
 use dsv2_reference::paper::parallel::expert_parallel::{Combine, Dispatch, Shipment, Traffic, forward};
+use dsv2_testing::for_all;
 use ndarray::{Array2, ArrayView2, Axis};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::models::distance;
 use crate::moe_layer::{Layer, layers, shared, unsplit};
-use crate::property::for_all;
 
 /// A layer, and the device of each of its experts. Some devices may have none.
 #[derive(Clone, Debug)]

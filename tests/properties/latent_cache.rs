@@ -2,11 +2,11 @@
 
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::{AttentionMask, ModelInput};
+use dsv2_testing::for_all;
 use ndarray::{Array2, Array4, ArrayViewMutD, Axis, concatenate, s};
 use proptest::prelude::*;
 
 use crate::models::{Played, Program, Step, Tiny, altered, cut, fed, feed, pieces, play, reference, tapped, tiny};
-use crate::property::for_all;
 
 /// Gives an input without positions these.
 fn positions(input: &mut ModelInput<f64>, at: impl Fn(usize) -> usize) {

@@ -2,13 +2,13 @@
 
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::{AttentionMask, ModelInput, Tokens};
+use dsv2_testing::for_all;
 use ndarray::{Array2, Array3, Array4, ArrayViewMutD, Axis, s};
 use proptest::prelude::*;
 
 use crate::models::{
     ATTN_OUTPUT, Played, Program, Step, Tiny, distance, fed, feed, feed_input, play, reference, tapped, tiny,
 };
-use crate::property::for_all;
 
 /// Feeds one sequence with a mask \[S\].
 fn masked(tiny: &Tiny, mask: &[bool], positions: Option<Vec<i64>>) -> Step {

@@ -3,14 +3,14 @@
 use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{AttentionForm, AttentionMask, Dtype, ModelInput, Tensor};
+use dsv2_testing::{Exchanged, for_all};
 use ndarray::{Array1, Array2, Array3, Array4, ArrayViewMutD, Axis, concatenate, s};
 use proptest::prelude::*;
 
 use crate::models::{
-    ATTN_OUTPUT, Exchanged, HIDDEN, Played, Program, Step, Tiny, distance, fed, feed, play, reference, rotates_no_key,
-    tapped, tiny,
+    ATTN_OUTPUT, HIDDEN, Played, Program, Step, Tiny, distance, fed, feed, play, reference, rotates_no_key, tapped,
+    tiny,
 };
-use crate::property::for_all;
 
 const O_PROJ: &str = "model.layers.0.self_attn.o_proj";
 const KV_B_PROJ: &str = "model.layers.0.self_attn.kv_b_proj";

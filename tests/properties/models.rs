@@ -7,8 +7,9 @@ use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{
-    AttentionForm, DeepseekV2Config, DeepseekV2Model, Dialect, LatentCache, ModelInput, Result, Run, StageValue, Tensor,
+    AttentionForm, DeepseekV2Config, DeepseekV2Model, Dialect, LatentCache, ModelInput, Run, StageValue,
 };
+use dsv2_testing::hot_weights;
 use ndarray::{Array2, Array3, ArrayD, ArrayViewMutD, Axis, concatenate, s};
 use proptest::prelude::*;
 use serde_json::json;
@@ -65,16 +66,8 @@ impl Tiny {
         .expect("a possible config")
     }
 
-    /// "Hot" weights: attention is peaked, so that a mistake in it shows.
     pub fn weights(&self) -> GeneratedWeights {
-        serde_json::from_value(json!({"seed": self.seed, "rules": [
-            {"suffix": "norm.weight", "mean": 1.0, "std": 0.2},
-            {"suffix": "embed_tokens.weight", "std": 1.0},
-            {"suffix": "q_proj.weight", "gain": 1.5},
-            {"suffix": "q_b_proj.weight", "gain": 1.5},
-            {"suffix": "weight", "gain": 1.0},
-        ]}))
-        .expect("rules")
+        hot_weights(self.seed)
     }
 
     /// Token ids \[B,S\]; the first ones are the same for every S.
@@ -85,18 +78,6 @@ impl Tiny {
     /// Another id than `id`.
     pub fn other(id: i64) -> i64 {
         (id + 7) % VOCAB as i64
-    }
-}
-
-/// Weights, some of them exchanged: where the function returns a tensor for a name and a shape.
-pub struct Exchanged<F>(pub GeneratedWeights, pub F);
-
-impl<F: Fn(&str, &[usize]) -> Option<Tensor>> WeightSource for Exchanged<F> {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        (self.1)(name, shape).map_or_else(|| self.0.tensor(name, shape), Ok)
-    }
-    fn names(&self) -> Option<Vec<String>> {
-        None
     }
 }
 

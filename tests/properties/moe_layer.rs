@@ -9,12 +9,12 @@ use dsv2_reference::tap::Scope;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dialect, Dtype, NoTap, StageValue, Tap, Tensor};
+use dsv2_testing::{Exchanged, for_all};
 use ndarray::{Array2, Array3, Axis};
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::models::{Exchanged, distance};
-use crate::property::for_all;
+use crate::models::distance;
 
 /// D.
 pub const WIDTH: usize = 4;

@@ -9,12 +9,11 @@ use std::collections::BTreeSet;
 use dsv2::judge::near_tie;
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router::RoutingRule;
+use dsv2_testing::for_all;
 use ndarray::Array1;
 use proptest::collection::vec;
 use proptest::prop_assert;
 use proptest::strategy::Strategy;
-
-use crate::property::for_all;
 
 /// A unit of logits.
 const STEP: f64 = 0.25;

@@ -2,9 +2,8 @@
 
 use dsv2_reference::model::cache::PackedFormat;
 use dsv2_reference::weights::generator::splitmix64;
+use dsv2_testing::for_all;
 use proptest::prelude::*;
-
-use crate::property::for_all;
 
 /// A token: its latent and its key.
 type Token = (Vec<f32>, Vec<f32>);

@@ -2,12 +2,12 @@
 
 use dsv2_reference::AttentionForm;
 use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
+use dsv2_testing::for_all;
 use ndarray::{Array3, ArrayViewMutD, Axis};
 use proptest::prelude::*;
 
 use crate::models::{Played, Step, Tiny, cut, feed, pieces, play, tiny};
 use crate::packed_formats::formats;
-use crate::property::for_all;
 
 /// A program that runs steps over a packed cache.
 type PackedProgram = dyn Fn(&Tiny, PackedFormat, &[Step]) -> Played;

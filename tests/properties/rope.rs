@@ -3,11 +3,11 @@
 use dsv2_reference::model::rope::{RotaryTables, softmax_scale};
 use dsv2_reference::weights::generator::splitmix64;
 use dsv2_reference::{Dialect, ModelInput, Tokens};
+use dsv2_testing::for_all;
 use ndarray::{Array2, Array3, Array4, s};
 use proptest::prelude::*;
 
 use crate::models::{Played, Program, Step, Tiny, fed, feed_input, reference, rotates_no_key, tiny};
-use crate::property::for_all;
 
 /// Which of the two vectors of a score is turned.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -9,12 +9,12 @@ use dsv2_reference::{
     AttentionForm, CausalLmInput, CausalLmOutput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache,
     LogitsToKeep, ModelInput, NoTap, Result, Run, Tensor,
 };
+use dsv2_testing::for_all;
 use ndarray::{Array2, Array4, Axis, IxDyn, concatenate, s};
 use proptest::prelude::*;
 use serde_json::json;
 
 use crate::models::distance;
-use crate::property::for_all;
 
 /// D: a multiple of every number of heads that occurs.
 const WIDTH: usize = 24;

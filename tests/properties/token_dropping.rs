@@ -6,11 +6,11 @@ use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router::{Routing, RoutingRule};
 use dsv2_reference::paper::parallel::Placement;
 use dsv2_reference::paper::training::token_dropping::{Phase, drop_tokens, kept};
+use dsv2_testing::for_all;
 use ndarray::{Array2, s};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::property::for_all;
 use mutants::{Rule, in_phase};
 
 /// Tokens of some sequences, and experts on devices.

@@ -2,10 +2,9 @@
 
 use dsv2_reference::model::rope::{RotaryEmbedding, softmax_scale, yarn_get_mscale};
 use dsv2_reference::{DeepseekV2Config, Dialect};
+use dsv2_testing::for_all;
 use proptest::prelude::*;
 use serde_json::json;
-
-use crate::property::for_all;
 
 /// YaRN's parameters, as config.json has them.
 #[derive(Debug, Clone)]

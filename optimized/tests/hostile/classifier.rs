@@ -5,7 +5,7 @@ use dsv2_reference::{AttentionForm, ClassificationLabels, Dialect};
 use ndarray::array;
 use serde_json::json;
 
-use crate::{SETTINGS, cache, device, input, refused, weights, with};
+use super::{SETTINGS, cache, device, input, refused, weights, with};
 
 #[test]
 fn impossible_classifications_are_refused_and_the_cache_is_as_it_was() {

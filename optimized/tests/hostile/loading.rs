@@ -10,7 +10,7 @@ use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 
-use crate::{config, device, load, refused, weights, with};
+use super::{config, device, load, refused, weights, with};
 
 /// A tensor of a checkpoint: its name, shape and numbers.
 type Stored = (String, Vec<usize>, Vec<f32>);

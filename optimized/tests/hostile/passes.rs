@@ -9,7 +9,7 @@ use dsv2_reference::{AttentionForm, AttentionMask, CausalLmLabels, DeepseekV2Con
 use ndarray::{Array2, Array3, Array4, array};
 use serde_json::json;
 
-use crate::{cache, config, device, input, load, refused, weights, with};
+use super::{cache, config, device, input, load, refused, weights, with};
 
 /// An input of one sequence with something changed.
 fn change(length: usize, change: impl FnOnce(&mut CausalLmInput)) -> CausalLmInput {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use dsv2_optimized::model::head::CausalLm;
 use dsv2_optimized::{Device, Result};
 use dsv2_reference::{AttentionForm, ModelInput};
+use dsv2_testing::for_all;
 use ndarray::Array2;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseResult;
 
-use crate::property::for_all;
-use crate::runs::{Feed, bits, cache, cut, logits, pieces, play, rows};
-use crate::tiny::{Tiny, right, steady, wrong};
+use super::runs::{Feed, bits, cache, cut, logits, pieces, play, rows};
+use super::tiny::{Tiny, right, steady, wrong};
 
 /// Tokens of a page.
 fn page_sizes() -> impl Strategy<Value = usize> {

@@ -7,14 +7,14 @@ use dsv2_reference::config::TopkMethod;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dtype, Result, Tensor};
+use dsv2_testing::for_all;
 use ndarray::ArrayD;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::property::for_all;
-use crate::runs::{Feed, Played, Program, array, bits, on, play, play_with};
-use crate::tiny::{Tiny, right, with_experts, wrong};
-use crate::truth::Truth;
+use super::runs::{Feed, Played, Program, array, bits, on, play, play_with};
+use super::tiny::{Tiny, right, with_experts, wrong};
+use super::truth::Truth;
 
 const EXPERTS: &str = "model.layers.0.mlp.experts";
 const LOGITS: &str = "model.layers.0.mlp.gate.router_logits";

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use dsv2_optimized::{Device, Result};
 use dsv2_reference::{AttentionForm, AttentionMask, ModelInput};
+use dsv2_testing::for_all;
 use ndarray::{Array2, Array4, Axis, s};
 use proptest::prelude::*;
 
-use crate::property::for_all;
-use crate::runs::{Feed, Played, Program, bits, fed, logits, on, reference, rows};
-use crate::tiny::{Tiny, right, steady, tiny, wrong};
-use crate::truth::Truth;
+use super::runs::{Feed, Played, Program, bits, fed, logits, on, reference, rows};
+use super::tiny::{Tiny, right, steady, tiny, wrong};
+use super::truth::Truth;
 
 /// Which tokens are real: for each sequence at least the last one. Patterns of any kind.
 fn patterns() -> impl Strategy<Value = Array2<bool>> {

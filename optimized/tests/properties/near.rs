@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use dsv2_optimized::Device;
 use dsv2_reference::AttentionForm::{Absorbed, Expanded};
+use dsv2_testing::for_all;
 use ndarray::Array2;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::property::for_all;
-use crate::runs::{Feed, Program, cut, fed, on, pieces, play};
-use crate::tiny::{Tiny, right, tiny, wrong};
-use crate::truth::Truth;
+use super::runs::{Feed, Program, cut, fed, on, pieces, play};
+use super::tiny::{Tiny, right, tiny, wrong};
+use super::truth::Truth;
 
 #[test]
 fn every_small_model_is_near_the_reference_in_both_forms_and_so_is_its_cache() {

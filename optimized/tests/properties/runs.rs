@@ -15,7 +15,7 @@ use dsv2_reference::{
 use ndarray::{Array2, Array3, ArrayD, Axis, IxDyn, concatenate, s};
 use proptest::prelude::*;
 
-use crate::tiny::{Tiny, right};
+use super::tiny::{Tiny, right};
 
 /// What is fed at once, and what happens to the cache before.
 #[derive(Debug, Clone, Default)]

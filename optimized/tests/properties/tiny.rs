@@ -8,6 +8,7 @@ use dsv2_optimized::{Device, Element, Emulated, Library, Variant};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{Activation, AttentionForm, DeepseekV2Config, Dialect};
+use dsv2_testing::hot_weights;
 use ndarray::Array2;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -114,16 +115,7 @@ fn rope_scaling(kind: u8) -> Value {
 impl Tiny {
     /// Weights that make attention and router decided, so that a mistake in them shows.
     pub fn weights(&self) -> GeneratedWeights {
-        serde_json::from_value(json!({"seed": self.seed, "rules": [
-            {"suffix": "norm.weight", "mean": 1.0, "std": 0.2},
-            {"suffix": "embed_tokens.weight", "std": 1.0},
-            {"suffix": "bias", "std": 0.3},
-            {"suffix": "gate.weight", "gain": 1.5},
-            {"suffix": "q_proj.weight", "gain": 1.5},
-            {"suffix": "q_b_proj.weight", "gain": 1.5},
-            {"suffix": "weight", "gain": 1.0},
-        ]}))
-        .expect("rules")
+        hot_weights(self.seed)
     }
 
     /// Tokens \[B,S\]; those of a sequence begin alike for every S.
@@ -158,6 +150,6 @@ pub fn right() -> Arc<dyn Device> {
 
 /// The kernels with one of `kernels/mutants.toml` among them.
 pub fn wrong(module: &str, mutant: &str) -> Arc<dyn Device> {
-    let ptx = crate::archive::all().remove(mutant).expect("a mutant");
+    let ptx = crate::support::mutants::all().remove(mutant).expect("a mutant");
     Emulated::new(Library::embedded().with(module, ptx))
 }

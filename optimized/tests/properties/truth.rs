@@ -7,8 +7,8 @@ use ndarray::{ArrayD, ArrayView1, Axis};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use crate::runs::{Feed, Played, reference};
-use crate::tiny::Tiny;
+use super::runs::{Feed, Played, reference};
+use super::tiny::Tiny;
 
 /// The truth, and what fp32 may make of it.
 pub struct Truth {

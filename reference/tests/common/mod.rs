@@ -1,8 +1,6 @@
 //! A tiny DeepSeek-V2 that uses every part of the architecture, and the ways to run it.
 //!
-//! Its sizes are small and different from each other, so that a mixed-up axis shows. Its weights are "hot": they keep
-//! the spread of what passes through them, the attention is peaked and the router decided. (With the usual standard
-//! deviation of 0.02 the attention is nearly uniform, and a wrong softmax scale is hardly visible.)
+//! Its sizes are small and different from each other, so that a mixed-up axis shows.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,8 +10,9 @@ use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{
     AttentionMask, CausalLmInput, CausalLmOutput, DeepseekV2Config, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache,
-    LogitsToKeep, ModelInput, NoTap, Real, Result, Run, StageValue, Tap, Tensor, Tokens,
+    LogitsToKeep, ModelInput, NoTap, Real, Run, StageValue, Tap, Tokens,
 };
+use dsv2_testing::{Exchanged, hot_weights};
 use ndarray::{Array2, Array3, ArrayD, ArrayView1, Dimension, Ix2, Ix3, Ix4};
 use serde_json::{Value, json};
 
@@ -48,35 +47,13 @@ pub fn refusal(dialect: Dialect, patch: Value) -> String {
 
 /// The hot weights.
 pub fn weights() -> GeneratedWeights {
-    serde_json::from_value(json!({"seed": 11, "rules": [
-        {"suffix": "norm.weight", "mean": 1.0, "std": 0.3},
-        {"suffix": "embed_tokens.weight", "std": 1.0},
-        {"suffix": "bias", "std": 0.5},
-        {"suffix": "q_proj.weight", "gain": 1.5},
-        {"suffix": "q_b_proj.weight", "gain": 1.5},
-        {"suffix": "mlp.gate.weight", "gain": 1.5},
-        {"suffix": "lm_head.weight", "gain": 2.0},
-        {"suffix": "weight", "gain": 1.0},
-    ]}))
-    .expect("rules")
-}
-
-/// The hot weights, some of them exchanged: where `self.0` returns a tensor for a name and a shape.
-pub struct Exchanged<F>(pub F);
-
-impl<F: Fn(&str, &[usize]) -> Option<Tensor>> WeightSource for Exchanged<F> {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        (self.0)(name, shape).map_or_else(|| weights().tensor(name, shape), Ok)
-    }
-    fn names(&self) -> Option<Vec<String>> {
-        None
-    }
+    hot_weights(11)
 }
 
 /// The names of the tensors that loading the tiny model asks for.
 pub fn asked_for(patch: Value) -> Vec<String> {
     let names = RefCell::new(Vec::new());
-    let recorder = Exchanged(|name: &str, _: &[usize]| {
+    let recorder = Exchanged(weights(), |name: &str, _: &[usize]| {
         names.borrow_mut().push(name.to_owned());
         None
     });

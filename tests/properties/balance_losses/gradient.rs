@@ -1,9 +1,9 @@
 //! The gradient with respect to the logits: through P alone.
 
+use dsv2_testing::for_all;
 use proptest::prelude::*;
 
 use super::*;
-use crate::property::for_all;
 
 type Gradient = dyn Fn(&BalanceLoss, &Routing<f64>, usize) -> Array2<f64>;
 

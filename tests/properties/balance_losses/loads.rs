@@ -1,9 +1,9 @@
 //! f, P and what they sum to.
 
+use dsv2_testing::for_all;
 use proptest::prelude::*;
 
 use super::*;
-use crate::property::for_all;
 
 #[test]
 fn the_load_of_the_experts_sums_to_their_number_and_their_affinity_to_1() {

@@ -1,12 +1,12 @@
 //! What the losses are worth.
 
 use dsv2_reference::paper::training::balance_loss::{V2_COMMUNICATION_ALPHA, V2_DEVICE_ALPHA, V2_EXPERT_ALPHA};
+use dsv2_testing::for_all;
 use ndarray::array;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::property::for_all;
 
 /// V2's routed experts, of which each token selects 6, on 8 devices, of which it may use 3.
 const V2: (usize, usize, usize, usize) = (160, 6, 8, 3);

@@ -7,12 +7,12 @@ use dsv2_reference::deepseek_v3::router::BiasCorrectedRule;
 use dsv2_reference::model::router::RoutingRule;
 use dsv2_reference::paper::training::balance_loss::{BalanceLoss, Level, Over};
 use dsv2_reference::weights::generator::splitmix64;
+use dsv2_testing::for_all;
 use ndarray::{Array1, Array2, Axis, s};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::cases;
-use crate::property::for_all;
 
 /// A program that moves the biases after a step, given the load: biases, load, speed.
 type Update = dyn Fn(&mut Array1<f64>, &[usize], f64);

@@ -4,12 +4,12 @@ use dsv2_reference::deepseek_v3::mtp::MultiTokenPrediction;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::{GeneratedWeights, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dtype, Tensor};
+use dsv2_testing::{Exchanged, for_all};
 use ndarray::{Array2, Array3, Axis, Ix2, s};
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::models::{Exchanged, distance};
-use crate::property::for_all;
+use crate::models::distance;
 
 /// A module for multi-token prediction, and the length and seed of what it is fed.
 #[derive(Clone, Debug)]

@@ -7,12 +7,12 @@ use dsv2_reference::config::TopkMethod;
 use dsv2_reference::deepseek_v3::router::{BiasCorrectedRule, sum_of_two_best};
 use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
 use dsv2_reference::model::router::{Routing, RoutingRule};
+use dsv2_testing::for_all;
 use ndarray::{Array1, ArrayView1, Axis};
 use proptest::prelude::*;
 
 use super::{Case, GAMMA, cases};
 use crate::models::distance;
-use crate::property::for_all;
 
 type Router = dyn Fn(&Case) -> Routing<f64>;
 

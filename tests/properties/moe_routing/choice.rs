@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router::selection::highest;
 use dsv2_reference::model::router::{Groups, Routing, RoutingRule};
+use dsv2_testing::for_all;
 use ndarray::{Array1, Axis, s};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::property::for_all;
 
 #[test]
 fn a_token_gets_k_different_experts_of_m_groups_at_most() {

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use dsv2_reference::model::router::selection::highest;
 use dsv2_reference::model::router::{Groups, Routing, RoutingRule};
 use dsv2_reference::paper::parallel::Placement;
+use dsv2_testing::for_all;
 use ndarray::{Array2, ArrayView1};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::{chosen, chosen_by_definition, permutation, sum_of_best};
-use crate::property::for_all;
 
 /// Experts on devices, and one token.
 #[derive(Clone, Debug)]

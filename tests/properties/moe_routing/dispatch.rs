@@ -2,11 +2,11 @@
 
 use dsv2_reference::model::router::{DROPPED, Routing};
 use dsv2_reference::paper::parallel::Placement;
+use dsv2_testing::for_all;
 use ndarray::Array2;
 use proptest::prelude::*;
 
 use super::*;
-use crate::property::for_all;
 
 /// For each expert its tokens and their weights.
 type Dispatch = dyn Fn(&Routing<f64>) -> Vec<Vec<(usize, f64)>>;

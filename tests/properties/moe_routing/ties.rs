@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router::RoutingRule;
 use dsv2_reference::model::router::selection::{best, experts_of_best_groups, highest};
+use dsv2_testing::for_all;
 use ndarray::{Array1, Axis};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::property::for_all;
 
 #[test]
 fn of_equal_experts_and_of_equal_groups_the_lower_index_wins() {

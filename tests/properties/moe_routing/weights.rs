@@ -1,11 +1,11 @@
 //! With what weight.
 
 use dsv2_reference::model::router::Routing;
+use dsv2_testing::for_all;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
-use crate::property::for_all;
 
 /// The relative error that is allowed. Measured in 20000 cases: between 8e-16 and 1e-15.
 const TOLERANCE: f64 = 4e-15;

@@ -1,0 +1,12 @@
+//! The behaviour of the model on the device, part by part, in one program.
+
+mod generate;
+mod hostile;
+mod library;
+mod model;
+mod plan;
+mod properties;
+mod support {
+    pub mod forward;
+    pub mod mutants;
+}

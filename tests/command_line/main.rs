@@ -1,0 +1,13 @@
+//! The command line, as a process: what it prints, what it writes, how it ends, and what it refuses.
+
+mod check;
+mod damage;
+mod extremes;
+mod hostile;
+mod materialize;
+mod process;
+mod readme;
+mod refused;
+mod requests;
+mod trace;
+mod verify;

@@ -1,0 +1,132 @@
+//! `dsv2 verify`: the table, its last line, the report.
+
+use std::fs;
+use std::path::Path;
+
+use dsv2::golden::Suite;
+use serde_json::Value;
+
+use crate::process::{O_PROJ, dsv2, edit, names, run, scale};
+
+/// The last line, which sums everything up, without its time.
+fn totals(stdout: &str) -> String {
+    let line = stdout.trim_end().lines().last().unwrap();
+    let (what, time) = line.rsplit_once(" in ").unwrap();
+    assert!(time.strip_suffix(" s").unwrap().parse::<f64>().is_ok(), "{line}");
+    what.to_owned()
+}
+
+#[test]
+fn without_a_command_every_case_is_verified_on_every_backend() {
+    let ran = run(&mut dsv2::<&str>([]));
+    let cases = Suite::embedded().names().len();
+    // The reference in two types and the kernels in two; where there is a GPU there are two more.
+    let runs = (if dsv2::backend::OnDevice::gpu().is_ok() { 6 } else { 4 }) * cases;
+    assert_eq!(ran.stderr.lines().count(), runs, "a line of progress for each run: {}", ran.stderr);
+    let stdout = ran.passes();
+    let totals = totals(&stdout);
+    let start = format!("{runs} runs of {cases} cases: {runs} pass, 0 fail, 0 not run; ");
+    assert!(totals.starts_with(&start), "{totals}");
+}
+
+#[test]
+fn verify_prints_a_table_and_one_line_of_totals() {
+    let mut stdout = String::new();
+    for backend in ["reference", "emulated"] {
+        stdout += &run(&mut dsv2(["verify", "--case", "v2*", "--backend", backend])).passes();
+    }
+    let table = stdout.lines().filter(|line| !line.is_empty() && !line.contains(" runs of "));
+    // which stage is the worst, and by how much, is for the machine's arithmetic to say
+    let masked: Vec<String> = table.map(mask).collect();
+    let totals = totals(&stdout);
+    insta::assert_snapshot!(format!("{}\n\n{totals} in # s", masked.join("\n")));
+}
+
+/// A row of the table with one space between its columns, and what differs from machine to machine masked.
+fn mask(line: &str) -> String {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [case, backend, dtype, stages, _stage, metric, error, budget, verdict] = words[..] else { return "─".into() };
+    if case == "case" {
+        return words.join(" ");
+    }
+    assert!(["l2", "row", "max", "gain"].contains(&metric), "{line}");
+    assert!(error.parse::<f64>().unwrap() <= budget.parse::<f64>().unwrap(), "{line}");
+    format!("{case} {backend} {dtype} {stages} STAGE METRIC # # {verdict}")
+}
+
+#[test]
+fn verify_runs_in_the_type_and_the_form_of_attention_asked_for() {
+    let args = ["verify", "--case", "v2", "--dtype", "bf16", "--backend", "reference"];
+    let stdout = run(&mut dsv2(args)).passes();
+    let row = stdout.lines().nth(2).unwrap();
+    assert!(row.split_whitespace().take(3).eq(["v2", "reference", "bf16"]), "{stdout}");
+    let stages = |stdout: &str| totals(stdout).rsplit_once("; ").unwrap().1.to_owned();
+    let expanded = stages(&stdout);
+    assert!(totals(&stdout).starts_with("1 runs of 1 cases: 1 pass"), "{stdout}");
+
+    let args = ["verify", "--case", "v2", "--dtype", "bf16", "--attention", "absorbed", "--backend", "reference"];
+    let absorbed = stages(&run(&mut dsv2(args)).passes());
+    let count = |stages: &str| stages.split(' ').next().unwrap().parse::<usize>().unwrap();
+    // `kv_b_proj` of three layers
+    assert_eq!(count(&absorbed) + 3, count(&expanded));
+}
+
+#[test]
+fn verify_writes_a_report() {
+    let room = tempfile::tempdir().unwrap();
+    let report = room.path().join("a/report");
+    run(dsv2(["verify", "--case", "one-token", "--backend", "reference", "--report"]).arg(&report)).passes();
+    assert_eq!(names(&report), ["junit.xml", "report.html", "report.json"]);
+    let report: Value = serde_json::from_slice(&fs::read(report.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["verdict"], "pass");
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2);
+    for (run, dtype) in runs.iter().zip(["f64", "f32"]) {
+        assert_eq!(
+            (&run["case"], &run["dtype"], &run["conclusion"]),
+            (&"one-token".into(), &dtype.into(), &"pass".into())
+        );
+        assert!(run["stages"].as_array().unwrap().iter().all(|stage| stage["disposition"] == "pass"), "{run}");
+    }
+}
+
+#[test]
+fn a_tampered_golden_case_fails_and_says_where() {
+    let room = tempfile::tempdir().unwrap();
+    let case = room.path().join("one-token");
+    fs::create_dir(&case).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/cases/one-token");
+    for name in names(&golden) {
+        fs::copy(golden.join(&name), case.join(&name)).unwrap();
+    }
+    let verify = || run(dsv2(["verify", "--backend", "reference", "--golden"]).arg(room.path()));
+    verify().passes();
+
+    edit(&case.join("expected.safetensors"), |stages| scale(&mut stages[O_PROJ], 1.01));
+    let stdout = verify().fails();
+    assert!(totals(&stdout).starts_with("2 runs of 1 cases: 0 pass, 2 fail, 0 not run; "), "{stdout}");
+    for dtype in ["f64", "f32"] {
+        let start = format!(
+            "FAIL one-token reference {dtype}: first wrong stage {O_PROJ}: l2 propagated error 9.9e-3, budget "
+        );
+        assert!(stdout.lines().any(|line| line.starts_with(&start)), "{stdout}");
+    }
+
+    // what contradicts case.json is no failure of the model
+    edit(&case.join("expected.safetensors"), |stages| drop(stages.shift_remove(O_PROJ)));
+    let line = verify().refused();
+    assert!(line.starts_with("dsv2: golden case `one-token`: ") && line.contains(O_PROJ), "{line}");
+}
+
+#[test]
+fn kernels_are_verified_under_the_race_detector() {
+    let stdout = run(&mut dsv2(["verify", "--races", "--case", "one-token"])).passes();
+    assert!(totals(&stdout).starts_with("2 runs of 1 cases: 2 pass, 0 fail, 0 not run; "), "{stdout}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_a_refusal_and_no_pass() {
+    let Err(reason) = dsv2::backend::OnDevice::gpu() else { return };
+    let line = run(&mut dsv2(["verify", "--backend", "cuda"])).refused();
+    assert!(line.contains("--backend: expected a CUDA device, found") && line.contains(&reason), "{line}");
+}
