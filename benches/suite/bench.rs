@@ -256,7 +256,7 @@ impl Bench {
         let path = folder.join("results.json");
         Results::new(vec![self.run]).write(&path)?;
         eprintln!(
-            "\n{}: the results; `cargo run --release -- bench-report {0}` makes a report of them",
+            "\n{}: the results; `cargo run --release -p dsv2-bench-report -- report {0}` makes a report of them",
             path.display()
         );
         Ok(())

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The results go to target/bench/results.json, criterion's own report to target/criterion/report/index.html.
-//! `dsv2 bench-report` makes benches/REPORT.md of the first, `dsv2 bench-compare` compares two of them.
+//! `cargo run --release -p dsv2-bench-report -- report` makes benches/REPORT.md of the first, `... -- compare` compares two
+//! of them.
 
 mod bench;
 mod cache;
