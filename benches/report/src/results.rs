@@ -168,16 +168,18 @@ pub struct NotRun {
 impl Measurement {
     /// A count, or bytes: the same in each run.
     pub fn exact(id: impl Into<String>, unit: &str, better: Better, value: f64) -> Self {
-        Measurement {
-            id: id.into(),
-            unit: unit.into(),
-            better,
-            value,
-            low: value,
-            high: value,
-            samples: 1,
-            exact: true,
-        }
+        Measurement { exact: true, ..Measurement::sampled(id, unit, better, [value; 3], 1) }
+    }
+
+    /// The median of some samples, between the ends of an interval that holds it.
+    pub fn sampled(
+        id: impl Into<String>,
+        unit: &str,
+        better: Better,
+        [low, value, high]: [f64; 3],
+        samples: usize,
+    ) -> Self {
+        Measurement { id: id.into(), unit: unit.into(), better, value, low, high, samples, exact: false }
     }
 }
 
