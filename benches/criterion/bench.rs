@@ -25,7 +25,7 @@ pub enum Profile {
 pub struct Bench {
     criterion: Criterion,
     sizes: Criterion<Bytes>,
-    filter: Filter,
+    wanted: Regex,
     profile: Profile,
     control: Control,
     begun: Instant,
@@ -77,7 +77,7 @@ impl Bench {
         Bench {
             criterion: times,
             sizes,
-            filter: Filter::from_args(),
+            wanted: wanted_ids(),
             profile,
             control: Control::new(),
             begun: Instant::now(),
@@ -172,12 +172,7 @@ impl Bench {
 
     /// Whether the command line wants what is measured in another way under this id.
     pub fn wants(&self, id: &str) -> bool {
-        match &self.filter {
-            Filter::All => true,
-            Filter::Regex(regex) => regex.is_match(id),
-            Filter::Exactly(wanted) => id == wanted,
-            Filter::Nothing => false,
-        }
+        self.wanted.is_match(id)
     }
 
     /// Keeps a number that was measured in another way.
@@ -250,43 +245,35 @@ impl Bench {
     }
 }
 
+/// Options of criterion's command line that take the next argument as their value.
+#[rustfmt::skip]
+const WITH_VALUE: [&str; 18] = [
+    "-c", "--color", "-s", "--save-baseline", "-b", "--baseline", "--baseline-lenient", "--load-baseline",
+    "--format", "--sample-size", "--warm-up-time", "--measurement-time", "--nresamples", "--noise-threshold",
+    "--confidence-level", "--significance-level", "--output-format", "--plotting-backend",
+];
+
 /// Which ids the command line wants: the same rule as criterion's, which it does not tell.
-enum Filter {
-    All,
-    Regex(Regex),
-    Exactly(String),
-    /// It only lists benchmarks or tries them, or runs criterion under a profiler.
-    Nothing,
-}
-
-impl Filter {
-    /// Options of criterion's command line that take the next argument as their value.
-    #[rustfmt::skip]
-    const WITH_VALUE: [&str; 18] = [
-        "-c", "--color", "-s", "--save-baseline", "-b", "--baseline", "--baseline-lenient", "--load-baseline",
-        "--format", "--sample-size", "--warm-up-time", "--measurement-time", "--nresamples", "--noise-threshold",
-        "--confidence-level", "--significance-level", "--output-format", "--plotting-backend",
-    ];
-
-    fn from_args() -> Self {
-        let (mut pattern, mut exact) = (None, false);
-        let mut arguments = std::env::args().skip(1);
-        while let Some(argument) = arguments.next() {
-            match argument.as_str() {
-                "--list" | "--test" | "--profile-time" => return Filter::Nothing,
-                "--exact" => exact = true,
-                option if Filter::WITH_VALUE.contains(&option) => drop(arguments.next()),
-                option if option.starts_with('-') => (),
-                _ => pattern = Some(argument),
+fn wanted_ids() -> Regex {
+    let (mut pattern, mut exact) = (String::new(), false);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--list" | "--test" | "--profile-time" => {
+                // It only lists benchmarks or tries them, or runs criterion under a profiler: no id is like this.
+                (pattern, exact) = ("a^".into(), false);
+                break;
             }
-        }
-        match pattern {
-            None => Filter::All,
-            Some(id) if exact => Filter::Exactly(id),
-            // Criterion has ended the program if it is no regular expression.
-            Some(pattern) => Regex::new(&pattern).map_or(Filter::Nothing, Filter::Regex),
+            "--exact" => exact = true,
+            option if WITH_VALUE.contains(&option) => drop(arguments.next()),
+            option if option.starts_with('-') => (),
+            _ => pattern = argument,
         }
     }
+    if exact && !pattern.is_empty() {
+        pattern = format!("^{}$", regex::escape(&pattern));
+    }
+    Regex::new(&pattern).expect("criterion has refused what is no regular expression")
 }
 
 /// What criterion has found, if it measured at all.

@@ -14,18 +14,18 @@ use ndarray::{Array3, s};
 
 use super::count::{self, Taken};
 
-/// A model's cache in several ways.
+/// A model, whose cache may be of several kinds.
 pub struct Model {
     /// For ids.
     pub id: &'static str,
     /// For tables.
     pub name: &'static str,
     pub config: DeepseekV2Config,
-    /// What is kept, and the type of a number.
-    pub kinds: Vec<(Attention, CacheFormat)>,
+    /// The only kind of attention that is looked at.
+    only: Option<Attention>,
 }
 
-/// One of these ways.
+/// A kind of attention and the type of a number.
 #[derive(Clone, Copy)]
 pub struct Kind<'a> {
     pub model: &'a Model,
@@ -48,21 +48,12 @@ pub struct Limit {
 }
 
 impl Model {
-    /// V2 and V2-Lite in every way, and DeepSeek 67B as it is.
+    /// V2 and V2-Lite with every kind, and DeepSeek 67B as it is.
     pub fn all() -> [Model; 3] {
-        let formats = [CacheFormat::Plain].into_iter().chain(PackedFormat::ALL.map(CacheFormat::Packed));
-        let plain = [Attention::Mha, Attention::Gqa, Attention::Mqa, Attention::MlaExpanded];
-        let latents = formats.map(|format| (Attention::Mla, format));
-        let kinds: Vec<_> = plain.map(|attention| (attention, BF16)).into_iter().chain(latents).collect();
-        let preset = |id, name| Model {
-            id,
-            name,
-            config: DeepseekV2Config::preset(id).expect("a published model"),
-            kinds: kinds.clone(),
-        };
+        let config = |id| DeepseekV2Config::preset(id).expect("a published model");
         [
-            preset("v2", "DeepSeek-V2"),
-            preset("v2-lite", "DeepSeek-V2-Lite"),
+            Model { id: "v2", name: "DeepSeek-V2", config: config("v2"), only: None },
+            Model { id: "v2-lite", name: "DeepSeek-V2-Lite", config: config("v2-lite"), only: None },
             Model::without_latent("67b", "DeepSeek 67B", [95, 64], Attention::Gqa),
         ]
     }
@@ -81,12 +72,20 @@ impl Model {
             v_head_dim: 128,
             ..DeepseekV2Config::default()
         };
-        Model { id, name, config, kinds: vec![(kind, BF16)] }
+        Model { id, name, config, only: Some(kind) }
     }
 
-    /// All ways.
+    /// All kinds: in bf16, MLA in every format.
     pub fn kinds(&self) -> impl Iterator<Item = Kind<'_>> {
-        self.kinds.iter().map(|&(attention, format)| Kind { model: self, attention, format })
+        let plain = [Attention::Mha, Attention::Gqa, Attention::Mqa, Attention::MlaExpanded].map(|kind| (kind, BF16));
+        let formats = [CacheFormat::Plain].into_iter().chain(PackedFormat::ALL.map(CacheFormat::Packed));
+        let all = plain.into_iter().chain(formats.map(|format| (Attention::Mla, format)));
+        let is_there = |attention| self.only.is_none_or(|only| only == attention);
+        all.filter(move |(attention, _)| is_there(*attention)).map(|(attention, format)| Kind {
+            model: self,
+            attention,
+            format,
+        })
     }
 
     /// In bf16.

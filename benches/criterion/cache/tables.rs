@@ -36,9 +36,9 @@ fn share(part: f64, whole: Option<f64>) -> String {
     whole.map_or("-".into(), |whole| format!("{:.2} %", 100.0 * part / whole))
 }
 
-/// By how much `size` is smaller.
+/// By how much `size` is smaller, if it is.
 fn smaller(size: f64, than: Option<f64>) -> String {
-    than.map_or("-".into(), |than| format!("{:.1} %", 100.0 * (1.0 - size / than)))
+    than.filter(|than| size < *than).map_or("-".into(), |than| format!("{:.1} %", 100.0 * (1.0 - size / than)))
 }
 
 /// All models and kinds; against DeepSeek 67B, against a model's own MHA, and against what the expanded form would take.
