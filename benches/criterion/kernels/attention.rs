@@ -14,13 +14,9 @@ const PAGE: usize = 64;
 /// All of them, in the order of a forward pass.
 pub fn cases(scale: Scale) -> Vec<Case> {
     let [lite, v2] = Model::all();
-    let mut cases = vec![];
-    for (small, tokens) in scale.pick(vec![(true, 16)], vec![(true, 16), (false, 4096)]) {
-        cases.extend(scale.kinds(small).into_iter().map(|kind| of_cache_write(kind, lite, tokens)));
-    }
-    for (small, batch, keys) in scale.pick(vec![(true, 2, 100)], vec![(true, 1, 4096), (false, 16, 4096)]) {
-        cases.extend(scale.kinds(small).into_iter().map(|kind| of_cache_read(kind, lite, [batch, keys])));
-    }
+    let mut cases = scale.rows(&[lite], of_cache_write);
+    let (of_counts, of_gpu) = (vec![(true, lite, [2, 100])], vec![(true, lite, [1, 4096]), (false, lite, [16, 4096])]);
+    cases.extend(scale.each(scale.pick(of_counts, of_gpu), of_cache_read));
 
     // B, T
     let contexts =
@@ -32,22 +28,15 @@ pub fn cases(scale: Scale) -> Vec<Case> {
             [1, 4, 16, 32, 64, 128].map(|batch| (small(batch), model, [batch, keys]))
         })
     });
-    for (small, model, sizes) in scale.pick(of_counts.collect(), of_gpu.collect::<Vec<_>>()) {
-        cases.extend(scale.kinds(small).into_iter().map(|kind| of_decode(kind, model, sizes)));
-    }
+    cases.extend(scale.each(scale.pick(of_counts.collect(), of_gpu.collect::<Vec<_>>()), of_decode));
 
     // H, S
     let of_counts = vec![(true, lite, [1, 64]), (false, lite, [2, 256]), (false, lite, [1, 1024])];
     let of_gpu = [lite, v2].into_iter().flat_map(|model| {
         [1024, 4096, 8192].map(|new| (new == 1024 && model.is_lite(), model, [model.num_attention_heads, new]))
     });
-    for (small, model, sizes) in scale.pick(of_counts, of_gpu.collect()) {
-        cases.extend(scale.kinds(small).into_iter().map(|kind| of_prefill(kind, model, sizes)));
-    }
-
-    for (small, tokens) in scale.pick(vec![(true, 16)], vec![(true, 16), (false, 4096)]) {
-        cases.extend(scale.kinds(small).into_iter().map(|kind| of_merge(kind, lite, tokens)));
-    }
+    cases.extend(scale.each(scale.pick(of_counts, of_gpu.collect()), of_prefill));
+    cases.extend(scale.rows(&[lite], of_merge));
     cases
 }
 

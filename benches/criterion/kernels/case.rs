@@ -146,6 +146,23 @@ impl Scale {
         }
     }
 
+    /// A case for each shape and kernel; with a shape, whether it is a small one.
+    pub fn each<S: Copy>(
+        self,
+        shapes: impl IntoIterator<Item = (bool, Model, S)>,
+        case: impl Fn(Kind, Model, S) -> Case,
+    ) -> Vec<Case> {
+        let of_shape = |(small, model, sizes)| self.kinds(small).into_iter().map(move |kind| (kind, model, sizes));
+        shapes.into_iter().flat_map(of_shape).map(|(kind, model, sizes)| case(kind, model, sizes)).collect()
+    }
+
+    /// The same for some models and numbers of tokens.
+    pub fn rows(self, models: &[Model], case: impl Fn(Kind, Model, usize) -> Case) -> Vec<Case> {
+        let tokens = self.pick(vec![16], vec![16, 4096]);
+        let of_tokens = |n| models.iter().map(move |model| (n == 16 && model.is_lite(), *model, n));
+        self.each(tokens.into_iter().flat_map(of_tokens), case)
+    }
+
     /// One of two lists of shapes.
     pub fn pick<T>(self, counts: T, gpu: T) -> T {
         match self {

@@ -14,25 +14,12 @@ use super::case::{Case, Kind, Model, Scale};
 /// All of them, in the order of a forward pass.
 pub fn cases(scale: Scale) -> Vec<Case> {
     let [lite, v2] = Model::all();
-    let mut cases = vec![];
     let vocab = scale.pick(1000, lite.vocab_size);
-    for (small, tokens) in scale.pick(vec![(true, 16)], vec![(true, 16), (false, 4096)]) {
-        for model in [lite, v2] {
-            for kind in scale.kinds(small && model.is_lite()) {
-                cases.extend([
-                    of_embedding(kind, model, tokens, vocab),
-                    of_rms_norm(kind, model, tokens),
-                    of_add_rms_norm(kind, model, tokens),
-                    of_gated(kind, model, [tokens, model.moe_intermediate_size]),
-                    of_add(kind, model, [tokens, model.hidden_size]),
-                    of_rope(kind, model, tokens),
-                ]);
-            }
-        }
-        if small {
-            cases.extend(Variant::ALL.map(|variant| of_rotary((variant, Element::F32), lite, tokens)));
-        }
-    }
+    let mut cases = scale.rows(&[lite, v2], |kind, model, tokens| of_embedding(kind, model, tokens, vocab));
+    let by_rows: [fn(Kind, Model, usize) -> Case; 5] = [of_rms_norm, of_add_rms_norm, of_gated, of_add, of_rope];
+    by_rows.into_iter().for_each(|case| cases.extend(scale.rows(&[lite, v2], case)));
+    cases.extend(Variant::ALL.map(|variant| of_rotary((variant, Element::F32), lite, 16)));
+
     // M, N, K
     let of_counts = vec![
         (true, lite, [16, 64, 2048]),
@@ -45,16 +32,11 @@ pub fn cases(scale: Scale) -> Vec<Case> {
         let head = (m <= 16).then_some((lite, [lite.vocab_size, 2048]));
         weights.into_iter().chain(head).map(move |(model, [n, k])| (m == 1 && n == 3072, model, [m, n, k]))
     });
-    for (small, model, sizes) in scale.pick(of_counts, of_gpu.collect()) {
-        cases.extend(scale.kinds(small).into_iter().map(|kind| of_linear(kind, model, sizes)));
-    }
-    for (small, tokens) in scale.pick(vec![(true, 4)], vec![(true, 1), (false, 16), (false, 128)]) {
-        // For an emulator V2's heads are too many, and do the same.
-        for model in scale.pick(&[lite][..], &[lite, v2]) {
-            let kinds = scale.kinds(small && model.is_lite()).into_iter();
-            cases.extend(kinds.map(|kind| of_absorption(kind, *model, tokens)));
-        }
-    }
+    cases.extend(scale.each(scale.pick(of_counts, of_gpu.collect()), of_linear));
+    // For an emulator V2's heads are too many, and do the same.
+    let of_counts = vec![(true, lite, 4)];
+    let of_gpu = [1, 16, 128].into_iter().flat_map(|n| [(n == 1, lite, n), (false, v2, n)]);
+    cases.extend(scale.each(scale.pick(of_counts, of_gpu.collect()), of_absorption));
     cases
 }
 
@@ -116,7 +98,8 @@ fn of_absorption(kind: Kind, model: Model, tokens: usize) -> Case {
 }
 
 /// Silu is four operations.
-fn of_gated(kind: Kind, model: Model, [tokens, width]: [usize; 2]) -> Case {
+fn of_gated(kind: Kind, model: Model, tokens: usize) -> Case {
+    let width = model.moe_intermediate_size;
     Case::new("gated", kind, model, &[("N", tokens), ("I", width)], 5 * tokens * width, move |data| {
         let of_tokens = || data.numbers(&[tokens, width], 1.0);
         let (variant, gate, up, out) = (data.variant, of_tokens()?, of_tokens()?, data.room(&[tokens, width])?);
@@ -124,7 +107,8 @@ fn of_gated(kind: Kind, model: Model, [tokens, width]: [usize; 2]) -> Case {
     })
 }
 
-fn of_add(kind: Kind, model: Model, [tokens, width]: [usize; 2]) -> Case {
+fn of_add(kind: Kind, model: Model, tokens: usize) -> Case {
+    let width = model.hidden_size;
     Case::new("add", kind, model, &[("N", tokens), ("D", width)], tokens * width, move |data| {
         let of_tokens = || data.numbers(&[tokens, width], 1.0);
         let (variant, a, b, out) = (data.variant, of_tokens()?, of_tokens()?, data.room(&[tokens, width])?);

@@ -17,20 +17,19 @@ const TOP_K: usize = 6;
 /// All of them, in the order of a forward pass.
 pub fn cases(scale: Scale) -> Vec<Case> {
     let [lite, v2] = Model::all();
-    let mut cases = vec![];
-    let tokens = scale.pick(vec![(true, 16)], vec![(true, 16), (false, 4096)]);
-    for (small, model, tokens) in tokens.iter().flat_map(|&(small, n)| [(small, lite, n), (false, v2, n)]) {
-        let kinds = scale.kinds(small);
-        cases.extend(kinds.iter().map(|kind| of_router_logits(*kind, model, tokens)));
-        // Of these two there is one type.
-        for (variant, _) in kinds.iter().filter(|kind| kind.1 == Element::Bf16) {
-            cases.push(of_route((*variant, Element::F32), model, tokens));
-            cases.push(of_sort((*variant, Element::I32), model, tokens));
-        }
-    }
+    let both = [lite, v2];
+    let mut cases = scale.rows(&both, of_router_logits);
+    // Of these two there is one type.
+    let one_type = |case: fn(Kind, Model, usize) -> Case, element| {
+        let mut cases = scale.rows(&both, |kind, model, tokens| case((kind.0, element), model, tokens));
+        cases.dedup_by_key(|case| case.id());
+        cases
+    };
+    cases.extend(one_type(of_route, Element::F32));
+    cases.extend(one_type(of_sort, Element::I32));
     // On an emulator a part of the experts, and of each expert's columns or depth.
     let of_counts = vec![(true, lite, 64, 2), (false, lite, 64, 64), (false, lite, 8, 256), (false, v2, 20, 2)];
-    let of_gpu = [lite, v2].into_iter().flat_map(|model| {
+    let of_gpu = both.into_iter().flat_map(|model| {
         [1, 8, 64, 512, 4096].map(|tokens| (tokens == 1 && model.is_lite(), model, model.num_experts(), tokens))
     });
     for (small, model, experts, tokens) in scale.pick(of_counts, of_gpu.collect()) {
@@ -41,9 +40,7 @@ pub fn cases(scale: Scale) -> Vec<Case> {
             cases.push(of_down(kind, model, inner, routed.clone()));
         }
     }
-    for (small, model, tokens) in tokens.iter().flat_map(|&(small, n)| [(small, lite, n), (false, v2, n)]) {
-        cases.extend(scale.kinds(small).into_iter().map(|kind| of_combine(kind, model, tokens)));
-    }
+    cases.extend(scale.rows(&both, of_combine));
     cases
 }
 
