@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 KERNELS = HERE / "kernels"
 PTX, MUTANTS = KERNELS / "ptx", KERNELS / "mutants.tar.xz"
 # What is compiled by its name only, and compared with `--check`: the emulator's tests, the ceilings of the benchmarks.
-ELSEWHERE = [HERE.parent / "emulator" / "tests" / "ptx", HERE.parent / "benches" / "suite" / "kernels"]
+ELSEWHERE = [HERE.parent / "emulator" / "tests" / "ptx", HERE.parent / "benches" / "criterion" / "kernels"]
 
 # How often a file is compiled at most, see `settle`.
 RUNS = 16

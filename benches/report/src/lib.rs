@@ -1,8 +1,13 @@
 //! What a benchmark leaves: one JSON file ([`Results`]), the report that is made of it ([`report`]) and the gate between
 //! two of them ([`compare`]).
 //!
-//! The programs that measure (`cargo bench`, benches/peers/run.py) know what their numbers mean and make tables and plots
-//! of them; this crate knows how to keep, show and compare them.
+//! ```text
+//! cargo run --release -p dsv2-bench-report -- report FILE... [--output DIR]
+//! cargo run --release -p dsv2-bench-report -- compare OLD NEW [--all]
+//! ```
+//!
+//! The programs that measure (`cargo bench`, run.py beside the peers) know what their numbers mean and make tables and
+//! plots of them; this crate knows how to keep, show and compare them.
 
 #![deny(missing_docs)]
 

@@ -37,7 +37,7 @@ const PLOTS: &str = "report-plots";
 /// The text of the report.
 pub fn markdown(results: &Results) -> String {
     let mut text = String::from("# Benchmarks\n\n");
-    text += "Made by `dsv2 bench-report` of what the commands below measured; the numbers are in [REPORT.json](REPORT.json). \
+    text += "Made by `dsv2-bench-report report` of what the commands below measured; the numbers are in [REPORT.json](REPORT.json). \
              Times belong to the machine that they were taken on: compare ratios.\n\n";
     for run in &results.runs {
         describe(&mut text, run);

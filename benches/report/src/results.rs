@@ -40,7 +40,8 @@ pub struct Run {
     pub seconds: f64,
     /// What took part, in which version and with which settings.
     pub versions: BTreeMap<String, String>,
-    /// How far a load that never changes strayed in the course of the run: (largest - least) / median of its times.
+    /// How far a load that never changes strayed in the course of the run: the range of its times / their median. A program
+    /// may leave out the extremes, so that one disturbed time does not make the gate lenient; ours does.
     pub noise: f64,
     /// All numbers that a later run may be compared with.
     pub measurements: Vec<Measurement>,
@@ -167,16 +168,18 @@ pub struct NotRun {
 impl Measurement {
     /// A count, or bytes: the same in each run.
     pub fn exact(id: impl Into<String>, unit: &str, better: Better, value: f64) -> Self {
-        Measurement {
-            id: id.into(),
-            unit: unit.into(),
-            better,
-            value,
-            low: value,
-            high: value,
-            samples: 1,
-            exact: true,
-        }
+        Measurement { exact: true, ..Measurement::sampled(id, unit, better, [value; 3], 1) }
+    }
+
+    /// The median of some samples, between the ends of an interval that holds it.
+    pub fn sampled(
+        id: impl Into<String>,
+        unit: &str,
+        better: Better,
+        [low, value, high]: [f64; 3],
+        samples: usize,
+    ) -> Self {
+        Measurement { id: id.into(), unit: unit.into(), better, value, low, high, samples, exact: false }
     }
 }
 

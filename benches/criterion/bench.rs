@@ -1,0 +1,341 @@
+//! What all parts share: criterion, the results, and how long a sample may take.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+use criterion::{Criterion, Throughput};
+use dsv2_bench_report::{Axis, Better, Machine, Measurement, NotRun, Plot, Results, Run, Series, Table};
+use regex::Regex;
+
+use crate::cache::bytes::Bytes;
+use crate::ceilings::{self, Ceilings, Control};
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Everything, up to half an hour.
+    Full,
+    /// `--quick`: the same kinds of things, smaller and with less certainty, in two minutes.
+    Quick,
+}
+
+/// One run of this program.
+pub struct Bench {
+    criterion: Criterion,
+    sizes: Criterion<Bytes>,
+    wanted: Regex,
+    profile: Profile,
+    control: Control,
+    begun: Instant,
+    part: &'static str,
+    run: Run,
+}
+
+/// The median of some samples, in seconds, and an interval that holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seconds {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+impl Bench {
+    /// As the command line of criterion says.
+    pub fn from_args() -> Self {
+        let profile =
+            if std::env::args().any(|argument| argument == "--quick") { Profile::Quick } else { Profile::Full };
+        let run = Run {
+            command: command(),
+            commit: commit(),
+            date: time::OffsetDateTime::from(SystemTime::now())
+                .replace_nanosecond(0)
+                .expect("0 nanoseconds")
+                .format(&time::format_description::well_known::Rfc3339)
+                .expect("a date"),
+            profile: if profile == Profile::Quick { "quick" } else { "full" }.into(),
+            machine: machine(),
+            versions: output_of("rustc", &["--version"]).map(|version| ("rustc".into(), version)).into_iter().collect(),
+            ..Run::default()
+        };
+        // The plots are in our own report.
+        let criterion = || Criterion::default().output_directory(&criterion_folder()).sample_size(10).without_plots();
+        let times = criterion()
+            .warm_up_time(Duration::from_millis(300))
+            .measurement_time(Duration::from_millis(1500))
+            .configure_from_args();
+        // A size is the same each time, so criterion's samples need no time; in its quick mode it takes the first that lasts
+        // longer than asked for.
+        let short = if profile == Profile::Quick { Duration::from_nanos(1) } else { Duration::from_millis(1) };
+        let sizes = criterion()
+            .nresamples(1001)
+            .warm_up_time(Duration::from_nanos(1))
+            .measurement_time(short)
+            .configure_from_args()
+            .with_measurement(Bytes);
+        Bench {
+            criterion: times,
+            sizes,
+            wanted: wanted_ids(),
+            profile,
+            control: Control::new(),
+            begun: Instant::now(),
+            part: "",
+            run,
+        }
+    }
+
+    /// How much is measured.
+    pub fn profile(&self) -> Profile {
+        self.profile
+    }
+
+    /// Says which part comes: a section of the report.
+    pub fn begin(&mut self, part: &'static str) {
+        self.part = part;
+        eprintln!("\n== {part} (after {:.0} s)", self.begun.elapsed().as_secs_f64());
+    }
+
+    /// Measures seconds per iteration: `routine` is given a number of iterations and says how long they took. The id of
+    /// the measurement is `group/name`; it may hold letters, digits and any of `=.-_`, the group `/` as well. None if
+    /// the command line does not want it.
+    ///
+    /// The first call may set things up: it is made before criterion sees any, which would otherwise take the setup for the
+    /// time of an iteration, and make do with very few of them. `work` is what an iteration does, for criterion's rates:
+    /// tokens, bytes.
+    pub fn time(
+        &mut self,
+        group: &str,
+        name: &str,
+        work: Throughput,
+        mut routine: impl FnMut(u64) -> Duration,
+    ) -> Option<Seconds> {
+        if self.wants(&format!("{group}/{name}")) {
+            routine(1);
+        }
+        let folder = criterion_folder().join(group.replace('/', "_")).join(name).join("new");
+        // What an earlier run has left must not pass for a result of this one.
+        let _ = fs::remove_file(folder.join("estimates.json"));
+        let mut benchmarks = self.criterion.benchmark_group(group);
+        benchmarks.throughput(work).bench_function(name, |bencher| bencher.iter_custom(&mut routine));
+        benchmarks.finish();
+        let (seconds, samples) = estimated(&folder)?;
+        self.keep_seconds(format!("{group}/{name}"), seconds, samples);
+        Some(seconds)
+    }
+
+    /// The same for what takes too long for criterion's ten samples: `routine` says how long one iteration took, and is
+    /// called `rounds` times. The interval is the least and the most.
+    pub fn time_few(
+        &mut self,
+        group: &str,
+        name: &str,
+        rounds: usize,
+        mut routine: impl FnMut() -> Duration,
+    ) -> Option<Seconds> {
+        let id = format!("{group}/{name}");
+        if rounds == 0 || !self.wants(&id) {
+            return None;
+        }
+        let mut times: Vec<f64> = (0..rounds).map(|_| routine().as_secs_f64()).collect();
+        times.sort_by(f64::total_cmp);
+        let (low, high) = (times[0], times[rounds - 1]);
+        let seconds = Seconds { median: (times[(rounds - 1) / 2] + times[rounds / 2]) / 2.0, low, high };
+        println!("{id}\n{:24}time:   [{low:.4} s {:.4} s {high:.4} s] ({rounds} times)", "", seconds.median);
+        self.keep_seconds(id, seconds, rounds);
+        Some(seconds)
+    }
+
+    fn keep_seconds(&mut self, id: String, seconds: Seconds, samples: usize) {
+        let Seconds { median, low, high } = seconds;
+        self.keep(Measurement::sampled(id, "s", Better::Less, [low, median, high], samples));
+    }
+
+    /// Measures bytes: `fill` makes what takes them, and says how many they are. It is done once, and what was found is
+    /// criterion's every sample: bytes are counted, and a second count would be the same. Of the id as for times; `tokens`
+    /// is what the bytes hold. None if the command line does not want it.
+    pub fn bytes(&mut self, group: &str, name: &str, tokens: u64, mut fill: impl FnMut() -> u64) -> Option<u64> {
+        // The gate compares exact numbers; criterion's test needs some spread.
+        let _ = fs::remove_dir_all(criterion_folder().join(group.replace('/', "_")).join(name));
+        let mut measured = None;
+        let mut benchmarks = self.sizes.benchmark_group(group);
+        benchmarks.throughput(Throughput::Elements(tokens)).bench_function(name, |bencher| {
+            let bytes = *measured.get_or_insert_with(&mut fill);
+            bencher.iter_custom(|iterations| iterations as f64 * bytes as f64);
+        });
+        benchmarks.finish();
+        let bytes = measured?;
+        self.keep(Measurement::exact(format!("{group}/{name}"), "B", Better::Less, bytes as f64));
+        Some(bytes)
+    }
+
+    /// Whether the command line wants what is measured in another way under this id.
+    pub fn wants(&self, id: &str) -> bool {
+        self.wanted.is_match(id)
+    }
+
+    /// Keeps a number that was measured in another way.
+    pub fn keep(&mut self, measurement: Measurement) {
+        self.run.measurements.push(measurement);
+    }
+
+    /// Adds a table to this part of the report, unless it is empty. The heads of the columns are divided by `|`.
+    pub fn table(&mut self, title: &str, columns: &str, rows: Vec<Vec<String>>, notes: &[&str]) {
+        if !rows.is_empty() {
+            let columns = columns.split('|').map(|column| column.trim().to_owned()).collect();
+            let notes = notes.iter().map(|&note| note.to_owned()).collect();
+            self.run.tables.push(Table { section: self.part.into(), title: title.into(), columns, rows, notes });
+        }
+    }
+
+    /// Adds a plot of lines to this part of the report: of those that have points, if any has. An axis is a label, and
+    /// whether it is logarithmic.
+    pub fn plot(&mut self, title: &str, file: &str, x: (&str, bool), y: (&str, bool), mut series: Vec<Series>) {
+        series.retain(|series| !series.points.is_empty());
+        if !series.is_empty() {
+            let axis = |(label, log): (&str, bool)| Axis { label: label.into(), log };
+            let (section, title, file) = (self.part.into(), title.into(), file.into());
+            self.run.plots.push(Plot { section, title, file, x: axis(x), y: axis(y), series });
+        }
+    }
+
+    /// Says what cannot be measured here, and why.
+    pub fn not_run(&mut self, what: &str, why: impl ToString) {
+        let not_run = NotRun { what: what.into(), why: why.to_string() };
+        eprintln!("not run: {}: {}", not_run.what, not_run.why);
+        self.run.not_run.push(not_run);
+    }
+
+    /// Names the GPU that takes part.
+    pub fn on_gpu(&mut self, name: String) {
+        self.run.machine.gpu = Some(name);
+    }
+
+    /// Times the load that never changes.
+    pub fn time_control(&mut self) {
+        self.control.time();
+    }
+
+    /// The most that this machine did so far in this run.
+    pub fn ceilings(&self) -> Ceilings {
+        self.control.ceilings()
+    }
+
+    /// Writes the results and says where.
+    pub fn finish(mut self) -> Result<(), Box<dyn std::error::Error>> {
+        if self.run.measurements.is_empty() {
+            eprintln!("nothing was measured");
+            return Ok(());
+        }
+        self.part = "machine";
+        self.run.noise = self.control.noise();
+        let control = self.control.measurements();
+        ceilings::report(&mut self, control);
+        self.run.seconds = self.begun.elapsed().as_secs_f64();
+        let folder = target_folder().join("bench");
+        fs::create_dir_all(&folder)?;
+        let path = folder.join("results.json");
+        Results::new(vec![self.run]).write(&path)?;
+        eprintln!(
+            "\n{}: the results; `cargo run --release -p dsv2-bench-report -- report {0}` makes a report of them",
+            path.display()
+        );
+        Ok(())
+    }
+}
+
+/// Options of criterion's command line that take the next argument as their value.
+#[rustfmt::skip]
+const WITH_VALUE: [&str; 18] = [
+    "-c", "--color", "-s", "--save-baseline", "-b", "--baseline", "--baseline-lenient", "--load-baseline",
+    "--format", "--sample-size", "--warm-up-time", "--measurement-time", "--nresamples", "--noise-threshold",
+    "--confidence-level", "--significance-level", "--output-format", "--plotting-backend",
+];
+
+/// Which ids the command line wants: the same rule as criterion's, which it does not tell.
+fn wanted_ids() -> Regex {
+    let (mut pattern, mut exact) = (String::new(), false);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--list" | "--test" | "--profile-time" => {
+                // It only lists benchmarks or tries them, or runs criterion under a profiler: no id is like this.
+                (pattern, exact) = ("a^".into(), false);
+                break;
+            }
+            "--exact" => exact = true,
+            option if WITH_VALUE.contains(&option) => drop(arguments.next()),
+            option if option.starts_with('-') => (),
+            _ => pattern = argument,
+        }
+    }
+    if exact && !pattern.is_empty() {
+        pattern = format!("^{}$", regex::escape(&pattern));
+    }
+    Regex::new(&pattern).expect("criterion has refused what is no regular expression")
+}
+
+/// What criterion has found, if it measured at all.
+fn estimated(folder: &Path) -> Option<(Seconds, usize)> {
+    let json =
+        |name: &str| -> Option<serde_json::Value> { serde_json::from_slice(&fs::read(folder.join(name)).ok()?).ok() };
+    let estimates = json("estimates.json")?;
+    let samples = json("sample.json")?["times"].as_array()?.len();
+    let median = &estimates["median"];
+    let interval = &median["confidence_interval"];
+    let seconds = |value: &serde_json::Value| value.as_f64().map(|nanoseconds| nanoseconds * 1e-9);
+    let (median, low, high) =
+        (seconds(&median["point_estimate"])?, seconds(&interval["lower_bound"])?, seconds(&interval["upper_bound"])?);
+    // Of two samples, criterion's interval need not hold the median.
+    Some((Seconds { median, low: low.min(median), high: high.max(median) }, samples))
+}
+
+/// The folder that cargo builds into, if this program is still in `<target>/release/deps`; or else its own.
+pub fn target_folder() -> PathBuf {
+    let program = std::env::current_exe().expect("a program");
+    let folder = program.parent().expect("a program in a folder");
+    let of_cargo = folder.ends_with("release/deps").then(|| folder.ancestors().nth(2)).flatten();
+    of_cargo.unwrap_or(folder).to_owned()
+}
+
+/// Where criterion keeps what it measured, for its own comparisons.
+fn criterion_folder() -> PathBuf {
+    target_folder().join("criterion")
+}
+
+fn command() -> String {
+    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let arguments: Vec<String> = arguments.collect();
+    if arguments.is_empty() { "cargo bench".into() } else { format!("cargo bench -- {}", arguments.join(" ")) }
+}
+
+/// What a program prints, if it succeeds.
+fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// From git, or where the program was carried elsewhere from the variable DSV2_COMMIT.
+fn commit() -> String {
+    if let Ok(commit) = std::env::var("DSV2_COMMIT") {
+        return commit;
+    }
+    let Some(hash) = output_of("git", &["rev-parse", "--short=10", "HEAD"]) else { return "unknown".into() };
+    let changed = output_of("git", &["status", "--porcelain", "--untracked-files=no"]);
+    if changed.is_none_or(|text| !text.is_empty()) { hash + "+" } else { hash }
+}
+
+fn machine() -> Machine {
+    let system = sysinfo::System::new_with_specifics(
+        sysinfo::RefreshKind::nothing()
+            .with_cpu(sysinfo::CpuRefreshKind::nothing())
+            .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram()),
+    );
+    Machine {
+        cpu: system.cpus().first().map_or_else(|| "unknown".into(), |cpu| cpu.brand().trim().to_owned()),
+        threads: rayon::current_num_threads(),
+        memory_gb: (system.total_memory() as f64 / 1e8).round() / 10.0,
+        gpu: None,
+    }
+}

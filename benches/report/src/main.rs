@@ -1,0 +1,112 @@
+//! `dsv2-bench-report`: makes a report of files of results, or compares two of them. Exit status: 0 all right;
+//! 1 something has become worse by more than chance; 2 the request or a file is at fault, which one line on stderr says.
+
+mod changes;
+
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use dsv2_bench_report::compare::{Change, compare};
+use dsv2_bench_report::{Error, Result, Results, report};
+
+/// The report of what benchmarks measured, and the gate between two runs
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make REPORT.md, with plots, of what benchmarks measured
+    Report {
+        /// Files of results: of `cargo bench`, of the peers' run.py
+        #[arg(required = true, value_name = "FILE")]
+        results: Vec<PathBuf>,
+        /// The folder for REPORT.md, REPORT.json and report-plots/
+        #[arg(long, value_name = "DIR", default_value = "target/bench")]
+        output: PathBuf,
+    },
+    /// Compare two files of results; status 1 if something has become worse by more than chance
+    Compare {
+        /// The older results
+        old: PathBuf,
+        /// The newer results
+        new: PathBuf,
+        /// Show every measurement, not only those that changed
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refused) if !refused.use_stderr() => return print(&refused.to_string(), ExitCode::SUCCESS),
+        Err(refused) => {
+            // clap explains at length, after a blank line
+            let text = refused.to_string();
+            let first = text.split("\n\n").next().unwrap_or(&text);
+            return refuse(first.trim_start_matches("error: "));
+        }
+    };
+    let done = match cli.command {
+        Command::Report { results, output } => {
+            write_report(&results, &output).map(|report| (report.display().to_string(), ExitCode::SUCCESS))
+        }
+        Command::Compare { old, new, all } => compare_files(&old, &new).map(|changes| {
+            let worse = changes.iter().any(Change::is_regression);
+            let text = changes::text(&changes, all, styled());
+            (text, if worse { ExitCode::from(1) } else { ExitCode::SUCCESS })
+        }),
+    };
+    match done {
+        Ok((text, status)) => print(&text, status),
+        Err(error) => refuse(&error.to_string()),
+    }
+}
+
+/// One report of all files. Returns where it is.
+fn write_report(files: &[PathBuf], output: &Path) -> Result<PathBuf> {
+    let mut runs = Vec::new();
+    for path in files {
+        runs.extend(Results::read(path)?.runs);
+    }
+    report::write(&Results::new(runs), output)?;
+    Ok(output.join("REPORT.md"))
+}
+
+fn compare_files(old: &Path, new: &Path) -> Result<Vec<Change>> {
+    let changes = compare(&Results::read(old)?, &Results::read(new)?);
+    if changes.iter().all(|change| change.ratio().is_none()) {
+        let expected = format!("a measurement that {} has as well", old.display());
+        return Err(Error::Format { path: new.to_owned(), expected, found: "none".into() });
+    }
+    Ok(changes)
+}
+
+/// Whether stdout is a terminal that wants colour.
+fn styled() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Says in one line why not.
+fn refuse(message: &str) -> ExitCode {
+    let words: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // A path or a name from a file may hold anything; a terminal must not obey it.
+    let harmless = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let line: String = words.join(" ").chars().map(harmless).collect();
+    let _ = writeln!(std::io::stderr(), "dsv2-bench-report: {line}");
+    ExitCode::from(2)
+}
+
+/// Prints to stdout and ends with `status`. A reader who has read enough (`| head`) is no fault; a full disk is.
+fn print(text: &str, status: ExitCode) -> ExitCode {
+    match writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n')) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => refuse(&format!("cannot write to stdout: {error}")),
+        _ => status,
+    }
+}

@@ -1,0 +1,119 @@
+//! The program, as a process: what it prints, what it writes, how it ends.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use dsv2_bench_report::{Better, Measurement, Results, Run};
+use tempfile::TempDir;
+
+/// What came of a process.
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    /// Its standard output; it ended with this status and without a word of error.
+    #[track_caller]
+    fn ends_with(self, status: i32) -> String {
+        assert_eq!((self.code, &*self.stderr), (Some(status), ""), "stdout: {}", self.stdout);
+        self.stdout
+    }
+
+    /// The request or a file is at fault: one line on stderr and nothing else. The line.
+    #[track_caller]
+    fn refused(self) -> String {
+        assert_eq!((self.code, &*self.stdout), (Some(2), ""), "stderr: {}", self.stderr);
+        let line = self.stderr.trim_end_matches('\n');
+        let single = line.starts_with("dsv2-bench-report: ") && !line.chars().any(char::is_control);
+        assert!(single, "no single line: {:?}", self.stderr);
+        line.to_owned()
+    }
+}
+
+fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dsv2-bench-report"));
+    command.args(args);
+    command
+}
+
+fn run(command: &mut Command) -> Ran {
+    let output = command.output().expect("the program starts");
+    let text = |bytes| String::from_utf8(bytes).expect("it prints UTF-8");
+    Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A file of results with one time and one number of bytes.
+fn results(folder: &TempDir, name: &str, seconds: f64, bytes: f64) -> PathBuf {
+    let (low, high) = (0.99 * seconds, 1.01 * seconds);
+    let time = Measurement {
+        id: "decode".into(),
+        unit: "s".into(),
+        better: Better::Less,
+        value: seconds,
+        low,
+        high,
+        samples: 10,
+        exact: false,
+    };
+    let measurements = vec![time, Measurement::exact("cache/mla", "B", Better::Less, bytes)];
+    let path = folder.path().join(name);
+    Results::new(vec![Run { noise: 0.05, measurements, ..Run::default() }]).write(&path).unwrap();
+    path
+}
+
+#[test]
+fn a_benchmark_that_is_slower_than_chance_allows_does_not_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = results(&folder, "old.json", 1.0, 69_120.0);
+    let compare = |new: PathBuf| run(program(&["compare"]).arg(&old).arg(new));
+    let within = compare(results(&folder, "within.json", 1.03, 69_120.0)).ends_with(0);
+    assert_eq!(within.trim(), "2 measurements: 2 same, 0 better, 0 worse, 0 gone, 0 new, 0 not judged");
+    let slower = compare(results(&folder, "slower.json", 1.3, 69_000.0)).ends_with(1);
+    insta::assert_snapshot!(slower);
+    compare(results(&folder, "larger.json", 1.0, 69_121.0)).ends_with(1);
+    let all = run(program(&["compare", "--all"]).arg(&old).arg(&old)).ends_with(0);
+    assert!(all.contains("decode") && all.contains("1.000"), "{all}");
+}
+
+#[test]
+fn results_become_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let results = results(&folder, "results.json", 1.0, 69_120.0);
+    let output = folder.path().join("report");
+    let stdout = run(program(&["report"]).arg(&results).arg("--output").arg(&output)).ends_with(0);
+    assert_eq!(stdout.trim(), output.join("REPORT.md").display().to_string());
+    assert!(fs::read_to_string(output.join("REPORT.md")).unwrap().starts_with("# Benchmarks\n"));
+}
+
+#[test]
+fn what_is_no_file_of_results_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = results(&folder, "good.json", 1.0, 1.0);
+    let other = folder.path().join("other.json");
+    Results::new(Vec::new()).write(&other).unwrap();
+    let line = run(program(&["compare"]).arg(&good).arg(&other)).refused();
+    assert!(line.contains("other.json: expected a measurement that") && line.ends_with("found none"), "{line}");
+    fs::write(&other, "{}").unwrap();
+    let line = run(program(&["report"]).arg(&other)).refused();
+    assert!(line.contains("other.json: expected results of benchmarks"), "{line}");
+    let line = run(program(&["report"]).arg(folder.path().join("a\tb.json"))).refused();
+    assert!(line.contains("a\\tb.json"), "{line}");
+}
+
+#[test]
+fn help_is_no_error_and_what_there_is_not_is_refused() {
+    let help = run(&mut program(&["--help"])).ends_with(0);
+    for command in ["report", "compare"] {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command}: {help}");
+        let help = run(&mut program(&[command, "--help"])).ends_with(0);
+        assert!(help.contains(&format!("Usage: dsv2-bench-report {command}")), "{help}");
+    }
+    assert!(run(&mut program(&["--version"])).ends_with(0).starts_with("dsv2-bench-report "));
+    let line = run(&mut program(&["compare", "one.json"])).refused();
+    assert!(line.contains("<NEW>"), "{line}");
+    let line = run(&mut program(&["print"])).refused();
+    assert!(line.contains("'print'"), "{line}");
+}
