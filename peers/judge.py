@@ -3,7 +3,7 @@
     python peers/judge.py --dsv2 target/release/dsv2 --with transformers=VENV/bin/python --with candle=PATH/dsv2-peer-candle
 
 `--with` may be given several times, also for several versions of one peer. What is not given keeps its rows in
-results.json. Without `--with`, the page is rendered from results.json. Needs Python 3.10 on Linux and no package.
+results.json. Without `--with`, the page is rendered from results.json. Needs Python 3.11 on Linux and no package.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import tempfile
 import tensors
 from checks import Dsv2, summary
 from page import render
-from peers import HERE, JUDGED, Peer, Setting, add_programs
+from peers import HERE, JUDGED, Peer, add_programs
 from programs import Dumps
 
 IDS_SUFFICE = """v2 v2-lite v2-5 tight-groups many-groups mscale-differs mscale-lone one-shared-expert first-k-dense-0
@@ -35,7 +35,7 @@ def cases_for(peer: Peer, pattern: str) -> list[dict]:
     return [case for case in asked if fnmatch.fnmatch(case["name"], pattern)]
 
 
-def judge(dsv2: Dsv2, dumps: Dumps, peer: Peer, setting: Setting, dtype: str, case: dict) -> dict:
+def judge(dsv2: Dsv2, dumps: Dumps, peer: Peer, setting: dict, dtype: str, case: dict) -> dict:
     """What the row of a case says beyond its name."""
     model = dsv2.materialize(case["name"])
     inputs, candidate = model / "inputs.safetensors", model.with_suffix(".candidate")
@@ -50,7 +50,7 @@ def judge(dsv2: Dsv2, dumps: Dumps, peer: Peer, setting: Setting, dtype: str, ca
     if dropped:
         row["without"] = dropped
     chunks = ",".join(map(str, case["options"].get("chunks", [])))
-    options = [*setting.options, *(["--chunks", chunks] if chunks else [])]
+    options = [*setting["options"], *(["--chunks", chunks] if chunks else [])]
     status, message = dumps.make([str(model), str(inputs), str(candidate), dtype, *options])
     if status:
         return row | {"verdict": "not supported" if status == 2 else "crashed", "message": message.replace(str(model), "MODEL")}
@@ -76,7 +76,7 @@ def save(rows: list[dict], args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_programs(parser, JUDGED)
+    add_programs(parser, JUDGED, required=False)
     parser.add_argument("--dsv2", default="dsv2", help="the program [default: dsv2]")
     parser.add_argument("--case", default="*", help="only cases whose name matches")
     path = {"type": pathlib.Path, "metavar": "FILE"}
@@ -91,8 +91,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.closing(Dumps(peer, program)) as dumps:
             dsv2 = Dsv2(args.dsv2, pathlib.Path(folder))
             for setting in peer.settings:
-                for dtype in setting.dtypes:
-                    names = {"implementation": peer.id, "version": version, "settings": setting.label, "dtype": dtype}
+                for dtype in setting["dtypes"]:
+                    names = {"implementation": peer.id, "version": version, "settings": setting["label"], "dtype": dtype}
                     new = [
                         names | {"case": case["name"], "date": today} | judge(dsv2, dumps, peer, setting, dtype, case)
                         for case in cases
@@ -100,7 +100,7 @@ def main() -> None:
                     replaced = {key(row) for row in new}
                     rows = [row for row in rows if key(row) not in replaced] + new
                     passed = sum(row["verdict"] == "pass" for row in new)
-                    print(f"{peer.id} {version}, {setting.label}, {dtype}: {passed} of {len(new)} pass", file=sys.stderr)
+                    print(f"{peer.id} {version}, {setting['label']}, {dtype}: {passed} of {len(new)} pass", file=sys.stderr)
                     save(rows, args)
 
 

@@ -5,7 +5,11 @@ import json
 import os
 import subprocess
 
-from peers import Peer
+from peers import HERE, Peer
+
+MODULES = [str(HERE), str(HERE.parent / "golden/hooks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+ENVIRONMENT = {"RUST_LOG": "off", "TQDM_DISABLE": "1"} | os.environ | {"PYTHONPATH": os.pathsep.join(MODULES)}
+"""Of all programs: those in Python find contract.py, and libraries are quiet."""
 
 
 class Dumps:
@@ -16,7 +20,7 @@ class Dumps:
         self.server = None
         if peer.folder:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self.server = subprocess.Popen(self.command, text=True, **pipes)
+            self.server = subprocess.Popen(self.command, text=True, env=ENVIRONMENT, **pipes)
 
     def make(self, arguments: list[str]) -> tuple[int, str]:
         """The exit status, and the last line printed."""
@@ -47,7 +51,7 @@ class Answer:
 
 def ask(command: list[str], threads: int, limit: float) -> Answer:
     """Runs a program for at most `limit` seconds. What it printed before it failed counts."""
-    environment = os.environ | dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
+    environment = ENVIRONMENT | dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
         output, error, status = done.stdout, done.stderr, done.returncode

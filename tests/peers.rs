@@ -1,4 +1,4 @@
-//! The tests of peers/, which are in Python. Where there is no Python 3.10 on Linux, they are shown as not run.
+//! The tests of peers/, which are in Python. Where there is no Python 3.11 on Linux, they are shown as not run.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,14 +10,14 @@ fn main() {
     let trial = if has_python() {
         Trial::test("what_needs_no_peer", what_needs_no_peer)
     } else {
-        let name = "what_needs_no_peer (not run: no Python 3.10 on Linux)";
+        let name = "what_needs_no_peer (not run: no Python 3.11 on Linux)";
         Trial::test(name, || Ok(())).with_ignored_flag(true)
     };
     libtest_mimic::run(&arguments, vec![trial]).exit();
 }
 
 fn has_python() -> bool {
-    let asked = "import sys; sys.exit(sys.version_info < (3, 10))";
+    let asked = "import sys; sys.exit(sys.version_info < (3, 11))";
     cfg!(target_os = "linux")
         && Command::new("python3").args(["-c", asked]).status().is_ok_and(|status| status.success())
 }

@@ -12,12 +12,12 @@ import os
 import pathlib
 import sys
 
+import contract
+
 SOURCE = pathlib.Path(os.environ.get("LLAMA_CPP_SOURCE", "."))
 if not (SOURCE / "conversion").is_dir():
     sys.exit(f"LLAMA_CPP_SOURCE: expected llama.cpp's source tree with conversion/ in it, found {SOURCE}")
-os.environ.setdefault("TQDM_DISABLE", "1")
-sys.path[1:1] = map(str, (pathlib.Path(__file__).parents[1], SOURCE, SOURCE / "gguf-py"))
-import contract  # noqa: E402
+sys.path[1:1] = [str(SOURCE), str(SOURCE / "gguf-py")]
 import gguf  # noqa: E402
 import torch  # noqa: E402
 from conversion.deepseek import DeepseekV2Model  # noqa: E402

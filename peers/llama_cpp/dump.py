@@ -8,15 +8,13 @@ f32 only.
 
 import argparse
 import pathlib
-import sys
 import tempfile
 
-sys.path.insert(1, str(pathlib.Path(__file__).parents[1]))
-import contract  # noqa: E402
-import numpy as np  # noqa: E402
-from convert import convert  # noqa: E402
-from model import LlamaCpp  # noqa: E402
-from safetensors.numpy import load_file, save_file  # noqa: E402
+import contract
+import numpy as np
+from convert import convert
+from model import LlamaCpp
+from safetensors.numpy import load_file, save_file
 
 
 def load(args: argparse.Namespace) -> LlamaCpp:

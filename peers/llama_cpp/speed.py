@@ -7,12 +7,10 @@ import argparse
 import ctypes
 import importlib.metadata
 import pathlib
-import sys
 
-sys.path.insert(1, str(pathlib.Path(__file__).parents[1]))
-import contract  # noqa: E402
-import llama_cpp  # noqa: E402
-from model import LlamaCpp  # noqa: E402
+import contract
+import llama_cpp
+from model import LlamaCpp
 
 SETTINGS = {
     "f32": "weights and cache f32, no flash attention",

@@ -8,18 +8,14 @@ as `lm_head` after a shift by one constant each, which a softmax does not know: 
 
 import argparse
 import json
-import os
 import pathlib
-import sys
 import tempfile
 
-os.environ.setdefault("RUST_LOG", "off")
-sys.path.insert(1, str(pathlib.Path(__file__).parents[1]))
-import contract  # noqa: E402
-import numpy as np  # noqa: E402
-import tensors  # noqa: E402
-from mistralrs import Architecture, ChatCompletionRequest, ModelDType, Runner, Which  # noqa: E402
-from safetensors.numpy import load_file, save_file  # noqa: E402
+import contract
+import numpy as np
+import tensors
+from mistralrs import Architecture, ChatCompletionRequest, ModelDType, Runner, Which
+from safetensors.numpy import load_file, save_file
 
 DTYPES = {"f32": ModelDType.F32, "bf16": ModelDType.BF16}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

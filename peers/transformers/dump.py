@@ -4,17 +4,13 @@
 """
 
 import argparse
-import pathlib
-import sys
 
-PEERS = pathlib.Path(__file__).parents[1]
-sys.path[1:1] = [str(PEERS), str(PEERS.parent / "golden/hooks")]
-import contract  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from dsv2_hooks import record  # noqa: E402
-from model import DTYPES, load  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import contract
+import torch
+import transformers
+from dsv2_hooks import record
+from model import DTYPES, load
+from safetensors.torch import load_file
 
 
 def typed(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

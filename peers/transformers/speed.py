@@ -6,14 +6,11 @@ Prompts go in one piece. Attention and experts are computed as it chooses by its
 """
 
 import argparse
-import pathlib
-import sys
 
-sys.path.insert(1, str(pathlib.Path(__file__).parents[1]))
-import contract  # noqa: E402
-import model  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import contract
+import model
+import torch
+import transformers
 
 
 class Transformers:

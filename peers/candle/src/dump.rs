@@ -10,12 +10,13 @@ use candle_transformers::models::deepseek2::DeepSeekV2;
 
 use crate::{Failure, load};
 
-/// Takes exactly four arguments.
+/// Takes exactly four arguments. Exit status 2: candle takes no such model or inputs. 1: it took them, and stopped.
 pub fn dump(arguments: &[String]) -> Result<(), Failure> {
-    let model = load(Path::new(&arguments[0]), &arguments[3]).map_err(Failure::Refused)?;
-    let ids = read_ids(Path::new(&arguments[1])).map_err(Failure::Refused)?;
-    let logits = logits(model, &ids).map_err(Failure::Stopped)?;
-    safetensors::save(&HashMap::from([("lm_head", logits)]), &arguments[2]).map_err(Failure::Stopped)
+    let (refused, stopped) = (|error| (2, error), |error| (1, error));
+    let model = load(Path::new(&arguments[0]), &arguments[3]).map_err(refused)?;
+    let ids = read_ids(Path::new(&arguments[1])).map_err(refused)?;
+    let logits = logits(model, &ids).map_err(stopped)?;
+    safetensors::save(&HashMap::from([("lm_head", logits)]), &arguments[2]).map_err(stopped)
 }
 
 /// `input_ids`, if that is all there is: candle's forward function has no argument for masks or positions.

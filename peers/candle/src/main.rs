@@ -17,8 +17,11 @@ use candle_core::{DType, Device, Error, Result, safetensors};
 use candle_nn::VarBuilder;
 use candle_transformers::models::deepseek2::{DeepSeekV2, DeepSeekV2Config};
 
-const USAGE: &str = "usage: dsv2-peer-candle dump MODEL INPUTS OUTPUT f32|bf16
-       dsv2-peer-candle speed MODEL --dtype f32|bf16 --threads N SESSION...";
+const USAGE: &str = "usage: dsv2-peer-candle dump MODEL INPUTS OUTPUT f32|bf16, or \
+                     dsv2-peer-candle speed MODEL --dtype f32|bf16 --threads N SESSION...";
+
+/// The exit status, and why.
+type Failure = (u8, Error);
 
 fn main() -> ExitCode {
     // A panic is reported like an error: in one line.
@@ -26,29 +29,12 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
         Some((part, rest)) if part == "dump" && rest.len() == 4 => dump::dump(rest),
-        Some((part, rest)) if part == "speed" && !rest.is_empty() => speed::speed(rest).map_err(Failure::Stopped),
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
+        Some((part, rest)) if part == "speed" && !rest.is_empty() => speed::speed(rest).map_err(|error| (1, error)),
+        _ => Err((2, Error::Msg(USAGE.into()))),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Refused(error)) => {
-            eprintln!("{}", one_line(error));
-            ExitCode::from(2)
-        }
-        Err(Failure::Stopped(error)) => {
-            eprintln!("{}", one_line(error));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// What went wrong, by when: candle takes no such model or inputs, or it took them and stopped.
-enum Failure {
-    Refused(Error),
-    Stopped(Error),
+    let Err((status, error)) = outcome else { return ExitCode::SUCCESS };
+    eprintln!("{}", one_line(error));
+    ExitCode::from(status)
 }
 
 /// candle's model, with its weights in `dtype` ("f32" or "bf16").

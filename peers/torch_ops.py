@@ -1,7 +1,7 @@
 """torch's own kernels for what DeepSeek-V2 does most: attention (SDPA) and grouped products of experts (grouped_mm).
 
-    VENV/bin/python peers/torch_ops/speed.py --device cuda --output torch-ops.json
-    VENV/bin/python peers/torch_ops/speed.py --device cpu --small --output torch-ops.json
+    VENV/bin/python peers/torch_ops.py --device cuda --output torch-ops.json
+    VENV/bin/python peers/torch_ops.py --device cpu --small --output torch-ops.json
 
 Times stand against two ceilings of the same run: how fast memory is read, and how fast a large product is.
 
@@ -21,13 +21,13 @@ import time
 import warnings
 from collections.abc import Callable
 
-sys.path.insert(1, str(pathlib.Path(__file__).parents[1]))
-import report  # noqa: E402
-import tables  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from report import measurement  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import report
+import tables
+from report import measurement
 
 BEYOND_CACHE = 256 << 20
 """Bytes that are walked over before a buffer is used again: more than any cache keeps."""
@@ -79,12 +79,10 @@ class Bench:
         blocks = [(torch.ones(size // 4, device=self.device),) for _ in range(2)]
         self.bandwidth = size / min(self.seconds(torch.sum, blocks))
         n = 512 if self.small else 2048 if self.device == "cpu" else 8192
-        self.peak = (
-            2 * n**3 / min(self.seconds(torch.matmul, self.copies(lambda: (self.random(n, n), self.random(n, n)))))
-        )
-        for name, value in (("read GB/s", self.bandwidth / 1e9), ("matmul TFLOP/s", self.peak / 1e12)):
-            kind = name.split()[0]
-            self.measurements.append(measurement(f"torch/ceiling/{kind}", name.split()[1], "more", [value]))
+        squares = self.copies(lambda: (self.random(n, n), self.random(n, n)))
+        self.peak = 2 * n**3 / min(self.seconds(torch.matmul, squares))
+        for kind, unit, value in (("read", "GB/s", self.bandwidth / 1e9), ("matmul", "TFLOP/s", self.peak / 1e12)):
+            self.measurements.append(measurement(f"torch/ceiling/{kind}", unit, "more", [value]))
 
     def operation(self, name: str, run: Callable, make: Callable[[], tuple], bytes_: float, flop: float) -> None:
         """One line of the table, or of what does not run."""
@@ -113,21 +111,16 @@ class Bench:
         chosen = torch._fused_sdp_choice(q, k, k[..., :512] if v is None else v, **options)
         backend = SDPBackend(chosen).name if chosen >= 0 else "none"
         self.operation(f"{name}, by choice {backend}", run, make, bytes_, flop)
-        for alone in (
-            SDPBackend.FLASH_ATTENTION,
-            SDPBackend.EFFICIENT_ATTENTION,
-            SDPBackend.CUDNN_ATTENTION,
-            SDPBackend.MATH,
-        ):
-            if self.device == "cuda" or alone in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
-                with sdpa_kernel([alone]):
-                    self.operation(f"{name}, {alone.name}", run, make, bytes_, flop)
+        on_gpu = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION] if self.device == "cuda" else []
+        for alone in (SDPBackend.FLASH_ATTENTION, *on_gpu, SDPBackend.MATH):
+            with sdpa_kernel([alone]):
+                self.operation(f"{name}, {alone.name}", run, make, bytes_, flop)
 
     def prefill(self, preset: str, length: int) -> None:
         heads = HEADS[preset]
 
         def make():
-            return (*(self.random(1, heads, length, 192) for _ in range(2)), self.random(1, heads, length, 128))
+            return [self.random(1, heads, length, width) for width in (192, 192, 128)]
 
         flop = length**2 * heads * (192 + 128)  # half of the scores are masked
         bytes_ = 2 * heads * length * (192 + 192 + 128 + 128)
@@ -154,13 +147,9 @@ class Bench:
         def make():
             return self.random(tokens * TOP_K, hidden), self.random(count, hidden, 2 * width)
 
-        self.operation(
-            f"experts, {preset}, {tokens} tokens, {met} experts met",
-            lambda x, w: grouped_mm(x, w, offs=offsets),
-            make,
-            2 * met * hidden * 2 * width,
-            2 * tokens * TOP_K * hidden * 2 * width,
-        )
+        bytes_, flop = 2 * met * hidden * 2 * width, 2 * tokens * TOP_K * hidden * 2 * width
+        name = f"experts, {preset}, {tokens} tokens, {met} experts met"
+        self.operation(name, lambda x, w: grouped_mm(x, w, offs=offsets), make, bytes_, flop)
 
     def run(self) -> None:
         """Everything; small sizes to try the program."""
@@ -187,7 +176,7 @@ def main() -> None:
         sys.exit("--device cuda: expected a CUDA device, found none")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    run, bench = report.Run("peers/torch_ops/speed.py", args.threads, args.small), Bench(args.device, args.small)
+    run, bench = report.Run("peers/torch_ops.py", args.threads, args.small), Bench(args.device, args.small)
     run.control.sample()
     with torch.inference_mode():
         bench.run()
