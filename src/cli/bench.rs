@@ -12,7 +12,7 @@ use super::{Done, styled};
 
 #[derive(Args)]
 pub struct BenchReportArgs {
-    /// Files of results: of `cargo bench`, of benches/peers/run.py
+    /// Files of results: of `cargo bench`, of peers/measure.py
     #[arg(required = true)]
     results: Vec<PathBuf>,
     /// The folder for REPORT.md, REPORT.json and report-plots/

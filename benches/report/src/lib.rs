@@ -1,7 +1,7 @@
 //! What a benchmark leaves: one JSON file ([`Results`]), the report that is made of it ([`report`]) and the gate between
 //! two of them ([`compare`]).
 //!
-//! The programs that measure (`cargo bench`, benches/peers/run.py) know what their numbers mean and make tables and plots
+//! The programs that measure (`cargo bench`, peers/measure.py) know what their numbers mean and make tables and plots
 //! of them; this crate knows how to keep, show and compare them.
 
 #![deny(missing_docs)]
