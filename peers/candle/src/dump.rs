@@ -8,10 +8,10 @@ use std::path::Path;
 use candle_core::{DType, Device, Error, Result, Tensor, safetensors};
 use candle_transformers::models::deepseek2::DeepSeekV2;
 
-use crate::{Failure, load};
+use crate::{Outcome, load};
 
 /// Takes exactly four arguments. Exit status 2: candle takes no such model or inputs. 1: it took them, and stopped.
-pub fn dump(arguments: &[String]) -> Result<(), Failure> {
+pub fn dump(arguments: &[String]) -> Outcome {
     let (refused, stopped) = (|error| (2, error), |error| (1, error));
     let model = load(Path::new(&arguments[0]), &arguments[3]).map_err(refused)?;
     let ids = read_ids(Path::new(&arguments[1])).map_err(refused)?;

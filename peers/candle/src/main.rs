@@ -20,8 +20,8 @@ use candle_transformers::models::deepseek2::{DeepSeekV2, DeepSeekV2Config};
 const USAGE: &str = "usage: dsv2-peer-candle dump MODEL INPUTS OUTPUT f32|bf16, or \
                      dsv2-peer-candle speed MODEL --dtype f32|bf16 --threads N SESSION...";
 
-/// The exit status, and why.
-type Failure = (u8, Error);
+/// All went well, or the exit status and why.
+type Outcome = std::result::Result<(), (u8, Error)>;
 
 fn main() -> ExitCode {
     // A panic is reported like an error: in one line.
