@@ -4,7 +4,7 @@ use crate::{Metrics, Spread};
 
 /// What the noise of a local error in fp32 (and f64, TF32) is multiplied with: 1.5 times the largest ratio that a correct
 /// implementation was seen to have. Seen were 1.96, 2.90, 3.54 and 3.62: Transformers 5.23 on 61 golden cases (eager kernels;
-/// `python adapters/run.py`). What differs there is the order of sums, of which a baseline is one draw.
+/// `python peers/judge.py`). What differs there is the order of sums, of which a baseline is one draw.
 pub const LOCAL_FACTORS: Metrics = Metrics { l2: 2.9, row: 4.4, max: 5.3, gain: 5.4 };
 
 /// The same in bf16 and f16, where roundings differ that every implementation makes. Seen were 1.46, 2.43, 2.40 and 2.48.

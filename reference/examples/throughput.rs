@@ -5,7 +5,7 @@
 //! ```
 //! A session starts with an empty cache. `1:512+32,4096+8` takes 1 sequence to 512 tokens (prefill), then feeds it single
 //! tokens and times 32 of them (decode), goes on to 4096 tokens, and times 8 more. `8:512+16` does so with 8 sequences.
-//! With --json it is one of the adapters of benches/peers, whose README.md says what the lines mean.
+//! With --json it is one of the programs that peers/measure.py times; peers/README.md says what the lines mean.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

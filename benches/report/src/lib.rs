@@ -6,7 +6,7 @@
 //! cargo run --release -p dsv2-bench-report -- compare OLD NEW [--all]
 //! ```
 //!
-//! The programs that measure (`cargo bench`, run.py beside the peers) know what their numbers mean and make tables and
+//! The programs that measure (`cargo bench`, peers/measure.py) know what their numbers mean and make tables and
 //! plots of them; this crate knows how to keep, show and compare them.
 
 #![deny(missing_docs)]

@@ -45,7 +45,7 @@ fn results() -> Results {
             plots: vec![plot("bytes", true)],
             not_run: vec![NotRun { what: "kernels on a GPU".into(), why: "no driver".into() }],
         },
-        Run { command: "python benches/peers/run.py".into(), profile: "quick".into(), ..Run::default() },
+        Run { command: "python peers/measure.py".into(), profile: "quick".into(), ..Run::default() },
     ])
 }
 
