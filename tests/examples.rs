@@ -73,3 +73,15 @@ fn the_emulator_finds_what_a_gpu_might_forgive() {
     assert!(race.contains("write at ") && race.contains(" and read at "), "{race}");
     assert!(line(&lines, "and: rms_norm_tuned_f32 at ").contains("are read but not initialised"));
 }
+
+#[test]
+fn the_page_on_kernels_shows_what_the_emulator_says() {
+    let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/kernels.md"));
+    // Lines of a source, addresses and the last bits of an error are another matter.
+    let without_numbers = |line: &str| line.replace(|c: char| c.is_ascii_digit() || ('a'..='f').contains(&c), "");
+    let shown = page.lines().skip_while(|line| *line != "$ cargo run --release --example emulate_kernel").skip(1);
+    let shown: Vec<String> = shown.take_while(|line| *line != "```").map(without_numbers).collect();
+    let printed: Vec<String> = printed("emulate_kernel").iter().map(|line| without_numbers(line)).collect();
+    assert_eq!(shown, printed[..shown.len()]);
+    assert!(!shown.is_empty());
+}
