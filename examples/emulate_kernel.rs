@@ -6,19 +6,21 @@
 //! ```
 //!
 //! The kernel is the project's RMSNorm (`optimized/kernels/rms_norm.cu`), compiled with `-lineinfo`, so that messages name
-//! the line of the CUDA source. Any PTX for sm_80 will do.
+//! the line of the CUDA source. `Module::parse` takes the text of any PTX for sm_80.
 
+use dsv2_optimized::{Kernel, Library};
 use ptx_emulator::race::RaceDetector;
 use ptx_emulator::{Arg, Emulator, Error, Grid, Module, Options};
 
-const PTX: &str = include_str!("../optimized/kernels/ptx/rms_norm.ptx");
 const KERNEL: &str = "rms_norm_tuned_f32";
 const ROWS: usize = 2;
 const WIDTH: usize = 1000;
 const EPSILON: f32 = 1e-6;
 
-fn main() -> Result<(), Error> {
-    let module = Module::parse(PTX)?;
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let library = Library::embedded();
+    let (_, ptx) = library.find(&Kernel::new("rms_norm", KERNEL))?;
+    let module = Module::parse(ptx)?;
     let y = launch(&module, ROWS, None)?;
     let furthest = y.iter().zip(expected()).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
     println!("right: the furthest of {} numbers is {furthest:.0e} from the formula", y.len());
@@ -28,7 +30,7 @@ fn main() -> Result<(), Error> {
     println!("out of bounds: {error}");
 
     // Without barriers, warps read each other's partial sums before they are written. On a GPU it may work for years.
-    let module = Module::parse(&PTX.replace("bar.sync", "// bar.sync"))?;
+    let module = Module::parse(&ptx.replace("bar.sync", "// bar.sync"))?;
     let mut races = RaceDetector::new();
     let outcome = launch(&module, ROWS, Some(&mut races));
     for race in races.races() {
