@@ -97,7 +97,7 @@ fn every_link_between_the_documents_leads_somewhere() {
     let mut broken = Vec::new();
     for document in documents(Path::new(env!("CARGO_MANIFEST_DIR"))) {
         let text = std::fs::read_to_string(&document).unwrap();
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link) {
+        for link in [links(&text, "](", ")"), links(&text, "<img src=\"", "\"")].concat() {
             let target = link.split('#').next().unwrap();
             // a README that is also a crate's documentation names items: crate::race
             if !link.contains("::") && !link.contains("://") && !document.parent().unwrap().join(target).exists() {
@@ -106,6 +106,11 @@ fn every_link_between_the_documents_leads_somewhere() {
         }
     }
     assert_eq!(broken, [""; 0]);
+}
+
+/// What a text has between two marks, wherever it has it.
+fn links<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
+    text.split(before).skip(1).filter_map(|rest| Some(rest.split_once(after)?.0)).collect()
 }
 
 /// The Markdown files of the repository.
