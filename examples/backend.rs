@@ -19,9 +19,7 @@ use dsv2::trace::Trace;
 use dsv2::verify::{Plan, verify};
 use dsv2::waivers::Waivers;
 use dsv2_reference::config::TopkMethod;
-use dsv2_reference::model::attention::AttentionForm;
-use dsv2_reference::tap::{StageValue, Tap};
-use dsv2_reference::{DeepseekV2Config, Real};
+use dsv2_reference::{AttentionForm, DeepseekV2Config, Real, StageValue, Tap};
 use ndarray::{Array2, Ix2};
 
 /// By what a group of experts is scored.

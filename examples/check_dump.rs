@@ -17,8 +17,7 @@ use dsv2::materialize::materialize;
 use dsv2::mutants::explain::explain;
 use dsv2::trace::Trace;
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::tap::{StageValue, Tap};
-use dsv2_reference::{Dialect, Real};
+use dsv2_reference::{Dialect, Real, StageValue, Tap};
 
 fn main() -> Result<(), Box<dyn Error>> {
     // The model and its inputs: a golden case, written as a Hugging Face folder. Any checkpoint and any inputs will do.

@@ -5,9 +5,7 @@
 //! ```
 
 use dsv2::golden::Suite;
-use dsv2_reference::model::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM, LogitsToKeep};
-use dsv2_reference::model::{ModelInput, Run, Tokens};
-use dsv2_reference::tap::{NoTap, StageValue, Tap};
+use dsv2_reference::{CausalLmInput, DeepseekV2ForCausalLM, LogitsToKeep, ModelInput, NoTap, Run, StageValue, Tap};
 use ndarray::{Array3, Ix4, array, s};
 
 const LAYER_0: &str = "model.layers.0.self_attn.attn_weights";
@@ -18,11 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let case = Suite::embedded().load("v2")?.case;
     let model = DeepseekV2ForCausalLM::<f64>::load(&case.config, case.dialect, &*case.weights)?;
     let input = CausalLmInput {
-        input: ModelInput {
-            tokens: Tokens::InputIds(array![[11, 5, 42, 7, 7, 3]]),
-            attention_mask: None,
-            position_ids: None,
-        },
+        input: ModelInput::ids(array![[11, 5, 42, 7, 7, 3]]),
         logits_to_keep: LogitsToKeep::default(),
         labels: None,
     };
