@@ -1,16 +1,17 @@
-//! What the README shows is what the program prints.
+//! What README.md and docs/judge.md show is what the program prints.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dsv2::metrics::NAMES;
 
-const README: &str = include_str!("../../README.md");
+const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+const JUDGE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/judge.md"));
 
-/// The lines that the README shows below `$ {command}`, to the end of the code block or the next command.
-fn shown(command: &str) -> Vec<&'static str> {
-    let mut lines = README.lines().skip_while(|line| *line != format!("$ {command}"));
-    assert!(lines.next().is_some(), "the README shows `{command}`");
+/// The lines that a document shows below `$ {command}`, to the end of the code block or the next command.
+fn shown<'a>(document: &'a str, command: &str) -> Vec<&'a str> {
+    let mut lines = document.lines().skip_while(|line| *line != format!("$ {command}"));
+    assert!(lines.next().is_some(), "the document shows `{command}`");
     lines.take_while(|line| !line.starts_with("```") && !line.starts_with("$ ")).collect()
 }
 
@@ -29,6 +30,48 @@ fn stable(line: &str) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" "))
 }
 
+/// Whether a line that a document shows is one that was printed; it may end in `...`.
+fn is(shown: &str, printed: &str) -> bool {
+    shown.strip_suffix("...").map_or(shown == printed, |start| printed.starts_with(start.trim_end()))
+}
+
+/// Every line that a document shows below a command, `...` aside, is printed, and in this order.
+#[track_caller]
+fn assert_printed(shown: Vec<&str>, printed: &str, form: impl Fn(&str) -> Option<String>) {
+    let mut printed_lines = printed.lines().filter_map(&form);
+    for line in shown.into_iter().filter(|line| line.trim() != "...").filter_map(&form) {
+        assert!(printed_lines.any(|printed| is(&line, &printed)), "not printed, or not in this order: {line}");
+    }
+}
+
+/// Runs every `$ dsv2 ..` of a document in a folder of its own, one after the other, and holds what the document shows of each
+/// against what it prints.
+#[track_caller]
+fn assert_session(document: &str, commands: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let session: Vec<&str> = document.lines().filter_map(|line| line.strip_prefix("$ dsv2 ")).collect();
+    assert_eq!(session.len(), commands, "{session:?}");
+    for command in session {
+        if command.starts_with("materialize") {
+            // the folder must not be there
+            std::fs::remove_dir_all(folder.path().join("V")).ok();
+        }
+        let printed = dsv2(command, folder.path());
+        assert!(!printed.is_empty(), "`{command}` prints something");
+        assert_printed(shown(document, &format!("dsv2 {command}")), &printed, stable);
+    }
+}
+
+#[test]
+fn the_readme_shows_a_wrong_implementation() {
+    assert_session(README, 3);
+}
+
+#[test]
+fn the_checks_of_the_judge_are_real() {
+    assert_session(JUDGE, 6);
+}
+
 #[test]
 fn the_excerpt_of_verify_is_real() {
     let printed = dsv2("verify --case v2*", Path::new("."));
@@ -37,30 +80,52 @@ fn the_excerpt_of_verify_is_real() {
     // Where there is a GPU there are more runs, and so another number of them.
     let on_any_machine = |line: &&str| !line.contains(" cuda ");
     let real: Vec<_> = printed.lines().filter(on_any_machine).filter_map(stable).map(without_stage).collect();
-    let excerpt = shown("cargo run --release -- verify --case 'v2*'");
+    let excerpt = shown(JUDGE, "cargo run --release -- verify --case 'v2*'");
     let excerpt: Vec<_> = excerpt.into_iter().filter_map(stable).map(without_stage).collect();
     assert_eq!(excerpt, real);
 }
 
 #[test]
-fn the_example_of_a_wrong_implementation_is_real() {
-    let folder = tempfile::tempdir().unwrap();
-    let commands: Vec<&str> = README.lines().filter_map(|line| line.strip_prefix("$ dsv2 ")).collect();
-    let [materialize, trace, check] = commands[..] else { panic!("three commands: {commands:?}") };
-    dsv2(materialize, folder.path());
-    dsv2(trace, folder.path());
-    let printed = dsv2(check, folder.path());
-    let mut real = printed.lines().filter_map(stable);
-    for line in shown(&format!("dsv2 {check}")).into_iter().filter(|line| line.trim() != "...").filter_map(stable) {
-        assert!(real.any(|printed| printed == line), "not printed, or not in this order: {line}");
-    }
+fn the_excerpt_of_the_cache_table_is_real() {
+    let printed = dsv2("kv-cache --preset v2", Path::new("."));
+    let as_it_is = |line: &str| Some(line.to_owned());
+    assert_printed(shown(JUDGE, "cargo run --release -- kv-cache --preset v2"), &printed, as_it_is);
 }
 
 #[test]
-fn the_excerpt_of_the_cache_table_is_real() {
-    let printed = dsv2("kv-cache --preset v2", Path::new("."));
-    let mut real = printed.lines();
-    for line in shown("cargo run --release -- kv-cache --preset v2").into_iter().filter(|line| *line != "...") {
-        assert!(real.any(|printed| printed == line), "not printed, or not in this order: {line}");
+fn every_link_between_the_documents_leads_somewhere() {
+    let mut broken = Vec::new();
+    for document in documents(Path::new(env!("CARGO_MANIFEST_DIR"))) {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for link in [links(&text, "](", ")"), links(&text, "<img src=\"", "\"")].concat() {
+            let target = link.split('#').next().unwrap();
+            // a README that is also a crate's documentation names items: crate::race
+            if !link.contains("::") && !link.contains("://") && !document.parent().unwrap().join(target).exists() {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+        }
     }
+    assert_eq!(broken, [""; 0]);
+}
+
+/// What a text has between two marks, wherever it has it.
+fn links<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
+    text.split(before).skip(1).filter_map(|rest| Some(rest.split_once(after)?.0)).collect()
+}
+
+/// The Markdown files of the repository.
+fn documents(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        // what is built, installed or not ours begins with a dot or is in one of these
+        let ours = !name.starts_with('.') && !["target", "node_modules", "venv"].contains(&name.as_str());
+        match path.is_dir() {
+            true if ours => found.extend(documents(&path)),
+            false if name.ends_with(".md") => found.push(path),
+            _ => {}
+        }
+    }
+    found
 }
