@@ -22,7 +22,7 @@
 //! **Two scales.** With more keys to choose from, attention is to be sharpened: YaRN makes each query and each key longer
 //! by `ms(s) = 0.1 ln s + 1`, and the score, their product, grows by `ms^2`. It does so for free by a factor on cosine
 //! and sine. In MLA that would reach the rotated r of n + r numbers only; so the factor on cosine and sine
-//! ([`attention_factor`]) is a quotient that is 1 in the published models, and the whole score is multiplied by
+//! (`attention_factor`) is a quotient that is 1 in the published models, and the whole score is multiplied by
 //! `ms(s, mscale_all_dim)^2` instead ([`super::softmax_scale`]): 1.2608^2 = 1.5896 for V2, 1.3689^2 = 1.8739 for V2.5.
 //! The paper's sqrt(t) = 0.0707 ln s + 1 is `ms(s, 0.707)`.
 //!
