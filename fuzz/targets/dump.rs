@@ -12,12 +12,12 @@ use arbitrary::Unstructured;
 use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::case::Case;
 use dsv2::check::{Request, check};
-use dsv2::taps::storage::CacheFormat;
 use dsv2::trace::Trace;
 use dsv2_fuzz::files::{in_good_order, with_length_prefix};
 use dsv2_fuzz::memory::bounded;
 use dsv2_fuzz::{check_line, check_message, model};
 use dsv2_reference::NoTap;
+use dsv2_reference::model::cache::CacheFormat;
 use libfuzzer_sys::fuzz_target;
 
 /// What tensors of files in good order are called: every stage of the small model, and some that it has not.

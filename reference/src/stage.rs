@@ -40,10 +40,13 @@ impl Stage {
 
     /// Sorts stages into the order of the forward pass: before the layers, layer by layer, behind them.
     pub fn place(&self) -> (usize, usize, usize) {
-        let of_layer = |row: &Row| row.kind.contains('*');
-        let begun = usize::from(STAGES[..=self.index].iter().any(of_layer));
-        let ended = usize::from(!STAGES[self.index..].iter().any(of_layer));
-        (begun + ended, self.layer.unwrap_or(0), self.index)
+        let behind_the_layers = || STAGES[..self.index].iter().any(|row| row.kind.contains('*'));
+        let section = match self.layer {
+            Some(_) => 1,
+            None if behind_the_layers() => 2,
+            None => 0,
+        };
+        (section, self.layer.unwrap_or(0), self.index)
     }
 }
 

@@ -142,7 +142,7 @@ impl StageReport {
         self.ratio.map_or(0.0, |ratio| ratio.0)
     }
 
-    /// Whether what is shown of it is equality: not a bit may differ, or it is a choice and not a number.
+    /// Whether what is shown of it is equality: it must be bit-identical, or it is a choice and not a number.
     pub fn is_exact(&self) -> bool {
         let none = Errors::from(Metrics::default());
         self.disposition.compared()
