@@ -69,7 +69,8 @@ def key(row: dict) -> tuple:
 
 def save(rows: list[dict], args: argparse.Namespace) -> None:
     """One row, one line: small differences between runs are small differences of the file."""
-    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in sorted(rows, key=key))
+    rows = sorted(rows, key=key)
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     args.results.write_text(f"[\n{lines}\n]\n")
     args.page.write_text(render(rows))
 
