@@ -148,16 +148,6 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_of_only_the_new_tokens_is_refused() {
-        let mask = AttentionMask::<f64>::Padding(array![[true]]);
-        let error = attention_bias(Some(&mask), None, (1, 1, 4)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "input `attention_mask`: expected shape [1, 5] (cached and new tokens), found shape [1, 1]"
-        );
-    }
-
-    #[test]
     fn nan_in_an_additive_mask_is_refused() {
         let mask = AttentionMask::Additive(Array4::from_elem((1, 1, 1, 1), f32::NAN));
         assert!(attention_bias(Some(&mask), None, (1, 1, 0)).is_err());

@@ -42,21 +42,3 @@ impl DynamicNtk {
         inverse_frequencies(f64::from(theta), self.dim)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dynamic_ntk_grows_sticks_and_is_reset() {
-        let plain = inverse_frequencies(10000.0, 8);
-        let grown = |length: f64| inverse_frequencies(10000.0 * (2.0 * length / 16.0 - 1.0_f64).powf(8.0 / 6.0), 8);
-        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a / b - 1.0).abs() < 1e-6);
-        let mut ntk = DynamicNtk::new(10000.0, 2.0, 16, 8);
-        assert_eq!(ntk.update(16), plain);
-        assert!(close(&ntk.update(40), &grown(40.0)));
-        assert!(close(&ntk.update(20), &grown(40.0)), "a shorter call keeps the longest");
-        assert!(close(&ntk.update(16), &grown(40.0)), "the original length itself does not reset");
-        assert_eq!(ntk.update(15), plain);
-    }
-}

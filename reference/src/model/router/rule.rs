@@ -143,49 +143,9 @@ mod tests {
     use super::*;
 
     const THREE_GROUPS: TopkMethod = TopkMethod::GroupLimitedGreedy { n_group: 3, topk_group: 1 };
-    const PROBABILITIES: [f64; 6] = [0.05, 0.30, 0.21, 0.20, 0.04, 0.20];
 
     fn rule(method: TopkMethod, k: usize) -> RoutingRule<f64> {
         RoutingRule::new(6, method, k).unwrap().scaled_by(10.0)
-    }
-
-    fn route(rule: &RoutingRule<f64>, probabilities: [f64; 6]) -> (Vec<i64>, Vec<f64>) {
-        let routing = rule.route(Array2::from_shape_fn((1, 6), |(_, e)| probabilities[e].ln())).unwrap();
-        (routing.topk_indices.into_iter().collect(), routing.topk_weights.into_iter().collect())
-    }
-
-    fn assert_close(found: &[f64], expected: &[f64]) {
-        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?} is not {expected:?}");
-    }
-
-    #[test]
-    fn greedy_takes_the_best_and_multiplies_by_the_scaling_factor() {
-        let (experts, weights) = route(&rule(TopkMethod::Greedy, 3), PROBABILITIES);
-        assert_eq!(experts, [1, 2, 3], "of experts 3 and 5, equal, the lower index");
-        assert_close(&weights, &[3.0, 2.1, 2.0]);
-    }
-
-    #[test]
-    fn a_group_is_as_good_as_its_best_expert() {
-        // Groups {0,1}, {2,3}, {4,5}: best 0.30, 0.21, 0.20; sums 0.35, 0.41, 0.24.
-        let (experts, weights) = route(&rule(THREE_GROUPS, 2), PROBABILITIES);
-        assert_eq!(experts, [1, 0], "DeepSeek-V3's sum of two would take the group {{2,3}}");
-        assert_close(&weights, &[3.0, 0.5]);
-    }
-
-    #[test]
-    fn weights_of_a_normalising_rule_sum_to_one_and_are_not_scaled() {
-        let (_, weights) = route(&rule(TopkMethod::Greedy, 2).normalised(), PROBABILITIES);
-        assert_close(&weights, &[0.30 / 0.51, 0.21 / 0.51]);
-        let (_, single) = route(&rule(TopkMethod::Greedy, 1).normalised(), PROBABILITIES);
-        assert_close(&single, &[3.0]);
-    }
-
-    #[test]
-    fn underflowed_experts_are_taken_from_the_kept_groups() {
-        let routing = rule(THREE_GROUPS, 2).route(array![[0.0, 0.0, 0.0, 0.0, 0.0, 2000.0]]).unwrap();
-        assert_eq!(routing.topk_indices, array![[5, 4]]);
-        assert_eq!(routing.topk_weights, array![[10.0, 0.0]]);
     }
 
     #[test]
