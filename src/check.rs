@@ -71,7 +71,7 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
     let dump = dump::read(request)?;
     let truth = truth::compute(request, &dump)?;
-    let dump = align::align(dump, &truth.trace, &request.case.inputs);
+    let dump = align::align(dump, &truth);
     let judged = judge::judge(request, &dump, &truth)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
     Ok(Checked {

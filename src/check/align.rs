@@ -5,19 +5,17 @@ use dsv2_reference::stage::convention::{self, Turn};
 use ndarray::{Array, ArrayD, Axis, Slice};
 
 use super::dump::{Dump, Recognised};
-use crate::inputs::Inputs;
+use super::truth::Truth;
 use crate::rows::ComparedRows;
-use crate::trace::Trace;
 use crate::values::{Values, fit};
 
 /// Brings the stages of a dump into the shapes and the order of the model's, by the [conventions](convention) that it knows.
 ///
 /// Where the shape does not decide, the numbers do: an order is taken for another if that brings them four times nearer.
-pub fn align(dump: Dump, model: &Trace, inputs: &Inputs) -> Dump {
+pub fn align(dump: Dump, truth: &Truth) -> Dump {
     let Dump { trace, precision, mut recognised } = dump;
-    let rows = ComparedRows::of(inputs);
     let stages = trace.iter().map(|(name, values)| {
-        let found = model.get(name).and_then(|want| in_place(name, values, want, &rows));
+        let found = truth.trace.get(name).and_then(|want| in_place(name, values, want, &truth.rows));
         let (values, says) = found.unwrap_or_else(|| (values.clone(), Vec::new()));
         recognised.extend(says.into_iter().map(|says| Recognised::new(name, says)));
         (name.to_owned(), values)

@@ -41,7 +41,7 @@ pub enum Turn {
     },
     /// `[B, S, H, ..]`, or the same flattened, for `[B, H, S, ..]`.
     HeadsBehind,
-    /// x[0], x[2], .., x[1], x[3], .. along the last axis.
+    /// `x[0], x[2], .., x[1], x[3], ..` along the last axis.
     Halves,
 }
 

@@ -8,6 +8,7 @@ use crate::backend::{Backend, Reference, Settings};
 use crate::check::{Checked, Request, check};
 use crate::golden::Suite;
 use crate::precision::Precision;
+use crate::trace::Trace;
 
 /// Checks the reference's own trace of a case, rearranged.
 fn checked(case: &str, rearrange: impl Fn(&str, ArrayD<f64>) -> (String, ArrayD<f64>)) -> Checked {
