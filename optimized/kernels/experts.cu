@@ -191,7 +191,7 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
     #pragma unroll
     for (int i = 0; i < WEIGHTS / 16; i++) weight_rows[i] = weight_row(first + i * 16);
     auto copy = [&](int step) {
-        char *x_tile = stages + step % STAGES * STAGE, *weight_tile = x_tile + ROWS * STEP;
+        char *x_tile = stages + (u32)step % STAGES * STAGE, *weight_tile = x_tile + ROWS * STEP;
         int k = step * DEPTH + chunk * SIZE;
         if (packed) {
             #pragma unroll
@@ -218,7 +218,7 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
 
     Product<T, GATED> product;
     pipeline<STAGES>((depth + DEPTH - 1) / DEPTH, copy, [&](int step) {
-        char* from = stages + step % STAGES * STAGE;
+        char* from = stages + (u32)step % STAGES * STAGE;
         product.add(from, from + ROWS * STEP, rows);
     });
 
