@@ -40,8 +40,8 @@ pub struct Run {
     pub seconds: f64,
     /// What took part, in which version and with which settings.
     pub versions: BTreeMap<String, String>,
-    /// How far a load that never changes strayed in the course of the run: the range of its times / their median. A program
-    /// may leave out the extremes, so that one disturbed time does not make the gate lenient; ours does.
+    /// How far a load that never changes strayed in the course of the run: the range of its times / their median. `cargo
+    /// bench` leaves out the largest and the least time: one disturbed time must not make the gate lenient.
     pub noise: f64,
     /// All numbers that a later run may be compared with.
     pub measurements: Vec<Measurement>,
