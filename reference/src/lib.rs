@@ -79,7 +79,7 @@ pub mod deepseek_v3;
 pub mod dialect;
 mod error;
 pub mod file;
-#[cfg(debug_assertions)]
+#[cfg(all(debug_assertions, not(test)))]
 mod instances;
 mod json;
 pub mod model;

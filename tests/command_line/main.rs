@@ -6,7 +6,6 @@ mod extremes;
 mod hostile;
 mod materialize;
 mod process;
-mod readme;
 mod refused;
 mod requests;
 mod trace;

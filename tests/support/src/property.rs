@@ -7,34 +7,53 @@
 //! `PROPTEST_RNG_SEED=7 PROPTEST_CASES=10000 cargo test --test properties`. A case that fails is shrunk, printed, and
 //! remembered in `proptest-regressions` beside the laws, to be committed with the fix.
 
+use std::any::Any;
+use std::fmt::{self, Debug, Formatter};
 use std::panic::Location;
 
-use proptest::strategy::Strategy;
+use proptest::strategy::{BoxedStrategy, Strategy};
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseResult, TestError, TestRunner};
 
 /// How many cases, if neither the property nor `PROPTEST_CASES` says so.
 const CASES: u32 = 256;
 
-type Law<'a, I, Case> = Box<dyn Fn(&I, Case) -> TestCaseResult + 'a>;
+/// A case of any type: proptest's runner is compiled once for all laws, and not for each anew.
+struct Case(Box<dyn AnyCase>);
+
+trait AnyCase: Any + Debug {}
+impl<T: Any + Debug> AnyCase for T {}
+
+impl Debug for Case {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+type Law<'a, I> = Box<dyn Fn(&I, Case) -> TestCaseResult + 'a>;
 
 /// A law about implementations `I`, and the cases to try it on.
-pub struct Property<'a, S: Strategy, I: ?Sized> {
-    cases: S,
-    law: Law<'a, I, S::Value>,
+pub struct Property<'a, I: ?Sized> {
+    cases: BoxedStrategy<Case>,
+    law: Law<'a, I>,
     number: u32,
     stated_in: &'static str,
 }
 
 /// States that `law` holds for an implementation in all of `cases`.
 #[track_caller]
-pub fn for_all<'a, S: Strategy, I: ?Sized>(
+pub fn for_all<'a, S: Strategy + 'static, I: ?Sized>(
     cases: S,
     law: impl Fn(&I, S::Value) -> TestCaseResult + 'a,
-) -> Property<'a, S, I> {
+) -> Property<'a, I> {
+    let law = move |implementation: &I, Case(case): Case| {
+        let case: Box<dyn Any> = case;
+        law(implementation, *case.downcast().expect("a case of this law"))
+    };
+    let cases = cases.prop_map(|case| Case(Box::new(case))).boxed();
     Property { cases, law: Box::new(law), number: CASES, stated_in: Location::caller().file() }
 }
 
-impl<S: Strategy, I: ?Sized> Property<'_, S, I> {
+impl<I: ?Sized> Property<'_, I> {
     /// Tries so many cases, for laws that take long; `PROPTEST_CASES` comes first.
     pub fn tried(mut self, number: u32) -> Self {
         self.number = number;
@@ -48,7 +67,7 @@ impl<S: Strategy, I: ?Sized> Property<'_, S, I> {
         let config = Config {
             failure_persistence: Some(Box::new(persistence)),
             source_file: Some(self.stated_in),
-            ..self.config()
+            ..config(self.number)
         };
         if let Err(error) = self.run(config, implementation) {
             panic!("{error}");
@@ -59,7 +78,7 @@ impl<S: Strategy, I: ?Sized> Property<'_, S, I> {
     /// Panics if the law holds in all cases for the wrong implementation `mutant`.
     #[track_caller]
     pub fn fails_for(self, name: &str, mutant: &I) -> Self {
-        let config = Config { failure_persistence: None, max_shrink_iters: 0, ..self.config() };
+        let config = Config { failure_persistence: None, max_shrink_iters: 0, ..config(self.number) };
         match self.run(config, mutant) {
             Err(TestError::Fail(..)) => self,
             Err(TestError::Abort(reason)) => panic!("no case could be tried on the mutant `{name}`: {reason}"),
@@ -67,18 +86,26 @@ impl<S: Strategy, I: ?Sized> Property<'_, S, I> {
         }
     }
 
-    fn run(&self, config: Config, implementation: &I) -> Result<(), TestError<S::Value>> {
-        TestRunner::new(config).run(&self.cases, |case| (self.law)(implementation, case))
+    fn run(&self, config: Config, implementation: &I) -> Result<(), TestError<Case>> {
+        run(config, &self.cases, &|case| (self.law)(implementation, case))
     }
+}
 
-    fn config(&self) -> Config {
-        let default = Config::default(); // reads the environment
-        let is_set = |variable: &str| std::env::var_os(variable).is_some();
-        Config {
-            cases: if is_set("PROPTEST_CASES") { default.cases } else { self.number },
-            rng_seed: if is_set("PROPTEST_RNG_SEED") { default.rng_seed } else { RngSeed::Fixed(2405_04434) },
-            ..default
-        }
+fn run(
+    config: Config,
+    cases: &BoxedStrategy<Case>,
+    law: &dyn Fn(Case) -> TestCaseResult,
+) -> Result<(), TestError<Case>> {
+    TestRunner::new(config).run(cases, law)
+}
+
+fn config(number: u32) -> Config {
+    let default = Config::default(); // reads the environment
+    let is_set = |variable: &str| std::env::var_os(variable).is_some();
+    Config {
+        cases: if is_set("PROPTEST_CASES") { default.cases } else { number },
+        rng_seed: if is_set("PROPTEST_RNG_SEED") { default.rng_seed } else { RngSeed::Fixed(2405_04434) },
+        ..default
     }
 }
 
@@ -108,7 +135,7 @@ mod tests {
             Ok(())
         });
         // As holds_for does, but without remembering a case that is broken on purpose.
-        let error = property.run(super::Config { failure_persistence: None, ..property.config() }, &|x| x);
+        let error = property.run(super::Config { failure_persistence: None, ..super::config(property.number) }, &|x| x);
         panic!("{}", error.unwrap_err());
     }
 }
