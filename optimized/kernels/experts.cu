@@ -232,7 +232,7 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
     out += (long long)row0 * width + column0;
     bool packed_out = packs(out, width);
     #pragma unroll 1
-    for (u32 i = threadIdx.x; i < rows * PACKS; i += THREADS) {
+    for (int i = threadIdx.x; i < rows * PACKS; i += THREADS) {
         int row = i / PACKS, column = i % PACKS * SIZE;
         float* from = sums + row * STRIDE + column;
         T* to = out + (long long)row * width + column;

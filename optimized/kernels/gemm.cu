@@ -52,7 +52,7 @@ template <typename T> __device__ void naive(const Product<T>& p) {
 //
 //                 tile           stages   shared   registers   blocks on an A100's multiprocessor (164 KB)
 //   tuned_f32     32 x 64 x 32   4        48 KB    64          3: shared memory
-//   tuned_bf16    128 x 64 x 64  3        72 KB    165         2: shared memory
+//   tuned_bf16    128 x 64 x 64  3        72 KB    166         2: shared memory
 //   few_.._bf16   16 x 32 x 64   6        36 KB    48          4: shared memory; 80 KB of weights under way
 //
 // Where rows are aligned the emulator counts no bank conflict and no sector that is not needed. tuned_bf16 asks the L2
@@ -236,7 +236,7 @@ __device__ __forceinline__ void tuned(const Product<T>& p) {
             copy_tile<T, DEPTH, BN / SIZE, THREADS>(stage + A_BYTES, b + k * p.b_k, p.b_k, p.k - k, columns, b_packed);
         else copy_tile<T, BN, 8, THREADS>(stage + A_BYTES, b + k, p.b_n, columns, p.k - k, b_packed);
     };
-    pipeline<STAGES>((p.k + DEPTH - 1) / DEPTH, copy, [&](int place) {
+    pipeline<STAGES>((u32)(p.k + DEPTH - 1) / DEPTH, copy, [&](int place) {
         u32 stage = shared_address(shared) + place * STAGE;
         sums.multiply(stage, stage + A_BYTES);
     });
