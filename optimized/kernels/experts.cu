@@ -190,8 +190,8 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
     for (int i = 0; i < ROWS / 16; i++) x_rows[i] = x_row(first + i * 16);
     #pragma unroll
     for (int i = 0; i < WEIGHTS / 16; i++) weight_rows[i] = weight_row(first + i * 16);
-    auto copy = [&](int step) {
-        char *x_tile = stages + (u32)step % STAGES * STAGE, *weight_tile = x_tile + ROWS * STEP;
+    auto copy = [&](int step, int place) {
+        char *x_tile = stages + place * STAGE, *weight_tile = x_tile + ROWS * STEP;
         int k = step * DEPTH + chunk * SIZE;
         if (packed) {
             #pragma unroll
@@ -217,8 +217,8 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
     };
 
     Product<T, GATED> product;
-    pipeline<STAGES>((depth + DEPTH - 1) / DEPTH, copy, [&](int step) {
-        char* from = stages + (u32)step % STAGES * STAGE;
+    pipeline<STAGES>((u32)(depth + DEPTH - 1) / DEPTH, copy, [&](int place) {
+        char* from = stages + place * STAGE;
         product.add(from, from + ROWS * STEP, rows);
     });
 

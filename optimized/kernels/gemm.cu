@@ -228,16 +228,16 @@ __device__ __forceinline__ void tuned(const Product<T>& p) {
     bool a_packed = packs(a, p.a_row), b_packed = packs(b, COLUMNS ? p.b_k : p.b_n);
 
     Sums<T, BM, BN, COLUMNS> sums;
-    auto copy = [=](int run) {
-        char* stage = shared + (u32)run % STAGES * STAGE;
+    auto copy = [=](int run, int place) {
+        char* stage = shared + place * STAGE;
         int k = run * DEPTH;
         copy_tile<T, BM, 8, THREADS>(stage, a + k, p.a_row, rows, p.k - k, a_packed);
         if (COLUMNS)
             copy_tile<T, DEPTH, BN / SIZE, THREADS>(stage + A_BYTES, b + k * p.b_k, p.b_k, p.k - k, columns, b_packed);
         else copy_tile<T, BN, 8, THREADS>(stage + A_BYTES, b + k, p.b_n, columns, p.k - k, b_packed);
     };
-    pipeline<STAGES>((p.k + DEPTH - 1) / DEPTH, copy, [&](int run) {
-        u32 stage = shared_address(shared) + (u32)run % STAGES * STAGE;
+    pipeline<STAGES>((u32)(p.k + DEPTH - 1) / DEPTH, copy, [&](int place) {
+        u32 stage = shared_address(shared) + place * STAGE;
         sums.multiply(stage, stage + A_BYTES);
     });
 

@@ -23,23 +23,25 @@ template <int PENDING> __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// copy(i) and, STAGES - 1 tiles later, work(i) for each tile i of `tiles`, by the whole block. Tile i has the place
-// i % STAGES: when its copy begins, nobody works any more on the tile that had the place before.
+// copy(i, place) and, STAGES - 1 tiles later, work(place) for each tile i of `tiles`, by the whole block. There are
+// STAGES places, taken in turn: when a copy begins, nobody works any more on the tile that had the place before.
 template <int STAGES, typename Copy, typename Work>
 __device__ __forceinline__ void pipeline(int tiles, Copy copy, Work work) {
+    int to = 0;
     #pragma unroll 1
     for (int next = 0; next < tiles + STAGES - 1; next++) {
-        int now = next - (STAGES - 1);
-        if (now >= 0) {
-            // After the barrier every thread's part of tile `now` is there, and nobody reads the tile before any more:
-            // the next one may take its place.
+        if (next >= STAGES - 1) {
+            // After the barrier every thread's part of the oldest tile is there, and nobody reads the tile before any
+            // more: the next one may take its place.
             wait_copies<STAGES - 2>();
             __syncthreads();
         }
-        if (next < tiles) copy(next);
+        if (next < tiles) copy(next, to);
         // Also where there is nothing left to copy: the wait above counts groups.
         commit_copies();
-        if (now >= 0) work(now);
+        // The oldest tile is in the place that comes after the newest one's.
+        to = to + 1 < STAGES ? to + 1 : 0;
+        if (next >= STAGES - 1) work(to);
     }
 }
 
