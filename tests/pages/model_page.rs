@@ -7,7 +7,7 @@ use dsv2_reference::model::router::RoutingRule;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use ndarray::array;
 
-const PAGE: &str = include_str!("../docs/model.md");
+const PAGE: &str = include_str!("../../docs/model.md");
 
 #[track_caller]
 fn says(text: &str) {
