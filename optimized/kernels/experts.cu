@@ -151,7 +151,7 @@ template <bool GATED> struct Product<float, GATED> {
 // Tiles of rows are counted without looking at every expert: before expert e there are at most offsets[e] / ROWS full
 // ones, and one that is not full for each expert that has rows, of which there are at most min(e, offsets[e]).
 __device__ __forceinline__ int tiles_before(const int* offsets, int expert) {
-    return offsets[expert] / ROWS + min(expert, offsets[expert]);
+    return (u32)offsets[expert] / ROWS + min(expert, offsets[expert]);
 }
 
 template <typename T, bool GATED>
@@ -163,7 +163,7 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
     int expert = 0, last = experts - 1, tile = blockIdx.y;
     #pragma unroll 1
     while (expert < last) {
-        int middle = (expert + last + 1) / 2;
+        int middle = (u32)(expert + last + 1) / 2;
         if (tiles_before(offsets, middle) <= tile) expert = middle;
         else last = middle - 1;
     }
@@ -217,7 +217,7 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
     };
 
     Product<T, GATED> product;
-    pipeline<STAGES>((u32)(depth + DEPTH - 1) / DEPTH, copy, [&](int place) {
+    pipeline<STAGES>((depth + DEPTH - 1) / DEPTH, copy, [&](int place) {
         char* from = stages + place * STAGE;
         product.add(from, from + ROWS * STEP, rows);
     });
