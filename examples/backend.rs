@@ -12,7 +12,7 @@
 
 use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::case::Case;
-use dsv2::golden::Suite;
+use dsv2::golden::GoldenCases;
 use dsv2::report::verify_failure;
 use dsv2::taps::{AnyTap, again};
 use dsv2::trace::Trace;
@@ -116,9 +116,9 @@ impl Tap<f64> for Then<'_, '_> {
 fn main() -> dsv2::Result<()> {
     let right = MyBackend { name: "mine", group_score: GroupScore::BestExpert };
     let wrong = MyBackend { name: "mine-by-v3-rule", group_score: GroupScore::SumOfTheTwoBest };
-    let suite = Suite::embedded();
+    let golden = GoldenCases::embedded();
     let plan = Plan {
-        suite: &suite,
+        golden: &golden,
         cases: ["v2", "v2-lite", "many-groups"].map(str::to_owned).to_vec(),
         candidates: vec![(&right, Precision::F32), (&wrong, Precision::F32)],
         attention: AttentionForm::Expanded,

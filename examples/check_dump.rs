@@ -12,7 +12,7 @@ use std::path::Path;
 use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::case::Case;
 use dsv2::check::{Request, check};
-use dsv2::golden::Suite;
+use dsv2::golden::GoldenCases;
 use dsv2::materialize::materialize;
 use dsv2::mutants::explain::explain;
 use dsv2::trace::Trace;
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The model and its inputs: a golden case, written as a Hugging Face folder. Any checkpoint and any inputs will do.
     let folder = tempfile::tempdir()?;
     let model = folder.path().join("v2");
-    materialize(&Suite::embedded().load("v2")?, &model)?;
+    materialize(&GoldenCases::embedded().load("v2")?, &model)?;
     let inputs = model.join("inputs.safetensors");
 
     for (program, bug) in [("right", 1.0), ("without the shared experts", 0.0)] {

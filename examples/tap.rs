@@ -4,7 +4,7 @@
 //! cargo run --release --example tap
 //! ```
 
-use dsv2::golden::Suite;
+use dsv2::golden::GoldenCases;
 use dsv2_reference::{CausalLmInput, DeepseekV2ForCausalLM, LogitsToKeep, ModelInput, NoTap, Run, StageValue, Tap};
 use ndarray::{Array3, Ix4, array, s};
 
@@ -13,7 +13,7 @@ const LAYER_0: &str = "model.layers.0.self_attn.attn_weights";
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A golden case brings a config and weights with it. `DeepseekV2Config::from_file` and `Checkpoint::open` read those of
     // a Hugging Face folder.
-    let case = Suite::embedded().load("v2")?.case;
+    let case = GoldenCases::embedded().load("v2")?.case;
     let model = DeepseekV2ForCausalLM::<f64>::load(&case.config, case.dialect, &*case.weights)?;
     let input = CausalLmInput {
         input: ModelInput::ids(array![[11, 5, 42, 7, 7, 3]]),

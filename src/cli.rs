@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{Backend, OnDevice, Precision, Reference};
-use dsv2::golden::Suite;
+use dsv2::golden::GoldenCases;
 use dsv2::materialize::materialize;
 use dsv2::{Error, Result, golden};
 use dsv2_reference::Dialect;
@@ -75,19 +75,19 @@ struct GoldenArgs {
 }
 
 impl GoldenArgs {
-    fn suite(&self) -> Result<Suite> {
-        self.golden.as_ref().map_or_else(|| Ok(Suite::embedded()), |dir| Suite::at(dir))
+    fn all(&self) -> Result<GoldenCases> {
+        self.golden.as_ref().map_or_else(|| Ok(GoldenCases::embedded()), |dir| GoldenCases::at(dir))
     }
 
-    /// The suite, and the names of those of its cases that `--case` asks for; all, if it was not given.
-    fn cases(&self, glob: Option<&str>) -> Result<(Suite, Vec<String>)> {
-        let suite = self.suite()?;
+    /// All golden cases, and the names of those that `--case` asks for; all, if it was not given.
+    fn cases(&self, glob: Option<&str>) -> Result<(GoldenCases, Vec<String>)> {
+        let golden = self.all()?;
         let pattern = golden::pattern("--case", glob.unwrap_or("*"))?;
-        let cases: Vec<String> = suite.names().iter().filter(|name| pattern.matches(name)).cloned().collect();
+        let cases: Vec<String> = golden.names().iter().filter(|name| pattern.matches(name)).cloned().collect();
         if cases.is_empty() {
             return Err(Error::request("--case", "a pattern that matches a golden case", format!("\"{pattern}\"")));
         }
-        Ok((suite, cases))
+        Ok((golden, cases))
     }
 }
 
@@ -155,7 +155,7 @@ impl Cli {
             Command::Check(args) => check::run(&args),
             Command::Mutants(args) => mutants::run(&args),
             Command::Materialize(args) => {
-                let golden = args.golden.suite()?.load(&args.case)?;
+                let golden = args.golden.all()?.load(&args.case)?;
                 materialize(&golden, &args.dir)?;
                 Ok(Done { output: format!("{}: {}", args.dir.display(), golden.file.description), conforms: true })
             }

@@ -26,7 +26,7 @@ use dsv2_reference::tap::NoTap;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::backend::{Backend, Settings};
-use crate::golden::{GoldenCase, Suite};
+use crate::golden::{GoldenCase, GoldenCases};
 use crate::outcome::{Conclusion, Item, Outcome};
 use crate::precision::Precision;
 use crate::report::verify_failure;
@@ -63,10 +63,10 @@ pub fn main(backend: &'static dyn Backend, waivers: Option<&Path>) -> std::proce
             return std::process::ExitCode::from(2);
         }
     };
-    let suite = Suite::embedded();
+    let golden = GoldenCases::embedded();
     let mut trials = Vec::new();
-    for name in suite.names() {
-        match suite.load(name) {
+    for name in golden.names() {
+        match golden.load(name) {
             Ok(golden) => trials.extend(of_case(backend, Arc::new(golden), &waivers)),
             Err(error) => trials.push(Trial::test(name.clone(), move || Err(error.to_string().into()))),
         }

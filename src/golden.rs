@@ -14,7 +14,7 @@ use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect};
-pub use folder::{Folder, Suite};
+pub use folder::{Folder, GoldenCases};
 use glob::Pattern;
 use indexmap::IndexMap;
 use tempfile::TempDir;

@@ -179,7 +179,7 @@ mod tests {
     use dsv2_reference::tap::{StageValue, Tap};
 
     use super::*;
-    use crate::golden::Suite;
+    use crate::golden::GoldenCases;
 
     /// One number of one stage off by the smallest step that bf16 has there.
     struct OneOff(&'static str);
@@ -200,7 +200,7 @@ mod tests {
             let of_experts =
                 if precision.narrow().is_some() { "model.layers.1.mlp" } else { "model.layers.1.mlp.experts" };
             for stage in [of_experts, "model.layers.0.self_attn.o_proj", "past_key_values.1.k_pe"] {
-                let golden = Suite::embedded().load("v2").unwrap();
+                let golden = GoldenCases::embedded().load("v2").unwrap();
                 let outcome = run(&golden, &Reference, precision, AttentionForm::Expanded, &mut OneOff(stage));
                 let first = outcome.verdict().and_then(Verdict::first_failure).map(|first| first.stage.clone());
                 assert_eq!(first.as_deref(), Some(stage), "{precision}");

@@ -181,7 +181,7 @@ mod tests {
     use dsv2_reference::tap::NoTap;
 
     use super::*;
-    use crate::golden::Suite;
+    use crate::golden::GoldenCases;
 
     const ROOM: Room = Room { memory: 10_000_000_000, batch: 1 };
 
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_caches_bytes_are_those_that_it_allocates() {
-        let case = Suite::embedded().load("v2-real-heads").unwrap().case;
+        let case = GoldenCases::embedded().load("v2-real-heads").unwrap().case;
         let model = DeepseekV2ForCausalLM::<f32>::load(&case.config, case.dialect, &*case.weights).unwrap();
         let table = KvCacheTable::new("v2-real-heads", &case.config, ROOM).unwrap();
         for format in FORMATS {

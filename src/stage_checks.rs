@@ -10,7 +10,7 @@ use dsv2_reference::tap::NoTap;
 
 use crate::backend::{Backend, Reference, Settings};
 use crate::case::Case;
-use crate::golden::Suite;
+use crate::golden::GoldenCases;
 use crate::trace::Trace;
 use crate::values::Values;
 
@@ -39,7 +39,7 @@ fn changed(trace: &Trace, stage: &str, experts: i64) -> Trace {
 #[test]
 fn the_table_is_the_dataflow_of_the_reference() {
     for case in CASES {
-        let case = Suite::embedded().load(case).unwrap().case;
+        let case = GoldenCases::embedded().load(case).unwrap().case;
         let trace = run(&case, None);
         let exists = |name: &str| trace.get(name).is_some();
         for (stage, _) in trace.iter() {
@@ -57,7 +57,7 @@ fn the_table_is_the_dataflow_of_the_reference() {
 fn the_shapes_are_those_of_the_reference() {
     let mut seen: Vec<&str> = Vec::new();
     for case in CASES {
-        let case = Suite::embedded().load(case).unwrap().case;
+        let case = GoldenCases::embedded().load(case).unwrap().case;
         let (c, inputs) = (&case.config, &case.inputs);
         let (b, s, h) = (inputs.batch(), inputs.length(), c.num_attention_heads);
         let (n, r, v) = (c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim);
@@ -102,7 +102,7 @@ fn the_shapes_are_those_of_the_reference() {
 
 #[test]
 fn sources_go_back_to_what_is_held() {
-    let case = Suite::embedded().load("v2-lite").unwrap().case;
+    let case = GoldenCases::embedded().load("v2-lite").unwrap().case;
     let trace = run(&case, None);
     let exists = |name: &str| trace.get(name).is_some();
     let held = |name: &str| ["model.layers.0.self_attn.attn_output", "model.embed_tokens"].contains(&name);

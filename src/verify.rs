@@ -9,7 +9,7 @@ use dsv2_reference::tap::NoTap;
 
 use crate::backend::{Backend, Settings};
 use crate::error::Result;
-use crate::golden::{GoldenCase, Suite};
+use crate::golden::{GoldenCase, GoldenCases};
 use crate::judge::{LocalTruth, Truth, judge};
 use crate::local::Local;
 use crate::outcome::{Item, Outcome};
@@ -22,7 +22,7 @@ use crate::waivers::Waivers;
 /// What to verify.
 pub struct Plan<'a> {
     /// Where the cases come from.
-    pub suite: &'a Suite,
+    pub golden: &'a GoldenCases,
     /// Which of them.
     pub cases: Vec<String>,
     /// What is verified, and in which type.
@@ -101,7 +101,7 @@ pub fn verify(plan: &Plan<'_>, mut done: impl FnMut(&Item)) -> Result<Vec<Item>>
 }
 
 fn verify_case(plan: &Plan<'_>, name: &str) -> Result<Vec<Item>> {
-    let golden = plan.suite.load(name)?;
+    let golden = plan.golden.load(name)?;
     let mut items = Vec::new();
     for &(backend, precision) in &plan.candidates {
         let start = Instant::now();
@@ -124,12 +124,12 @@ mod tests {
 
     #[test]
     fn items_come_in_the_order_of_the_plan() {
-        let suite = Suite::embedded();
-        let cases = suite.names().to_vec();
+        let golden = GoldenCases::embedded();
+        let cases = golden.names().to_vec();
         let candidates: Vec<(&dyn Backend, Precision)> =
             vec![(&Reference, Precision::F32), (&Reference, Precision::Bf16)];
         let attention = AttentionForm::Absorbed;
-        let plan = Plan { suite: &suite, cases, candidates, attention, waivers: Waivers::default() };
+        let plan = Plan { golden: &golden, cases, candidates, attention, waivers: Waivers::default() };
         let mut told = Vec::new();
         let items = verify(&plan, |item| told.push((item.case.clone(), item.precision))).unwrap();
         let planned: Vec<_> = plan
@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn first_wrong(case: &str, precision: Precision, mut bug: Scaled) -> Option<(String, Disposition)> {
-        let golden = Suite::embedded().load(case).unwrap();
+        let golden = GoldenCases::embedded().load(case).unwrap();
         let outcome = run(&golden, &Reference, precision, AttentionForm::Expanded, &mut bug);
         let Outcome::Judged(verdict) = outcome else { panic!("{outcome:?}") };
         verdict.first_failure().map(|stage| (stage.stage.clone(), stage.disposition))

@@ -1,7 +1,7 @@
 //! The judge, judged: bugs are planted in the reference, and have to be found where they are; what is right must pass.
 
 use dsv2::backend::{Backend, Precision, Reference, Settings};
-use dsv2::golden::Suite;
+use dsv2::golden::GoldenCases;
 use dsv2::mutants::benign::benign;
 use dsv2::mutants::explain::explain;
 use dsv2::mutants::tap::Planted;
@@ -54,9 +54,9 @@ const SPECIAL_CASES: [&str; 19] = [
 ];
 
 fn score(cases: &[&str], most: usize, subjects: Subjects) -> Score {
-    let suite = Suite::embedded();
+    let golden = GoldenCases::embedded();
     let cases = cases.iter().map(|&case| case.to_owned()).collect();
-    let plan = Trials { suite: &suite, cases, precisions: PRECISIONS.to_vec(), subjects, most };
+    let plan = Trials { golden: &golden, cases, precisions: PRECISIONS.to_vec(), subjects, most };
     let findings = run(&plan, |_, _| {}).unwrap();
     Score::new(&plan.subjects, &findings)
 }
@@ -98,7 +98,7 @@ fn planted_bugs_are_found_where_they_are_and_right_implementations_pass() {
 
 #[test]
 fn a_dump_that_ignores_norm_topk_prob_is_explained_in_the_dialect_that_honours_it() {
-    let mut case = Suite::embedded().load("trained-tiny-greedy").unwrap().case;
+    let mut case = GoldenCases::embedded().load("trained-tiny-greedy").unwrap().case;
     (case.dialect, case.config.norm_topk_prob) = (Dialect::Deepseek, true);
     let mutant = catalogue().find(|mutant| mutant.id == "norm_topk_ignored").unwrap();
     let weights = Wide::new(&case);

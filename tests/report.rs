@@ -6,7 +6,7 @@ use std::process::Command;
 
 use dsv2::backend::{Precision, Reference};
 use dsv2::check::{Request, check};
-use dsv2::golden::Suite;
+use dsv2::golden::GoldenCases;
 use dsv2::report::html;
 use dsv2::report::model::{CheckReport, Files, PassOrFail, Report, VerifyReport};
 use dsv2::values::Values;
@@ -55,7 +55,7 @@ fn the_committed_schema_is_that_of_the_reports() {
 
 /// The report of a check of what Transformers computed for a case, after a change.
 fn report(case: &str, change: impl Fn(&str, &mut Values), unknown: &str) -> CheckReport {
-    let golden = Suite::embedded().load(case).unwrap();
+    let golden = GoldenCases::embedded().load(case).unwrap();
     let changed = golden.expected.iter().map(|(name, values)| {
         let mut values = values.clone();
         change(name, &mut values);
@@ -122,10 +122,10 @@ fn nothing_is_loaded_from_outside() {
 }
 
 fn every_run_of_a_verification_is_there() {
-    let suite = Suite::embedded();
+    let golden = GoldenCases::embedded();
     let plan = Plan {
-        cases: suite.names().to_vec(),
-        suite: &suite,
+        cases: golden.names().to_vec(),
+        golden: &golden,
         candidates: vec![(&Reference, Precision::F64), (&Reference, Precision::F32)],
         attention: AttentionForm::Expanded,
         waivers: Waivers::default(),

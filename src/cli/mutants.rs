@@ -32,7 +32,7 @@ pub struct MutantsArgs {
 }
 
 pub fn run(args: &MutantsArgs) -> Result<Done> {
-    let (suite, cases) = args.golden.cases(args.cases.as_deref())?;
+    let (golden, cases) = args.golden.cases(args.cases.as_deref())?;
     let pattern = golden::pattern("--mutant", args.mutants.as_deref().unwrap_or("*"))?;
     let subjects = Subjects {
         mutants: catalogue().filter(|mutant| pattern.matches(mutant.id)).collect(),
@@ -42,7 +42,7 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
         return Err(Error::request("--mutant", "a pattern that matches a mutant", format!("\"{pattern}\"")));
     }
     let precisions = args.dtype.map_or_else(|| vec![Precision::F32, Precision::Bf16], |dtype| vec![dtype]);
-    let trials = Trials { suite: &suite, cases, precisions: precisions.clone(), subjects, most: usize::MAX };
+    let trials = Trials { golden: &golden, cases, precisions: precisions.clone(), subjects, most: usize::MAX };
 
     let start = Instant::now();
     let mut progress = Progress::new(trials.cases.len());

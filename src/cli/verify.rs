@@ -43,9 +43,9 @@ pub struct VerifyArgs {
 }
 
 pub fn run(args: &VerifyArgs) -> Result<Done> {
-    let (suite, cases) = args.golden.cases(args.cases.as_deref())?;
+    let (golden, cases) = args.golden.cases(args.cases.as_deref())?;
     let plan = Plan {
-        suite: &suite,
+        golden: &golden,
         cases,
         candidates: candidates(args)?,
         attention: args.attention.into(),

@@ -13,18 +13,18 @@ static CASES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/golden/cases");
 
 /// A set of golden cases.
 #[derive(Clone, Debug)]
-pub struct Suite {
+pub struct GoldenCases {
     root: Option<PathBuf>,
     names: Vec<String>,
 }
 
-impl Suite {
+impl GoldenCases {
     /// The cases that are part of the program.
     pub fn embedded() -> Self {
         let name = |dir: &Dir<'_>| dir.path().file_name().map(|name| name.to_string_lossy().into_owned());
         let mut names: Vec<String> = CASES.dirs().filter_map(name).collect();
         names.sort();
-        Suite { root: None, names }
+        GoldenCases { root: None, names }
     }
 
     /// The cases in a folder: each of its folders that holds a case.json.
@@ -43,7 +43,7 @@ impl Suite {
             return Err(Error::file(root, "folders with a case.json", "none"));
         }
         names.sort();
-        Ok(Suite { root: Some(root.to_owned()), names })
+        Ok(GoldenCases { root: Some(root.to_owned()), names })
     }
 
     /// The names of all cases, in the order of the alphabet.
@@ -147,22 +147,25 @@ mod tests {
 
     #[test]
     fn every_embedded_case_loads() {
-        let suite = Suite::embedded();
-        assert!(suite.names().len() > 30);
-        for name in suite.names() {
-            let case = suite.load(name).unwrap();
+        let golden = GoldenCases::embedded();
+        assert!(golden.names().len() > 30);
+        for name in golden.names() {
+            let case = golden.load(name).unwrap();
             assert_eq!(case.name(), name);
         }
     }
 
     #[test]
     fn unknown_cases_and_empty_folders_are_refused() {
-        let refused = Suite::embedded().load("nope").err().unwrap().to_string();
+        let refused = GoldenCases::embedded().load("nope").err().unwrap().to_string();
         assert_eq!(refused, "CASE: expected the name of a golden case, found \"nope\"");
         let room = tempfile::tempdir().unwrap();
         assert!(
-            Suite::at(room.path()).unwrap_err().to_string().ends_with("expected folders with a case.json, found none")
+            GoldenCases::at(room.path())
+                .unwrap_err()
+                .to_string()
+                .ends_with("expected folders with a case.json, found none")
         );
-        assert!(Suite::at(&room.path().join("nowhere")).is_err());
+        assert!(GoldenCases::at(&room.path().join("nowhere")).is_err());
     }
 }

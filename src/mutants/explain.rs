@@ -121,7 +121,7 @@ impl Dump<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::golden::Suite;
+    use crate::golden::GoldenCases;
     use crate::mutants::Mutant;
 
     fn dump(case: &Case, mutant: &Mutant, precision: Precision, held: &dyn Fn(&str) -> bool) -> Trace {
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn logits_alone_tell_which_rule_is_wrong() {
-        let golden = Suite::embedded().load("trained-tiny-grouped").unwrap();
+        let golden = GoldenCases::embedded().load("trained-tiny-grouped").unwrap();
         for id in ["scale_no_mscale", "group_top2", "renorm"] {
             let mutant = catalogue().find(|mutant| mutant.id == id).unwrap();
             let logits = dump(&golden.case, mutant, Precision::F32, &|name| name == "lm_head");
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_dump_of_all_stages_is_explained_stage_by_stage() {
-        let golden = Suite::embedded().load("v2").unwrap();
+        let golden = GoldenCases::embedded().load("v2").unwrap();
         let mutant = catalogue().find(|mutant| mutant.id == "kv_an_over_all").unwrap();
         let all = dump(&golden.case, mutant, Precision::Bf16, &|_| true);
         let found = explain(&golden.case, &all, Precision::Bf16).unwrap();
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn nothing_is_explained_where_nothing_is_wrong() {
-        let golden = Suite::embedded().load("v2").unwrap();
+        let golden = GoldenCases::embedded().load("v2").unwrap();
         let settings = Settings { precision: Precision::F32, ..Settings::default() };
         let right = Reference.run(&golden.case, &settings, &mut NoTap).unwrap();
         assert_eq!(explain(&golden.case, &right, Precision::F32).unwrap(), []);

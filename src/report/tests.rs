@@ -11,7 +11,7 @@ use super::model::{CheckReport, Files, Number, VerifyReport};
 use super::*;
 use crate::budget::{Budgets, FACTORS};
 use crate::check::{Checked, EndToEnd, Recognised, Request};
-use crate::golden::Suite;
+use crate::golden::GoldenCases;
 use crate::judge::{LocalTruth, Truth, Verdict, judge};
 use crate::outcome::Outcome;
 use crate::outcome::Waiver;
@@ -75,7 +75,7 @@ fn items() -> Vec<Item> {
 
 /// A check that has something to say of everything.
 fn check(norm: f64, own: Option<f64>) -> CheckReport {
-    let golden = Suite::embedded().load("one-token").unwrap();
+    let golden = GoldenCases::embedded().load("one-token").unwrap();
     let cache = CacheFormat::Plain;
     let request = Request { case: golden.case, candidate: Trace::default(), expected: None, precision: None, cache };
     let layer = |leaf: &str| format!("model.layers.0.{leaf}");

@@ -9,7 +9,7 @@ use super::{Finding, Kill, Pass, Subjects, is_output};
 use crate::backend::{Backend, Reference, Settings};
 use crate::check::{Request, check_without_hint};
 use crate::error::Result;
-use crate::golden::{GoldenCase, Suite};
+use crate::golden::{GoldenCase, GoldenCases};
 use crate::judge::{Disposition, StageVerdict, Verdict};
 use crate::mutants::benign::Benign;
 use crate::mutants::tap::Planted;
@@ -22,7 +22,7 @@ use crate::trace::Trace;
 /// What is tried on what.
 pub struct Trials<'a> {
     /// Where the cases come from.
-    pub suite: &'a Suite,
+    pub golden: &'a GoldenCases,
     /// Which of them.
     pub cases: Vec<String>,
     /// In which types.
@@ -39,7 +39,7 @@ pub struct Trials<'a> {
 /// # Errors
 /// If a golden case is at fault, or the reference refuses it.
 pub fn run(trials: &Trials<'_>, mut done: impl FnMut(&str, &[Finding])) -> Result<Vec<Finding>> {
-    let cases: Vec<GoldenCase> = trials.cases.iter().map(|name| trials.suite.load(name)).collect::<Result<_>>()?;
+    let cases: Vec<GoldenCase> = trials.cases.iter().map(|name| trials.golden.load(name)).collect::<Result<_>>()?;
     let turns = turns(trials, &cases);
     let work = cases.into_iter().zip(turns).collect();
     let found = schedule::in_order(

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dsv2::golden::Suite;
+use dsv2::golden::GoldenCases;
 use dsv2::materialize::materialize;
 use dsv2::values::{self, Values};
 use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
@@ -97,7 +97,7 @@ impl Room {
     /// With the golden case of that name.
     pub fn of(case: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        materialize(&Suite::embedded().load(case).unwrap(), &dir.path().join("model")).unwrap();
+        materialize(&GoldenCases::embedded().load(case).unwrap(), &dir.path().join("model")).unwrap();
         fs::create_dir(dir.path().join("out")).unwrap();
         Room { dir }
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use dsv2::golden::Suite;
+use dsv2::golden::GoldenCases;
 use serde_json::Value;
 
 use crate::process::{O_PROJ, dsv2, edit, names, run, scale};
@@ -19,7 +19,7 @@ fn totals(stdout: &str) -> String {
 #[test]
 fn without_a_command_every_case_is_verified_on_every_backend() {
     let ran = run(&mut dsv2::<&str>([]));
-    let cases = Suite::embedded().names().len();
+    let cases = GoldenCases::embedded().names().len();
     // The reference in two types and the kernels in two; where there is a GPU there are two more.
     let runs = (if dsv2::backend::OnDevice::gpu().is_ok() { 6 } else { 4 }) * cases;
     assert_eq!(ran.stderr.lines().count(), runs, "a line of progress for each run: {}", ran.stderr);

@@ -6,13 +6,13 @@ use dsv2_reference::tap::NoTap;
 use super::*;
 use crate::backend::{Backend, Reference, Settings};
 use crate::check::{Checked, Request, check};
-use crate::golden::Suite;
+use crate::golden::GoldenCases;
 use crate::precision::Precision;
 use crate::trace::Trace;
 
 /// Checks the reference's own trace of a case, rearranged.
 fn checked(case: &str, rearrange: impl Fn(&str, ArrayD<f64>) -> (String, ArrayD<f64>)) -> Checked {
-    let case = Suite::embedded().load(case).unwrap().case;
+    let case = GoldenCases::embedded().load(case).unwrap().case;
     let trace =
         Reference.run(&case, &Settings { precision: Precision::F32, ..Settings::default() }, &mut NoTap).unwrap();
     let moved = |(name, values): (&str, &Values)| match values {
@@ -94,7 +94,7 @@ fn a_flattened_batch_and_heads_behind_the_tokens_pass() {
 
 #[test]
 fn a_fused_gate_and_up_projection_is_taken_apart() {
-    let case = Suite::embedded().load("v2-lite").unwrap().case;
+    let case = GoldenCases::embedded().load("v2-lite").unwrap().case;
     let settings = Settings { precision: Precision::F32, ..Settings::default() };
     let trace = Reference.run(&case, &settings, &mut NoTap).unwrap();
     let of = |leaf: &str| trace.get(&format!("model.layers.0.mlp.{leaf}_proj")).unwrap().real().unwrap().clone();
@@ -105,7 +105,7 @@ fn a_fused_gate_and_up_projection_is_taken_apart() {
         others.chain([("model.layers.0.mlp.gate_up_proj".to_owned(), Values::Real(Dtype::F32, fused))]).collect()
     };
     let request = |candidate| Request {
-        case: Suite::embedded().load("v2-lite").unwrap().case,
+        case: GoldenCases::embedded().load("v2-lite").unwrap().case,
         candidate,
         expected: None,
         precision: None,

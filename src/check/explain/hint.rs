@@ -12,7 +12,7 @@ use ndarray::{ArrayD, Axis};
 
 use crate::backend::{Backend, Reference, Settings};
 use crate::error::Result;
-use crate::golden::{GoldenCase, Suite};
+use crate::golden::{GoldenCase, GoldenCases};
 use crate::judge::{LocalTruth, StageVerdict, Truth, judge};
 use crate::local::Local;
 use crate::mutants::tap::Planted;
@@ -77,7 +77,7 @@ pub fn hint(failed: &StageVerdict, candidate: &Trace, local: &LocalTruth<'_>, ba
 fn like(seen: Looks, kind: &str) -> Result<Vec<&'static Mutant>> {
     let mut cases = Vec::new();
     for name in CASES {
-        cases.push(Suite::embedded().load(name)?);
+        cases.push(GoldenCases::embedded().load(name)?);
     }
     let mut alike = Vec::new();
     let planted = |mutant: &&Mutant| mutant.variant.acts.first().is_some_and(|(kinds, _)| kinds.contains(&kind));
@@ -151,7 +151,7 @@ mod tests {
     use crate::check::{Request, check};
 
     fn hint_for(case: &str, spoil: impl Fn(&str, &ArrayD<f64>) -> Option<ArrayD<f64>>) -> String {
-        let case = Suite::embedded().load(case).unwrap().case;
+        let case = GoldenCases::embedded().load(case).unwrap().case;
         let settings = Settings { precision: Precision::F32, ..Settings::default() };
         let trace = Reference.run(&case, &settings, &mut NoTap).unwrap();
         let spoilt = |(name, values): (&str, &Values)| match values {

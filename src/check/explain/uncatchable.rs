@@ -45,11 +45,11 @@ mod tests {
 
     use super::*;
     use crate::backend::{Backend, Reference, Settings};
-    use crate::golden::Suite;
+    use crate::golden::GoldenCases;
 
     #[test]
     fn logits_tell_of_all_but_equivalent_mutants_and_a_router_of_little() {
-        let case = Suite::embedded().load("v2").unwrap().case;
+        let case = GoldenCases::embedded().load("v2").unwrap().case;
         let trace = Reference.run(&case, &Settings::default(), &mut NoTap).unwrap();
         let names: IndexSet<String> = trace.iter().map(|(name, _)| name.to_owned()).collect();
         let by = |held: &str| uncatchable(&names, &case.config, |name| name == held);
