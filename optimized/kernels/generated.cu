@@ -1,4 +1,4 @@
-// Generated weights: elements that are a function of their tensor's name and their index (reference/src/generator.rs).
+// Generated weights: elements that are a function of tensor name and index (reference/src/weights/generator.rs).
 //
 //   z     = splitmix64(base plus i)                      base: the mixed hash of name and seed, made by the host
 //   s     = sum of the four 16-bit fields of z
