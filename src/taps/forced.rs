@@ -55,15 +55,17 @@ fn chunk<A: Clone>(
     batch: usize,
     done: &mut usize,
 ) -> Option<ArrayD<A>> {
+    // A dump's tensor may have too few axes.
+    let has = |whole: &ArrayViewD<'_, A>, axis: usize, length| whole.shape().get(axis).is_some_and(|&n| length <= n);
     let mut next = |whole: ArrayViewD<'_, A>, axis: usize, new: usize| {
         let range = Slice::from(*done..*done + new);
-        (*done + new <= whole.len_of(Axis(axis))).then(|| {
+        has(&whole, axis, *done + new).then(|| {
             *done += new;
             whole.slice_axis(Axis(axis), range).to_owned()
         })
     };
     let first = |whole: ArrayViewD<'_, A>, axis: usize, keys: usize| {
-        (keys <= whole.len_of(Axis(axis))).then(|| whole.slice_axis(Axis(axis), Slice::from(..keys)).to_owned())
+        has(&whole, axis, keys).then(|| whole.slice_axis(Axis(axis), Slice::from(..keys)).to_owned())
     };
     let chunk = match layout {
         Layout::Tokens | Layout::Table | Layout::Logits => next(whole, 1, *shape.get(1)?)?,
@@ -105,6 +107,21 @@ mod tests {
 
     fn trace(name: &str, values: Values) -> Trace {
         [(name.to_owned(), values)].into_iter().collect()
+    }
+
+    #[test]
+    fn a_tensor_with_too_few_axes_is_put_nowhere() {
+        for name in ["lm_head", "model.layers.0.self_attn.q_pe", "model.layers.0.self_attn.attn_scores"]
+            .into_iter()
+            .chain(["model.layers.0.mlp.experts", "past_key_values.0.k_pe", "model.rotary_emb.cos", "loss"])
+        {
+            for shape in [vec![], vec![3], vec![3, 1]] {
+                let dump = trace(name, Values::Real(Dtype::F32, ArrayD::ones(shape)));
+                let mut value = Array4::<f64>::zeros((1, 2, 3, 4));
+                Forced::new(&dump, 1).stage(name, StageValue::Real(value.view_mut().into_dyn()));
+                assert!(value.iter().all(|x| *x == 0.0), "{name}");
+            }
+        }
     }
 
     #[test]
