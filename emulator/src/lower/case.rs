@@ -45,6 +45,11 @@ impl<'a> Case<'a> {
         Some(found)
     }
 
+    /// Uses up the modifier that stands next, if it is in the table, and gives what the table says of it.
+    pub(crate) fn one_of<T: Copy>(&mut self, table: &[(&str, T)]) -> Option<T> {
+        self.choose(|word| table.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning))
+    }
+
     /// Uses up the next type.
     pub(crate) fn kind(&mut self) -> Lowered<Type> {
         self.choose(Type::named).ok_or_else(|| "a type is missing".to_string())
@@ -57,15 +62,10 @@ impl<'a> Case<'a> {
 
     /// Uses up a rounding modifier.
     pub(crate) fn rounding(&mut self) -> Option<Rounding> {
-        self.choose(|word| {
-            Some(match word {
-                "rn" | "rni" => Rounding::Nearest,
-                "rz" | "rzi" => Rounding::Zero,
-                "rm" | "rmi" => Rounding::Down,
-                "rp" | "rpi" => Rounding::Up,
-                _ => return None,
-            })
-        })
+        const MODES: [(&str, Rounding); 4] =
+            [("rn", Rounding::Nearest), ("rz", Rounding::Zero), ("rm", Rounding::Down), ("rp", Rounding::Up)];
+        // `.rni` and its kin are the same modes where the result is an integer.
+        self.choose(|word| MODES.iter().find(|(name, _)| word.strip_suffix('i').unwrap_or(word) == *name).map(|m| m.1))
     }
 
     /// Every modifier must have been used, and there must be `count` operands.
