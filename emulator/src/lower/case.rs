@@ -62,10 +62,15 @@ impl<'a> Case<'a> {
 
     /// Uses up a rounding modifier.
     pub(crate) fn rounding(&mut self) -> Option<Rounding> {
-        const MODES: [(&str, Rounding); 4] =
-            [("rn", Rounding::Nearest), ("rz", Rounding::Zero), ("rm", Rounding::Down), ("rp", Rounding::Up)];
-        // `.rni` and its kin are the same modes where the result is an integer.
-        self.choose(|word| MODES.iter().find(|(name, _)| word.strip_suffix('i').unwrap_or(word) == *name).map(|m| m.1))
+        self.choose(|word| {
+            Some(match word {
+                "rn" | "rni" => Rounding::Nearest,
+                "rz" | "rzi" => Rounding::Zero,
+                "rm" | "rmi" => Rounding::Down,
+                "rp" | "rpi" => Rounding::Up,
+                _ => return None,
+            })
+        })
     }
 
     /// Every modifier must have been used, and there must be `count` operands.
