@@ -1,16 +1,9 @@
 //! Planted bugs: each is found, and located by source line, block and thread.
 
-use crate::common::Bench;
+use crate::common::{Bench, fault};
 use ptx_emulator::{Arg, Cause, Error, Fault, Grid, Jam, Options, Space, Stuck};
 
 const BUGS: &str = include_str!("ptx/bugs.ptx");
-
-fn fault(result: Result<(), Error>) -> Fault {
-    match result {
-        Err(Error::Fault(fault)) => *fault,
-        other => panic!("no fault: {other:?}"),
-    }
-}
 
 fn stuck(result: Result<(), Error>) -> Stuck {
     match result {
@@ -132,7 +125,7 @@ fn loops_that_never_end() {
     let flag = bench.put(&[0u32]);
     let options = Options { limit: 100_000, ..Options::default() };
     let result = bench.gpu.launch(&bench.module, "endless", Grid::linear(1, 32), &[flag.into()], options);
-    let found = fault(result.map(|_| ()));
+    let found = fault(result);
     assert_eq!(place(&found).0, 97);
     assert_eq!(found.cause, Cause::Endless { steps: 100_000 });
 }
@@ -153,7 +146,7 @@ fn the_first_block_that_fails_is_reported_whatever_the_threads() {
         let options = Options { threads, ..Options::default() };
         let args: [Arg; 3] = [x.into(), out.into(), 10_000i32.into()];
         let result = bench.gpu.launch(&bench.module, "out_of_bounds", Grid::linear(64, 32), &args, options);
-        let found = fault(result.map(|_| ()));
+        let found = fault(result);
         assert_eq!((found.block, found.thread), ([2, 0, 0], [6, 0, 0]));
     }
 }

@@ -1,6 +1,6 @@
 //! Warp-wide instructions, divergence and observers.
 
-use crate::common::{BASICS, Bench, module};
+use crate::common::{BASICS, Bench, fault, module};
 use ptx_emulator::observe::{Access, Kind, Observer, Site, Sync};
 use ptx_emulator::{Cause, Error, Grid, Options, Space};
 
@@ -114,10 +114,7 @@ fn barriers_for_single_threads() {
 fn matrix_instructions_need_a_whole_warp() {
     let body = ".reg .b32 %r<9>; .shared .align 16 .b8 s[512]; mov.u32 %r1, s;
         ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%r1]; ret;";
-    match block(body, 16) {
-        Err(Error::Fault(fault)) => assert_eq!(fault.cause, Cause::PartialWarp { lanes: 0xffff }),
-        other => panic!("{other:?}"),
-    }
+    assert_eq!(fault(block(body, 16)).cause, Cause::PartialWarp { lanes: 0xffff });
 }
 
 /// Registers of an inner block hide those outside, and labels belong to their block.

@@ -50,9 +50,10 @@ fn operator(case: &mut Case) -> Lowered<(Comparison, bool)> {
 }
 
 /// What is done with the comparison and the third source.
-fn combination(case: &mut Case) -> Option<fn(u32, u32) -> u32> {
-    const TABLE: [(&str, fn(u32, u32) -> u32); 3] =
-        [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)];
+type Combine = fn(u32, u32) -> u32;
+
+fn combination(case: &mut Case) -> Option<Combine> {
+    const TABLE: [(&str, Combine); 3] = [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)];
     case.one_of(&TABLE)
 }
 
