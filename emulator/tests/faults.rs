@@ -34,8 +34,8 @@ fn one_element_too_many() {
     }
 }
 
-/// Kernels whose threads do something wrong: the kernel, its threads, whether it takes `x` before `out`, the line and the
-/// thread, and the cause. Both are of 128 words, and `x` is the allocation with number 1.
+/// Kernels whose threads do something wrong: the kernel, its threads, whether it takes `x` before `out`, the line and
+/// the thread, and the cause. Both are of 128 words, and `x` is the allocation with number 1.
 #[test]
 fn each_planted_bug_is_found_at_its_line_and_thread() {
     type Row = (&'static str, u32, bool, (u32, u32), fn(&Cause) -> bool);

@@ -54,7 +54,7 @@ fn formatted(kind: Type) -> Lowered<Half> {
     format(kind).map(|(half, _)| half).ok_or_else(|| no_type(kind))
 }
 
-// A type of this chapter has 16 bits, or 32 where two numbers are packed. So the last formula of each shape is never used.
+// A type of this chapter has 16 bits, or 32 where two numbers are packed: the last formula of each shape is never used.
 
 fn arithmetic2(case: &mut Case, kind: Type, f: fn(Half, u16, u16, HalfMode) -> u16) -> Lowered<Op> {
     let half = formatted(kind)?;

@@ -89,17 +89,22 @@ fn funnel(case: &mut Case) -> Lowered<Op> {
     }
 }
 
+/// `d = f(a, b, c)` on words; `kind` must say so.
+fn words(case: &mut Case, kind: Type, f: impl Fn(u32, u32, u32) -> u32 + Send + Sync + 'static) -> Lowered<Op> {
+    if kind != Type::B32 {
+        return Err(no_type(kind));
+    }
+    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
+    Ok(Op::Lanes(map3(d, sources, f)))
+}
+
 fn lop3(case: &mut Case) -> Lowered<Op> {
     let kind = case.kind()?;
     case.finish(5)?;
     let Operand::Literal(Literal::Int(table @ 0..=255)) = *case.operand(4)? else {
         return Err("the table must be a number from 0 to 255".to_string());
     };
-    if kind != Type::B32 {
-        return Err(no_type(kind));
-    }
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(map3(d, sources, move |a, b, c| bits::lop3(a, b, c, table as u8))))
+    words(case, kind, move |a, b, c| bits::lop3(a, b, c, table as u8))
 }
 
 /// `brev`, and `clz` and `popc`, whose results have 32 bits always.
@@ -152,18 +157,10 @@ fn permute(case: &mut Case) -> Lowered<Op> {
     ]);
     let mode = mode.unwrap_or(Permute::Index);
     case.finish(4)?;
-    if kind != Type::B32 {
-        return Err(no_type(kind));
-    }
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(map3(d, sources, move |a, b, c| bits::prmt(a, b, c, mode))))
+    words(case, kind, move |a, b, c| bits::prmt(a, b, c, mode))
 }
 
 fn find_nth(case: &mut Case, kind: Type) -> Lowered<Op> {
     case.finish(4)?;
-    if kind != Type::B32 {
-        return Err(no_type(kind));
-    }
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(map3(d, sources, bits::fns)))
+    words(case, kind, bits::fns)
 }

@@ -10,8 +10,8 @@ use super::{NAN_F64, Rounding};
 /// The quiet bit of a NaN.
 const QUIET: u64 = 0x0008_0000_0000_0000;
 
-/// The NaN result of an operation: its first NaN operand made quiet, or the generated NaN. It is chosen from the operands,
-/// so that it does not depend on the host's compiler. Operands that the operation does not have are zero.
+/// The NaN result of an operation: its first NaN operand made quiet, or the generated NaN. It is chosen from the
+/// operands, so that it does not depend on the host's compiler. Operands that the operation does not have are zero.
 #[inline(always)]
 fn payload(operands: [u64; 3]) -> u64 {
     operands.into_iter().find(|bits| f64::from_bits(*bits).is_nan()).map_or(NAN_F64, |bits| bits | QUIET)

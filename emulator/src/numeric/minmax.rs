@@ -30,7 +30,8 @@ pub struct ExtremeMode {
     pub xorsign_abs: bool,
 }
 
-/// The rule of all formats, for one width: what is above `infinity` without its sign is NaN, and `nan` is the result then.
+/// The rule of all formats, for one width: what is above `infinity` without its sign is NaN, and then `nan` is the
+/// result.
 macro_rules! extreme {
     ($name:ident, $bits:ty, $number:ty) => {
         #[inline(always)]
