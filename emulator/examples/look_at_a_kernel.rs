@@ -27,15 +27,11 @@ const COUNT: &str = "
 fn main() -> Result<(), Error> {
     let module = Module::parse(COUNT)?;
     let mut gpu = Emulator::new();
-    let counter = gpu.upload(&0u32.to_le_bytes())?;
-    let (grid, args) = (Grid::linear(1, 64), [Arg::from(counter)]);
-
-    let mut races = RaceDetector::new();
-    gpu.launch_watched(&module, "count", grid, &args, Options::default(), &mut races)?;
+    let args = [Arg::from(gpu.upload(&0u32.to_le_bytes())?)];
+    let (mut races, mut profile) = (RaceDetector::new(), Profile::new());
+    gpu.launch_watched(&module, "count", Grid::linear(1, 64), &args, Options::default(), &mut races)?;
+    gpu.launch_watched(&module, "count", Grid::linear(1, 64), &args, Options::default(), &mut profile)?;
     races.races().iter().for_each(|race| println!("{race}"));
-
-    let mut profile = Profile::new();
-    gpu.launch_watched(&module, "count", grid, &args, Options::default(), &mut profile)?;
     println!("\n{profile}");
     Ok(())
 }

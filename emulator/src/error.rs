@@ -74,12 +74,22 @@ pub struct Place {
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.kernel)?;
-        if let Some((file, line)) = &self.source {
-            write!(f, " at {file}:{line}")?;
-        }
-        write!(f, " (PTX line {}, {})", self.line, self.opcode)
+        f.write_str(&self.kernel)?;
+        located(f, &self.source, self.line, &self.opcode)
     }
+}
+
+/// Where an instruction stands: what follows the name of the kernel, or of what was done.
+pub(crate) fn located(
+    f: &mut std::fmt::Formatter<'_>,
+    source: &Option<(String, u32)>,
+    line: u32,
+    opcode: &str,
+) -> std::fmt::Result {
+    if let Some((file, line)) = source {
+        write!(f, " at {file}:{line}")?;
+    }
+    write!(f, " (PTX line {line}, {opcode})")
 }
 
 /// A wrong step of one thread.

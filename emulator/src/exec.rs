@@ -1,6 +1,6 @@
 //! Running a kernel: launches hold blocks, blocks hold warps, warps hold the registers of 32 lanes.
 
-mod access;
+pub(crate) mod access;
 pub(crate) mod async_copy;
 pub(crate) mod barrier;
 pub(crate) mod block;

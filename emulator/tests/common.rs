@@ -1,6 +1,6 @@
 //! What the tests share: modules, typed copies, launches.
 
-use ptx_emulator::{Arg, DevicePointer, Emulator, Error, Grid, Module, Options};
+use ptx_emulator::{Arg, DevicePointer, Emulator, Error, Fault, Grid, Module, Options};
 
 pub const BASICS: &str = include_str!("ptx/basics.ptx");
 pub const ARITHMETIC: &str = include_str!("ptx/arithmetic.ptx");
@@ -88,4 +88,12 @@ pub fn module(params: usize, body: &str) -> String {
         ".version 8.4\n.target sm_80\n.address_size 64\n.visible .entry kernel({})\n{{\n{body}\n}}\n",
         list.join(", ")
     )
+}
+
+/// The fault that a launch must end with.
+pub fn fault<T: std::fmt::Debug>(result: Result<T, Error>) -> Fault {
+    match result {
+        Err(Error::Fault(fault)) => *fault,
+        other => panic!("no fault: {other:?}"),
+    }
 }

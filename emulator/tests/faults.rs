@@ -1,16 +1,9 @@
 //! Planted bugs: each is found, and located by source line, block and thread.
 
-use crate::common::Bench;
+use crate::common::{Bench, fault};
 use ptx_emulator::{Arg, Cause, Error, Fault, Grid, Jam, Options, Space, Stuck};
 
 const BUGS: &str = include_str!("ptx/bugs.ptx");
-
-fn fault(result: Result<(), Error>) -> Fault {
-    match result {
-        Err(Error::Fault(fault)) => *fault,
-        other => panic!("no fault: {other:?}"),
-    }
-}
 
 fn stuck(result: Result<(), Error>) -> Stuck {
     match result {
@@ -41,43 +34,45 @@ fn one_element_too_many() {
     }
 }
 
+/// Kernels whose threads do something wrong: the kernel, its threads, whether it takes `x` before `out`, the line and
+/// the thread, and the cause. Both are of 128 words, and `x` is the allocation with number 1.
 #[test]
-fn one_element_before_the_first() {
-    let mut bench = Bench::new(BUGS);
-    bench.put(&[0f32; 32]);
-    let (x, out) = (bench.put(&[1f32; 32]), bench.room::<f32>(32));
-    let found = fault(bench.try_run("before_the_start", Grid::linear(1, 32), &[x.into(), out.into()]));
-    assert_eq!(place(&found), (11, 0));
-    let Cause::OutOfBounds { offset, name, .. } = &found.cause else { panic!("{found}") };
-    assert_eq!((*offset, name.as_str()), (-4, "allocation 1"));
-}
-
-#[test]
-fn outside_of_shared_memory() {
-    let mut bench = Bench::new(BUGS);
-    let out = bench.room::<f32>(64);
-    let found = fault(bench.try_run("shared_out_of_bounds", Grid::linear(1, 64), &[out.into()]));
-    assert_eq!(place(&found), (17, 32));
-    assert!(matches!(found.cause, Cause::OutOfBounds { space: Space::Shared, offset: 256, size: 256, .. }), "{found}");
-}
-
-#[test]
-fn misaligned_vector() {
-    let mut bench = Bench::new(BUGS);
-    let (x, out) = (bench.put(&[1f32; 128]), bench.room::<f32>(128));
-    let found = fault(bench.try_run("misaligned", Grid::linear(1, 32), &[x.into(), out.into()]));
-    assert_eq!(place(&found), (23, 1));
-    assert!(matches!(found.cause, Cause::Misaligned { bytes: 16, .. }), "{found}");
+fn each_planted_bug_is_found_at_its_line_and_thread() {
+    type Row = (&'static str, u32, bool, (u32, u32), fn(&Cause) -> bool);
+    let is_before: fn(&Cause) -> bool =
+        |cause| matches!(cause, Cause::OutOfBounds { offset: -4, name, .. } if name == "allocation 1");
+    let is_outside: fn(&Cause) -> bool =
+        |cause| matches!(cause, Cause::OutOfBounds { space: Space::Shared, offset: 256, size: 256, .. });
+    let is_unwritten: fn(&Cause) -> bool = |cause| matches!(cause, Cause::Uninitialised { space: Space::Shared, .. });
+    let rows: [Row; 8] = [
+        ("before_the_start", 32, true, (11, 0), is_before),
+        ("shared_out_of_bounds", 64, false, (17, 32), is_outside),
+        ("misaligned", 32, true, (23, 1), |cause| matches!(cause, Cause::Misaligned { bytes: 16, .. })),
+        ("uninitialised_shared", 64, false, (31, 0), |cause| {
+            matches!(cause, Cause::Uninitialised { space: Space::Shared, offset: 252, .. })
+        }),
+        ("missing_wait", 32, true, (45, 0), is_unwritten),
+        ("one_group_too_few", 32, true, (58, 0), is_unwritten),
+        ("shuffle_with_strangers", 32, false, (86, 16), |cause| {
+            *cause == Cause::NotMember { lane: 16, members: 0xffff }
+        }),
+        ("trap", 32, false, (101, 5), |cause| *cause == Cause::Trap),
+    ];
+    for (kernel, threads, takes_x, at, is_cause) in rows {
+        let mut bench = Bench::new(BUGS);
+        bench.put(&[0f32; 32]);
+        let args: [Arg; 2] = [bench.put(&[1f32; 128]).into(), bench.room::<f32>(128).into()];
+        let args = if takes_x { &args[..] } else { &args[1..] };
+        let found = fault(bench.try_run(kernel, Grid::linear(1, threads), args));
+        assert_eq!(place(&found), at, "{kernel}");
+        assert!(is_cause(&found.cause), "{found}");
+    }
 }
 
 #[test]
 fn uninitialised_bytes() {
     let mut bench = Bench::new(BUGS);
     let out = bench.room::<f32>(64);
-    let found = fault(bench.try_run("uninitialised_shared", Grid::linear(1, 64), &[out.into()]));
-    assert_eq!(place(&found), (31, 0));
-    assert!(matches!(found.cause, Cause::Uninitialised { space: Space::Shared, offset: 252, .. }), "{found}");
-
     let x = bench.gpu.allocate_named("the input", 256).unwrap();
     bench.gpu.write(x, &[0; 255]).unwrap();
     let args: [Arg; 2] = [x.into(), out.into()];
@@ -89,17 +84,6 @@ fn uninitialised_bytes() {
     bench.gpu.launch(&bench.module, "uninitialised_global", grid, &args, Options::unchecked()).unwrap();
     // The host is told as well.
     assert!(matches!(bench.gpu.read(x), Err(Error::Memory(Cause::Uninitialised { offset: 255, .. }))));
-}
-
-#[test]
-fn asynchronous_copies_that_nobody_waits_for() {
-    let mut bench = Bench::new(BUGS);
-    let (x, out) = (bench.put(&[1f32; 128]), bench.room::<f32>(32));
-    for (kernel, line) in [("missing_wait", 45), ("one_group_too_few", 58)] {
-        let found = fault(bench.try_run(kernel, Grid::linear(1, 32), &[x.into(), out.into()]));
-        assert_eq!(place(&found), (line, 0));
-        assert!(matches!(found.cause, Cause::Uninitialised { space: Space::Shared, .. }), "{found}");
-    }
 }
 
 #[test]
@@ -127,12 +111,9 @@ fn warps_that_wait_for_each_other() {
 }
 
 #[test]
-fn shuffles_without_their_partners() {
+fn a_shuffle_in_a_branch() {
     let mut bench = Bench::new(BUGS);
     let out = bench.room::<u32>(32);
-    let found = fault(bench.try_run("shuffle_with_strangers", Grid::linear(1, 32), &[out.into()]));
-    assert_eq!(place(&found), (86, 16));
-    assert_eq!(found.cause, Cause::NotMember { lane: 16, members: 0xffff });
     let found = stuck(bench.try_run("shuffle_in_a_branch", Grid::linear(1, 32), &[out.into()]));
     assert_eq!(found.jam, Jam::Divergence);
     assert!(found.to_string().contains("bugs.cu:91"), "{found}");
@@ -144,17 +125,9 @@ fn loops_that_never_end() {
     let flag = bench.put(&[0u32]);
     let options = Options { limit: 100_000, ..Options::default() };
     let result = bench.gpu.launch(&bench.module, "endless", Grid::linear(1, 32), &[flag.into()], options);
-    let found = fault(result.map(|_| ()));
+    let found = fault(result);
     assert_eq!(place(&found).0, 97);
     assert_eq!(found.cause, Cause::Endless { steps: 100_000 });
-}
-
-#[test]
-fn traps() {
-    let mut bench = Bench::new(BUGS);
-    let out = bench.room::<u32>(32);
-    let found = fault(bench.try_run("trap", Grid::linear(1, 32), &[out.into()]));
-    assert_eq!((place(&found), found.cause), ((101, 5), Cause::Trap));
 }
 
 #[test]
@@ -173,7 +146,7 @@ fn the_first_block_that_fails_is_reported_whatever_the_threads() {
         let options = Options { threads, ..Options::default() };
         let args: [Arg; 3] = [x.into(), out.into(), 10_000i32.into()];
         let result = bench.gpu.launch(&bench.module, "out_of_bounds", Grid::linear(64, 32), &args, options);
-        let found = fault(result.map(|_| ()));
+        let found = fault(result);
         assert_eq!((found.block, found.thread), ([2, 0, 0], [6, 0, 0]));
     }
 }

@@ -1,7 +1,7 @@
 //! A tiled bf16 matrix product with `cp.async` double buffering, `ldmatrix` and `mma.sync`: right as it is, and wrong in
 //! every way in which an edit of its PTX breaks it.
 
-use crate::common::{Bench, GEMM, Random};
+use crate::common::{Bench, GEMM, Random, fault};
 use ptx_emulator::{Cause, Error, Grid};
 
 const M: usize = 128;
@@ -43,23 +43,17 @@ fn it_is_right() {
 #[test]
 fn a_missing_or_weak_wait_is_found() {
     for edit in ["", "cp.async.wait_group 2;"] {
-        match error_of(&edited("cp.async.wait_group 1;", edit)) {
-            Err(Error::Fault(fault)) => {
-                assert!(matches!(fault.cause, Cause::Uninitialised { .. }), "{fault}");
-                assert!(fault.place.opcode.starts_with("ldmatrix"), "{fault}");
-            }
-            other => panic!("{edit:?}: {other:?}"),
-        }
+        let fault = fault(error_of(&edited("cp.async.wait_group 1;", edit)));
+        assert!(matches!(fault.cause, Cause::Uninitialised { .. }), "{edit:?}: {fault}");
+        assert!(fault.place.opcode.starts_with("ldmatrix"), "{edit:?}: {fault}");
     }
 }
 
 #[test]
 fn a_missing_barrier_is_found() {
     // Without the barrier a warp reads rows that another warp's copies have not brought yet.
-    match error_of(&edited("bar.sync 	0;", "")) {
-        Err(Error::Fault(fault)) => assert!(matches!(fault.cause, Cause::Uninitialised { .. }), "{fault}"),
-        other => panic!("{other:?}"),
-    }
+    let fault = fault(error_of(&edited("bar.sync 	0;", "")));
+    assert!(matches!(fault.cause, Cause::Uninitialised { .. }), "{fault}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::common::{Bench, Number, Random, module};
 use ptx_emulator::Grid;
+use std::fmt::{Debug, LowerHex};
 
 const REGISTERS: &str = ".reg .b32 %r<9>; .reg .b64 %rd<9>; .reg .b16 %h<9>; .reg .f32 %f<9>; .reg .f64 %fd<9>;
     .reg .pred %p<5>; .reg .b64 %in, %out, %at; .reg .b32 %t;
@@ -25,14 +26,23 @@ fn run<T: Number>(code: &str, inputs: &[[T; 3]]) -> Vec<T> {
     bench.get::<T>(out)
 }
 
+type Formula<T> = fn(T, T, T) -> T;
+
+fn check<T: Number + PartialEq + LowerHex + Debug>(inputs: &[[T; 3]], cases: &[(&str, Formula<T>)]) {
+    for (code, formula) in cases {
+        for ([a, b, c], got) in inputs.iter().zip(run(code, inputs)) {
+            assert_eq!(got, formula(*a, *b, *c), "{code} with {a:#x} {b:#x} {c:#x}");
+        }
+    }
+}
+
 fn float(bits: u32) -> f32 {
     f32::from_bits(bits)
 }
 
 #[test]
 fn of_32_bits() {
-    type Formula = fn(u32, u32, u32) -> u32;
-    let cases: &[(&str, Formula)] = &[
+    let cases: &[(&str, Formula<u32>)] = &[
         ("not.b32 %r0, %r1;", |a, _, _| !a),
         ("mov.pred %p1, -1; mov.pred %p2, 0; selp.u32 %r1, 1, 2, %p1; selp.u32 %r0, %r1, 3, %p2;", |_, _, _| 3),
         ("mov.pred %p1, 1; selp.b32 %r0, %r1, %r2, %p1;", |a, _, _| a),
@@ -160,18 +170,12 @@ fn of_32_bits() {
         let mut next = || (random.bits() as u32) >> (random.bits() % 32);
         [next(), next(), next()]
     });
-    for (code, formula) in cases {
-        for (input, got) in inputs.iter().zip(run::<u32>(code, &inputs)) {
-            let [a, b, c] = *input;
-            assert_eq!(got, formula(a, b, c), "{code} with {a:#x} {b:#x} {c:#x}");
-        }
-    }
+    check(&inputs, cases);
 }
 
 #[test]
 fn of_64_bits() {
-    type Formula = fn(u64, u64, u64) -> u64;
-    let cases: &[(&str, Formula)] = &[
+    let cases: &[(&str, Formula<u64>)] = &[
         ("mad.lo.u64 %rd0, %rd1, %rd2, %rd3;", |a, b, c| a.wrapping_mul(b).wrapping_add(c)),
         ("mad.hi.s64 %rd0, %rd1, %rd2, %rd3;", |a, b, c| {
             (((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64).wrapping_add(c)
@@ -229,10 +233,5 @@ fn of_64_bits() {
     let mut inputs: Vec<[u64; 3]> =
         vec![[0, 0, 0], [u64::MAX, 1, 1 << 63], [1 << 63, u64::MAX, 7], [1.5f64.to_bits(), (-1.5f64).to_bits(), 0]];
     inputs.resize_with(64, || [random.bits(), random.bits() >> (random.bits() % 64), random.bits()]);
-    for (code, formula) in cases {
-        for (input, got) in inputs.iter().zip(run::<u64>(code, &inputs)) {
-            let [a, b, c] = *input;
-            assert_eq!(got, formula(a, b, c), "{code} with {a:#x} {b:#x} {c:#x}");
-        }
-    }
+    check(&inputs, cases);
 }

@@ -1,7 +1,8 @@
 //! Approximate functions against series and identities, their special values, and comparisons, `min`, `max` and
 //! `testp`.
 
-use crate::numeric_oracle::{F32, F64, Random, specials};
+use crate::common::Random;
+use crate::numeric_oracle::{F32, F64, specials};
 use ptx_emulator::numeric::NAN_F32;
 use ptx_emulator::numeric::approx::*;
 use ptx_emulator::numeric::compare::*;
@@ -83,7 +84,7 @@ fn within(result: u32, value: f64, ulps: f64) -> bool {
 fn values_are_within_half_a_unit_of_independent_series() {
     let mut random = Random(13);
     for _ in 0..20_000 {
-        let uniform = (random.next() >> 40) as f32 / (1 << 24) as f32;
+        let uniform = (random.bits() >> 40) as f32 / (1 << 24) as f32;
         let x = uniform * 20.0 - 10.0;
         let exact = f64::from(x);
         assert!(within(ex2_f32(x.to_bits(), false), series_exp(exact * std::f64::consts::LN_2), 0.5001), "2^{x}");
@@ -165,11 +166,6 @@ fn every_16_bit_argument() {
     }
 }
 
-/// The definition of a comparison: three-way order, and whether a NaN makes it true.
-fn by_definition(comparison: Comparison, a: f64, b: f64) -> bool {
-    comparison.holds(a.partial_cmp(&b))
-}
-
 #[test]
 fn comparisons_follow_their_definition() {
     use Comparison::*;
@@ -177,10 +173,10 @@ fn comparisons_follow_their_definition() {
         for b in specials(F32) {
             let (x, y) = (f32::from_bits(a as u32), f32::from_bits(b as u32));
             for comparison in Comparison::ALL {
-                let expected = by_definition(comparison, x.into(), y.into());
+                let expected = comparison.holds(x.partial_cmp(&y));
                 assert_eq!(compare_f32(comparison, a as u32, b as u32, false), expected, "{x} {comparison:?} {y}");
                 let flush = |x: f32| if x.is_subnormal() { 0.0 } else { x };
-                let expected = by_definition(comparison, flush(x).into(), flush(y).into());
+                let expected = comparison.holds(flush(x).partial_cmp(&flush(y)));
                 assert_eq!(compare_f32(comparison, a as u32, b as u32, true), expected);
             }
         }
@@ -188,7 +184,7 @@ fn comparisons_follow_their_definition() {
     for a in specials(F64) {
         for b in specials(F64) {
             for comparison in Comparison::ALL {
-                let expected = by_definition(comparison, f64::from_bits(a), f64::from_bits(b));
+                let expected = comparison.holds(f64::from_bits(a).partial_cmp(&f64::from_bits(b)));
                 assert_eq!(compare_f64(comparison, a, b), expected);
             }
         }
@@ -208,23 +204,11 @@ fn extremes_follow_the_manuals_pseudo_code() {
             return f64::NAN;
         }
         let less = x < y || (x == y && x.is_sign_negative());
-        match (x.is_nan(), y.is_nan(), which) {
-            (true, _, _) => y,
-            (_, true, _) => x,
-            (_, _, Extreme::Min) => {
-                if less {
-                    x
-                } else {
-                    y
-                }
-            }
-            (_, _, Extreme::Max) => {
-                if less {
-                    y
-                } else {
-                    x
-                }
-            }
+        match (x.is_nan(), y.is_nan()) {
+            (true, _) => y,
+            (_, true) => x,
+            _ if less == (which == Extreme::Min) => x,
+            _ => y,
         }
     };
     for a in specials(F32).into_iter().map(|bits| bits as u32) {

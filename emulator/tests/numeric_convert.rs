@@ -1,6 +1,7 @@
 //! `cvt` in all combinations of types, and the 8-bit formats, against definitions.
 
-use crate::numeric_oracle::{self, Random, Value, sign_of_sum, specials};
+use crate::common::Random;
+use crate::numeric_oracle::{self, NOTHING, Value, sign_of_sum, specials};
 use ptx_emulator::numeric::convert::*;
 use ptx_emulator::numeric::format::{Half, pack};
 use ptx_emulator::numeric::fp8::{Fp8, f16x2_from_fp8x2, fp8x2_from_f16x2, fp8x2_from_f32};
@@ -31,7 +32,7 @@ fn range(integer: Integer) -> std::ops::RangeInclusive<i128> {
 fn integers() -> Vec<u64> {
     let mut random = Random(7);
     let powers = (0..64).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit, (1 << bit) + 1]);
-    powers.clone().chain(powers.map(u64::wrapping_neg)).chain((0..300).map(|_| random.next())).collect()
+    powers.clone().chain(powers.map(u64::wrapping_neg)).chain((0..300).map(|_| random.bits())).collect()
 }
 
 #[test]
@@ -54,12 +55,11 @@ fn integers_to_integers() {
 fn integers_to_floats_round_by_definition() {
     for bits in integers() {
         for from in Integer::ALL {
-            let exact = Value(number(bits, from), 0).doubled();
+            let exact = Value(number(bits, from), 0);
             for to in Float::ALL {
                 for rounding in Rounding::ALL {
                     let result = int_to_float(bits, from, to, rounding);
-                    let sign = |r: Value, s: Value| sign_of_sum(&[exact, r.negated(), s.negated()]);
-                    let correct = oracle(to).is_rounded(result, rounding, sign);
+                    let correct = oracle(to).is_rounded_sum(result, rounding, [exact, NOTHING]);
                     assert!(correct, "{bits:x} {from:?} {to:?} {rounding:?}: {result:x}");
                 }
                 assert_eq!(int_to_float(0, from, to, Rounding::Down), 0, "an integer zero has no sign");
@@ -162,9 +162,7 @@ fn floats_to_floats_round_by_definition() {
                 } else if !oracle(from).is_finite(bits) {
                     assert_eq!(result & !oracle(to).sign_bit(), oracle(to).infinity());
                 } else {
-                    let exact = oracle(from).value(bits).doubled();
-                    let sign = |r: Value, s: Value| sign_of_sum(&[exact, r.negated(), s.negated()]);
-                    let correct = oracle(to).is_rounded(result, rounding, sign);
+                    let correct = oracle(to).is_rounded_sum(result, rounding, [oracle(from).value(bits), NOTHING]);
                     assert!(correct, "{from:?} {to:?} {rounding:?} {bits:x}: {result:x}");
                 }
                 if !oracle(from).is_nan(bits) {

@@ -1,6 +1,7 @@
 //! `.f32` and `.f64` arithmetic against the definition of rounding, and its special values.
 
-use crate::numeric_oracle::{F32, F64, Format, Random, Value, sign_of_sum, specials};
+use crate::common::Random;
+use crate::numeric_oracle::{F32, F64, Format, NOTHING, Value, sign_of_sum, specials};
 use ptx_emulator::numeric::Rounding;
 use ptx_emulator::numeric::double::*;
 use ptx_emulator::numeric::float::*;
@@ -35,6 +36,13 @@ const DOUBLE: Operations =
     Operations { format: F64, add: add_f64, sub: sub_f64, mul: mul_f64, div: div_f64, fma: fma_f64, sqrt: sqrt_f64 };
 
 impl Operations {
+    /// Checks all pairs of special values, with `c` as the third operand, and random triples.
+    fn check_many(&self, c: u64, mut random: Random, count: usize) {
+        let edges = specials(self.format);
+        edges.iter().for_each(|a| edges.iter().for_each(|b| self.check([*a, *b, c])));
+        (0..count).for_each(|_| self.check(std::array::from_fn(|_| random.float(self.format))));
+    }
+
     /// Checks every operation on finite operands by the definition of rounding.
     fn check(&self, [a, b, c]: [u64; 3]) {
         let format = self.format;
@@ -46,15 +54,14 @@ impl Operations {
             let correct = |name: &str, result: u64, sign: &dyn Fn(Value, Value) -> i32| {
                 assert!(format.is_rounded(result, rounding, sign), "{name} {a:x} {b:x} {c:x} {rounding:?}: {result:x}");
             };
-            let sum = |terms: [Value; 2]| {
-                move |r: Value, s: Value| {
-                    sign_of_sum(&[terms[0].doubled(), terms[1].doubled(), r.negated(), s.negated()])
-                }
+            let sum = |name: &str, result: u64, terms: [Value; 2]| {
+                let correct = format.is_rounded_sum(result, rounding, terms);
+                assert!(correct, "{name} {a:x} {b:x} {c:x} {rounding:?}: {result:x}");
             };
-            correct("add", (self.add)(a, b, rounding), &sum([x, y]));
-            correct("sub", (self.sub)(a, b, rounding), &sum([x, y.negated()]));
-            correct("mul", (self.mul)(a, b, rounding), &sum([x.times(y), Value(0, 0)]));
-            correct("fma", (self.fma)(a, b, c, rounding), &sum([x.times(y), z]));
+            sum("add", (self.add)(a, b, rounding), [x, y]);
+            sum("sub", (self.sub)(a, b, rounding), [x, y.negated()]);
+            sum("mul", (self.mul)(a, b, rounding), [x.times(y), NOTHING]);
+            sum("fma", (self.fma)(a, b, c, rounding), [x.times(y), z]);
             if y.0 != 0 {
                 // 2x/y - (r + s) has the sign of (2x - y(r + s)) times the sign of y.
                 correct("div", (self.div)(a, b, rounding), &|r, s| {
@@ -77,28 +84,12 @@ impl Operations {
 
 #[test]
 fn single_precision_rounds_by_definition() {
-    for a in specials(F32) {
-        for b in specials(F32) {
-            SINGLE.check([a, b, 0x3f80_0001]);
-        }
-    }
-    let mut random = Random(1);
-    for _ in 0..40_000 {
-        SINGLE.check(std::array::from_fn(|_| random.float(F32)));
-    }
+    SINGLE.check_many(0x3f80_0001, Random(1), 40_000);
 }
 
 #[test]
 fn double_precision_rounds_by_definition() {
-    for a in specials(F64) {
-        for b in specials(F64) {
-            DOUBLE.check([a, b, 1]);
-        }
-    }
-    let mut random = Random(2);
-    for _ in 0..25_000 {
-        DOUBLE.check(std::array::from_fn(|_| random.float(F64)));
-    }
+    DOUBLE.check_many(1, Random(2), 25_000);
 }
 
 #[test]
@@ -106,10 +97,10 @@ fn fused_multiply_add_agrees_with_the_host_in_a_million_hard_cases() {
     let mut random = Random(3);
     for _ in 0..1_000_000 {
         let [a, b, mut c] = std::array::from_fn(|_| random.float(F32) as u32);
-        if random.next().is_multiple_of(4) {
+        if random.bits().is_multiple_of(4) {
             // Cancel the product but for its rounding error, or nearly.
             let product = f32::from_bits(a) * f32::from_bits(b);
-            c = (-product).to_bits() ^ (random.next() & 1) as u32;
+            c = (-product).to_bits() ^ (random.bits() & 1) as u32;
         }
         let expected = f32::from_bits(a).mul_add(f32::from_bits(b), f32::from_bits(c));
         let actual = fma_f32(a, b, c, F32Mode::RN);

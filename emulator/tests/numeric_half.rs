@@ -1,6 +1,7 @@
 //! `.f16` and `.bf16`: widening and narrowing over all values, arithmetic against the definition of rounding.
 
-use crate::numeric_oracle::{BF16, F16, F32, F64, Format, Random, Value, sign_of_sum, specials};
+use crate::common::Random;
+use crate::numeric_oracle::{BF16, F16, F32, F64, Format, NOTHING, Value, specials};
 use ptx_emulator::numeric::compare::{Comparison, compare_f32};
 use ptx_emulator::numeric::format::{Half, f32_to_tf32, pack};
 use ptx_emulator::numeric::half_ops::{self, HalfMode};
@@ -43,12 +44,11 @@ fn narrowing_rounds_by_definition_at_every_value_and_midpoint() {
                     if !F32.is_finite(u64::from(signed)) {
                         continue;
                     }
-                    let x = F32.value(u64::from(signed)).doubled();
+                    let x = F32.value(u64::from(signed));
                     let wide = f64::from(f32::from_bits(signed)).to_bits();
                     for rounding in Rounding::ALL {
                         let result = half.narrow(signed, rounding);
-                        let correct = format
-                            .is_rounded(result.into(), rounding, |r, s| sign_of_sum(&[x, r.negated(), s.negated()]));
+                        let correct = format.is_rounded_sum(result.into(), rounding, [x, NOTHING]);
                         assert!(correct, "{half:?} {signed:08x} {rounding:?} {result:04x}");
                         assert_eq!(half.narrow_f64(wide, rounding), result);
                         assert!(result & 0x8000 == (signed >> 16) as u16 & 0x8000, "sign of {signed:08x}");
@@ -65,16 +65,15 @@ fn narrowing_from_double_rounds_once() {
     for (half, format) in BOTH {
         for _ in 0..20_000 {
             // Just beside a midpoint of the narrow format: rounding to f32 on the way would land on the midpoint.
-            let bits = (random.next() % u64::from(half.infinity() - 1)) as u16;
+            let bits = (random.bits() % u64::from(half.infinity() - 1)) as u16;
             let middle = (f64::from(half.value(bits)) + f64::from(half.value(bits + 1))) / 2.0;
             if !middle.is_finite() {
                 continue;
             }
             for beside in [middle.to_bits() - 1, middle.to_bits(), middle.to_bits() + 1] {
-                let x = F64.value(beside).doubled();
                 let result = half.narrow_f64(beside, Rounding::Nearest).into();
-                let sign = |r: Value, s: Value| sign_of_sum(&[x, r.negated(), s.negated()]);
-                assert!(format.is_rounded(result, Rounding::Nearest, sign), "{half:?} {beside:x} {result:x}");
+                let correct = format.is_rounded_sum(result, Rounding::Nearest, [F64.value(beside), NOTHING]);
+                assert!(correct, "{half:?} {beside:x} {result:x}");
             }
         }
     }
@@ -87,14 +86,12 @@ fn check(half: Half, format: Format, [a, b, c]: [u16; 3]) {
     }
     let [x, y, z] = [a, b, c].map(|bits| format.value(u64::from(bits)));
     let correct = |name: &str, result: u16, terms: [Value; 2]| {
-        let sign =
-            |r: Value, s: Value| sign_of_sum(&[terms[0].doubled(), terms[1].doubled(), r.negated(), s.negated()]);
-        let correct = format.is_rounded(u64::from(result), Rounding::Nearest, sign);
+        let correct = format.is_rounded_sum(u64::from(result), Rounding::Nearest, terms);
         assert!(correct, "{half:?} {name} {a:04x} {b:04x} {c:04x} = {result:04x}");
     };
     correct("add", half_ops::add(half, a, b, PLAIN), [x, y]);
     correct("sub", half_ops::sub(half, a, b, PLAIN), [x, y.negated()]);
-    correct("mul", half_ops::mul(half, a, b, PLAIN), [x.times(y), Value(0, 0)]);
+    correct("mul", half_ops::mul(half, a, b, PLAIN), [x.times(y), NOTHING]);
     correct("fma", half_ops::fma(half, a, b, c, PLAIN), [x.times(y), z]);
 }
 
@@ -115,8 +112,8 @@ fn arithmetic_rounds_once_by_definition() {
         }
         // Every value once in every place.
         for bits in 0..=u16::MAX {
-            check(half, format, [bits, random.next() as u16, random.next() as u16]);
-            check(half, format, [random.next() as u16, random.next() as u16, bits]);
+            check(half, format, [bits, random.bits() as u16, random.bits() as u16]);
+            check(half, format, [random.bits() as u16, random.bits() as u16, bits]);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Integer arithmetic, shifts and bit fields against the manual's pseudo-code, bit by bit.
 
-use crate::numeric_oracle::Random;
+use crate::common::Random;
 use ptx_emulator::numeric::bits::*;
 use ptx_emulator::numeric::integer::*;
 
@@ -9,7 +9,7 @@ fn words() -> Vec<u64> {
     let mut random = Random(12);
     let edges = [0, 1, 2, 3, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
     let wide = [0x1_0000_0000, i64::MAX as u64, i64::MIN as u64, u64::MAX, u64::MAX - 1];
-    edges.into_iter().chain(wide).chain((0..40).map(|_| random.next() >> (random.next() % 64))).collect()
+    edges.into_iter().chain(wide).chain((0..40).map(|_| random.bits() >> (random.bits() % 64))).collect()
 }
 
 #[test]

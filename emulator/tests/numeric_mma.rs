@@ -1,6 +1,6 @@
 //! Fragment layouts are bijections and match the manual's figures; `mma.sync` is the matrix product.
 
-use crate::numeric_oracle::Random;
+use crate::common::Random;
 use ptx_emulator::numeric::NAN_F32;
 use ptx_emulator::numeric::format::Half;
 use ptx_emulator::numeric::fragment::*;
@@ -74,7 +74,7 @@ impl Problem {
 
     fn random(half: Half, k: usize, random: &mut Random) -> Problem {
         Problem::new(half, k, |_, _, _| {
-            let bits = random.next();
+            let bits = random.bits();
             ((bits >> 40) as f32 / (1 << 23) as f32 - 1.0) * 2f32.powi((bits % 5) as i32 - 2)
         })
     }
@@ -238,22 +238,17 @@ fn ldmatrix_feeds_the_fragments_of_mma() {
     let block = |top: usize, left: usize| -> [[u16; 8]; 8] {
         std::array::from_fn(|row| std::array::from_fn(|column| element(top + row, left + column)))
     };
-    let corners = [block(0, 0), block(8, 0), block(0, 8), block(8, 8)];
-    for (register, rows) in corners.iter().enumerate() {
-        for (lane, bits) in ldmatrix(rows, false).into_iter().enumerate() {
-            for half in 0..2 {
-                let (row, column) = a_position(lane, 2 * register + half);
-                assert_eq!((bits >> (16 * half)) as u16, element(row, column));
+    let fits = |blocks: &[[[u16; 8]; 8]], transposed, position: fn(usize, usize) -> (usize, usize)| {
+        for (register, rows) in blocks.iter().enumerate() {
+            for (lane, bits) in ldmatrix(rows, transposed).into_iter().enumerate() {
+                for half in 0..2 {
+                    let (row, column) = position(lane, 2 * register + half);
+                    assert_eq!((bits >> (16 * half)) as u16, element(row, column));
+                }
             }
         }
-    }
+    };
+    fits(&[block(0, 0), block(8, 0), block(0, 8), block(8, 8)], false, a_position);
     // A 16x8 matrix B by rows needs .trans: upper and lower 8x8 matrix.
-    for (register, rows) in [block(0, 0), block(8, 0)].iter().enumerate() {
-        for (lane, bits) in ldmatrix(rows, true).into_iter().enumerate() {
-            for half in 0..2 {
-                let (row, column) = b_position(lane, 2 * register + half);
-                assert_eq!((bits >> (16 * half)) as u16, element(row, column));
-            }
-        }
-    }
+    fits(&[block(0, 0), block(8, 0)], true, b_position);
 }

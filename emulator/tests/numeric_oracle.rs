@@ -5,6 +5,7 @@
 //! midpoints on both sides of `r`, and on a midpoint only if `r` is even. So all that is needed is the sign of
 //! `2x - (r + r')`, which is a sum of products of floats for every operation here.
 
+use crate::common::Random;
 use ptx_emulator::numeric::Rounding;
 
 /// An IEEE binary format by the widths of its fields.
@@ -62,11 +63,17 @@ impl Format {
         self.above(bits ^ self.sign_bit()) ^ self.sign_bit()
     }
 
+    /// Whether `result` is the correctly rounded value of the exact sum of two terms.
+    pub fn is_rounded_sum(self, result: u64, rounding: Rounding, [x, y]: [Value; 2]) -> bool {
+        let sign = |r: Value, s: Value| sign_of_sum(&[x.doubled(), y.doubled(), r.negated(), s.negated()]);
+        self.is_rounded(result, rounding, sign)
+    }
+
     /// Whether `result` is the correctly rounded value of an exact `x`, where `sign(r, s)` is the sign of
     /// `2x - (r + s)`. Signs of zeros are not looked at.
     pub fn is_rounded(self, result: u64, rounding: Rounding, sign: impl Fn(Value, Value) -> i32) -> bool {
         let mirrored = |r: Value, s: Value| -sign(r.negated(), s.negated());
-        let negative = sign(Value(0, 0), Value(0, 0)) < 0;
+        let negative = sign(NOTHING, NOTHING) < 0;
         match rounding {
             _ if self.is_nan(result) => false,
             Rounding::Down => self.is_rounded_down(result, &sign),
@@ -100,6 +107,9 @@ impl Format {
 /// `mantissa * 2^exponent`
 #[derive(Clone, Copy, Debug)]
 pub struct Value(pub i128, pub i32);
+
+/// The second term of a sum that has only one.
+pub const NOTHING: Value = Value(0, 0);
 
 impl Value {
     pub fn times(self, other: Value) -> Value {
@@ -145,25 +155,14 @@ pub fn sign_of_sum(terms: &[Value]) -> i32 {
     if limbs[limbs.len() - 1] >> 63 != 0 { -1 } else { i32::from(limbs.iter().any(|limb| *limb != 0)) }
 }
 
-/// A small random generator ("splitmix64").
-pub struct Random(pub u64);
-
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// A number of the format that is likely to meet ties, cancellation and the ends of the range: a special value,
     /// random bits, or few significant bits with an exponent near the middle.
     pub fn float(&mut self, format: Format) -> u64 {
-        let random = self.next();
+        let random = self.bits();
         let width = format.exponent + format.fraction + 1;
         let bits = random & (u64::MAX >> (64 - width));
-        match self.next() % 4 {
+        match self.bits() % 4 {
             0 => {
                 let list = specials(format);
                 list[(random % list.len() as u64) as usize]
@@ -171,14 +170,14 @@ impl Random {
             1 => bits,
             2 => {
                 let bias = (1u64 << (format.exponent - 1)) - 1;
-                let field = bias - 3 + self.next() % 7;
+                let field = bias - 3 + self.bits() % 7;
                 bits & (format.sign_bit() | ((1 << format.fraction) - 1)) | field << format.fraction
             }
             // Only the upper half of the fraction: products and sums hit ties.
             _ => {
                 let bias = (1u64 << (format.exponent - 1)) - 1;
                 let reach = u64::from(format.fraction) + 3;
-                let field = (bias - reach.min(bias - 1) + self.next() % (2 * reach.min(bias - 1))) << format.fraction;
+                let field = (bias - reach.min(bias - 1) + self.bits() % (2 * reach.min(bias - 1))) << format.fraction;
                 let keep = !((1u64 << (format.fraction / 2)) - 1) & ((1 << format.fraction) - 1);
                 bits & (format.sign_bit() | keep) | field
             }

@@ -1,6 +1,6 @@
 //! Warp-wide instructions, divergence and observers.
 
-use crate::common::{BASICS, Bench, module};
+use crate::common::{BASICS, Bench, fault, module};
 use ptx_emulator::observe::{Access, Kind, Observer, Site, Sync};
 use ptx_emulator::{Cause, Error, Grid, Options, Space};
 
@@ -39,6 +39,16 @@ fn halves_of_a_warp_talk_among_themselves() {
     assert_eq!(bench.get::<u32>(out), wanted);
 }
 
+/// What is in memory that a kernel does not write.
+const UNTOUCHED: u32 = 0xdead_beef;
+
+/// What a block leaves in `p0`, a word for each of its threads.
+fn block(body: &str, threads: u32) -> Result<Vec<u32>, Error> {
+    let mut bench = Bench::new(&module(1, body));
+    let out = bench.put(&vec![UNTOUCHED; threads as usize]);
+    bench.try_run("kernel", Grid::linear(1, threads), &[out.into()]).map(|()| bench.get(out))
+}
+
 /// Each group of lanes with a common value shuffles at the same instruction with a mask of its own.
 #[test]
 fn one_shuffle_with_several_masks() {
@@ -49,12 +59,9 @@ fn one_shuffle_with_several_masks() {
         redux.sync.add.u32 %r5, %r4, %r3;
         bar.warp.sync %r3;
         mul.wide.u32 %rd2, %r1, 4; add.s64 %rd3, %rd1, %rd2; st.global.u32 [%rd3], %r5; ret;";
-    let mut bench = Bench::new(&module(1, body));
-    let out = bench.room::<u32>(32);
-    bench.run("kernel", Grid::linear(1, 32), &[out.into()]);
     let wanted: Vec<u32> =
         (0..32).map(|t| (0..32).filter(|other| other % 4 == t % 4).map(|other| other * 2).sum()).collect();
-    assert_eq!(bench.get::<u32>(out), wanted);
+    assert_eq!(block(body, 32), Ok(wanted));
 }
 
 /// Lanes that have exited are not waited for, neither in a warp nor in a block.
@@ -67,13 +74,10 @@ fn exited_lanes_are_not_waited_for() {
         vote.sync.ballot.b32 %r2, %p, -1;
         activemask.b32 %r3;
         mul.wide.u32 %rd2, %r1, 4; add.s64 %rd3, %rd1, %rd2; st.global.u32 [%rd3], %r3; ret;";
-    let mut bench = Bench::new(&module(1, body));
-    let out = bench.put(&[0u32; 50]);
-    bench.run("kernel", Grid::linear(1, 50), &[out.into()]);
-    let result = bench.get::<u32>(out);
+    let result = block(body, 50).unwrap();
     assert_eq!(
         (result[19], result[20], result[31], result[32], result[49]),
-        (0, 0xfff0_0000, 0xfff0_0000, 0x3_ffff, 0x3_ffff)
+        (UNTOUCHED, 0xfff0_0000, 0xfff0_0000, 0x3_ffff, 0x3_ffff)
     );
 }
 
@@ -93,21 +97,13 @@ fn barriers_for_single_threads() {
         )
     };
     for barrier in ["barrier.sync 3;", "barrier.cta.sync 3, 64;", "barrier.red.or.pred %p2, 3, %p1;"] {
-        let mut bench = Bench::new(&module(1, &body(barrier)));
-        let out = bench.room::<u32>(64);
-        bench.run("kernel", Grid::linear(1, 64), &[out.into()]);
-        assert_eq!(bench.get::<u32>(out), (0..64).map(|t| t ^ 1).collect::<Vec<u32>>());
+        assert_eq!(block(&body(barrier), 64), Ok((0..64).map(|t| t ^ 1).collect()));
     }
     for barrier in ["bar.sync 3;", "barrier.sync.aligned 3;", "bar.sync 3, 64;"] {
-        let mut bench = Bench::new(&module(1, &body(barrier)));
-        let out = bench.room::<u32>(64);
-        let error = bench.try_run("kernel", Grid::linear(1, 64), &[out.into()]).unwrap_err();
+        let error = block(&body(barrier), 64).unwrap_err();
         assert!(error.to_string().starts_with("divergent barrier"), "{error}");
     }
-    let refused = |barrier: &str, threads: u32| {
-        let mut bench = Bench::new(&module(0, barrier));
-        bench.try_run("kernel", Grid::linear(1, threads), &[]).unwrap_err().to_string()
-    };
+    let refused = |barrier: &str, threads: u32| block(barrier, threads).unwrap_err().to_string();
     assert!(refused("bar.sync 3, 33;", 64).contains("a thread count of 33"));
     assert!(refused("barrier.sync 3, 32;", 48).starts_with("deadlock"));
     assert!(refused("barrier.arrive 3, 32; barrier.arrive 3, 64;", 16).contains("different thread counts"));
@@ -118,11 +114,7 @@ fn barriers_for_single_threads() {
 fn matrix_instructions_need_a_whole_warp() {
     let body = ".reg .b32 %r<9>; .shared .align 16 .b8 s[512]; mov.u32 %r1, s;
         ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%r1]; ret;";
-    let mut bench = Bench::new(&module(0, body));
-    match bench.try_run("kernel", Grid::linear(1, 16), &[]) {
-        Err(Error::Fault(fault)) => assert_eq!(fault.cause, Cause::PartialWarp { lanes: 0xffff }),
-        other => panic!("{other:?}"),
-    }
+    assert_eq!(fault(block(body, 16)).cause, Cause::PartialWarp { lanes: 0xffff });
 }
 
 /// Registers of an inner block hide those outside, and labels belong to their block.
@@ -134,10 +126,7 @@ fn scopes() {
           AGAIN: add.u32 %r2, %r2, %r1; setp.lt.u32 %p, %r2, 150; @%p bra AGAIN; }
         { AGAIN: add.u32 %r2, %r2, %r1; setp.lt.u32 %p, %r2, 160; @%p bra AGAIN; }
         st.global.u32 [%rd1], %r2;";
-    let mut bench = Bench::new(&module(1, body));
-    let out = bench.room::<u32>(1);
-    bench.run("kernel", Grid::linear(1, 32), &[out.into()]);
-    assert_eq!(bench.get::<u32>(out), [160]);
+    assert_eq!(block(body, 32).unwrap()[0], 160);
 }
 
 #[derive(Default)]

@@ -31,20 +31,17 @@ impl<O: Observer> Block<'_, O> {
             }
             return Ok(());
         }
-        let failed = lanes(mask).find_map(|lane| {
-            let spot = match view.locate(request, lane, addresses[lane]) {
-                Ok(spot) => spot,
-                Err(cause) => return Some((lane, cause)),
-            };
+        let outcome = lanes(mask).try_for_each(|lane| {
+            let spot = view.locate(request, lane, addresses[lane])?;
             for (part, register) in load.parts.iter().enumerate() {
                 let value = spot.store.load(spot.offset + u64::from(part as u32 * load.bytes), load.bytes);
                 if let Some(register) = register {
                     set(registers, *register, lane, if load.signed { widen(value, load.bytes) } else { value });
                 }
             }
-            None
+            Ok(())
         });
-        self.check(warp, pc, failed)
+        outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
     /// `st`
@@ -70,18 +67,15 @@ impl<O: Observer> Block<'_, O> {
             }
             return Ok(());
         }
-        let failed = lanes(mask).find_map(|lane| {
-            let spot = match view.locate(request, lane, addresses[lane]) {
-                Ok(spot) => spot,
-                Err(cause) => return Some((lane, cause)),
-            };
+        let outcome = lanes(mask).try_for_each(|lane| {
+            let spot = view.locate(request, lane, addresses[lane])?;
             for (part, register) in store.parts.iter().enumerate() {
                 let offset = spot.offset + u64::from(part as u32 * store.bytes);
                 spot.store.store(offset, store.bytes, get(registers, *register, lane));
             }
-            None
+            Ok(())
         });
-        self.check(warp, pc, failed)
+        outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
     /// `atom` and `red`: lane after lane.
@@ -91,20 +85,17 @@ impl<O: Observer> Block<'_, O> {
         let request = Request { space, bytes, writes: true, reads: true };
         self.tell_access(warp, pc, mask, &Access { kind: Kind::Atomic, space, addresses: &addresses, bytes });
         let (view, registers) = self.split(warp);
-        let failed = lanes(mask).find_map(|lane| {
-            let spot = match view.locate(request, lane, addresses[lane]) {
-                Ok(spot) => spot,
-                Err(cause) => return Some((lane, cause)),
-            };
+        let outcome = lanes(mask).try_for_each(|lane| {
+            let spot = view.locate(request, lane, addresses[lane])?;
             let old = spot.store.load(spot.offset, bytes);
             let new = (atomic.update)(old, get(registers, b, lane), get(registers, c, lane));
             spot.store.store(spot.offset, bytes, new);
             if let Some(register) = atomic.old {
                 set(registers, register, lane, old);
             }
-            None
+            Ok(())
         });
-        self.check(warp, pc, failed)
+        outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
     /// The memory and the registers of a warp, side by side.
@@ -128,7 +119,7 @@ fn widen(value: u64, bytes: u32) -> u64 {
 }
 
 #[inline]
-pub(super) fn set(registers: &mut Registers, register: Register, lane: usize, value: u64) {
+pub(crate) fn set(registers: &mut Registers, register: Register, lane: usize, value: u64) {
     debug_assert!(lane < LANES);
     match register.bits {
         64 => registers.wide[register.slot as usize][lane] = value,
@@ -138,7 +129,7 @@ pub(super) fn set(registers: &mut Registers, register: Register, lane: usize, va
 }
 
 #[inline]
-pub(super) fn get(registers: &Registers, register: Register, lane: usize) -> u64 {
+pub(crate) fn get(registers: &Registers, register: Register, lane: usize) -> u64 {
     match register.bits {
         64 => registers.wide[register.slot as usize][lane],
         _ => u64::from(registers.narrow[register.slot as usize][lane]),

@@ -56,49 +56,38 @@ impl<O: Observer> Block<'_, O> {
         let committed = self.warps[warp].copies.committed;
         let mut flights = vec![];
         let (view, _) = self.split(warp);
-        let failed = lanes(mask).find_map(|lane| {
+        let outcome = lanes(mask).try_for_each(|lane| {
             let from = Request { space: Space::Global, bytes, writes: false, reads: false };
             let to = Request { space: Space::Shared, bytes, writes: true, reads: false };
             let size = sizes[lane];
             if size > bytes {
-                return Some((lane, Cause::BadCopy { bytes, source_bytes: size }));
+                return Err((lane, Cause::BadCopy { bytes, source_bytes: size }));
             }
             let mut flight = Flight { lane, group: committed[lane], target: 0, bytes, data: [0; 16], pc };
             // The source must be aligned as the whole copy, but only the bytes that are taken must exist.
             if size > 0 && sources[lane] & u64::from(bytes - 1) != 0 {
                 let address = sources[lane];
-                return Some((lane, Cause::Misaligned { space: Space::Global, address, bytes }));
+                return Err((lane, Cause::Misaligned { space: Space::Global, address, bytes }));
             }
             // A whole copy is taken in words, a part of one byte after byte.
             let step = if size == bytes { 4 } else { 1 };
-            if size == bytes
-                && let Err(cause) = view.locate(Request { reads: true, ..from }, lane, sources[lane])
-            {
-                return Some((lane, cause));
+            if size == bytes {
+                view.locate(Request { reads: true, ..from }, lane, sources[lane])?;
             }
             for at in (0..size).step_by(step as usize) {
                 let reads = Request { bytes: step, reads: true, ..from };
-                match view.locate(reads, lane, sources[lane] + u64::from(at)) {
-                    Ok(spot) => {
-                        let value = spot.store.load(spot.offset, step).to_le_bytes();
-                        let target = &mut flight.data[at as usize..(at + step) as usize];
-                        target.copy_from_slice(&value[..step as usize]);
-                    }
-                    Err(cause) => return Some((lane, cause)),
-                }
+                let spot = view.locate(reads, lane, sources[lane] + u64::from(at))?;
+                let value = spot.store.load(spot.offset, step).to_le_bytes();
+                flight.data[at as usize..(at + step) as usize].copy_from_slice(&value[..step as usize]);
             }
-            match view.locate(to, lane, targets[lane]) {
-                Ok(spot) => {
-                    spot.store.poison(spot.offset, bytes);
-                    flight.target = spot.offset;
-                }
-                Err(cause) => return Some((lane, cause)),
-            }
+            let spot = view.locate(to, lane, targets[lane])?;
+            spot.store.poison(spot.offset, bytes);
+            flight.target = spot.offset;
             flights.push(flight);
-            None
+            Ok(())
         });
         self.warps[warp].copies.flights.append(&mut flights);
-        self.check(warp, pc, failed)
+        outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
     /// `cp.async.commit_group`

@@ -33,7 +33,7 @@ impl<O: Observer> Block<'_, O> {
     pub(super) fn barrier(&mut self, warp: usize, pc: usize, mask: u32, barrier: &Barrier) -> Result<bool, Error> {
         let first = mask.trailing_zeros() as usize % 32;
         let id = barrier.id;
-        let wrong = |message: String| Some((first, Cause::BadBarrier { barrier: id, message }));
+        let wrong = |message: String| (first, Cause::BadBarrier { barrier: id, message });
         let registers = &self.warps[warp].registers;
         let expected = barrier.threads.map(|slot| registers.get::<u32>(slot)[first]);
         let threads = if barrier.aligned { 32 } else { mask.count_ones() };
@@ -45,12 +45,12 @@ impl<O: Observer> Block<'_, O> {
             && (count == 0 || count % 32 != 0)
         {
             let message = format!("a thread count of {count} is not a positive multiple of 32");
-            return self.check(warp, pc, wrong(message)).map(|()| false);
+            return Err(self.fault(warp, pc, wrong(message)));
         }
         let state = &mut self.barriers[id as usize];
         if state.lanes > 0 && state.expected != expected {
             let message = "threads that arrive together give different thread counts".to_string();
-            return self.check(warp, pc, wrong(message)).map(|()| false);
+            return Err(self.fault(warp, pc, wrong(message)));
         }
         state.expected = expected;
         state.arrived += threads;
@@ -60,7 +60,7 @@ impl<O: Observer> Block<'_, O> {
         state.or |= yes != 0;
         if let Some(count) = expected.filter(|count| state.arrived > *count) {
             let message = format!("{} threads have arrived, but only {count} are expected", state.arrived);
-            return self.check(warp, pc, wrong(message)).map(|()| false);
+            return Err(self.fault(warp, pc, wrong(message)));
         }
         self.tell_sync(warp, pc, mask, Sync::Arrive(id));
         let arrives_only = matches!(barrier.action, Action::Arrive);

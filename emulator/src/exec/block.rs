@@ -13,6 +13,9 @@ use crate::lower::instruction::Op;
 use crate::memory::store::Store;
 use crate::observe::{Access, Observer, Site, Sync};
 
+/// The lane that did something wrong, and what.
+pub(super) type Failed = (usize, Cause);
+
 /// One block while it runs.
 pub(crate) struct Block<'a, O> {
     pub(crate) launch: &'a Launch<'a>,
@@ -67,8 +70,7 @@ impl<'a, O: Observer> Block<'a, O> {
                 return Err(self.stuck());
             }
             if self.warp_steps > limit {
-                let cause = Cause::Endless { steps: self.launch.limit };
-                return Err(self.endless(cause));
+                return Err(self.endless());
             }
         }
     }
@@ -183,25 +185,24 @@ impl<'a, O: Observer> Block<'a, O> {
             Op::Commit => self.commit(w, pc, active),
             Op::WaitGroups(keep) => self.wait_groups(w, pc, active, *keep),
             Op::Fence => self.tell_sync(w, pc, active, Sync::Fence),
-            Op::Trap => self.check(w, pc, Some((active.trailing_zeros() as usize % LANES, Cause::Trap)))?,
+            Op::Trap => return Err(self.fault(w, pc, (active.trailing_zeros() as usize % LANES, Cause::Trap))),
             Op::Lanes(_) | Op::Branch(_) | Op::Exit | Op::Warp(..) | Op::Barrier(_) => {}
         }
         Ok(())
     }
 
     /// Turns a cause into an error that says where it happened.
-    pub(super) fn check(&self, warp: usize, pc: usize, failed: Option<(usize, Cause)>) -> Result<(), Error> {
-        let Some((lane, cause)) = failed else { return Ok(()) };
+    pub(super) fn fault(&self, warp: usize, pc: usize, (lane, cause): Failed) -> Error {
         let thread = specials::thread(self.launch.block, (warp * LANES + lane) as u32);
-        Err(Error::Fault(Box::new(Fault { place: self.launch.kernel.place(pc), block: self.id, thread, cause })))
+        Error::Fault(Box::new(Fault { place: self.launch.kernel.place(pc), block: self.id, thread, cause }))
     }
 
-    fn endless(&self, cause: Cause) -> Error {
+    fn endless(&self) -> Error {
         let running = self.warps.iter().position(|warp| !warp.ready.is_empty()).unwrap_or(0);
         let fragment = self.warps[running].ready.first();
         let (pc, lanes) = fragment.map_or((0, 1), |fragment| (fragment.pc, fragment.lanes));
-        let failed = Some((lanes.trailing_zeros() as usize % LANES, cause));
-        self.check(running, pc, failed).err().unwrap_or_else(|| self.stuck())
+        let cause = Cause::Endless { steps: self.launch.limit };
+        self.fault(running, pc, (lanes.trailing_zeros() as usize % LANES, cause))
     }
 
     /// Who waits where, once nobody can go on.

@@ -1,8 +1,9 @@
 //! Warp-wide instructions: shuffles, votes, matches and reductions (PTX manual, `shfl.sync`, `vote.sync`,
 //! `match.sync`, `redux.sync`). They are called once all lanes of the member mask are there.
 
-use super::registers::{LANES, Lane, Registers, lanes};
-use crate::lower::instruction::{Collective, Shuffle, Vote};
+use super::access::get;
+use super::registers::{LANES, Registers, lanes};
+use crate::lower::instruction::{Collective, Register, Shuffle, Vote};
 
 /// Runs an instruction that needs the registers only; `false` if it is another one.
 pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective) -> bool {
@@ -21,13 +22,10 @@ pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective)
             }
         }
         Collective::MatchAny { d, a } => {
-            let out =
-                if a.bits > 32 { equal::<u64>(registers, a.slot, mask) } else { equal::<u32>(registers, a.slot, mask) };
-            registers.put(d, &out, mask);
+            registers.put(d, &equal(registers, a, mask), mask);
         }
         Collective::MatchAll { d, same, a } => {
-            let sets =
-                if a.bits > 32 { equal::<u64>(registers, a.slot, mask) } else { equal::<u32>(registers, a.slot, mask) };
+            let sets = equal(registers, a, mask);
             let all = lanes(mask).all(|lane| sets[lane] == mask);
             registers.put(d, &[if all { mask } else { 0 }; LANES], mask);
             if let Some(same) = same {
@@ -46,11 +44,11 @@ pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective)
 }
 
 /// For each lane the lanes that have the same value.
-fn equal<T: Lane + PartialEq>(registers: &Registers, slot: u32, mask: u32) -> [u32; LANES] {
-    let values = registers.get::<T>(slot);
+fn equal(registers: &Registers, register: Register, mask: u32) -> [u32; LANES] {
+    let value = |lane: usize| get(registers, register, lane);
     let mut out = [0; LANES];
     for lane in lanes(mask) {
-        out[lane] = lanes(mask).filter(|other| values[*other] == values[lane]).fold(0, |set, other| set | 1 << other);
+        out[lane] = lanes(mask).filter(|other| value(*other) == value(lane)).fold(0, |set, other| set | 1 << other);
     }
     out
 }

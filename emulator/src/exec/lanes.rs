@@ -5,62 +5,38 @@
 //! are computed.
 
 use super::registers::{FULL, LANES, Lane, Pred, Registers, lanes};
+use crate::lower::slots::CARRY;
 
 /// An instruction that touches nothing but the registers of its warp; called with the lanes that execute it.
 pub(crate) type Lanes = Box<dyn Fn(&mut Registers, u32) + Send + Sync>;
 
-/// `d = f(a)`
-pub(crate) fn map1<A: Lane, D: Lane>(d: u32, a: u32, f: impl Fn(A) -> D + Send + Sync + 'static) -> Lanes {
-    Box::new(move |registers, mask| {
-        let x = *registers.get::<A>(a);
-        let out = registers.get_mut::<D>(d);
-        if mask == FULL {
-            for lane in 0..LANES {
-                out[lane] = f(x[lane]);
-            }
-        } else {
-            lanes(mask).for_each(|lane| out[lane] = f(x[lane]));
+/// The loop of an instruction with so many sources, each with the file it lies in.
+macro_rules! maps {
+    ($doc:literal, $name:ident, $slots:pat => $slots_type:ty, $($kind:ident $slot:ident $x:ident),+) => {
+        #[doc = $doc]
+        pub(crate) fn $name<$($kind: Lane,)+ D: Lane>(
+            d: u32,
+            $slots: $slots_type,
+            f: impl Fn($($kind),+) -> D + Send + Sync + 'static,
+        ) -> Lanes {
+            Box::new(move |registers, mask| {
+                $(let $x = *registers.get::<$kind>($slot);)+
+                let out = registers.get_mut::<D>(d);
+                if mask == FULL {
+                    for lane in 0..LANES {
+                        out[lane] = f($($x[lane]),+);
+                    }
+                } else {
+                    lanes(mask).for_each(|lane| out[lane] = f($($x[lane]),+));
+                }
+            })
         }
-    })
+    };
 }
 
-/// `d = f(a, b)`
-pub(crate) fn map2<A: Lane, B: Lane, D: Lane>(
-    d: u32,
-    [a, b]: [u32; 2],
-    f: impl Fn(A, B) -> D + Send + Sync + 'static,
-) -> Lanes {
-    Box::new(move |registers, mask| {
-        let (x, y) = (*registers.get::<A>(a), *registers.get::<B>(b));
-        let out = registers.get_mut::<D>(d);
-        if mask == FULL {
-            for lane in 0..LANES {
-                out[lane] = f(x[lane], y[lane]);
-            }
-        } else {
-            lanes(mask).for_each(|lane| out[lane] = f(x[lane], y[lane]));
-        }
-    })
-}
-
-/// `d = f(a, b, c)`
-pub(crate) fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(
-    d: u32,
-    [a, b, c]: [u32; 3],
-    f: impl Fn(A, B, C) -> D + Send + Sync + 'static,
-) -> Lanes {
-    Box::new(move |registers, mask| {
-        let (x, y, z) = (*registers.get::<A>(a), *registers.get::<B>(b), *registers.get::<C>(c));
-        let out = registers.get_mut::<D>(d);
-        if mask == FULL {
-            for lane in 0..LANES {
-                out[lane] = f(x[lane], y[lane], z[lane]);
-            }
-        } else {
-            lanes(mask).for_each(|lane| out[lane] = f(x[lane], y[lane], z[lane]));
-        }
-    })
-}
+maps!("`d = f(a)`", map1, a => u32, A a x);
+maps!("`d = f(a, b)`", map2, [a, b] => [u32; 2], A a x, B b y);
+maps!("`d = f(a, b, c)`", map3, [a, b, c] => [u32; 3], A a x, B b y, C c z);
 
 /// `d = f(a, b, position, length)`: the bit-field insertions.
 pub(crate) fn map4<T: Lane>(
@@ -91,6 +67,19 @@ pub(crate) fn test2<A: Lane>([a, b]: [u32; 2], f: impl Fn(A, A) -> bool + Send +
     })
 }
 
+/// A predicate from the lanes in which it holds, which are computed for all lanes.
+pub(crate) fn predicate(d: u32, holds: impl Fn(&Registers) -> u32 + Send + Sync + 'static) -> Lanes {
+    Box::new(move |registers, mask| {
+        let bits = holds(registers);
+        registers.set_predicate(d, bits, mask);
+    })
+}
+
+/// The lanes whose value has a property.
+pub(crate) fn bits_where<T: Copy>(values: &[T], holds: impl Fn(T) -> bool) -> u32 {
+    values.iter().enumerate().fold(0, |bits, (lane, value)| bits | u32::from(holds(*value)) << lane)
+}
+
 /// `d = if p { a } else { b }`
 pub(crate) fn select<T: Lane>(d: u32, [a, b]: [u32; 2], p: Pred) -> Lanes {
     Box::new(move |registers, mask| {
@@ -107,13 +96,12 @@ pub(crate) fn select<T: Lane>(d: u32, [a, b]: [u32; 2], p: Pred) -> Lanes {
 pub(crate) fn carry<T: Lane>(
     d: u32,
     [a, b, c]: [u32; 3],
-    flag: u32,
     write_flag: bool,
     f: impl Fn(T, T, T, bool) -> (T, bool) + Send + Sync + 'static,
 ) -> Lanes {
     Box::new(move |registers, mask| {
         let (x, y, z) = (*registers.get::<T>(a), *registers.get::<T>(b), *registers.get::<T>(c));
-        let carries = registers.predicates[flag as usize];
+        let carries = registers.predicates[CARRY as usize];
         let mut bits = 0;
         let out = registers.get_mut::<T>(d);
         for lane in lanes(mask) {
@@ -122,7 +110,7 @@ pub(crate) fn carry<T: Lane>(
             bits |= u32::from(carry) << lane;
         }
         if write_flag {
-            registers.set_predicate(flag, bits, mask);
+            registers.set_predicate(CARRY, bits, mask);
         }
     })
 }

@@ -4,8 +4,7 @@ use super::block::Block;
 use super::registers::{FULL, LANES};
 use super::view::Request;
 use crate::error::Cause;
-use crate::lower::instruction::{Address, Product, Shape};
-use crate::numeric::format::Half;
+use crate::lower::instruction::{Address, Product};
 use crate::numeric::{fragment, mma};
 use crate::observe::{Access, Kind, Observer};
 use crate::{Error, Space};
@@ -16,7 +15,7 @@ impl<O: Observer> Block<'_, O> {
         if lanes == FULL {
             return Ok(());
         }
-        self.check(warp, pc, Some((lanes.trailing_zeros() as usize % LANES, Cause::PartialWarp { lanes })))
+        Err(self.fault(warp, pc, (lanes.trailing_zeros() as usize % LANES, Cause::PartialWarp { lanes })))
     }
 
     /// `ldmatrix`: lanes 8 i to 8 i + 7 hold the addresses of the rows of matrix i.
@@ -35,26 +34,19 @@ impl<O: Observer> Block<'_, O> {
         self.tell_access(warp, pc, giving, &access);
         let request = Request { space, bytes: 16, writes: false, reads: true };
         let (view, registers) = self.split(warp);
-        let mut failed = None;
         let mut matrices = [[[0u16; 8]; 8]; 4];
-        'rows: for lane in 0..rows {
-            match view.locate(request, lane, addresses[lane]) {
-                Ok(spot) => {
-                    for (pair, values) in matrices[lane / 8][lane % 8].chunks_exact_mut(2).enumerate() {
-                        let word = spot.store.load(spot.offset + 4 * pair as u64, 4);
-                        (values[0], values[1]) = (word as u16, (word >> 16) as u16);
-                    }
-                }
-                Err(cause) => {
-                    failed = Some((lane, cause));
-                    break 'rows;
-                }
+        let outcome = (0..rows).try_for_each(|lane| {
+            let spot = view.locate(request, lane, addresses[lane])?;
+            for (pair, values) in matrices[lane / 8][lane % 8].chunks_exact_mut(2).enumerate() {
+                let word = spot.store.load(spot.offset + 4 * pair as u64, 4);
+                (values[0], values[1]) = (word as u16, (word >> 16) as u16);
             }
-        }
+            Ok(())
+        });
         for (slot, matrix) in d.iter().zip(&matrices) {
             registers.put(*slot, &fragment::ldmatrix(matrix, transposed), FULL);
         }
-        self.check(warp, pc, failed)
+        outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
     /// `mma.sync`
@@ -66,11 +58,10 @@ impl<O: Observer> Block<'_, O> {
         let a: [_; 4] = std::array::from_fn(|index| take(&product.a, index));
         let b: [_; 2] = std::array::from_fn(|index| take(&product.b, index));
         let c: [_; 4] = std::array::from_fn(|index| take(&product.c, index));
-        let d = match product.shape {
-            Shape::M16n8k16Bf16 => mma::m16n8k16(Half::Bf16, &a, &b, &c, how),
-            Shape::M16n8k16F16 => mma::m16n8k16(Half::F16, &a, &b, &c, how),
-            Shape::M16n8k8Bf16 => mma::m16n8k8(Half::Bf16, &[a[0], a[1]], &[b[0]], &c, how),
-            Shape::M16n8k8F16 => mma::m16n8k8(Half::F16, &[a[0], a[1]], &[b[0]], &c, how),
+        let half = product.half;
+        let d = match product.a.len() {
+            4 => mma::m16n8k16(half, &a, &b, &c, how),
+            _ => mma::m16n8k8(half, &[a[0], a[1]], &[b[0]], &c, how),
         };
         for (slot, values) in product.d.iter().zip(&d) {
             registers.put(*slot, values, FULL);

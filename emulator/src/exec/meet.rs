@@ -32,7 +32,7 @@ impl<O: Observer> Block<'_, O> {
             let stranger = group & !members;
             if stranger != 0 {
                 let lane = stranger.trailing_zeros();
-                return self.check(w, pc, Some((lane as usize, Cause::NotMember { lane, members }))).map(|()| false);
+                return Err(self.fault(w, pc, (lane as usize, Cause::NotMember { lane, members })));
             }
             if group == active && group == members & live {
                 return self.perform(w, pc, group);

@@ -27,29 +27,23 @@ pub(crate) trait Lane: Copy + Default + 'static {
     fn file_mut(registers: &mut Registers) -> &mut [[Self; LANES]];
 }
 
-impl Lane for u32 {
-    #[inline(always)]
-    fn file(registers: &Registers) -> &[[Self; LANES]] {
-        &registers.narrow
-    }
+macro_rules! files {
+    ($($value:ty: $file:ident),+) => {$(
+        impl Lane for $value {
+            #[inline(always)]
+            fn file(registers: &Registers) -> &[[Self; LANES]] {
+                &registers.$file
+            }
 
-    #[inline(always)]
-    fn file_mut(registers: &mut Registers) -> &mut [[Self; LANES]] {
-        &mut registers.narrow
-    }
+            #[inline(always)]
+            fn file_mut(registers: &mut Registers) -> &mut [[Self; LANES]] {
+                &mut registers.$file
+            }
+        }
+    )+};
 }
 
-impl Lane for u64 {
-    #[inline(always)]
-    fn file(registers: &Registers) -> &[[Self; LANES]] {
-        &registers.wide
-    }
-
-    #[inline(always)]
-    fn file_mut(registers: &mut Registers) -> &mut [[Self; LANES]] {
-        &mut registers.wide
-    }
-}
+files!(u32: narrow, u64: wide);
 
 /// A predicate operand: `p` or `!p`.
 #[derive(Clone, Copy, Debug)]

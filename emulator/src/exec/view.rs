@@ -1,5 +1,6 @@
 //! The memory that a warp sees, and the checks of every access to it.
 
+use super::block::Failed;
 use super::registers::{LANES, lanes};
 use crate::Space;
 use crate::error::Cause;
@@ -35,7 +36,12 @@ pub(crate) struct Request {
 impl<'a> View<'a> {
     /// Finds the bytes at an address of a lane: right space, alignment, bounds, and written if they are read.
     #[inline]
-    pub(crate) fn locate(&self, request: Request, lane: usize, address: u64) -> Result<Spot<'a>, Cause> {
+    pub(crate) fn locate(&self, request: Request, lane: usize, address: u64) -> Result<Spot<'a>, Failed> {
+        self.find(request, lane, address).map_err(|cause| (lane, cause))
+    }
+
+    #[inline]
+    fn find(&self, request: Request, lane: usize, address: u64) -> Result<Spot<'a>, Cause> {
         let Request { space, bytes, writes, reads } = request;
         if address & u64::from(bytes - 1) != 0 {
             return Err(Cause::Misaligned { space, address, bytes });

@@ -103,12 +103,7 @@ impl<'a> Body<'a> {
     }
 
     fn statement(&mut self, statement: &'a Statement, end: Option<usize>) -> Result<(), Error> {
-        let wrong = |reason: String| Error::Unsupported {
-            kernel: self.kernel.to_string(),
-            line: statement.line,
-            text: statement.to_string(),
-            reason,
-        };
+        let wrong = wrong(self.kernel, statement);
         if self.code.len() > MAX_CODE {
             return Err(wrong(format!("more than {MAX_CODE} instructions")));
         }
@@ -131,13 +126,7 @@ impl<'a> Body<'a> {
 
     /// `call{.uni} {(results),} name{, (arguments)}`
     fn call(&mut self, statement: &'a Statement, function: &'a Function, guard: Option<Pred>) -> Result<(), Error> {
-        let kernel = self.kernel;
-        let wrong = |reason: String| Error::Unsupported {
-            kernel: kernel.to_string(),
-            line: statement.line,
-            text: statement.to_string(),
-            reason,
-        };
+        let wrong = wrong(self.kernel, statement);
         if self.calls.contains(&function.name.as_str()) {
             return Err(wrong("recursion is not supported".to_string()));
         }
@@ -192,6 +181,16 @@ impl<'a> Body<'a> {
             Some(Name::Variable(symbol)) if symbol.space == crate::Space::Local => Ok(symbol),
             _ => Err(format!("{name}, passed as {}, is not a .param variable", formal.name)),
         }
+    }
+}
+
+/// The error about a statement, from its reason.
+fn wrong<'a>(kernel: &'a str, statement: &'a Statement) -> impl Fn(String) -> Error + Copy + 'a {
+    move |reason| Error::Unsupported {
+        kernel: kernel.to_string(),
+        line: statement.line,
+        text: statement.to_string(),
+        reason,
     }
 }
 

@@ -45,6 +45,11 @@ impl<'a> Case<'a> {
         Some(found)
     }
 
+    /// Uses up the modifier that stands next, if it is in the table, and gives what the table says of it.
+    pub(crate) fn one_of<T: Copy>(&mut self, table: &[(&str, T)]) -> Option<T> {
+        self.choose(|word| table.iter().find(|(name, _)| *name == word).map(|(_, meaning)| *meaning))
+    }
+
     /// Uses up the next type.
     pub(crate) fn kind(&mut self) -> Lowered<Type> {
         self.choose(Type::named).ok_or_else(|| "a type is missing".to_string())

@@ -4,7 +4,8 @@ use super::case::{Case, Lowered};
 use super::half::format;
 use super::instruction::Op;
 use super::shapes::no_type;
-use crate::exec::lanes::{Test, map3, select, test2};
+use super::warp::named;
+use crate::exec::lanes::{Test, map3, predicate, select, test2};
 use crate::exec::registers::{Pred, Registers, lanes};
 use crate::numeric::compare::{Comparison, compare_f32, compare_f64};
 use crate::numeric::half_ops;
@@ -24,42 +25,36 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
 
 /// A comparison operator, and whether it is one of `lo ls hi hs`, which compare without sign.
 fn operator(case: &mut Case) -> Lowered<(Comparison, bool)> {
-    let found = case.choose(|word| {
-        Some(match word {
-            "eq" => (Comparison::Eq, false),
-            "ne" => (Comparison::Ne, false),
-            "lt" => (Comparison::Lt, false),
-            "le" => (Comparison::Le, false),
-            "gt" => (Comparison::Gt, false),
-            "ge" => (Comparison::Ge, false),
-            "lo" => (Comparison::Lt, true),
-            "ls" => (Comparison::Le, true),
-            "hi" => (Comparison::Gt, true),
-            "hs" => (Comparison::Ge, true),
-            "equ" => (Comparison::Equ, false),
-            "neu" => (Comparison::Neu, false),
-            "ltu" => (Comparison::Ltu, false),
-            "leu" => (Comparison::Leu, false),
-            "gtu" => (Comparison::Gtu, false),
-            "geu" => (Comparison::Geu, false),
-            "num" => (Comparison::Num, false),
-            "nan" => (Comparison::Nan, false),
-            _ => return None,
-        })
-    });
+    use Comparison::*;
+    let found = case.one_of(&[
+        ("eq", (Eq, false)),
+        ("ne", (Ne, false)),
+        ("lt", (Lt, false)),
+        ("le", (Le, false)),
+        ("gt", (Gt, false)),
+        ("ge", (Ge, false)),
+        ("lo", (Lt, true)),
+        ("ls", (Le, true)),
+        ("hi", (Gt, true)),
+        ("hs", (Ge, true)),
+        ("equ", (Equ, false)),
+        ("neu", (Neu, false)),
+        ("ltu", (Ltu, false)),
+        ("leu", (Leu, false)),
+        ("gtu", (Gtu, false)),
+        ("geu", (Geu, false)),
+        ("num", (Num, false)),
+        ("nan", (Nan, false)),
+    ]);
     found.ok_or_else(|| "the comparison operator is missing".to_string())
 }
 
 /// What is done with the comparison and the third source.
-fn combination(case: &mut Case) -> Option<fn(u32, u32) -> u32> {
-    case.choose(|word| -> Option<fn(u32, u32) -> u32> {
-        match word {
-            "and" => Some(|a, b| a & b),
-            "or" => Some(|a, b| a | b),
-            "xor" => Some(|a, b| a ^ b),
-            _ => None,
-        }
-    })
+type Combine = fn(u32, u32) -> u32;
+
+fn combination(case: &mut Case) -> Option<Combine> {
+    const TABLE: [(&str, Combine); 3] = [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)];
+    case.one_of(&TABLE)
 }
 
 /// Integers of one width and sign, each operator a loop of its own.
@@ -94,9 +89,7 @@ fn test(case: &mut Case, first: usize, kind: Type, operator: (Comparison, bool),
     Ok(match kind {
         Type::U16 | Type::B16 | Type::U32 | Type::B32 => integers!(sources, u32, u32, operator),
         // A 16-bit number lies zero-extended in its slot.
-        Type::S16 => {
-            integers!(sources, u32, i16, operator)
-        }
+        Type::S16 => integers!(sources, u32, i16, operator),
         Type::S32 => integers!(sources, u32, i32, operator),
         Type::U64 | Type::B64 => integers!(sources, u64, u64, operator),
         Type::S64 => integers!(sources, u64, i64, operator),
@@ -119,18 +112,12 @@ fn setp(case: &mut Case) -> Lowered<Op> {
     let kind = case.kind()?;
     case.finish(if combine.is_some() { 4 } else { 3 })?;
     let (p, q) = match case.operand(0)? {
-        Operand::Pair(p, q) => (
-            case.predicate(&Operand::Name(p.clone()))?,
-            Some(case.predicate(&if q == "_" { Operand::Sink } else { Operand::Name(q.clone()) })?),
-        ),
+        Operand::Pair(p, q) => (case.predicate(&Operand::Name(p.clone()))?, Some(case.predicate(&named(q))?)),
         single => (case.predicate(single)?, None),
     };
     let test = test(case, 1, kind, operator, ftz)?;
     if combine.is_none() && q.is_none() {
-        return Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
-            let bits = test(registers);
-            registers.set_predicate(p, bits, mask);
-        })));
+        return Ok(Op::Lanes(predicate(p, test)));
     }
     let third = if combine.is_some() { Some(case.condition(3)?) } else { None };
     Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {

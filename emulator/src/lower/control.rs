@@ -62,15 +62,10 @@ fn barrier(case: &mut Case) -> Lowered<Op> {
     let aligned = case.name == "bar" || case.take("aligned");
     case.take("cta");
     let count = case.operands.len();
-    if case.take("sync") {
-        case.finish(count.clamp(1, 2))?;
+    if let Some(action) = case.one_of(&[("sync", Action::Sync), ("arrive", Action::Arrive)]) {
+        case.finish(if matches!(action, Action::Arrive) { 2 } else { count.clamp(1, 2) })?;
         let threads = if count == 2 { Some(case.source(1, Type::U32)?) } else { None };
-        return Ok(Op::Barrier(Barrier { id: number(case, 0)?, threads, aligned, action: Action::Sync }));
-    }
-    if case.take("arrive") {
-        case.finish(2)?;
-        let threads = Some(case.source(1, Type::U32)?);
-        return Ok(Op::Barrier(Barrier { id: number(case, 0)?, threads, aligned, action: Action::Arrive }));
+        return Ok(Op::Barrier(Barrier { id: number(case, 0)?, threads, aligned, action }));
     }
     case.kind_is("red")?;
     let name = ["popc", "and", "or"].into_iter().find(|name| case.take(name)).ok_or("the operation is missing")?;

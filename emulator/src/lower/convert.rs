@@ -82,18 +82,17 @@ fn scalar(d: Register, a: Register, conversion: Conversion) -> Lanes {
         // A result in a wider register is extended by the target's sign.
         let keep = ones(d.bits);
         let f = move |a: u64| to.extend(from.extend(a)) & keep;
-        return match (a.bits > 32, d.bits > 32) {
-            (false, false) => map1(d.slot, a.slot, move |a: u32| f(u64::from(a)) as u32),
-            (false, true) => map1(d.slot, a.slot, move |a: u32| f(u64::from(a))),
-            (true, false) => map1(d.slot, a.slot, move |a: u64| f(a) as u32),
-            (true, true) => map1(d.slot, a.slot, f),
-        };
+        return between_files(d, a, f);
     }
     let keep = ones(d.bits);
-    let f = move |a: u64| {
+    between_files(d, a, move |a: u64| {
         let bits = conversion.apply(a);
         (if let I(to) = conversion.to { to.extend(bits) } else { bits }) & keep
-    };
+    })
+}
+
+/// `d = f(a)` where each of the two lies in the narrow or in the wide file.
+fn between_files(d: Register, a: Register, f: impl Fn(u64) -> u64 + Send + Sync + 'static) -> Lanes {
     match (a.bits > 32, d.bits > 32) {
         (false, false) => map1(d.slot, a.slot, move |a: u32| f(u64::from(a)) as u32),
         (false, true) => map1(d.slot, a.slot, move |a: u32| f(u64::from(a))),

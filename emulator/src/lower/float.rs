@@ -2,9 +2,8 @@
 
 use super::case::{Case, Lowered};
 use super::instruction::Op;
-use super::shapes::no_type;
-use crate::exec::lanes::{Lanes, map1, map2, map3};
-use crate::exec::registers::Registers;
+use super::shapes::two;
+use crate::exec::lanes::{bits_where, map1, map2, map3, predicate};
 use crate::numeric::compare::{Property, testp_f32, testp_f64};
 use crate::numeric::float::{self, F32Mode};
 use crate::numeric::minmax::{self, Extreme, ExtremeMode};
@@ -19,7 +18,7 @@ pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
         ("ex2" | "lg2" | "sin" | "cos" | "tanh", Type::F32) => function(case),
         ("min" | "max", _) => extreme(case, kind),
         ("abs" | "neg", _) => sign(case, kind),
-        ("copysign", _) => copy_sign(case, kind),
+        ("copysign", _) => two(case, kind, |a, _| a, minmax::copysign_f32, minmax::copysign_f64),
         ("testp", _) => property(case, kind),
         _ => return None,
     })
@@ -40,17 +39,21 @@ macro_rules! with_mode {
     }};
 }
 
+/// How many operands an arithmetic instruction has, with its result.
+fn operands(case: &Case) -> usize {
+    match case.name {
+        "fma" | "mad" => 4,
+        "rcp" | "sqrt" | "rsqrt" => 2,
+        _ => 3,
+    }
+}
+
 fn single(case: &mut Case) -> Lowered<Op> {
     let (approximate, full) = (case.take("approx"), case.take("full"));
     let rounding = case.rounding();
     let (ftz, saturate) = (case.take("ftz"), case.take("sat"));
     let mode = F32Mode { rounding: rounding.unwrap_or_default(), ftz, saturate };
-    let count = match case.name {
-        "fma" | "mad" => 4,
-        "rcp" | "sqrt" | "rsqrt" => 2,
-        _ => 3,
-    };
-    case.finish(count)?;
+    case.finish(operands(case))?;
     let kind = Type::F32;
     let d = case.target(0, kind)?;
     if approximate || full {
@@ -86,12 +89,7 @@ fn wide(case: &mut Case) -> Lowered<Op> {
     let kind = Type::F64;
     let (approximate, ftz) = (case.take("approx"), case.take("ftz"));
     let rounding = case.rounding();
-    let count = match case.name {
-        "fma" | "mad" => 4,
-        "rcp" | "sqrt" | "rsqrt" => 2,
-        _ => 3,
-    };
-    case.finish(count)?;
+    case.finish(operands(case))?;
     let d = case.target(0, kind)?;
     if approximate {
         let a = case.source(1, kind)?;
@@ -182,45 +180,20 @@ fn sign(case: &mut Case, kind: Type) -> Lowered<Op> {
     }))
 }
 
-fn copy_sign(case: &mut Case, kind: Type) -> Lowered<Op> {
-    case.finish(3)?;
-    let d = case.target(0, kind)?;
-    Ok(Op::Lanes(match kind {
-        Type::F32 => map2(d, case.sources(1, kind)?, minmax::copysign_f32),
-        _ => map2(d, case.sources(1, kind)?, minmax::copysign_f64),
-    }))
-}
-
 fn property(case: &mut Case, kind: Type) -> Lowered<Op> {
-    let property = case.choose(|word| {
-        Some(match word {
-            "finite" => Property::Finite,
-            "infinite" => Property::Infinite,
-            "number" => Property::Number,
-            "notanumber" => Property::NotANumber,
-            "normal" => Property::Normal,
-            "subnormal" => Property::Subnormal,
-            _ => return None,
-        })
-    });
+    let property = case.one_of(&[
+        ("finite", Property::Finite),
+        ("infinite", Property::Infinite),
+        ("number", Property::Number),
+        ("notanumber", Property::NotANumber),
+        ("normal", Property::Normal),
+        ("subnormal", Property::Subnormal),
+    ]);
     let property = property.ok_or("the property is missing")?;
     case.finish(2)?;
     let (d, a) = (case.predicate(case.operand(0)?)?, case.source(1, kind)?);
-    let run: Lanes = match kind {
-        Type::F32 => Box::new(move |registers: &mut Registers, mask| {
-            let bits = bits_where(registers.get::<u32>(a), |a| testp_f32(property, a));
-            registers.set_predicate(d, bits, mask);
-        }),
-        Type::F64 => Box::new(move |registers: &mut Registers, mask| {
-            let bits = bits_where(registers.get::<u64>(a), |a| testp_f64(property, a));
-            registers.set_predicate(d, bits, mask);
-        }),
-        _ => return Err(no_type(kind)),
-    };
-    Ok(Op::Lanes(run))
-}
-
-/// The lanes whose value has a property.
-fn bits_where<T: Copy>(values: &[T], holds: impl Fn(T) -> bool) -> u32 {
-    values.iter().enumerate().fold(0, |bits, (lane, value)| bits | u32::from(holds(*value)) << lane)
+    Ok(Op::Lanes(match kind {
+        Type::F32 => predicate(d, move |registers| bits_where(registers.get(a), |a| testp_f32(property, a))),
+        _ => predicate(d, move |registers| bits_where(registers.get(a), |a| testp_f64(property, a))),
+    }))
 }

@@ -3,7 +3,7 @@
 use super::case::{Case, Lowered};
 use super::float::which;
 use super::instruction::Op;
-use crate::exec::lanes::{map1, map2, map3};
+use super::shapes::{no_type, one, three, two};
 use crate::numeric::approx;
 use crate::numeric::format::Half;
 use crate::numeric::half_ops::{self as ops, HalfMode, both1, both2, both3};
@@ -50,65 +50,47 @@ fn mode(case: &mut Case, half: Half, relu: bool) -> Lowered<HalfMode> {
     Ok(mode)
 }
 
-fn formatted(kind: Type) -> Lowered<(Half, bool)> {
-    format(kind).ok_or_else(|| super::shapes::no_type(kind))
+fn formatted(kind: Type) -> Lowered<Half> {
+    format(kind).map(|(half, _)| half).ok_or_else(|| no_type(kind))
 }
 
+// A type of this chapter has 16 bits, or 32 where two numbers are packed: the last formula of each shape is never used.
+
 fn arithmetic2(case: &mut Case, kind: Type, f: fn(Half, u16, u16, HalfMode) -> u16) -> Lowered<Op> {
-    let (half, packed) = formatted(kind)?;
+    let half = formatted(kind)?;
     let mode = mode(case, half, false)?;
-    case.finish(3)?;
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(if packed {
-        map2(d, sources, move |a, b| both2(a, b, |a, b| f(half, a, b, mode)))
-    } else {
-        map2(d, sources, move |a: u32, b: u32| u32::from(f(half, a as u16, b as u16, mode)))
-    }))
+    let f = move |a, b| f(half, a, b, mode);
+    two(case, kind, f, move |a, b| both2(a, b, f), |a, _| a)
 }
 
 fn fma(case: &mut Case, kind: Type) -> Lowered<Op> {
-    let (half, packed) = formatted(kind)?;
+    let half = formatted(kind)?;
     let mode = mode(case, half, true)?;
-    case.finish(4)?;
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(if packed {
-        map3(d, sources, move |a, b, c| both3(a, b, c, |a, b, c| ops::fma(half, a, b, c, mode)))
-    } else {
-        map3(d, sources, move |a: u32, b: u32, c: u32| u32::from(ops::fma(half, a as u16, b as u16, c as u16, mode)))
-    }))
+    let f = move |a, b, c| ops::fma(half, a, b, c, mode);
+    three(case, kind, f, move |a, b, c| both3(a, b, c, f), |a, _, _| a)
 }
 
 fn extreme(case: &mut Case, kind: Type) -> Lowered<Op> {
-    let (half, packed) = formatted(kind)?;
+    let half = formatted(kind)?;
     let which = which(case);
     let (xorsign, absolute) = (case.take("xorsign"), case.take("abs"));
     let mode = ExtremeMode { ftz: case.take("ftz"), nan: case.take("NaN"), xorsign_abs: xorsign };
     if xorsign != absolute || half == Half::Bf16 && mode.ftz {
         return Err("this combination of modifiers does not exist".to_string());
     }
-    case.finish(3)?;
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(if packed {
-        map2(d, sources, move |a, b| both2(a, b, |a, b| ops::extreme(half, which, a, b, mode)))
-    } else {
-        map2(d, sources, move |a: u32, b: u32| u32::from(ops::extreme(half, which, a as u16, b as u16, mode)))
-    }))
+    let f = move |a, b| ops::extreme(half, which, a, b, mode);
+    two(case, kind, f, move |a, b| both2(a, b, f), |a, _| a)
 }
 
 fn sign(case: &mut Case, kind: Type, f: fn(Half, u16, bool) -> u16) -> Lowered<Op> {
-    let (half, packed) = formatted(kind)?;
+    let half = formatted(kind)?;
     let ftz = half == Half::F16 && case.take("ftz");
-    case.finish(2)?;
-    let (d, a) = (case.target(0, kind)?, case.source(1, kind)?);
-    Ok(Op::Lanes(if packed {
-        map1(d, a, move |a| both1(a, |a| f(half, a, ftz)))
-    } else {
-        map1(d, a, move |a: u32| u32::from(f(half, a as u16, ftz)))
-    }))
+    let f = move |a| f(half, a, ftz);
+    one(case, kind, f, move |a| both1(a, f), |a| a)
 }
 
 fn function(case: &mut Case, kind: Type, f: fn(Half, u16) -> u16) -> Lowered<Op> {
-    let (half, packed) = formatted(kind)?;
+    let half = formatted(kind)?;
     if !case.take("approx") {
         return Err("the modifier .approx is missing".to_string());
     }
@@ -117,11 +99,6 @@ fn function(case: &mut Case, kind: Type, f: fn(Half, u16) -> u16) -> Lowered<Op>
     if ftz != (half == Half::Bf16 && case.name == "ex2") {
         return Err("this combination of modifiers does not exist".to_string());
     }
-    case.finish(2)?;
-    let (d, a) = (case.target(0, kind)?, case.source(1, kind)?);
-    Ok(Op::Lanes(if packed {
-        map1(d, a, move |a| both1(a, |a| f(half, a)))
-    } else {
-        map1(d, a, move |a: u32| u32::from(f(half, a as u16)))
-    }))
+    let f = move |a| f(half, a);
+    one(case, kind, f, move |a| both1(a, f), |a| a)
 }

@@ -3,6 +3,7 @@
 use crate::Space;
 use crate::exec::lanes::Lanes;
 use crate::exec::registers::Pred;
+use crate::numeric::format::Half;
 
 /// One instruction of a lowered kernel.
 pub(crate) struct Instruction {
@@ -155,16 +156,8 @@ pub(crate) struct Product {
     pub(crate) a: Vec<u32>,
     pub(crate) b: Vec<u32>,
     pub(crate) c: Vec<u32>,
-    pub(crate) shape: Shape,
-}
-
-/// The shapes and input types of `mma.sync` that are supported; the sum is in f32.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Shape {
-    M16n8k16Bf16,
-    M16n8k16F16,
-    M16n8k8Bf16,
-    M16n8k8F16,
+    /// The format of the factors; the sum is in f32. The shape follows from the number of registers.
+    pub(crate) half: Half,
 }
 
 /// The four modes of `shfl.sync`.

@@ -3,7 +3,7 @@
 use super::case::{Case, Lowered};
 use super::instruction::Op;
 use super::shapes::{no_type, one, three, two};
-use super::slots::{CARRY, Constant};
+use super::slots::Constant;
 use crate::exec::lanes::{carry, map1, map2, map3};
 use crate::numeric::{bits, integer};
 use crate::parse::types::Type;
@@ -79,21 +79,13 @@ fn extended(case: &mut Case, kind: Type, write: bool) -> Lowered<Op> {
     let carried = case.name.ends_with('c');
     let add = case.name.starts_with("add");
     let slots = [a, b, b];
-    match kind.bits() {
-        32 if add => {
-            Ok(Op::Lanes(carry(d, slots, CARRY, write, move |a, b, _, c| integer::add_carry_u32(a, b, c && carried))))
-        }
-        32 => {
-            Ok(Op::Lanes(carry(d, slots, CARRY, write, move |a, b, _, c| integer::sub_borrow_u32(a, b, c && carried))))
-        }
-        64 if add => {
-            Ok(Op::Lanes(carry(d, slots, CARRY, write, move |a, b, _, c| integer::add_carry_u64(a, b, c && carried))))
-        }
-        64 => {
-            Ok(Op::Lanes(carry(d, slots, CARRY, write, move |a, b, _, c| integer::sub_borrow_u64(a, b, c && carried))))
-        }
-        _ => Err(no_type(kind)),
-    }
+    Ok(Op::Lanes(match (kind.bits(), add) {
+        (32, true) => carry(d, slots, write, move |a, b, _, c| integer::add_carry_u32(a, b, c && carried)),
+        (32, false) => carry(d, slots, write, move |a, b, _, c| integer::sub_borrow_u32(a, b, c && carried)),
+        (64, true) => carry(d, slots, write, move |a, b, _, c| integer::add_carry_u64(a, b, c && carried)),
+        (64, false) => carry(d, slots, write, move |a, b, _, c| integer::sub_borrow_u64(a, b, c && carried)),
+        _ => return Err(no_type(kind)),
+    }))
 }
 
 /// Which part of a product an instruction gives.
@@ -105,12 +97,7 @@ enum Part {
 }
 
 fn part(case: &mut Case) -> Lowered<Part> {
-    let part = case.choose(|word| match word {
-        "lo" => Some(Part::Low),
-        "hi" => Some(Part::High),
-        "wide" => Some(Part::Wide),
-        _ => None,
-    });
+    let part = case.one_of(&[("lo", Part::Low), ("hi", Part::High), ("wide", Part::Wide)]);
     part.ok_or_else(|| "one of .lo, .hi and .wide is missing".to_string())
 }
 
@@ -220,12 +207,12 @@ fn multiply_add_extended(case: &mut Case, kind: Type, part: Part, write: bool, c
     let (d, slots) = (case.target(0, kind)?, case.sources(1, kind)?);
     let signed = kind.is_signed();
     match (kind.bits(), part) {
-        (32, Part::Low | Part::High) => Ok(Op::Lanes(carry(d, slots, CARRY, write, move |a, b, c, flag| {
+        (32, Part::Low | Part::High) => Ok(Op::Lanes(carry(d, slots, write, move |a, b, c, flag| {
             let product = wide_32(signed)(a, b);
             let half = if part == Part::Low { product as u32 } else { (product >> 32) as u32 };
             integer::add_carry_u32(half, c, flag && carried)
         }))),
-        (64, Part::Low | Part::High) => Ok(Op::Lanes(carry(d, slots, CARRY, write, move |a, b, c, flag| {
+        (64, Part::Low | Part::High) => Ok(Op::Lanes(carry(d, slots, write, move |a, b, c, flag| {
             let half = match (part, signed) {
                 (Part::Low, _) => u64::wrapping_mul(a, b),
                 (_, true) => integer::mul_hi_s64(a, b),
@@ -266,7 +253,7 @@ fn find_bit(case: &mut Case, kind: Type) -> Lowered<Op> {
 /// `dp4a.atype.btype`; `kind` is atype, the other one is still among the modifiers.
 fn dot_product(case: &mut Case, kind: Type) -> Lowered<Op> {
     let other = case.kind()?;
-    let half = case.choose(|word| ["lo", "hi"].iter().position(|half| *half == word));
+    let half = case.one_of(&[("lo", false), ("hi", true)]);
     case.finish(4)?;
     if ![kind, other].iter().all(|kind| matches!(kind, Type::U32 | Type::S32)) {
         return Err(no_type(other));
@@ -275,8 +262,8 @@ fn dot_product(case: &mut Case, kind: Type) -> Lowered<Op> {
     let (a_signed, b_signed) = (kind.is_signed(), other.is_signed());
     match (case.name, half) {
         ("dp4a", None) => Ok(Op::Lanes(map3(d, sources, move |a, b, c| integer::dp4a(a, a_signed, b, b_signed, c)))),
-        ("dp2a", Some(half)) => {
-            Ok(Op::Lanes(map3(d, sources, move |a, b, c| integer::dp2a(a, a_signed, b, b_signed, c, half == 1))))
+        ("dp2a", Some(upper)) => {
+            Ok(Op::Lanes(map3(d, sources, move |a, b, c| integer::dp2a(a, a_signed, b, b_signed, c, upper))))
         }
         _ => Err("dp2a needs .lo or .hi, dp4a has neither".to_string()),
     }

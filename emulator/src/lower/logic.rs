@@ -4,8 +4,8 @@ use super::case::{Case, Lowered};
 use super::instruction::Op;
 use super::integer::amount;
 use super::shapes::{no_type, one, three, two};
-use crate::exec::lanes::{map1, map2, map3, map4};
-use crate::exec::registers::{Pred, Registers};
+use crate::exec::lanes::{map1, map2, map3, map4, predicate};
+use crate::exec::registers::Pred;
 use crate::numeric::bits::{self, Funnel, Permute};
 use crate::parse::ast::Operand;
 use crate::parse::literal::Literal;
@@ -56,10 +56,7 @@ fn predicates(case: &mut Case) -> Lowered<Op> {
     let d = case.predicate(case.operand(0)?)?;
     let a = case.condition(1)?;
     let b: Pred = if unary { a } else { case.condition(2)? };
-    Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
-        let bits = f(registers.test(a), registers.test(b));
-        registers.set_predicate(d, bits, mask);
-    })))
+    Ok(Op::Lanes(predicate(d, move |registers| f(registers.test(a), registers.test(b)))))
 }
 
 fn shift(case: &mut Case, kind: Type) -> Lowered<Op> {
@@ -80,16 +77,8 @@ fn shift(case: &mut Case, kind: Type) -> Lowered<Op> {
 }
 
 fn funnel(case: &mut Case) -> Lowered<Op> {
-    let left = case.choose(|word| match word {
-        "l" => Some(true),
-        "r" => Some(false),
-        _ => None,
-    });
-    let mode = case.choose(|word| match word {
-        "wrap" => Some(Funnel::Wrap),
-        "clamp" => Some(Funnel::Clamp),
-        _ => None,
-    });
+    let left = case.one_of(&[("l", true), ("r", false)]);
+    let mode = case.one_of(&[("wrap", Funnel::Wrap), ("clamp", Funnel::Clamp)]);
     let (Some(left), Some(mode), Type::B32) = (left, mode, case.kind()?) else {
         return Err("shf needs .l or .r, .wrap or .clamp, and .b32".to_string());
     };
@@ -100,17 +89,22 @@ fn funnel(case: &mut Case) -> Lowered<Op> {
     }
 }
 
+/// `d = f(a, b, c)` on words; `kind` must say so.
+fn words(case: &mut Case, kind: Type, f: impl Fn(u32, u32, u32) -> u32 + Send + Sync + 'static) -> Lowered<Op> {
+    if kind != Type::B32 {
+        return Err(no_type(kind));
+    }
+    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
+    Ok(Op::Lanes(map3(d, sources, f)))
+}
+
 fn lop3(case: &mut Case) -> Lowered<Op> {
     let kind = case.kind()?;
     case.finish(5)?;
     let Operand::Literal(Literal::Int(table @ 0..=255)) = *case.operand(4)? else {
         return Err("the table must be a number from 0 to 255".to_string());
     };
-    if kind != Type::B32 {
-        return Err(no_type(kind));
-    }
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(map3(d, sources, move |a, b, c| bits::lop3(a, b, c, table as u8))))
+    words(case, kind, move |a, b, c| bits::lop3(a, b, c, table as u8))
 }
 
 /// `brev`, and `clz` and `popc`, whose results have 32 bits always.
@@ -153,31 +147,20 @@ fn field(case: &mut Case, kind: Type) -> Lowered<Op> {
 
 fn permute(case: &mut Case) -> Lowered<Op> {
     let kind = case.kind()?;
-    let mode = case.choose(|word| {
-        Some(match word {
-            "f4e" => Permute::Forward,
-            "b4e" => Permute::Backward,
-            "rc8" => Permute::Replicate8,
-            "ecl" => Permute::EdgeClampLeft,
-            "ecr" => Permute::EdgeClampRight,
-            "rc16" => Permute::Replicate16,
-            _ => return None,
-        })
-    });
+    let mode = case.one_of(&[
+        ("f4e", Permute::Forward),
+        ("b4e", Permute::Backward),
+        ("rc8", Permute::Replicate8),
+        ("ecl", Permute::EdgeClampLeft),
+        ("ecr", Permute::EdgeClampRight),
+        ("rc16", Permute::Replicate16),
+    ]);
     let mode = mode.unwrap_or(Permute::Index);
     case.finish(4)?;
-    if kind != Type::B32 {
-        return Err(no_type(kind));
-    }
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(map3(d, sources, move |a, b, c| bits::prmt(a, b, c, mode))))
+    words(case, kind, move |a, b, c| bits::prmt(a, b, c, mode))
 }
 
 fn find_nth(case: &mut Case, kind: Type) -> Lowered<Op> {
     case.finish(4)?;
-    if kind != Type::B32 {
-        return Err(no_type(kind));
-    }
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(map3(d, sources, bits::fns)))
+    words(case, kind, bits::fns)
 }

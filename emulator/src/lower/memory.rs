@@ -30,7 +30,7 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
 
 /// Cache operators, eviction priorities and the memory order of one access: they do not change what a thread reads in
 /// the order in which the emulator runs threads.
-fn hints(case: &mut Case) -> Lowered<()> {
+fn hints(case: &mut Case) {
     const HINTS: [&str; 13] =
         ["ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak", "volatile", "relaxed", "acquire", "release"];
     let known = |word: &str| {
@@ -38,20 +38,10 @@ fn hints(case: &mut Case) -> Lowered<()> {
     };
     while case.choose(|word| known(word).then_some(())).is_some() {}
     scope(case);
-    Ok(())
 }
 
 fn scope(case: &mut Case) {
     while case.choose(|word| matches!(word, "cta" | "gpu" | "sys").then_some(())).is_some() {}
-}
-
-fn vector(case: &mut Case) -> usize {
-    let count = case.choose(|word| match word {
-        "v2" => Some(2),
-        "v4" => Some(4),
-        _ => None,
-    });
-    count.unwrap_or(1)
 }
 
 /// The elements of a vector operand, or the operand itself.
@@ -66,20 +56,21 @@ fn elements(operand: &Operand, count: usize) -> Lowered<&[Operand]> {
     Ok(parts)
 }
 
-fn element_type(case: &mut Case, count: usize) -> Lowered<Type> {
+/// The modifiers of a load or a store: the space, how many elements, and of which type.
+fn access(case: &mut Case) -> Lowered<(Space, usize, Type)> {
+    let space = case.choose(Space::named).unwrap_or(Space::Generic);
+    hints(case);
+    let count = case.one_of(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
     let kind = case.kind()?;
     if kind == Type::Pred || kind.bytes() as usize * count > 16 {
         return Err(no_type(kind));
     }
-    Ok(kind)
+    case.finish(2)?;
+    Ok((space, count, kind))
 }
 
 fn load(case: &mut Case) -> Lowered<Op> {
-    let space = case.choose(Space::named).unwrap_or(Space::Generic);
-    hints(case)?;
-    let count = vector(case);
-    let kind = element_type(case, count)?;
-    case.finish(2)?;
+    let (space, count, kind) = access(case)?;
     let mut parts = vec![];
     for operand in elements(case.operand(0)?, count)? {
         parts.push(match operand {
@@ -100,11 +91,7 @@ fn wide_enough(register: Register, kind: Type) -> Lowered<Register> {
 }
 
 fn store(case: &mut Case) -> Lowered<Op> {
-    let space = case.choose(Space::named).unwrap_or(Space::Generic);
-    hints(case)?;
-    let count = vector(case);
-    let kind = element_type(case, count)?;
-    case.finish(2)?;
+    let (space, count, kind) = access(case)?;
     let space = case.home(0, space)?;
     if matches!(space, Space::Const | Space::Param) {
         return Err(format!("{space} memory cannot be written"));
@@ -216,7 +203,7 @@ fn copy(case: &mut Case) -> Lowered<Op> {
     if case.choose(Space::named) != Some(Space::Shared) || case.choose(Space::named) != Some(Space::Global) {
         return Err("cp.async copies from .global to .shared".to_string());
     }
-    hints(case)?;
+    hints(case);
     let count = case.operands.len();
     case.finish(count.clamp(3, 4))?;
     let (target, source) = (case.address(0, Space::Shared)?, case.address(1, Space::Global)?);

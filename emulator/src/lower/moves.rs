@@ -1,11 +1,12 @@
 //! PTX manual, "Data Movement and Conversion Instructions": `mov`, `cvta`, `isspacep`.
 
 use super::case::{Case, Lowered};
-use super::instruction::{Op, Register};
+use super::instruction::Op;
 use super::shapes::no_type;
 use crate::Space;
-use crate::exec::lanes::{Lanes, map1};
-use crate::exec::registers::{Registers, lanes};
+use crate::exec::access::{get, set};
+use crate::exec::lanes::{Lanes, bits_where, map1, predicate};
+use crate::exec::registers::{LANES, Lane, Registers, lanes};
 use crate::memory::address::{self, LOCAL, SHARED};
 use crate::parse::ast::Operand;
 use crate::parse::literal::Literal;
@@ -29,14 +30,11 @@ fn mov(case: &mut Case, kind: Type) -> Lowered<Op> {
         // `mov.pred %p, 0`: compilers write a condition down so.
         (_, Operand::Literal(Literal::Int(value))) if kind == Type::Pred => {
             let (d, bits) = (case.predicate(case.operand(0)?)?, if *value == 0 { 0 } else { u32::MAX });
-            Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| registers.set_predicate(d, bits, mask))))
+            Ok(Op::Lanes(predicate(d, move |_| bits)))
         }
         _ if kind == Type::Pred => {
             let (d, a) = (case.predicate(case.operand(0)?)?, case.condition(1)?);
-            Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
-                let bits = registers.test(a);
-                registers.set_predicate(d, bits, mask);
-            })))
+            Ok(Op::Lanes(predicate(d, move |registers| registers.test(a))))
         }
         (_, Operand::Name(name)) if name.starts_with("%clock") || name == "%globaltimer" => clock(case, kind, name),
         _ => {
@@ -49,40 +47,17 @@ fn mov(case: &mut Case, kind: Type) -> Lowered<Op> {
 /// `%clock` counts the instructions of the warp; it only ever grows.
 fn clock(case: &mut Case, kind: Type, name: &str) -> Lowered<Op> {
     let d = case.target(0, kind)?;
-    let run: Lanes = match (name, kind.bits()) {
-        ("%clock", 32) => Box::new(move |registers: &mut Registers, mask| {
-            let now = [registers.steps as u32; 32];
-            registers.put(d, &now, mask);
-        }),
-        ("%clock_hi", 32) => Box::new(move |registers: &mut Registers, mask| {
-            let now = [(registers.steps >> 32) as u32; 32];
-            registers.put(d, &now, mask);
-        }),
-        ("%clock64" | "%globaltimer", 64) => Box::new(move |registers: &mut Registers, mask| {
-            let now = [registers.steps; 32];
-            registers.put(d, &now, mask);
-        }),
+    Ok(Op::Lanes(match (name, kind.bits()) {
+        ("%clock", 32) => at_step(d, |steps| steps as u32),
+        ("%clock_hi", 32) => at_step(d, |steps| (steps >> 32) as u32),
+        ("%clock64" | "%globaltimer", 64) => at_step(d, |steps| steps),
         _ => return Err(format!("{name} with this type is not supported")),
-    };
-    Ok(Op::Lanes(run))
+    }))
 }
 
-/// The value of one lane of a register, whichever file it is in.
-fn read(registers: &Registers, register: Register, lane: usize) -> u64 {
-    if register.bits > 32 {
-        registers.wide[register.slot as usize][lane]
-    } else {
-        u64::from(registers.narrow[register.slot as usize][lane])
-    }
-}
-
-fn write(registers: &mut Registers, register: Register, lane: usize, value: u64) {
-    if register.bits > 32 {
-        registers.wide[register.slot as usize][lane] = value;
-    } else {
-        let ones = if register.bits == 32 { u32::MAX } else { (1 << register.bits) - 1 };
-        registers.narrow[register.slot as usize][lane] = value as u32 & ones;
-    }
+/// `d = f(instructions so far)`
+fn at_step<T: Lane>(d: u32, f: fn(u64) -> T) -> Lanes {
+    Box::new(move |registers, mask| registers.put(d, &[f(registers.steps); LANES], mask))
 }
 
 /// The type of one of `count` parts.
@@ -109,9 +84,9 @@ fn unpack(case: &mut Case, kind: Type, parts: &[Operand], source: &Operand) -> L
     }
     Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
         for lane in lanes(mask) {
-            let value = read(registers, a, lane);
+            let value = get(registers, a, lane);
             for (index, target) in targets.iter().enumerate() {
-                write(registers, *target, lane, value >> (index as u32 * target.bits));
+                set(registers, *target, lane, value >> (index as u32 * target.bits));
             }
         }
     })))
@@ -132,9 +107,9 @@ fn pack(case: &mut Case, kind: Type, parts: &[Operand]) -> Lowered<Op> {
         for lane in lanes(mask) {
             let mut value = 0;
             for (index, source) in sources.iter().enumerate() {
-                value |= read(registers, *source, lane) << (index as u32 * part.bits());
+                value |= get(registers, *source, lane) << (index as u32 * part.bits());
             }
-            write(registers, d, lane, value);
+            set(registers, d, lane, value);
         }
     })))
 }
@@ -170,10 +145,6 @@ fn isspacep(case: &mut Case) -> Lowered<Op> {
         return Err(format!("isspacep of {space} memory is not supported"));
     }
     let (d, a) = (case.predicate(case.operand(0)?)?, case.source(1, Type::U64)?);
-    Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
-        let values = registers.get::<u64>(a);
-        let bits =
-            lanes(mask).fold(0, |bits, lane| bits | u32::from(address::generic(values[lane]).0 == space) << lane);
-        registers.set_predicate(d, bits, mask);
-    })))
+    let inside = move |a: u64| address::generic(a).0 == space;
+    Ok(Op::Lanes(predicate(d, move |registers| bits_where(registers.get(a), inside))))
 }

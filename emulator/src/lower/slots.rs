@@ -100,6 +100,7 @@ impl Special {
 pub(crate) const CARRY: u32 = 0;
 
 /// Gives out slots and remembers names.
+#[derive(Default)]
 pub(crate) struct Slots {
     /// The innermost scope is the last.
     scopes: Vec<HashMap<String, Name>>,
@@ -132,16 +133,7 @@ impl Layout {
 
 impl Slots {
     pub(crate) fn new() -> Self {
-        Self {
-            scopes: vec![HashMap::new()],
-            constants: HashMap::new(),
-            narrow: 0,
-            wide: 0,
-            predicates: CARRY + 1,
-            shared: Layout::default(),
-            local: Layout::default(),
-            dynamic_align: None,
-        }
+        Self { scopes: vec![HashMap::new()], predicates: CARRY + 1, ..Self::default() }
     }
 
     pub(crate) fn open(&mut self) {

@@ -1,10 +1,11 @@
 //! Warp-wide instructions: `shfl`, `vote`, `match`, `redux`, `bar.warp.sync`, `activemask`, `ldmatrix`, `mma`.
 
 use super::case::{Case, Lowered};
-use super::instruction::{Collective, Members, Op, Product, Register, Shape, Shuffle, Vote};
+use super::instruction::{Collective, Members, Op, Product, Register, Shuffle, Vote};
 use super::shapes::no_type;
 use crate::Space;
 use crate::exec::registers::Registers;
+use crate::numeric::format::Half;
 use crate::parse::ast::Operand;
 use crate::parse::types::Type;
 
@@ -37,15 +38,12 @@ pub(crate) fn members(case: &mut Case, index: usize) -> Lowered<Members> {
 /// `shfl.sync.mode.b32 d{|p}, a, b, c, membermask`
 fn shuffle(case: &mut Case) -> Lowered<Op> {
     sync(case)?;
-    let mode = case.choose(|word| {
-        Some(match word {
-            "up" => Shuffle::Up,
-            "down" => Shuffle::Down,
-            "bfly" => Shuffle::Butterfly,
-            "idx" => Shuffle::Index,
-            _ => return None,
-        })
-    });
+    let mode = case.one_of(&[
+        ("up", Shuffle::Up),
+        ("down", Shuffle::Down),
+        ("bfly", Shuffle::Butterfly),
+        ("idx", Shuffle::Index),
+    ]);
     let mode = mode.ok_or("the mode is missing")?;
     let kind = b32(case)?;
     case.finish(5)?;
@@ -61,7 +59,8 @@ fn shuffle(case: &mut Case) -> Lowered<Op> {
     Ok(Op::Warp(members(case, 4)?, Collective::Shuffle { mode, d, valid, a, lane, clamp }))
 }
 
-fn named(name: &str) -> Operand {
+/// One side of `d|p`.
+pub(super) fn named(name: &str) -> Operand {
     if name == "_" { Operand::Sink } else { Operand::Name(name.to_string()) }
 }
 
@@ -77,15 +76,7 @@ fn b32(case: &mut Case) -> Lowered<Type> {
 /// `vote.sync.mode.pred d, p, membermask` and `vote.sync.ballot.b32`
 fn vote(case: &mut Case) -> Lowered<Op> {
     sync(case)?;
-    let mode = case.choose(|word| {
-        Some(match word {
-            "all" => Vote::All,
-            "any" => Vote::Any,
-            "uni" => Vote::Uniform,
-            "ballot" => Vote::Ballot,
-            _ => return None,
-        })
-    });
+    let mode = case.one_of(&[("all", Vote::All), ("any", Vote::Any), ("uni", Vote::Uniform), ("ballot", Vote::Ballot)]);
     let mode = mode.ok_or("the mode is missing")?;
     let kind = case.kind()?;
     case.finish(3)?;
@@ -172,13 +163,7 @@ fn load_matrix(case: &mut Case) -> Lowered<Op> {
     sync(case)?;
     case.kind_is("aligned")?;
     case.kind_is("m8n8")?;
-    let count = case.choose(|word| match word {
-        "x1" => Some(1),
-        "x2" => Some(2),
-        "x4" => Some(4),
-        _ => None,
-    });
-    let count = count.ok_or("the number of matrices is missing")?;
+    let count = case.one_of(&[("x1", 1), ("x2", 2), ("x4", 4)]).ok_or("the number of matrices is missing")?;
     let transposed = case.take("trans");
     let space = case.choose(Space::named).unwrap_or(Space::Generic);
     case.kind_is("b16")?;
@@ -198,20 +183,14 @@ fn load_matrix(case: &mut Case) -> Lowered<Op> {
 fn product(case: &mut Case) -> Lowered<Op> {
     sync(case)?;
     case.kind_is("aligned")?;
-    let long = case.choose(|word| match word {
-        "m16n8k16" => Some(true),
-        "m16n8k8" => Some(false),
-        _ => None,
-    });
+    let long = case.one_of(&[("m16n8k16", true), ("m16n8k8", false)]);
     let long = long.ok_or("only the shapes m16n8k16 and m16n8k8 are supported")?;
     case.kind_is("row")?;
     case.kind_is("col")?;
     let kinds = [case.kind()?, case.kind()?, case.kind()?, case.kind()?];
-    let shape = match (kinds, long) {
-        ([Type::F32, Type::Bf16, Type::Bf16, Type::F32], true) => Shape::M16n8k16Bf16,
-        ([Type::F32, Type::F16, Type::F16, Type::F32], true) => Shape::M16n8k16F16,
-        ([Type::F32, Type::Bf16, Type::Bf16, Type::F32], false) => Shape::M16n8k8Bf16,
-        ([Type::F32, Type::F16, Type::F16, Type::F32], false) => Shape::M16n8k8F16,
+    let half = match kinds {
+        [Type::F32, Type::Bf16, Type::Bf16, Type::F32] => Half::Bf16,
+        [Type::F32, Type::F16, Type::F16, Type::F32] => Half::F16,
         _ => return Err("only products of f16 or of bf16, summed in f32, are supported".to_string()),
     };
     case.finish(4)?;
@@ -220,7 +199,7 @@ fn product(case: &mut Case) -> Lowered<Op> {
         a: fragment(case, 1, Type::B32, false)?,
         b: fragment(case, 2, Type::B32, false)?,
         c: fragment(case, 3, Type::F32, false)?,
-        shape,
+        half,
     };
     let lengths = [product.d.len(), product.a.len(), product.b.len(), product.c.len()];
     if lengths != if long { [4, 4, 2, 4] } else { [4, 2, 1, 4] } {

@@ -42,16 +42,28 @@ fn nearest(ftz: bool) -> F32Mode {
     F32Mode { ftz, ..F32Mode::RN }
 }
 
-/// `ex2.approx{.ftz}.f32`: two to the power `a`.
-#[inline]
-pub fn ex2_f32(a: u32, ftz: bool) -> u32 {
-    unary(a, ftz, f64::exp2)
+/// Functions of one argument, each with what it computes in `f64`.
+macro_rules! functions {
+    ($($(#[$doc:meta])+ $name:ident = $function:expr;)+) => {$(
+        $(#[$doc])+
+        #[inline]
+        pub fn $name(a: u32, ftz: bool) -> u32 {
+            unary(a, ftz, $function)
+        }
+    )+};
 }
 
-/// `lg2.approx{.ftz}.f32`: the logarithm to base two. Of either zero it is `-inf`, of negative numbers NaN.
-#[inline]
-pub fn lg2_f32(a: u32, ftz: bool) -> u32 {
-    unary(a, ftz, f64::log2)
+functions! {
+    /// `ex2.approx{.ftz}.f32`: two to the power `a`.
+    ex2_f32 = f64::exp2;
+    /// `lg2.approx{.ftz}.f32`: the logarithm to base two. Of either zero it is `-inf`, of negative numbers NaN.
+    lg2_f32 = f64::log2;
+    /// `rsqrt.approx{.ftz}.f32`: of a zero, infinity with the zero's sign; of negative numbers NaN.
+    rsqrt_f32 = |a| 1.0 / a.sqrt();
+    /// `sin.approx{.ftz}.f32`, the angle in radians. NaN for infinities.
+    sin_f32 = f64::sin;
+    /// `cos.approx{.ftz}.f32`, the angle in radians. NaN for infinities.
+    cos_f32 = f64::cos;
 }
 
 /// `rcp.approx{.ftz}.f32`
@@ -64,24 +76,6 @@ pub fn rcp_f32(a: u32, ftz: bool) -> u32 {
 #[inline]
 pub fn sqrt_f32(a: u32, ftz: bool) -> u32 {
     float::sqrt_f32(a, nearest(ftz))
-}
-
-/// `rsqrt.approx{.ftz}.f32`: of a zero, infinity with the zero's sign; of negative numbers NaN.
-#[inline]
-pub fn rsqrt_f32(a: u32, ftz: bool) -> u32 {
-    unary(a, ftz, |a| 1.0 / a.sqrt())
-}
-
-/// `sin.approx{.ftz}.f32`, the angle in radians. NaN for infinities.
-#[inline]
-pub fn sin_f32(a: u32, ftz: bool) -> u32 {
-    unary(a, ftz, f64::sin)
-}
-
-/// `cos.approx{.ftz}.f32`, the angle in radians. NaN for infinities.
-#[inline]
-pub fn cos_f32(a: u32, ftz: bool) -> u32 {
-    unary(a, ftz, f64::cos)
 }
 
 /// `tanh.approx.f32`. It has no `.ftz`: subnormal numbers pass through.

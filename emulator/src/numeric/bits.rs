@@ -103,37 +103,29 @@ macro_rules! fields {
 fields!(u32, i32, bfe_u32, bfe_s32, bfi_b32, "32");
 fields!(u64, i64, bfe_u64, bfe_s64, bfi_b64, "64");
 
-/// `bfind{.shiftamt}.u32`: the position of the highest one, or how far it is below the top; all ones if there is none.
-#[inline(always)]
-pub fn bfind_u32(a: u32, shift_amount: bool) -> u32 {
-    match (a, shift_amount) {
-        (0, _) => u32::MAX,
-        (_, true) => a.leading_zeros(),
-        (_, false) => 31 - a.leading_zeros(),
-    }
+/// The search for the highest bit, of one width; the result has 32 bits.
+macro_rules! searches {
+    ($bits:ty, $number:ty, $find_u:ident, $find_s:ident, $width:literal) => {
+        #[doc = concat!("`bfind{.shiftamt}.u", $width, "`: the position of the highest one, or how far it is below the top; all ones if there is none.")]
+        #[inline(always)]
+        pub fn $find_u(a: $bits, shift_amount: bool) -> u32 {
+            match (a, shift_amount) {
+                (0, _) => u32::MAX,
+                (_, true) => a.leading_zeros(),
+                (_, false) => <$bits>::BITS - 1 - a.leading_zeros(),
+            }
+        }
+
+        #[doc = concat!("`bfind{.shiftamt}.s", $width, "`: the highest bit that differs from the sign.")]
+        #[inline(always)]
+        pub fn $find_s(a: $bits, shift_amount: bool) -> u32 {
+            $find_u(a ^ (a as $number >> (<$bits>::BITS - 1)) as $bits, shift_amount)
+        }
+    };
 }
 
-/// `bfind{.shiftamt}.s32`: the highest bit that differs from the sign.
-#[inline(always)]
-pub fn bfind_s32(a: u32, shift_amount: bool) -> u32 {
-    bfind_u32(a ^ (a as i32 >> 31) as u32, shift_amount)
-}
-
-/// `bfind{.shiftamt}.u64`; the result has 32 bits.
-#[inline(always)]
-pub fn bfind_u64(a: u64, shift_amount: bool) -> u32 {
-    match (a, shift_amount) {
-        (0, _) => u32::MAX,
-        (_, true) => a.leading_zeros(),
-        (_, false) => 63 - a.leading_zeros(),
-    }
-}
-
-/// `bfind{.shiftamt}.s64`
-#[inline(always)]
-pub fn bfind_s64(a: u64, shift_amount: bool) -> u32 {
-    bfind_u64(a ^ (a as i64 >> 63) as u64, shift_amount)
-}
+searches!(u32, i32, bfind_u32, bfind_s32, "32");
+searches!(u64, i64, bfind_u64, bfind_s64, "64");
 
 /// `fns.b32 d, mask, base, offset`: the position of the n-th one of `mask`, counted from `base` upwards for a positive
 /// offset and downwards for a negative one; offset zero asks for the bit at `base` itself. All ones if there is none.

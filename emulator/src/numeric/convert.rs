@@ -118,13 +118,8 @@ impl Float {
     #[inline(always)]
     pub fn round(self, value: f64, rounding: Rounding) -> u64 {
         match (self, rounding) {
-            (Float::F64, _) => {
-                if value.is_nan() {
-                    NAN_F64
-                } else {
-                    value.to_bits()
-                }
-            }
+            (Float::F64, _) if value.is_nan() => NAN_F64,
+            (Float::F64, _) => value.to_bits(),
             (Float::F32, Rounding::Nearest) => u64::from(canonical_f32(value as f32)),
             (Float::F32, _) => match decode(Format::F64, value.to_bits()) {
                 Number::Finite(exact) => exact.round(Format::F32, rounding),

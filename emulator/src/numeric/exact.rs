@@ -221,24 +221,20 @@ impl Operation {
         use Number::{Finite, Infinite, Nan};
         let [a, b, c] = operands.map(|bits| decode(format, bits));
         let infinite = |negative| Some(format.infinity() | format.sign(negative));
+        let sum = |x, y| match (x, y) {
+            (Nan, _) | (_, Nan) => None,
+            (Infinite { negative: x }, Infinite { negative: y }) if x != y => None,
+            (Infinite { negative }, _) | (_, Infinite { negative }) => infinite(negative),
+            (Finite(x), Finite(y)) => Some(x.plus(y, rounding).round(format, rounding)),
+        };
         match self {
-            Operation::Add => match (a, b) {
-                (Nan, _) | (_, Nan) => None,
-                (Infinite { negative: x }, Infinite { negative: y }) if x != y => None,
-                (Infinite { negative }, _) | (_, Infinite { negative }) => infinite(negative),
-                (Finite(x), Finite(y)) => Some(x.plus(y, rounding).round(format, rounding)),
-            },
+            Operation::Add => sum(a, b),
             Operation::Multiply => match product(a, b) {
                 Nan => None,
                 Infinite { negative } => infinite(negative),
                 Finite(exact) => Some(exact.round(format, rounding)),
             },
-            Operation::Fma => match (product(a, b), c) {
-                (Nan, _) | (_, Nan) => None,
-                (Infinite { negative: x }, Infinite { negative: y }) if x != y => None,
-                (Infinite { negative }, _) | (_, Infinite { negative }) => infinite(negative),
-                (Finite(x), Finite(y)) => Some(x.plus(y, rounding).round(format, rounding)),
-            },
+            Operation::Fma => sum(product(a, b), c),
             Operation::Divide => match (a, b) {
                 (Nan, _) | (_, Nan) | (Infinite { .. }, Infinite { .. }) => None,
                 (Infinite { negative: x }, Finite(y)) => infinite(x != y.negative),

@@ -7,7 +7,7 @@
 use super::compare::Comparison;
 use super::float::{round_to_odd_f32, round_to_odd_f64};
 use super::format::Half;
-use super::minmax::{self, Extreme, ExtremeMode, Ordered};
+use super::minmax::{self, Extreme, ExtremeMode};
 
 /// The modifiers of a 16-bit arithmetic instruction. The default has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -91,38 +91,8 @@ pub fn fma(half: Half, a: u16, b: u16, c: u16, mode: HalfMode) -> u16 {
 /// `min` or `max` `{.ftz}{.NaN}{.xorsign.abs}`
 #[inline(always)]
 pub fn extreme(half: Half, which: Extreme, a: u16, b: u16, mode: ExtremeMode) -> u16 {
-    let operand = |bits| HalfBits { half, bits: if mode.ftz { half.flush(bits) } else { bits } };
-    minmax::extreme(which, operand(a), operand(b), mode).bits
-}
-
-/// Bits that know their format.
-#[derive(Clone, Copy)]
-struct HalfBits {
-    half: Half,
-    bits: u16,
-}
-
-impl Ordered for HalfBits {
-    #[inline(always)]
-    fn key(self) -> i64 {
-        i64::from(self.bits as i16 ^ ((self.bits as i16 >> 15) as u16 >> 1) as i16)
-    }
-    #[inline(always)]
-    fn is_nan(self) -> bool {
-        self.half.is_nan(self.bits)
-    }
-    #[inline(always)]
-    fn magnitude(self) -> HalfBits {
-        HalfBits { bits: self.bits & 0x7fff, ..self }
-    }
-    #[inline(always)]
-    fn with_xor_sign(self, a: HalfBits, b: HalfBits) -> HalfBits {
-        HalfBits { bits: self.bits & 0x7fff | (a.bits ^ b.bits) & 0x8000, ..self }
-    }
-    #[inline(always)]
-    fn canonical_nan(self) -> HalfBits {
-        HalfBits { bits: self.half.canonical_nan(), ..self }
-    }
+    let operands = [a, b].map(|bits| if mode.ftz { half.flush(bits) } else { bits });
+    minmax::extreme_16(which, operands, mode, half.infinity(), half.canonical_nan())
 }
 
 /// `neg{.ftz}`. A NaN keeps its payload, as the manual allows.

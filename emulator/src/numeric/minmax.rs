@@ -30,92 +30,55 @@ pub struct ExtremeMode {
     pub xorsign_abs: bool,
 }
 
-/// A format whose values are compared through their bits.
-pub(super) trait Ordered: Copy {
-    /// A signed integer in the order of the numbers, `-0 < +0`.
-    fn key(self) -> i64;
-    fn is_nan(self) -> bool;
-    fn magnitude(self) -> Self;
-    fn with_xor_sign(self, a: Self, b: Self) -> Self;
-    fn canonical_nan(self) -> Self;
-}
-
-/// The rule shared by all formats.
-#[inline(always)]
-pub(super) fn extreme<T: Ordered>(which: Extreme, a: T, b: T, mode: ExtremeMode) -> T {
-    let (x, y) = if mode.xorsign_abs { (a.magnitude(), b.magnitude()) } else { (a, b) };
-    let first = match which {
-        Extreme::Min => x.key() < y.key(),
-        Extreme::Max => x.key() > y.key(),
+/// The rule of all formats, for one width: what is above `infinity` without its sign is NaN, and then `nan` is the
+/// result.
+macro_rules! extreme {
+    ($name:ident, $bits:ty, $number:ty) => {
+        #[inline(always)]
+        pub(super) fn $name(
+            which: Extreme,
+            [a, b]: [$bits; 2],
+            mode: ExtremeMode,
+            infinity: $bits,
+            nan: $bits,
+        ) -> $bits {
+            const SIGN: $bits = 1 << (<$bits>::BITS - 1);
+            let is_nan = |x: $bits| x & !SIGN > infinity;
+            // A signed integer in the order of the numbers, -0 < +0.
+            let key = |x: $bits| x as $number ^ ((x as $number >> (<$bits>::BITS - 1)) as $bits >> 1) as $number;
+            let (x, y) = if mode.xorsign_abs { (a & !SIGN, b & !SIGN) } else { (a, b) };
+            let first = match which {
+                Extreme::Min => key(x) < key(y),
+                Extreme::Max => key(x) > key(y),
+            };
+            let number = if is_nan(y) || (first && !is_nan(x)) { x } else { y };
+            let is_none = if mode.nan { is_nan(x) || is_nan(y) } else { is_nan(x) && is_nan(y) };
+            if is_none {
+                nan
+            } else if mode.xorsign_abs {
+                number & !SIGN | (a ^ b) & SIGN
+            } else {
+                number
+            }
+        }
     };
-    let number = if y.is_nan() || (first && !x.is_nan()) { x } else { y };
-    let nan = if mode.nan { x.is_nan() || y.is_nan() } else { x.is_nan() && y.is_nan() };
-    if nan {
-        x.canonical_nan()
-    } else if mode.xorsign_abs {
-        number.with_xor_sign(a, b)
-    } else {
-        number
-    }
 }
 
-impl Ordered for u32 {
-    #[inline(always)]
-    fn key(self) -> i64 {
-        i64::from(self as i32 ^ ((self as i32 >> 31) as u32 >> 1) as i32)
-    }
-    #[inline(always)]
-    fn is_nan(self) -> bool {
-        f32::from_bits(self).is_nan()
-    }
-    #[inline(always)]
-    fn magnitude(self) -> u32 {
-        self & 0x7fff_ffff
-    }
-    #[inline(always)]
-    fn with_xor_sign(self, a: u32, b: u32) -> u32 {
-        self.magnitude() | (a ^ b) & 0x8000_0000
-    }
-    #[inline(always)]
-    fn canonical_nan(self) -> u32 {
-        NAN_F32
-    }
-}
-
-impl Ordered for u64 {
-    #[inline(always)]
-    fn key(self) -> i64 {
-        self as i64 ^ ((self as i64 >> 63) as u64 >> 1) as i64
-    }
-    #[inline(always)]
-    fn is_nan(self) -> bool {
-        f64::from_bits(self).is_nan()
-    }
-    #[inline(always)]
-    fn magnitude(self) -> u64 {
-        self & !(1 << 63)
-    }
-    #[inline(always)]
-    fn with_xor_sign(self, a: u64, b: u64) -> u64 {
-        self.magnitude() | (a ^ b) & 1 << 63
-    }
-    #[inline(always)]
-    fn canonical_nan(self) -> u64 {
-        NAN_F64
-    }
-}
+extreme!(extreme_16, u16, i16);
+extreme!(extreme_32, u32, i32);
+extreme!(extreme_64, u64, i64);
 
 /// `min` or `max` `{.ftz}{.NaN}{.xorsign.abs}.f32`
 #[inline(always)]
 pub fn extreme_f32(which: Extreme, a: u32, b: u32, mode: ExtremeMode) -> u32 {
     let (a, b) = if mode.ftz { (flush_f32(a), flush_f32(b)) } else { (a, b) };
-    extreme(which, a, b, mode)
+    extreme_32(which, [a, b], mode, f32::INFINITY.to_bits(), NAN_F32)
 }
 
 /// `min.f64` or `max.f64`, which have no modifiers.
 #[inline(always)]
 pub fn extreme_f64(which: Extreme, a: u64, b: u64) -> u64 {
-    extreme(which, a, b, ExtremeMode::default())
+    extreme_64(which, [a, b], ExtremeMode::default(), f64::INFINITY.to_bits(), NAN_F64)
 }
 
 /// `abs{.ftz}.f32`. A NaN keeps its payload, as the manual allows.

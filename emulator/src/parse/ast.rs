@@ -4,7 +4,7 @@ use super::literal::Literal;
 use super::types::{Space, Type};
 
 /// A whole module (PTX manual, "PTX Module Directives").
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Ast {
     pub(crate) version: (u32, u32),
     pub(crate) target: String,

@@ -13,34 +13,27 @@ impl Parser<'_> {
         let mut depth = 0;
         let mut source = None;
         loop {
-            match self.peek() {
-                Token::Mark('}') => {
-                    self.next();
-                    if depth == 0 {
-                        return Ok(items);
+            if self.accept('}') {
+                if depth == 0 {
+                    return Ok(items);
+                }
+                depth -= 1;
+                items.push(Item::Close);
+            } else if self.accept('{') {
+                depth += 1;
+                items.push(Item::Open);
+            } else if self.accept('.') {
+                self.local_directive(&mut items, &mut source)?;
+            } else if !self.accept(';') {
+                items.push(match (self.peek(), self.peek_second()) {
+                    (Token::Word(name), Token::Mark(':')) => {
+                        self.next();
+                        self.next();
+                        Item::Label(name.to_string())
                     }
-                    depth -= 1;
-                    items.push(Item::Close);
-                }
-                Token::Mark('{') => {
-                    self.next();
-                    depth += 1;
-                    items.push(Item::Open);
-                }
-                Token::Mark('.') => {
-                    self.next();
-                    self.local_directive(&mut items, &mut source)?;
-                }
-                Token::Word(name) if self.peek_second() == Token::Mark(':') => {
-                    self.next();
-                    self.next();
-                    items.push(Item::Label(name.to_string()));
-                }
-                Token::Mark(';') => {
-                    self.next();
-                }
-                Token::End => return self.error("the body of the kernel never ends"),
-                _ => items.push(Item::Statement(self.statement(source)?)),
+                    (Token::End, _) => return self.error("the body of the kernel never ends"),
+                    _ => Item::Statement(self.statement(source)?),
+                });
             }
         }
     }

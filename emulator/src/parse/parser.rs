@@ -15,14 +15,7 @@ pub(crate) struct Parser<'a> {
 /// Parses the text of a module.
 pub(crate) fn parse(text: &str) -> Result<Ast, Error> {
     let mut parser = Parser { spots: tokens(text)?, at: 0 };
-    let mut ast = Ast {
-        version: (0, 0),
-        target: String::new(),
-        files: vec![],
-        variables: vec![],
-        entries: vec![],
-        functions: vec![],
-    };
+    let mut ast = Ast::default();
     while parser.peek() != Token::End {
         parser.directive(&mut ast)?;
     }

@@ -1,67 +1,42 @@
 //! The fundamental types (PTX manual, "State Spaces, Types, and Variables") and the state spaces.
 
-/// A type as an instruction or a declaration names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Type {
-    U8,
-    U16,
-    U32,
-    U64,
-    S8,
-    S16,
-    S32,
-    S64,
-    B8,
-    B16,
-    B32,
-    B64,
-    F16,
-    F16x2,
-    Bf16,
-    Bf16x2,
-    F32,
-    F64,
-    Pred,
+/// The types: each with its name in PTX (without the dot) and its width.
+macro_rules! types {
+    ($($kind:ident $name:literal $bits:literal),+) => {
+        /// A type as an instruction or a declaration names it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Type {
+            $($kind),+
+        }
+
+        impl Type {
+            /// The type called `name` (without its dot), if there is one.
+            pub(crate) fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$kind),)+
+                    _ => None,
+                }
+            }
+
+            /// Its width. A predicate has one bit.
+            pub(crate) fn bits(self) -> u32 {
+                match self {
+                    $(Self::$kind => $bits),+
+                }
+            }
+        }
+    };
+}
+
+types! {
+    U8 "u8" 8, U16 "u16" 16, U32 "u32" 32, U64 "u64" 64,
+    S8 "s8" 8, S16 "s16" 16, S32 "s32" 32, S64 "s64" 64,
+    B8 "b8" 8, B16 "b16" 16, B32 "b32" 32, B64 "b64" 64,
+    F16 "f16" 16, F16x2 "f16x2" 32, Bf16 "bf16" 16, Bf16x2 "bf16x2" 32, F32 "f32" 32, F64 "f64" 64,
+    Pred "pred" 1
 }
 
 impl Type {
-    /// The type called `name` (without its dot), if there is one.
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "u8" => Self::U8,
-            "u16" => Self::U16,
-            "u32" => Self::U32,
-            "u64" => Self::U64,
-            "s8" => Self::S8,
-            "s16" => Self::S16,
-            "s32" => Self::S32,
-            "s64" => Self::S64,
-            "b8" => Self::B8,
-            "b16" => Self::B16,
-            "b32" => Self::B32,
-            "b64" => Self::B64,
-            "f16" => Self::F16,
-            "f16x2" => Self::F16x2,
-            "bf16" => Self::Bf16,
-            "bf16x2" => Self::Bf16x2,
-            "f32" => Self::F32,
-            "f64" => Self::F64,
-            "pred" => Self::Pred,
-            _ => return None,
-        })
-    }
-
-    /// Its width. A predicate has one bit.
-    pub(crate) fn bits(self) -> u32 {
-        match self {
-            Self::Pred => 1,
-            Self::U8 | Self::S8 | Self::B8 => 8,
-            Self::U16 | Self::S16 | Self::B16 | Self::F16 | Self::Bf16 => 16,
-            Self::U32 | Self::S32 | Self::B32 | Self::F32 | Self::F16x2 | Self::Bf16x2 => 32,
-            Self::U64 | Self::S64 | Self::B64 | Self::F64 => 64,
-        }
-    }
-
     /// Its size in memory.
     pub(crate) fn bytes(self) -> u32 {
         self.bits().div_ceil(8)

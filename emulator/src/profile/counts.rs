@@ -26,14 +26,20 @@ impl Traffic {
     }
 }
 
-impl AddAssign for Traffic {
-    fn add_assign(&mut self, other: Self) {
-        self.requests += other.requests;
-        self.read += other.read;
-        self.written += other.written;
-        self.atomic += other.atomic;
-    }
+/// `+=`, field by field.
+macro_rules! sums {
+    ($numbers:ty: $($field:ident),+) => {
+        impl AddAssign for $numbers {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$field += other.$field;)+
+            }
+        }
+    };
 }
+
+sums!(Traffic: requests, read, written, atomic);
+sums!(Counts: warp_instructions, thread_instructions, flops, global, shared, local, constant, param, sectors,
+    ideal_sectors, cache_lines, wavefronts, ideal_wavefronts);
 
 /// What instructions did: those of one line, of one class, or all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,23 +151,5 @@ impl Counts {
             }
             _ => {}
         }
-    }
-}
-
-impl AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        self.warp_instructions += other.warp_instructions;
-        self.thread_instructions += other.thread_instructions;
-        self.flops += other.flops;
-        self.global += other.global;
-        self.shared += other.shared;
-        self.local += other.local;
-        self.constant += other.constant;
-        self.param += other.param;
-        self.sectors += other.sectors;
-        self.ideal_sectors += other.ideal_sectors;
-        self.cache_lines += other.cache_lines;
-        self.wavefronts += other.wavefronts;
-        self.ideal_wavefronts += other.ideal_wavefronts;
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::{Display, Formatter, Result};
 
 use super::{Counts, Line, Profile};
+use crate::error::located;
 
 /// How many lines each list shows.
 const SHOWN: usize = 8;
@@ -45,11 +46,8 @@ impl Display for Profile {
 
 impl Display for Line {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        write!(f, "{}", self.kernel)?;
-        if let Some((file, line)) = &self.source {
-            write!(f, " at {file}:{line}")?;
-        }
-        write!(f, " (PTX line {}, {})", self.line, self.opcode)
+        f.write_str(&self.kernel)?;
+        located(f, &self.source, self.line, &self.opcode)
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use super::cell::Mark;
 use super::order::Order;
 use crate::Space;
+use crate::error::located;
 use crate::observe::{Kind, Site};
 
 /// One side of a race.
@@ -53,12 +54,10 @@ impl fmt::Display for Party {
             Kind::CopyRead => "read of a copy under way",
             Kind::CopyWrite | Kind::CopyLand => "write of a copy under way",
         };
-        let Self { opcode, line, block: [x, y, z], thread, .. } = self;
+        let Self { block: [x, y, z], thread, .. } = self;
         f.write_str(kind)?;
-        if let Some((file, line)) = &self.source {
-            write!(f, " at {file}:{line}")?;
-        }
-        write!(f, " (PTX line {line}, {opcode}) by block ({x}, {y}, {z}), thread {thread}")
+        located(f, &self.source, self.line, &self.opcode)?;
+        write!(f, " by block ({x}, {y}, {z}), thread {thread}")
     }
 }
 

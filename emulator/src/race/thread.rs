@@ -8,7 +8,7 @@ use super::order::{Order, Reach};
 use crate::observe::Kind;
 
 /// A thread of the running block.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct Thread {
     pub(super) known: Knowledge,
     /// Its own time. It moves on whenever the thread releases something, so that what follows is later.
@@ -21,7 +21,7 @@ pub(super) struct Thread {
 
 /// The asynchronous copies of a thread. They have a time of their own, as if another thread made them: what happens
 /// between the copy and the wait is ordered with neither.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct Copies {
     /// The time of the copies that are not committed.
     pub(super) now: u32,
@@ -61,13 +61,7 @@ pub(super) struct Location {
 impl Thread {
     /// A thread that begins.
     pub(super) fn new() -> Self {
-        Self {
-            known: Knowledge::default(),
-            now: 1,
-            copies: Copies { now: 1, groups: VecDeque::new() },
-            heard: Clock::default(),
-            heard_far: Blocks::default(),
-        }
+        Self { now: 1, copies: Copies { now: 1, ..Copies::default() }, ..Self::default() }
     }
 
     /// What lies in the past of all that it will do after its time has moved on.
