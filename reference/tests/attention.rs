@@ -4,10 +4,7 @@ use crate::common::{Stages, asked_for, config, difference, ids, input, logits, m
 use approx::assert_abs_diff_eq;
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::WeightSource;
-use dsv2_reference::{
-    AttentionForm, DeepseekV2ForCausalLM, Dialect, Dtype, LatentCache, NoTap, Run, StageValue, Tensor,
-};
-use dsv2_testing::Exchanged;
+use dsv2_reference::{AttentionForm, Dialect, LatentCache, NoTap, Run};
 use ndarray::{Array1, Array3, Array4, ArrayView1, s};
 use serde_json::{Value, json};
 
@@ -239,53 +236,6 @@ fn attention_weights_are_a_distribution_over_past_tokens() {
 fn dropout_is_for_training_and_has_no_effect() {
     let without = logits(&model::<f64>(json!({})), &input(ids(1, 5)));
     assert_eq!(logits(&model::<f64>(json!({"attention_dropout": 0.9})), &input(ids(1, 5))), without);
-}
-
-#[test]
-fn the_first_token_gets_its_own_value() {
-    let stages = Stages::of_ids(&model::<f64>(json!({})), ids(1, 4));
-    let expanded = stages.d3("model.layers.0.self_attn.kv_b_proj");
-    let output = stages.d3("model.layers.0.self_attn.attn_output");
-    for head in 0..4 {
-        // Of each head the key (n = 6) comes first, then the value (v = 10).
-        let value = expanded.slice(s![0, 0, 16 * head + 6..16 * (head + 1)]);
-        assert_eq!(output.slice(s![0, 0, 10 * head..10 * (head + 1)]), value);
-    }
-}
-
-#[test]
-fn heads_may_be_permuted_with_their_weights() {
-    let order = [2, 0, 3, 1];
-    let permuted = Exchanged(weights(), |name: &str, shape: &[usize]| {
-        let part = |axis: usize| {
-            let tensor: ndarray::Array2<f64> = weights().tensor(name, shape).unwrap().to_array();
-            let width = shape[axis] / 4;
-            let indices: Vec<usize> = order.iter().flat_map(|head| head * width..(head + 1) * width).collect();
-            let moved = tensor.select(ndarray::Axis(axis), &indices);
-            Some(Tensor::from_values(Dtype::Bf16, shape, moved.iter().copied()))
-        };
-        match name {
-            _ if name.ends_with("q_b_proj.weight") || name.ends_with("kv_b_proj.weight") => part(0),
-            _ if name.ends_with("o_proj.weight") => part(1),
-            _ => None,
-        }
-    });
-    let permuted = DeepseekV2ForCausalLM::<f64>::load(&config(json!({})), Dialect::Hf, &permuted).unwrap();
-    let model = model::<f64>(json!({}));
-    assert_abs_diff_eq!(logits(&model, &input(ids(1, 8))), logits(&permuted, &input(ids(1, 8))), epsilon = 1e-11);
-}
-
-#[test]
-fn the_latent_is_normed_before_it_is_expanded() {
-    // The size of the latent before its norm makes no difference, but for the weight of epsilon.
-    let enlarged = |name: &str, value: StageValue<f64>| {
-        if let (true, StageValue::Real(mut kv_a)) = (name.ends_with("kv_a_proj_with_mqa"), value) {
-            kv_a.slice_mut(s![.., .., ..12]).mapv_inplace(|x| 1024.0 * x);
-        }
-    };
-    let model = model::<f64>(json!({}));
-    let (tapped, _) = Stages::of(&model, &input(ids(1, 6)), &Run::default(), enlarged);
-    assert_abs_diff_eq!(tapped.logits, logits(&model, &input(ids(1, 6))), epsilon = 1e-3);
 }
 
 #[test]

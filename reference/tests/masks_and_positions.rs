@@ -55,17 +55,6 @@ fn left_padding_that_makes_a_dynamic_rope_grow_changes_the_result() {
 }
 
 #[test]
-fn left_padding_with_counted_positions_is_no_padding() {
-    for rope in ropes() {
-        let model = model::<f64>(json!({"rope_scaling": rope}));
-        let plain = logits(&model, &input(ids(2, 8)));
-        let mask = Some(Padding(left_mask(2, 8)));
-        let padded = input_with(left_padded(&ids(2, 8)), mask, Some(counted_positions(2, 8)));
-        assert_abs_diff_eq!(real_part(&logits(&model, &padded)), plain, epsilon = 1e-12);
-    }
-}
-
-#[test]
 fn rows_of_different_lengths_share_a_batch() {
     let model = model::<f64>(json!({}));
     let mut together = ids(2, 8);
@@ -103,21 +92,6 @@ fn padding_in_the_middle_hides_a_token_from_all_later_ones() {
         assert_eq!(a.slice(s![.., t, ..]), b.slice(s![.., t, ..]));
     }
     assert!(difference(&a, &logits(&model, &input(ids(1, 5)))) > 1e-2);
-}
-
-#[test]
-fn a_query_without_any_key_gets_zeros_and_stays_finite() {
-    for form in [dsv2_reference::AttentionForm::Expanded, dsv2_reference::AttentionForm::Absorbed] {
-        let padded = input_with(left_padded(&ids(1, 4)), Some(Padding(left_mask(1, 4))), None);
-        let run = Run { attention: form, ..Run::default() };
-        let (output, stages) = Stages::of(&model::<f64>(json!({})), &padded, &run, |_, _| {});
-        assert!(output.logits.iter().all(|x| x.is_finite()));
-        for layer in 0..3 {
-            let attended = stages.d3(&format!("model.layers.{layer}.self_attn.attn_output"));
-            assert!(attended.slice(s![.., ..PADS, ..]).iter().all(|x| *x == 0.0));
-            assert!(attended.slice(s![.., PADS.., ..]).iter().all(|x| *x != 0.0));
-        }
-    }
 }
 
 #[test]

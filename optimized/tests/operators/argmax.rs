@@ -4,28 +4,25 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::argmax::argmax;
 use dsv2_optimized::{Device, Element, Result, Variant};
-use ndarray::{Array2, Ix2, s};
+use ndarray::{Array2, s};
 
-use crate::harness::{Case, Output, output, random, upload};
+use crate::harness::{Case, KINDS, Output, output, random, upload};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    for element in [Element::F32, Element::Bf16] {
-        for variant in Variant::ALL {
-            // (vocabulary, columns of the matrix that the logits are a slice of)
-            for (vocab, columns) in [(1, 1), (2, 2), (37, 40), (40, 48), (1000, 1001), (9000, 9000), (102_400, 102_400)]
-            {
-                // One thread for a whole vocabulary shows nothing new, and takes long.
-                if variant == Variant::Naive && vocab > 10_000 {
-                    continue;
-                }
-                cases.push(Case {
-                    name: format!("argmax/{variant}/{element}/vocab={vocab},columns={columns}"),
-                    module: "argmax",
-                    watched: vocab <= 40,
-                    run: Box::new(move |device| compared(device, variant, element, vocab, columns)),
-                });
+    for (element, variant) in KINDS {
+        // (vocabulary, columns of the matrix that the logits are a slice of)
+        for (vocab, columns) in [(1, 1), (2, 2), (37, 40), (40, 48), (1000, 1001), (9000, 9000), (102_400, 102_400)] {
+            // One thread for a whole vocabulary shows nothing new, and takes long.
+            if variant == Variant::Naive && vocab > 10_000 {
+                continue;
             }
+            cases.push(Case {
+                name: format!("argmax/{variant}/{element}/vocab={vocab},columns={columns}"),
+                module: "argmax",
+                watched: vocab <= 40,
+                run: Box::new(move |device| compared(device, variant, element, vocab, columns)),
+            });
         }
     }
     cases
@@ -33,7 +30,7 @@ pub fn cases() -> Vec<Case> {
 
 /// Rows that are each hard in their way.
 fn logits(vocab: usize) -> Array2<f32> {
-    let x = random("logits", &[10, vocab], 1.0).into_dimensionality::<Ix2>().expect("a matrix");
+    let x = random("logits", [10, vocab], 1.0);
     let mut x = x.mapv(|x| if x == 0.0 { 0.5 } else { x });
     let last = vocab - 1;
     x[[0, last]] = 9.0;

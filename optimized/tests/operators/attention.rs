@@ -1,19 +1,13 @@
 //! Attention of one head, step by step, as the tests of its operators take it for the truth; and the rules for who sees
 //! whom.
 
-use dsv2_optimized::{Element, Variant};
+use dsv2_optimized::{Result, Tensor};
 use dsv2_reference::Real;
 use dsv2_reference::arithmetic::matmul::{matmul, matmul_t};
 use dsv2_reference::arithmetic::softmax::{log_sum_exp, softmax};
 use ndarray::{Array1, Array2, ArrayView2};
 
-/// The kernels of an operator: all types in all variants.
-pub const KINDS: [(Element, Variant); 4] = [
-    (Element::F32, Variant::Naive),
-    (Element::F32, Variant::Tuned),
-    (Element::Bf16, Variant::Naive),
-    (Element::Bf16, Variant::Tuned),
-];
+use crate::harness::Output;
 
 /// What attention gives for S queries and T keys.
 pub struct Attention<T> {
@@ -64,4 +58,15 @@ pub fn bias(tokens: usize, length: usize, masked: bool) -> Array2<f32> {
             (true, _, remainder) => 0.25 * remainder as f32,
         }
     })
+}
+
+/// Sequence `b` of a batch, out and lse, has the bits of the sequence that is alone in `want`.
+pub fn same_sequence(
+    name: &'static str,
+    got: &(Tensor, Tensor),
+    b: usize,
+    want: &(Tensor, Tensor),
+) -> Result<[Output; 2]> {
+    let one = |got: &Tensor, want| Output::same(name, &got.narrow(0, b..b + 1)?, want);
+    Ok([one(&got.0, &want.0)?, one(&got.1, &want.1)?])
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::combine::combine;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
-use ndarray::{Array2, Ix2};
+use ndarray::Array2;
 
 use crate::dispatch::{How, indices, sorted};
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::harness::{Case, KINDS, Output, output, random, round, upload};
 use crate::router::refused;
 
 pub fn cases() -> Vec<Case> {
@@ -23,17 +23,15 @@ pub fn cases() -> Vec<Case> {
         (3, 64, 6, How::Mixed, 2048, true),
         (2, 160, 6, How::WithDropped, 5120, false),
     ] {
-        for element in [Element::F32, Element::Bf16] {
-            for variant in Variant::ALL {
-                let input = Input { tokens, experts, k, how, width, shared, element, variant };
-                let shape = format!("tokens={tokens},k={k},{how:?},width={width},shared={shared}");
-                cases.push(Case {
-                    name: format!("combine/{variant}/{element}/{shape}"),
-                    module: "combine",
-                    watched: tokens * width * k <= 600,
-                    run: Box::new(move |device| input.run(device)),
-                });
-            }
+        for (element, variant) in KINDS {
+            let input = Input { tokens, experts, k, how, width, shared, element, variant };
+            let shape = format!("tokens={tokens},k={k},{how:?},width={width},shared={shared}");
+            cases.push(Case {
+                name: format!("combine/{variant}/{element}/{shape}"),
+                module: "combine",
+                watched: tokens * width * k <= 600,
+                run: Box::new(move |device| input.run(device)),
+            });
         }
     }
     cases.push(Case { name: "combine/misfits".into(), module: "combine", watched: false, run: Box::new(misfits) });
@@ -56,9 +54,9 @@ impl Input {
     fn run(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
         let Input { tokens, k, width, element, .. } = *self;
         let [offsets, _, places] = sorted(&indices(self.how, tokens, self.experts, k), self.experts);
-        let rows = matrix("rows", [tokens * k, width]);
-        let weights = matrix("weights", [tokens, k]);
-        let shared = self.shared.then(|| matrix("shared", [tokens, width]));
+        let rows = random("rows", [tokens * k, width], 1.0);
+        let weights = random("weights", [tokens, k], 1.0);
+        let shared = self.shared.then(|| random("shared", [tokens, width], 1.0));
 
         // Rows that no expert wrote are not read.
         let written = *offsets.last().expect("an offset") as usize;
@@ -97,10 +95,6 @@ impl Input {
         let found = run()?;
         Ok(vec![Output::near("out", &found, truth, plain)?, Output::exactly("order of the sum", &run()?, expected)?])
     }
-}
-
-fn matrix(name: &str, shape: [usize; 2]) -> Array2<f32> {
-    random(name, &shape, 1.0).into_dimensionality::<Ix2>().expect("a matrix")
 }
 
 /// Operands that do not fit.

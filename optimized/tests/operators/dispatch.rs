@@ -57,7 +57,7 @@ pub enum How {
 
 /// The experts of tokens, \[tokens, k\].
 pub fn indices(how: How, tokens: usize, experts: usize, k: usize) -> Vec<i32> {
-    let noise = random("indices", &[tokens], 1000.0);
+    let noise = random("indices", [tokens], 1000.0);
     let mut indices = vec![];
     for (token, noise) in noise.iter().enumerate() {
         let first = noise.abs() as usize % experts;

@@ -8,14 +8,13 @@ use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Activation;
 use dsv2_reference::Real;
 use dsv2_reference::arithmetic::matmul::matmul_t;
-use ndarray::{Array2, Array3, Axis, Ix2, Ix3, s};
+use ndarray::{Array2, Array3, Axis, s};
 
 use crate::dispatch::{How, indices, sorted};
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::harness::{Case, KINDS, Output, output, random, round, upload};
 use crate::router::refused;
 
 pub fn cases() -> Vec<Case> {
-    let kinds = [Element::F32, Element::Bf16].map(|element| Variant::ALL.map(|variant| (element, variant))).concat();
     let mut cases = vec![];
     // (tokens, experts, k, how, D, I)
     for (tokens, experts, k, how, hidden, inner) in [
@@ -30,7 +29,7 @@ pub fn cases() -> Vec<Case> {
         (1, 2, 2, How::Mixed, 5120, 33),
         (4, 160, 6, How::Mixed, 200, 130),
     ] {
-        for (element, variant) in kinds.iter().copied() {
+        for (element, variant) in KINDS {
             let input = Input {
                 tokens,
                 experts,
@@ -54,7 +53,7 @@ pub fn cases() -> Vec<Case> {
             cases.push(case("down", Box::new(move |device| input.down(device))));
         }
     }
-    for (element, variant) in kinds.iter().copied() {
+    for (element, variant) in KINDS {
         let (how, act) = (How::Mixed, Activation::GeluTanh);
         let input =
             Input { tokens: 4, experts: 3, k: 2, how, hidden: 16, inner: 12, element, variant, act, reversed: false };
@@ -65,7 +64,7 @@ pub fn cases() -> Vec<Case> {
             run: Box::new(move |device| input.gate_up(device)),
         });
     }
-    for (element, variant) in kinds {
+    for (element, variant) in KINDS {
         let how = How::OneExpert;
         let input = Input {
             tokens: 75,
@@ -131,12 +130,12 @@ impl Input {
 
     /// \[tokens, hidden + 8\], of which the first columns are x.
     fn whole(&self) -> Array2<f32> {
-        self.turned(matrix("x", [self.tokens, self.hidden + 8], 1.0))
+        self.turned(random("x", [self.tokens, self.hidden + 8], 1.0))
     }
 
     /// \[pairs, inner\]
     fn h(&self) -> Array2<f32> {
-        self.turned(matrix("h", [self.tokens * self.k, self.inner], 1.0))
+        self.turned(random("h", [self.tokens * self.k, self.inner], 1.0))
     }
 
     fn turned(&self, rows: Array2<f32>) -> Array2<f32> {
@@ -244,14 +243,10 @@ impl Input {
 
 type Runner = fn(&Input, &Arc<dyn Device>) -> Result<Tensor>;
 
-fn matrix(name: &str, shape: [usize; 2], std: f64) -> Array2<f32> {
-    random(name, &shape, std).into_dimensionality::<Ix2>().expect("a matrix")
-}
-
 /// Weights that keep the size of what they are applied to.
 fn experts(name: &str, shape: [usize; 3]) -> Array3<f32> {
     let std = (shape[2] as f64).powf(-0.5);
-    random(name, &shape, std).into_dimensionality::<Ix3>().expect("a matrix for each expert")
+    random(name, shape, std)
 }
 
 /// Operands that do not fit.

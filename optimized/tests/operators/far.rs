@@ -12,8 +12,7 @@ use dsv2_optimized::operators::mla_decode::{mla_decode, workspace};
 use dsv2_optimized::operators::mla_prefill::mla_prefill;
 use dsv2_optimized::{Device, Element, Error, Result, Tensor, Variant};
 
-use crate::attention::KINDS;
-use crate::harness::{Case, OnGpu, Output, output, random, upload};
+use crate::harness::{Case, KINDS, OnGpu, Output, output, random, upload};
 
 /// The first offset that a signed 32-bit number does not hold.
 const BEYOND: usize = 1 << 31;
@@ -83,11 +82,6 @@ fn at_the_end(near: &Tensor) -> Result<(Tensor, usize)> {
     Ok((far, before))
 }
 
-/// The numbers of both are the same.
-fn same(name: &'static str, far: &Tensor, near: &Tensor) -> Result<Output> {
-    Output::exactly(name, far, near.to_f32()?.into_iter().map(f64::from))
-}
-
 fn far_table(device: &Arc<dyn Device>, element: Element, variant: Variant) -> Result<Vec<Output>> {
     let table = tensor(device, element, "table", &[40, 24])?;
     let tokens = integers(device, &[3], [39, 0, 38])?;
@@ -95,7 +89,7 @@ fn far_table(device: &Arc<dyn Device>, element: Element, variant: Variant) -> Re
         let out = output(device, element, &[3, 24])?;
         embedding(variant, &tokens, table, &out).map(|()| out)
     };
-    Ok(vec![same("out", &look_up(&apart(&table)?)?, &look_up(&table)?)?])
+    Ok(vec![Output::same("out", &look_up(&apart(&table)?)?, &look_up(&table)?)?])
 }
 
 /// One of the three at a time. Few rows have kernels of their own.
@@ -108,12 +102,12 @@ fn far_matrices(device: &Arc<dyn Device>, element: Element, variant: Variant) ->
         linear(variant, &x, &weight, None, &near)?;
         let out = output(device, element, &[rows, 40])?;
         linear(variant, &apart(&x)?, &weight, None, &out)?;
-        outputs.push(same("with x apart", &out, &near)?);
+        outputs.push(Output::same("with x apart", &out, &near)?);
         linear(variant, &x, &apart(&weight)?, None, &out)?;
-        outputs.push(same("with the weight apart", &out, &near)?);
+        outputs.push(Output::same("with the weight apart", &out, &near)?);
         let out = apart(&tensor(device, element, "what was there before", &[rows, 40])?)?;
         linear(variant, &x, &weight, None, &out)?;
-        outputs.push(same("apart", &out, &near)?);
+        outputs.push(Output::same("apart", &out, &near)?);
     }
     Ok(outputs)
 }
@@ -131,7 +125,7 @@ fn far_slots(device: &Arc<dyn Device>, element: Element, variant: Variant) -> Re
     };
     let empty = tensor(device, element, "what was there before", &[pages, 2, latent + rope])?;
     let far = write(apart(&empty)?)?;
-    Ok(vec![same("cache", &far, &write(empty)?)?])
+    Ok(vec![Output::same("cache", &far, &write(empty)?)?])
 }
 
 /// A cache of three pages, and a block table with them in another order, `before` pages after the first.
@@ -157,7 +151,7 @@ fn read_far_pages(device: &Arc<dyn Device>, element: Element, variant: Variant) 
     let [latents, keys] = read(&near, 0)?;
     let (far, before) = at_the_end(&near)?;
     let [far_latents, far_keys] = read(&far, before)?;
-    Ok(vec![same("latents", &far_latents, &latents)?, same("keys", &far_keys, &keys)?])
+    Ok(vec![Output::same("latents", &far_latents, &latents)?, Output::same("keys", &far_keys, &keys)?])
 }
 
 fn decode_far_pages(device: &Arc<dyn Device>, element: Element, variant: Variant) -> Result<Vec<Output>> {
@@ -178,7 +172,7 @@ fn decode_far_pages(device: &Arc<dyn Device>, element: Element, variant: Variant
     let [out, lse] = attend(&near, 0)?;
     let (far, before) = at_the_end(&near)?;
     let [far_out, far_lse] = attend(&far, before)?;
-    Ok(vec![same("out", &far_out, &out)?, same("lse", &far_lse, &lse)?])
+    Ok(vec![Output::same("out", &far_out, &out)?, Output::same("lse", &far_lse, &lse)?])
 }
 
 /// Keys and values of three sequences; what they share between heads, too.
@@ -194,7 +188,7 @@ fn far_sequences(device: &Arc<dyn Device>, element: Element, variant: Variant) -
     };
     let near = attend(&kv, &k_pe)?;
     Ok(vec![
-        same("with keys and values apart", &attend(&apart(&kv)?, &k_pe)?, &near)?,
-        same("with positions apart", &attend(&kv, &apart(&k_pe)?)?, &near)?,
+        Output::same("with keys and values apart", &attend(&apart(&kv)?, &k_pe)?, &near)?,
+        Output::same("with positions apart", &attend(&kv, &apart(&k_pe)?)?, &near)?,
     ])
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::gemm::{batched, linear};
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
-use ndarray::{Array1, Array2, Array3, Axis, Ix1, Ix2, Ix3, concatenate, s, stack};
+use ndarray::{Array1, Array2, Array3, Axis, concatenate, s, stack};
 
 use crate::harness::{Case, Output, output, random, round, upload};
 
@@ -96,10 +96,6 @@ fn cut_off(x: f64) -> f64 {
     f64::from(if beyond { f32::from_bits(nearest.to_bits() - 1) } else { nearest })
 }
 
-fn matrix(name: &str, shape: [usize; 2], std: f64) -> Array2<f32> {
-    random(name, &shape, std).into_dimensionality::<Ix2>().expect("a matrix")
-}
-
 #[derive(Clone, Copy)]
 pub struct Linear {
     pub kernel: Kernel,
@@ -124,9 +120,9 @@ impl Linear {
     /// What `multiply` makes of it.
     pub fn judge(&self, device: &Arc<dyn Device>, multiply: Multiply) -> Result<Vec<Output>> {
         let &Linear { kernel: Kernel { element, made, .. }, m, n, k, skipped, .. } = self;
-        let whole = matrix("x", [m, skipped + k], 1.0);
-        let weight = matrix("weight", [n, k], 0.05);
-        let bias = random("bias", &[n], 1.0).into_dimensionality::<Ix1>().expect("a vector");
+        let whole = random("x", [m, skipped + k], 1.0);
+        let weight = random("weight", [n, k], 0.05);
+        let bias = random("bias", [n], 1.0);
         let on_device = upload(device, element, &bias)?;
         let x = upload(device, element, &whole)?.narrow(1, skipped..skipped + k)?;
         // Into a slice, too: what is beside it stays as it was.
@@ -162,14 +158,14 @@ struct Heads {
 impl Heads {
     /// q [M,G,K] times W_UK [G,K,N]: the right side is a permuted slice of a weight whose heads have V's rows as well.
     fn absorb(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
-        let weight = self.tensor("weight", [self.g, self.k + 3, self.n], 0.05);
+        let weight = random("weight", [self.g, self.k + 3, self.n], 0.05);
         let b = upload(device, self.kernel.element, &weight)?.narrow(1, 0..self.k)?.permute(&[0, 2, 1])?;
         self.run(device, &b, |g| weight.slice(s![g, ..self.k, ..]).to_owned())
     }
 
     /// o [M,G,K] times W_UV [G,N,K]: the other rows of such a weight.
     fn unabsorb(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
-        let weight = self.tensor("weight", [self.g, 2 + self.n, self.k], 0.05);
+        let weight = random("weight", [self.g, 2 + self.n, self.k], 0.05);
         let b = upload(device, self.kernel.element, &weight)?.narrow(1, 2..2 + self.n)?;
         self.run(device, &b, |g| weight.slice(s![g, 2.., ..]).t().to_owned())
     }
@@ -177,7 +173,7 @@ impl Heads {
     /// `right` gives a head's [K,N].
     fn run(&self, device: &Arc<dyn Device>, b: &Tensor, right: impl Fn(usize) -> Array2<f32>) -> Result<Vec<Output>> {
         let &Heads { kernel: Kernel { element, made, variant }, g, m, n, k } = self;
-        let left = self.tensor("left", [m, g, k], 1.0);
+        let left = random("left", [m, g, k], 1.0);
         let a = upload(device, element, &left)?.permute(&[1, 0, 2])?;
         // Heads are apart by more than their results: the rotary part of a query follows.
         let wide = output(device, made, &[m, g, n + 4])?;
@@ -191,10 +187,6 @@ impl Heads {
             stack(Axis(0), &views).expect("heads of one shape")
         };
         Ok(vec![self.kernel.near(&out, whole(&truth), whole(&plain).mapv(|x| x as f32))?])
-    }
-
-    fn tensor(&self, name: &str, shape: [usize; 3], std: f64) -> Array3<f32> {
-        random(name, &shape, std).into_dimensionality::<Ix3>().expect("three axes")
     }
 }
 
@@ -211,8 +203,8 @@ impl Rows {
     const COUNT: usize = 131;
 
     fn run(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
-        let x = matrix("x", [Self::COUNT, self.k], 1.0);
-        let weight = matrix("weight", [self.n, self.k], 0.05);
+        let x = random("x", [Self::COUNT, self.k], 1.0);
+        let weight = random("weight", [self.n, self.k], 0.05);
         let all = self.product(device, &x, &weight, 0)?;
         let expected = all.to_f32()?;
         let expected = |rows: &[usize]| -> Vec<f64> {

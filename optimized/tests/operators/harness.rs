@@ -8,12 +8,20 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use dsv2_metrics::{LOCAL_FACTORS, Metrics, NAMES, NARROW_LOCAL_FACTORS, Spread, compare, with_floors};
-use dsv2_optimized::{Device, Element, Emulated, Library, Result, Tensor};
+use dsv2_optimized::{Device, Element, Emulated, Library, Result, Tensor, Variant};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use half::bf16;
 use libtest_mimic::Failed;
-use ndarray::{Array, ArrayD, Dimension, IxDyn};
+use ndarray::{Array, ArrayD, Dimension, IntoDimension};
+
+/// The kernels of an operator: all types in all variants.
+pub const KINDS: [(Element, Variant); 4] = [
+    (Element::F32, Variant::Naive),
+    (Element::F32, Variant::Tuned),
+    (Element::Bf16, Variant::Naive),
+    (Element::Bf16, Variant::Tuned),
+];
 
 /// One test of an operator.
 pub struct Case {
@@ -37,7 +45,8 @@ pub struct OnGpu {
 
 type Needs = Box<dyn Fn(&dyn Device) -> Result<()> + Send + Sync>;
 
-type Run = Box<dyn Fn(&Arc<dyn Device>) -> Result<Vec<Output>> + Send + Sync>;
+/// What a case does on a device.
+pub type Run = Box<dyn Fn(&Arc<dyn Device>) -> Result<Vec<Output>> + Send + Sync>;
 
 /// One output of an operator.
 pub struct Output {
@@ -73,12 +82,17 @@ impl Output {
     }
 
     /// Integers, or numbers that must be these to the bit.
-    pub fn exactly(name: &'static str, got: &Tensor, want: impl IntoIterator<Item = f64>) -> Result<Self> {
+    pub fn exactly(name: &'static str, got: &Tensor, want: impl IntoIterator<Item: Into<f64>>) -> Result<Self> {
         let got = match got.element() {
             Element::I32 => got.to_i32()?.into_iter().map(f64::from).collect(),
             _ => got.to_f32()?.into_iter().map(f64::from).collect(),
         };
-        Ok(Output { name, got, want: Want::Exactly(want.into_iter().collect()) })
+        Ok(Output { name, got, want: Want::Exactly(want.into_iter().map(Into::into).collect()) })
+    }
+
+    /// The numbers of another tensor, to the bit.
+    pub fn same(name: &'static str, got: &Tensor, want: &Tensor) -> Result<Self> {
+        Output::exactly(name, got, want.to_f32()?)
     }
 
     /// What is wrong with it, if anything.
@@ -173,10 +187,10 @@ pub fn round(x: f64, element: Element) -> f64 {
 }
 
 /// Random numbers that bf16 holds exactly, so that one input serves every type: mean 0, and the same for the same name.
-pub fn random(name: &str, shape: &[usize], std: f64) -> ArrayD<f32> {
+pub fn random<S: IntoDimension>(name: &str, shape: S, std: f64) -> Array<f32, S::Dim> {
     let rules = format!(r#"{{"seed": 20, "rules": [{{"suffix": "", "std": {std}}}]}}"#);
     let source: GeneratedWeights = serde_json::from_str(&rules).expect("rules");
-    source.tensor(name, shape).expect("a tensor of any name and shape").to_array::<f32, IxDyn>()
+    source.tensor(name, shape.into_dimension().slice()).expect("a tensor of any name and shape").to_array()
 }
 
 /// A tensor of a type with an array's elements, row by row.

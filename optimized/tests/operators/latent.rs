@@ -6,9 +6,9 @@ use std::sync::Arc;
 use dsv2_optimized::operators::latent::latent_cache_write;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::model::norm::RmsNorm;
-use ndarray::{Array1, Array2, Axis, Ix1, Ix2, s};
+use ndarray::{Array1, Array2, Axis, s};
 
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::harness::{Case, KINDS, Output, output, random, round, upload};
 use crate::rope::{positions, turned, upload_tables};
 
 /// Large, so that a missing epsilon shows.
@@ -16,32 +16,30 @@ const EPS: f32 = 1e-2;
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    for element in [Element::F32, Element::Bf16] {
-        for variant in Variant::ALL {
-            // (tokens, rank, width of the key, columns of the matrix that the rows are a slice of, page size)
-            for (tokens, rank, rope, columns, page_size) in [
-                (1, 1, 2, 3, 1),
-                (3, 12, 4, 16, 1),
-                (5, 12, 4, 17, 16),
-                (4, 37, 6, 43, 16),
-                (5, 16, 66, 90, 3),
-                (6, 512, 64, 576, 64),
-                (4, 512, 64, 579, 16),
-                (2, 512, 64, 2112, 128),
-                (2, 1100, 8, 1112, 16),
-            ] {
-                let shape = format!("tokens={tokens},rank={rank},rope={rope},columns={columns},page_size={page_size}");
-                let case = |what: &str, run| Case {
-                    name: format!("latent_cache_write/{variant}/{element}/{shape}{what}"),
-                    module: "latent",
-                    watched: tokens * rank <= 600,
-                    run,
-                };
-                let input = Input { tokens, rank, rope, columns, page_size, element, variant };
-                cases.push(case("", Box::new(move |device| input.compared(device))));
-                cases.push(case(",only the cache", Box::new(move |device| input.only_the_cache(device))));
-                cases.push(case(",alone", Box::new(move |device| input.alone(device))));
-            }
+    for (element, variant) in KINDS {
+        // (tokens, rank, width of the key, columns of the matrix that the rows are a slice of, page size)
+        for (tokens, rank, rope, columns, page_size) in [
+            (1, 1, 2, 3, 1),
+            (3, 12, 4, 16, 1),
+            (5, 12, 4, 17, 16),
+            (4, 37, 6, 43, 16),
+            (5, 16, 66, 90, 3),
+            (6, 512, 64, 576, 64),
+            (4, 512, 64, 579, 16),
+            (2, 512, 64, 2112, 128),
+            (2, 1100, 8, 1112, 16),
+        ] {
+            let shape = format!("tokens={tokens},rank={rank},rope={rope},columns={columns},page_size={page_size}");
+            let case = |what: &str, run| Case {
+                name: format!("latent_cache_write/{variant}/{element}/{shape}{what}"),
+                module: "latent",
+                watched: tokens * rank <= 600,
+                run,
+            };
+            let input = Input { tokens, rank, rope, columns, page_size, element, variant };
+            cases.push(case("", Box::new(move |device| input.compared(device))));
+            cases.push(case(",only the cache", Box::new(move |device| input.only_the_cache(device))));
+            cases.push(case(",alone", Box::new(move |device| input.alone(device))));
         }
     }
     cases
@@ -94,13 +92,12 @@ impl Input {
 
     /// Thirds, since fp32 adds squares of numbers with the few bits of bf16 without an error, and in any order.
     fn whole(&self) -> Array2<f32> {
-        let whole = random("kv_a", &[self.tokens, self.columns], 0.9).into_dimensionality::<Ix2>().expect("a matrix");
+        let whole = random("kv_a", [self.tokens, self.columns], 0.9);
         whole.mapv(|x| round(f64::from(x) / 3.0, self.element) as f32)
     }
 
     fn weight(&self) -> Array1<f32> {
-        (random("weight", &[self.rank], 0.3).into_dimensionality::<Ix1>().expect("a vector") + 1.0)
-            .mapv(|x| round(x.into(), Element::Bf16) as f32)
+        (random("weight", [self.rank], 0.3) + 1.0).mapv(|x| round(x.into(), Element::Bf16) as f32)
     }
 
     fn operands(&self, device: &Arc<dyn Device>) -> Result<Operands> {
@@ -182,7 +179,7 @@ impl Input {
         let [compressed_kv, k_pe] = self.outputs(device)?;
         self.write(&on, &layer_with, Some([&compressed_kv, &k_pe]))?;
         self.write(&on, &layer_without, None)?;
-        Ok(vec![Output::exactly("cache", &without, with.to_f32()?.into_iter().map(f64::from))?])
+        Ok(vec![Output::exactly("cache", &without, with.to_f32()?)?])
     }
 
     /// A token is the same to the bit in a batch and alone, in another place of the memory.
@@ -202,6 +199,6 @@ impl Input {
             };
             Input { tokens: 1, ..*self }.write(&only, &single_layer, Some([&one(&compressed_kv)?, &one(&k_pe)?]))?;
         }
-        Ok(vec![Output::exactly("cache", &singly, together.to_f32()?.into_iter().map(f64::from))?])
+        Ok(vec![Output::exactly("cache", &singly, together.to_f32()?)?])
     }
 }

@@ -7,7 +7,7 @@ use dsv2_optimized::operators::latent_read::{
     Pages, absorbed_scores, latent_cache_read, score_weights, weighted_values,
 };
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
-use ndarray::{Array3, Array4, Ix3, Ix4, s};
+use ndarray::{Array3, Array4, s};
 
 use crate::attention::{attend, bias};
 use crate::harness::{Case, Output, output, random, round, upload};
@@ -74,9 +74,8 @@ pub fn cases() -> Vec<Case> {
 /// Values that are a slice of a larger tensor, of each head or of all.
 fn weigh(device: &Arc<dyn Device>, element: Element, shared: bool) -> Result<Vec<Output>> {
     let (batch, heads, new, keys, width) = (2, 3, 2, 70, 5);
-    let weights = random("weights", &[batch, heads, new, keys], 0.3).into_dimensionality::<Ix4>().expect("four axes");
-    let whole =
-        random("values", &[batch, keys, heads, width + 2], 1.0).into_dimensionality::<Ix4>().expect("four axes");
+    let weights = random("weights", [batch, heads, new, keys], 0.3);
+    let whole = random("values", [batch, keys, heads, width + 2], 1.0);
     let values = upload(device, element, &whole)?.narrow(3, 2..width + 2)?;
     let values = if shared { values.permute(&[2, 0, 1, 3])?.narrow(0, 1..2)? } else { values };
     let values = if shared { values.index(0, 0)? } else { values };
@@ -108,7 +107,7 @@ impl Input {
     /// What each sequence has cached, \[B,T,c+r\].
     fn cached(&self) -> Array3<f32> {
         let shape = [self.lengths.len(), self.longest(), self.latent + self.rope];
-        random("cached", &shape, 0.5).into_dimensionality::<Ix3>().expect("three axes")
+        random("cached", shape, 0.5)
     }
 
     /// Pages in falling order, with one between them that nobody uses.
@@ -159,7 +158,7 @@ impl Input {
         let [cache, block_table, lengths] = self.upload(device)?;
         let pages = Pages { cache: &cache, block_table: &block_table, lengths: &lengths };
         let shape = [batch, new, heads, self.latent + self.rope];
-        let q = random("q", &shape, 0.5).into_dimensionality::<Ix4>().expect("four axes");
+        let q = random("q", shape, 0.5);
         let both = upload(device, self.element, &q)?;
         let (q_latent, q_pe) = (both.narrow(3, 0..self.latent)?, both.narrow(3, self.latent..self.latent + self.rope)?);
         let hidden = bias(new, keys, masked);

@@ -6,7 +6,7 @@ use dsv2_optimized::operators::loss::{cross_entropy, mean_loss};
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Real;
 use dsv2_reference::model::loss::{CausalLmLabels, causal_lm_loss};
-use ndarray::{Array1, Array2, Axis, Ix1, Ix2, s};
+use ndarray::{Array1, Array2, Axis, s};
 
 use crate::harness::{Case, Output, output, random, upload};
 
@@ -83,7 +83,7 @@ struct Input {
 
 impl Input {
     fn whole(&self) -> Array2<f32> {
-        random("logits", &[self.rows, self.columns], 3.0).into_dimensionality::<Ix2>().expect("a matrix")
+        random("logits", [self.rows, self.columns], 3.0)
     }
 
     fn logits(&self) -> Array2<f32> {
@@ -117,7 +117,7 @@ impl Input {
 
     /// A row is the same to the bit in a batch and alone, in another place of the memory.
     fn alone(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
-        let batch = self.losses(device)?.to_f32()?.into_iter().map(f64::from);
+        let batch = self.losses(device)?.to_f32()?;
         let single = output(device, Element::F32, &[self.rows])?;
         for (n, label) in self.labels().iter().enumerate() {
             let label = Tensor::from_i32(device, &[1], &[*label])?;
@@ -176,7 +176,7 @@ fn limits(device: &Arc<dyn Device>, variant: Variant, element: Element) -> Resul
 /// The mean over labels of which every fifth is ignored; over a number that is given; and over labels that are all
 /// ignored.
 fn mean_of(device: &Arc<dyn Device>, variant: Variant, rows: usize) -> Result<Vec<Output>> {
-    let losses = random("losses", &[rows], 2.0).into_dimensionality::<Ix1>().expect("a vector").mapv(f32::abs);
+    let losses = random("losses", [rows], 2.0).mapv(f32::abs);
     let labels: Vec<i32> = (0..rows as i32).map(|n| if n % 5 == 1 { IGNORED } else { n }).collect();
     let on_device = upload(device, Element::F32, &losses)?;
     let mean = |labels: &[i32], num_items_in_batch| -> Result<Tensor> {

@@ -1,5 +1,5 @@
 //! Every operator, in every variant and type, against the f64 reference: on the emulator, under the emulator's race
-//! detector, and on a GPU where there is one. And wrong kernels, each of which must be caught.
+//! detector, and on a GPU where there is one. Wrong kernels, each of which must be caught. And the recipe of the kernels.
 //!
 //! `cargo test -p dsv2-optimized --test operators -- router` runs what has `router` in its name.
 
@@ -24,6 +24,7 @@ mod mixture;
 mod mla_decode;
 mod mla_prefill;
 mod mutants;
+mod recipe;
 mod rms_norm;
 mod rope;
 mod rotary;
@@ -85,6 +86,7 @@ fn main() {
         }
     }
     trials.extend(mutants::trials(&cases));
+    trials.extend(recipe::trials());
     match Cuda::new(Library::embedded()) {
         Ok(gpu) => {
             let gpu: Arc<dyn Device> = gpu;

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use dsv2_optimized::operators::merge::merge;
 use dsv2_optimized::{Device, Element, Result, Variant};
 use dsv2_reference::Real;
-use ndarray::{Array1, Array2, Ix1, Ix2};
+use ndarray::{Array1, Array2};
 
-use crate::attention::KINDS;
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::harness::{Case, KINDS, Output, output, random, round, upload};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
@@ -30,8 +29,8 @@ pub fn cases() -> Vec<Case> {
 
 /// A partial attention; some rows are empty.
 fn partial(name: &str, [rows, width]: [usize; 2], empty: impl Fn(usize) -> bool) -> (Array2<f32>, Array1<f32>) {
-    let mut out = random(name, &[rows, width], 1.0).into_dimensionality::<Ix2>().expect("a matrix");
-    let mut lse = random(&format!("{name} lse"), &[rows], 2.0).into_dimensionality::<Ix1>().expect("a vector") + 7.0;
+    let mut out = random(name, [rows, width], 1.0);
+    let mut lse = random(&format!("{name} lse"), [rows], 2.0) + 7.0;
     for row in (0..rows).filter(|row| empty(*row)) {
         out.row_mut(row).fill(0.0);
         lse[row] = f32::NEG_INFINITY;

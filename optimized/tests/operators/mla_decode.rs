@@ -6,10 +6,10 @@ use std::sync::Arc;
 use dsv2_optimized::operators::mla_decode::{mla_decode, workspace};
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Real;
-use ndarray::{Array2, Array3, Array4, Axis, Ix3, s};
+use ndarray::{Array2, Array3, Array4, Axis, s};
 
-use crate::attention::{KINDS, attend, bias};
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::attention::{attend, bias, same_sequence};
+use crate::harness::{Case, KINDS, Output, output, random, round, upload};
 
 /// [tokens, heads, latent, rope, page size], lengths, whether there is a mask, whether it is watched for races.
 type Row = ([usize; 5], &'static [usize], bool, bool);
@@ -90,10 +90,10 @@ struct Sequence {
 impl Input {
     fn sequence(&self, length: usize) -> Sequence {
         let width = self.latent + self.rope;
-        let query = random(&format!("query {length}"), &[self.tokens, self.heads, width], 1.0);
+        let query = random(&format!("query {length}"), [self.tokens, self.heads, width], 1.0);
         Sequence {
-            query: query.into_dimensionality::<Ix3>().expect("three axes"),
-            keys: random(&format!("keys {length}"), &[length, width], 1.0).into_dimensionality().expect("a matrix"),
+            query,
+            keys: random(&format!("keys {length}"), [length, width], 1.0),
             bias: bias(self.tokens, length, self.masked),
         }
     }
@@ -189,24 +189,22 @@ impl Input {
     /// last token gets without the others.
     fn same_in_any_company(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
         let lengths = [300, 2, 257, 64];
-        let numbers =
-            |tensor: &Tensor| -> Result<Vec<f64>> { Ok(tensor.to_f32()?.into_iter().map(f64::from).collect()) };
         let mut outputs = vec![];
-        let mut same = |name, got: &(Tensor, Tensor), b: usize, want: &(Tensor, Tensor)| -> Result<()> {
-            outputs.push(Output::exactly(name, &got.0.narrow(0, b..b + 1)?, numbers(&want.0)?)?);
-            outputs.push(Output::exactly(name, &got.1.narrow(0, b..b + 1)?, numbers(&want.1)?)?);
-            Ok(())
-        };
         let batch = self.attend(device, &lengths, 0)?;
         let permuted = self.attend(device, &[64, 300, 2, 257], 0)?;
         for (b, length) in lengths.iter().enumerate() {
             let alone = self.attend(device, &[*length], 0)?;
-            same("again", &self.attend(device, &[*length], 0)?, 0, &alone)?;
-            same("in a batch", &batch, b, &alone)?;
-            same("permuted", &permuted, (b + 1) % 4, &alone)?;
+            outputs.extend(same_sequence("again", &self.attend(device, &[*length], 0)?, 0, &alone)?);
+            outputs.extend(same_sequence("in a batch", &batch, b, &alone)?);
+            outputs.extend(same_sequence("permuted", &permuted, (b + 1) % 4, &alone)?);
             let last = self.tokens - 1..self.tokens;
             let one = self.attend(device, &[*length], last.start)?;
-            same("last token", &one, 0, &(alone.0.narrow(1, last.clone())?, alone.1.narrow(1, last)?))?;
+            outputs.extend(same_sequence(
+                "last token",
+                &one,
+                0,
+                &(alone.0.narrow(1, last.clone())?, alone.1.narrow(1, last)?),
+            )?);
         }
         Ok(outputs)
     }

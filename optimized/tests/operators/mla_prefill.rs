@@ -8,10 +8,10 @@ use dsv2_optimized::operators::merge::merge;
 use dsv2_optimized::operators::mla_prefill::{attention_weights, mla_prefill};
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Real;
-use ndarray::{Array2, Array3, Array4, Axis, Ix2, Ix3, concatenate, s};
+use ndarray::{Array2, Array3, Array4, Axis, concatenate, s};
 
-use crate::attention::{KINDS, attend, bias};
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::attention::{attend, bias, same_sequence};
+use crate::harness::{Case, KINDS, Output, Run, output, random, round, upload};
 
 /// [tokens, heads, nope, rope, value], keys of each sequence, whether there is a mask, whether it is watched for races.
 type Row = ([usize; 5], &'static [usize], bool, bool);
@@ -60,8 +60,6 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-type Run = Box<dyn Fn(&Arc<dyn Device>) -> Result<Vec<Output>> + Send + Sync>;
-
 #[derive(Clone, Copy)]
 struct Input {
     tokens: usize,
@@ -96,15 +94,11 @@ struct Uploaded {
 
 impl Input {
     fn sequence(&self, length: usize) -> Sequence {
-        let named = |name: &str, shape: &[usize]| random(&format!("{name} {length}"), shape, 1.0);
+        let named = |name: &str| format!("{name} {length}");
         Sequence {
-            query: named("query", &[self.tokens, self.heads, self.nope + self.rope])
-                .into_dimensionality::<Ix3>()
-                .expect("three axes"),
-            keys_and_values: named("kv", &[length, self.heads, self.nope + self.value])
-                .into_dimensionality::<Ix3>()
-                .expect("three axes"),
-            k_pe: named("k_pe", &[length, self.rope]).into_dimensionality::<Ix2>().expect("a matrix"),
+            query: random(&named("query"), [self.tokens, self.heads, self.nope + self.rope], 1.0),
+            keys_and_values: random(&named("kv"), [length, self.heads, self.nope + self.value], 1.0),
+            k_pe: random(&named("k_pe"), [length, self.rope], 1.0),
         }
     }
 
@@ -227,25 +221,23 @@ impl Input {
     /// last query gets without the others.
     fn same_in_any_company(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
         let lengths = [90, 20, 33];
-        let numbers =
-            |tensor: &Tensor| -> Result<Vec<f64>> { Ok(tensor.to_f32()?.into_iter().map(f64::from).collect()) };
         let mut outputs = vec![];
-        let mut same = |name, got: &(Tensor, Tensor), b: usize, want: &(Tensor, Tensor)| -> Result<()> {
-            outputs.push(Output::exactly(name, &got.0.narrow(0, b..b + 1)?, numbers(&want.0)?)?);
-            outputs.push(Output::exactly(name, &got.1.narrow(0, b..b + 1)?, numbers(&want.1)?)?);
-            Ok(())
-        };
         let batch = self.attend(device, &self.upload(device, &lengths)?)?;
         let permuted = self.attend(device, &self.upload(device, &[33, 90, 20])?)?;
         for (b, length) in lengths.iter().enumerate() {
             let on = self.upload(device, &[*length])?;
             let alone = self.attend(device, &on)?;
-            same("again", &self.attend(device, &on)?, 0, &alone)?;
-            same("in a batch", &batch, b, &alone)?;
-            same("permuted", &permuted, (b + 1) % 3, &alone)?;
+            outputs.extend(same_sequence("again", &self.attend(device, &on)?, 0, &alone)?);
+            outputs.extend(same_sequence("in a batch", &batch, b, &alone)?);
+            outputs.extend(same_sequence("permuted", &permuted, (b + 1) % 3, &alone)?);
             let last = self.tokens - 1..self.tokens;
             let one = self.attend(device, &Uploaded { q: on.q.narrow(1, last.clone())?, ..on })?;
-            same("one query", &one, 0, &(alone.0.narrow(1, last.clone())?, alone.1.narrow(1, last)?))?;
+            outputs.extend(same_sequence(
+                "one query",
+                &one,
+                0,
+                &(alone.0.narrow(1, last.clone())?, alone.1.narrow(1, last)?),
+            )?);
         }
         Ok(outputs)
     }

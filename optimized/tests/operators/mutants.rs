@@ -17,22 +17,27 @@ struct Table {
 
 /// What the tests need of a row; the rest is for the script that compiles it.
 #[derive(Clone, Deserialize)]
-struct Mutant {
-    name: String,
-    module: String,
+pub struct Mutant {
+    pub name: String,
+    pub module: String,
     what: String,
+}
+
+/// All rows.
+pub fn table() -> Vec<Mutant> {
+    let table: Table = toml::from_str(include_str!("../../kernels/mutants.toml")).expect("mutants.toml");
+    table.mutant
 }
 
 /// One trial for each mutant.
 pub fn trials(cases: &[Arc<Case>]) -> Vec<Trial> {
-    let table: Table = toml::from_str(include_str!("../../kernels/mutants.toml")).expect("mutants.toml");
     let mut texts = archive::all();
     let trial = |mutant: Mutant| {
         let ptx = texts.remove(&mutant.name);
         let cases: Vec<Arc<Case>> = cases.iter().filter(|case| case.module == mutant.module).cloned().collect();
         Trial::test(format!("mutants/{}", mutant.name), move || mutant.is_caught_by(ptx, &cases))
     };
-    table.mutant.into_iter().map(trial).collect()
+    table().into_iter().map(trial).collect()
 }
 
 impl Mutant {

@@ -6,40 +6,38 @@ use dsv2_optimized::operators::rope::rope;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Real;
 use dsv2_reference::model::rope::RotaryTables;
-use ndarray::{Array3, Axis, Ix3, s};
+use ndarray::{Array3, Axis, s};
 
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::harness::{Case, KINDS, Output, output, random, round, upload};
 use crate::rotary::tables;
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    for element in [Element::F32, Element::Bf16] {
-        for variant in Variant::ALL {
-            // (tokens, heads, width, columns of a head before those that turn)
-            for (tokens, heads, width, before) in [
-                (1, 1, 2, 0),
-                (3, 3, 4, 6),
-                (5, 2, 10, 3),
-                (3, 1, 64, 512),
-                (2, 16, 64, 128),
-                (1, 128, 64, 128),
-                (2, 33, 72, 8),
-                (257, 34, 8, 8),
-            ] {
-                let shape = format!("tokens={tokens},heads={heads},width={width},before={before}");
-                let case = |what: &str, run| Case {
-                    name: format!("rope/{variant}/{element}/{shape}{what}"),
-                    module: "rope",
-                    watched: tokens * heads * width <= 2048,
-                    run,
-                };
-                let input = Input { tokens, heads, width, before, element, variant };
-                cases.push(case("", Box::new(move |device| input.elsewhere(device))));
-                cases.push(case(",in place", Box::new(move |device| input.in_place(device))));
-                if tokens <= 5 {
-                    cases.push(case(",heads first", Box::new(move |device| input.heads_first(device))));
-                    cases.push(case(",alone", Box::new(move |device| input.alone(device))));
-                }
+    for (element, variant) in KINDS {
+        // (tokens, heads, width, columns of a head before those that turn)
+        for (tokens, heads, width, before) in [
+            (1, 1, 2, 0),
+            (3, 3, 4, 6),
+            (5, 2, 10, 3),
+            (3, 1, 64, 512),
+            (2, 16, 64, 128),
+            (1, 128, 64, 128),
+            (2, 33, 72, 8),
+            (257, 34, 8, 8),
+        ] {
+            let shape = format!("tokens={tokens},heads={heads},width={width},before={before}");
+            let case = |what: &str, run| Case {
+                name: format!("rope/{variant}/{element}/{shape}{what}"),
+                module: "rope",
+                watched: tokens * heads * width <= 2048,
+                run,
+            };
+            let input = Input { tokens, heads, width, before, element, variant };
+            cases.push(case("", Box::new(move |device| input.elsewhere(device))));
+            cases.push(case(",in place", Box::new(move |device| input.in_place(device))));
+            if tokens <= 5 {
+                cases.push(case(",heads first", Box::new(move |device| input.heads_first(device))));
+                cases.push(case(",alone", Box::new(move |device| input.alone(device))));
             }
         }
     }
@@ -82,7 +80,7 @@ impl Input {
     /// Whole heads: [N,H,before+r].
     fn whole(&self) -> Array3<f32> {
         let shape = [self.tokens, self.heads, self.before + self.width];
-        random("x", &shape, 1.0).into_dimensionality::<Ix3>().expect("three axes")
+        random("x", shape, 1.0)
     }
 
     fn x(&self) -> Array3<f32> {
@@ -145,7 +143,7 @@ impl Input {
             let x = upload(device, self.element, &self.x().slice(s![n..n + 1, .., ..]).to_owned())?;
             rope(self.variant, &x, &one(&cos)?, &one(&sin)?, &one(&single)?)?;
         }
-        let batch = batch.to_f32()?.into_iter().map(f64::from);
+        let batch = batch.to_f32()?;
         Ok(vec![Output::exactly("tokens alone", &single, batch)?])
     }
 }

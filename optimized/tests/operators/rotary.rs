@@ -127,7 +127,7 @@ fn alone(device: &Arc<dyn Device>, variant: Variant) -> Result<Vec<Output>> {
     for (row, position) in reversed.iter().enumerate() {
         let single = made(device, variant, &[*position], inv_freq.inv_freq(), 1.0)?;
         for (single, batch) in single.iter().zip(&batch) {
-            let in_batch = batch.narrow(0, row..row + 1)?.to_f32()?.into_iter().map(f64::from);
+            let in_batch = batch.narrow(0, row..row + 1)?.to_f32()?;
             outputs.push(Output::exactly("a token alone", single, in_batch)?);
         }
     }

@@ -9,7 +9,7 @@ use dsv2_reference::Real;
 use dsv2_reference::arithmetic::matmul::matmul_t;
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::router;
-use ndarray::{Array2, Ix2, s};
+use ndarray::{Array2, s};
 
 use crate::harness::{Case, Output, output, random, upload};
 
@@ -61,12 +61,12 @@ struct Logits {
 
 impl Logits {
     fn whole(&self) -> Array2<f32> {
-        matrix("x", [self.tokens, self.columns], 1.0)
+        random("x", [self.tokens, self.columns], 1.0)
     }
 
     fn run(&self, device: &Arc<dyn Device>, whole: &Array2<f32>) -> Result<Tensor> {
         let x = upload(device, self.x, whole)?.narrow(1, self.columns - self.width..self.columns)?;
-        let weight = upload(device, self.weight, &matrix("weight", [self.experts, self.width], 0.05))?;
+        let weight = upload(device, self.weight, &random("weight", [self.experts, self.width], 0.05))?;
         let logits = output(device, Element::F32, &[whole.nrows(), self.experts])?;
         router_logits(self.variant, &x, &weight, &logits)?;
         Ok(logits)
@@ -75,7 +75,7 @@ impl Logits {
     fn logits(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
         let whole = self.whole();
         let x = whole.slice(s![.., self.columns - self.width..]);
-        let weight = matrix("weight", [self.experts, self.width], 0.05);
+        let weight = random("weight", [self.experts, self.width], 0.05);
         let truth = matmul_t(x.mapv(f64::from).view(), weight.mapv(f64::from).view());
         let plain = matmul_t(x, weight.view()).mapv(f64::from);
         Ok(vec![Output::near("logits", &self.run(device, &whole)?, truth, plain)?])
@@ -184,7 +184,7 @@ impl Route {
 
     fn logits(&self) -> Array2<f32> {
         let (inf, nan) = (f32::INFINITY, f32::NAN);
-        let mut logits = matrix("logits", [self.tokens, self.experts], 2.0);
+        let mut logits = random("logits", [self.tokens, self.experts], 2.0);
         match self.kind {
             Kind::Usual => logits.mapv_inplace(|x| (x * 1024.0).round() / 1024.0),
             Kind::Tied => logits.mapv_inplace(|x| (x / 2.0).round()),
@@ -288,8 +288,4 @@ fn misfits(device: &Arc<dyn Device>) -> Result<Vec<Output>> {
 pub fn refused<T: std::fmt::Debug>(result: Result<T>, words: &'static str) -> Result<()> {
     let found = result.map_or_else(|error| error.to_string(), |given| format!("{given:?}"));
     if found.contains(words) { Ok(()) } else { Err(Error::operand("refusal", "error", words, found)) }
-}
-
-fn matrix(name: &str, shape: [usize; 2], std: f64) -> Array2<f32> {
-    random(name, &shape, std).into_dimensionality::<Ix2>().expect("a matrix")
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::sample::sample;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
-use ndarray::{Array2, Ix2};
+use ndarray::Array2;
 
 use crate::harness::{Case, Output, output, random, upload};
 
@@ -96,7 +96,7 @@ impl Input {
 
     /// The beginning, the middle and the end of the part of each token; of a large vocabulary, of some.
     fn every_part(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
-        let logits = random("logits", &[self.vocab], 1.0).into_raw_vec_and_offset().0;
+        let logits = random("logits", [self.vocab], 1.0).into_raw_vec_and_offset().0;
         let parts = self.parts(&logits);
         let asked = match self.vocab {
             0..=100 => 12,
@@ -150,7 +150,7 @@ fn limits(device: &Arc<dyn Device>, variant: Variant, element: Element) -> Resul
 
 /// The same token for every uniform number, at any temperature and nucleus, alone and in a batch.
 fn both_kernels(device: &Arc<dyn Device>, element: Element) -> Result<Vec<Output>> {
-    let logits = random("logits", &[12, 700], 2.0).into_dimensionality::<Ix2>().expect("a matrix");
+    let logits = random("logits", [12, 700], 2.0);
     let logits = upload(device, element, &logits)?;
     let uniforms: Vec<f32> = (0..12).map(|n| (n as f32 * 0.618_034).fract()).collect();
     let mut outputs = vec![];

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use dsv2_optimized::operators::swiglu::{add, gated};
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::Activation;
-use ndarray::{Array2, ArrayView2, Axis, Ix2, concatenate, s};
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::harness::{Case, KINDS, Output, output, random, round, upload};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
@@ -24,22 +24,20 @@ pub fn cases() -> Vec<Case> {
         (1, 1536, 1536),
         (2, 2049, 2056),
     ] {
-        for element in [Element::F32, Element::Bf16] {
-            for variant in Variant::ALL {
-                let input = Input { rows, width, columns, element, variant };
-                let shape = format!("{variant}/{element}/rows={rows},width={width},columns={columns}");
-                let case = |operator: &str, run| Case {
-                    name: format!("{operator}/{shape}"),
-                    module: "swiglu",
-                    watched: rows * width <= 5000,
-                    run,
-                };
-                cases.push(case("gated", Box::new(move |device| input.gate(device, Activation::Silu))));
-                cases.push(case("add", Box::new(move |device| input.add(device))));
-                if (rows, width) == (3, 40) {
-                    cases.push(case("gated of every activation", Box::new(move |device| input.gate_all(device))));
-                    cases.push(case("gated without bounds", Box::new(move |device| input.gate_extremes(device))));
-                }
+        for (element, variant) in KINDS {
+            let input = Input { rows, width, columns, element, variant };
+            let shape = format!("{variant}/{element}/rows={rows},width={width},columns={columns}");
+            let case = |operator: &str, run| Case {
+                name: format!("{operator}/{shape}"),
+                module: "swiglu",
+                watched: rows * width <= 5000,
+                run,
+            };
+            cases.push(case("gated", Box::new(move |device| input.gate(device, Activation::Silu))));
+            cases.push(case("add", Box::new(move |device| input.add(device))));
+            if (rows, width) == (3, 40) {
+                cases.push(case("gated of every activation", Box::new(move |device| input.gate_all(device))));
+                cases.push(case("gated without bounds", Box::new(move |device| input.gate_extremes(device))));
             }
         }
     }
@@ -57,7 +55,7 @@ struct Input {
 
 impl Input {
     fn matrix(&self, name: &str) -> Array2<f32> {
-        random(name, &[self.rows, self.columns], 2.0).into_dimensionality::<Ix2>().expect("a matrix")
+        random(name, [self.rows, self.columns], 2.0)
     }
 
     /// The last columns of one matrix and the first of another: they need not be aligned alike.

@@ -151,9 +151,6 @@ impl<T: Real> RotaryTables<T> {
 
 #[cfg(test)]
 mod tests {
-    use approx::assert_abs_diff_eq;
-    use ndarray::{Array, array};
-
     use super::*;
 
     /// The frequencies of every published model, as PyTorch computes them: bits of 32 fp32 numbers.
@@ -181,24 +178,5 @@ mod tests {
         let plain = bits(&inverse_frequencies(10000.0, 64));
         assert_eq!(plain[..11], YARN_V2[..11]);
         assert_eq!(plain[11..], PLAIN_V2_FROM_11);
-    }
-
-    #[test]
-    fn neighbours_are_turned_by_their_angle() {
-        let quarter = std::f64::consts::FRAC_PI_2;
-        let tables = RotaryTables { cos: array![[[quarter.cos(), 1.0]]], sin: array![[[quarter.sin(), 0.0]]] };
-        let mut x = Array::from_shape_vec((1, 1, 1, 4), vec![1.0, 2.0, 3.0, 4.0]).unwrap();
-        tables.rotate(&mut x);
-        assert_abs_diff_eq!(x, array![[[[-2.0, 1.0, 3.0, 4.0]]]], epsilon = 1e-15);
-    }
-
-    #[test]
-    fn angles_are_rounded_to_fp32_before_the_cosine_in_f64_too() {
-        let config = DeepseekV2Config::preset("v2").unwrap();
-        let rotary = RotaryEmbedding::new(&config, Dialect::Hf).unwrap();
-        let tables: RotaryTables<f64> = rotary.tables(&array![[131_072]], None);
-        let angle = 131_072.0_f32 * f32::from_bits(YARN_V2[7]);
-        assert_eq!(tables.cos[[0, 0, 7]], f64::from(angle).cos());
-        assert_eq!(tables.sin[[0, 0, 7]], f64::from(angle).sin());
     }
 }

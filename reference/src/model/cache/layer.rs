@@ -218,17 +218,6 @@ mod tests {
     const BOTH: [CacheFormat; 2] = [CacheFormat::Plain, CacheFormat::Packed(PackedFormat::Bf16)];
 
     #[test]
-    fn appended_tokens_stay_in_order_and_earlier_ones_unchanged() {
-        for format in BOTH {
-            let layer = filled(format);
-            assert_eq!(layer.len(), 5);
-            let latents = layer.compressed_kv();
-            assert_eq!(latents.slice(s![1, .., 2]).to_vec(), [102.0, 112.0, 122.0, 132.0, 142.0], "{format}");
-            assert_eq!(layer.k_pe().slice(s![0, .., 1]).to_vec(), [-1.0, -11.0, -21.0, -31.0, -41.0], "{format}");
-        }
-    }
-
-    #[test]
     fn what_is_not_in_use_is_poisoned() {
         for format in BOTH {
             let mut layer = filled(format);

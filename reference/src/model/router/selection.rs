@@ -53,12 +53,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_scores_come_by_rising_index() {
-        assert_eq!(highest(vec![7, 3, 0, 1], aview1(&[0.5; 8]), 3), [0, 1, 3]);
-        assert_eq!(highest(vec![1, 0], aview1(&[-0.0, 0.0]), 1), [0]);
-    }
-
-    #[test]
     fn what_is_no_number_comes_last() {
         assert_eq!(highest((0..4).collect(), aview1(&[f64::NAN, -3.0, f64::NAN, 1.0]), 3), [3, 1, 0]);
     }

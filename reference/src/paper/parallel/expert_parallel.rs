@@ -230,43 +230,6 @@ mod tests {
         }
     }
 
-    fn dispatch(placement: &Placement) -> Dispatch<f64> {
-        Dispatch::new(array![[1.0], [10.0], [100.0]].view(), &routing(), placement).unwrap()
-    }
-
-    #[test]
-    fn a_device_is_sent_a_token_once_for_all_its_experts() {
-        let dispatch = dispatch(&Placement::contiguous(4, 2).unwrap());
-        let [first, second] = &dispatch.shipments[..] else { panic!("two devices") };
-        assert_eq!((&first.tokens[..], &first.rows), (&[0][..], &array![[1.0]]));
-        assert_eq!(first.work, [ExpertWork { expert: 0, rows: vec![0], weights: vec![0.25] }]);
-        assert_eq!((&second.tokens[..], &second.rows), (&[0, 1, 2][..], &array![[1.0], [10.0], [100.0]]));
-        let of_2 = ExpertWork { expert: 2, rows: vec![1, 2], weights: vec![2.0, 8.0] };
-        let of_3 = ExpertWork { expert: 3, rows: vec![0, 1, 2], weights: vec![0.5, 1.0, 4.0] };
-        assert_eq!(second.work, [of_2, of_3]);
-    }
-
-    #[test]
-    fn results_are_weighted_and_summed_for_each_token() {
-        // Expert i multiplies by i.
-        let expected = array![[0.5 * 3.0], [(2.0 * 2.0 + 3.0) * 10.0], [(4.0 * 3.0 + 8.0 * 2.0) * 100.0]];
-        for placement in [Placement::contiguous(4, 2).unwrap(), Placement::new(vec![1, 0, 1, 0], 3).unwrap()] {
-            let dispatch = dispatch(&placement);
-            let results = dispatch.run(|expert, x| &x * expert as f64);
-            assert_eq!(dispatch.combine(&results, Combine::ByExpert), expected);
-            assert_eq!(dispatch.combine(&results, Combine::ByDevice), expected);
-        }
-    }
-
-    #[test]
-    fn traffic_is_counted() {
-        let traffic = dispatch(&Placement::contiguous(4, 2).unwrap()).traffic();
-        assert_eq!((&traffic.devices_per_token[..], traffic.copies(), traffic.pairs), (&[2, 1, 1][..], 4, 6));
-        assert_eq!(traffic.bytes_out(2), 8);
-        assert_eq!(traffic.bytes_back(Combine::ByDevice, 2), 8);
-        assert_eq!(traffic.bytes_back(Combine::ByExpert, 2), 12);
-    }
-
     #[test]
     fn a_placement_of_another_layer_is_refused() {
         let placement = Placement::contiguous(6, 2).unwrap();

@@ -98,8 +98,6 @@ impl<T: Real> Routing<T> {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array2, array};
-
     use super::*;
 
     #[test]
@@ -120,17 +118,5 @@ mod tests {
             refusal(Placement::new(vec![0, 2], 2)),
             "input `device_of_expert`: expected devices below 2, found 2 for expert 1"
         );
-    }
-
-    #[test]
-    fn a_token_is_sent_to_a_device_once() {
-        let routing = Routing::<f64> {
-            router_logits: Array2::zeros((2, 3)),
-            topk_indices: array![[2, 0], [0, 1]],
-            topk_weights: Array2::zeros((2, 2)),
-        };
-        let placement = Placement::new(vec![1, 1, 0], 2).unwrap();
-        assert_eq!(routing.devices_of_tokens(&placement), [vec![0, 1], vec![1]]);
-        assert_eq!(routing.tokens_per_device(&placement), [1, 2]);
     }
 }

@@ -233,14 +233,6 @@ mod tests {
     }
 
     #[test]
-    fn each_sequence_is_unbalanced_and_the_batch_is_not() {
-        assert_abs_diff_eq!(LOSS.value(&routing(), 2).unwrap(), 4.0 * 0.4, epsilon = 1e-15);
-        assert_abs_diff_eq!(LOSS.value(&routing(), 1).unwrap(), 2.0 * 0.5, epsilon = 1e-15);
-        let whole = BalanceLoss { over: Over::WholeBatch, ..LOSS };
-        assert_abs_diff_eq!(whole.value(&routing(), 2).unwrap(), 1.0, epsilon = 1e-15);
-    }
-
-    #[test]
     fn the_three_levels_of_one_sequence() {
         let placement = Placement::contiguous(4, 2).unwrap();
         let sequence = Routing { topk_indices: array![[0], [1]], ..routing() };

@@ -123,27 +123,6 @@ mod tests {
         }
     }
 
-    fn kept_of(phase: Phase) -> Array2<bool> {
-        kept(&routing(), &Placement::contiguous(4, 2).unwrap(), phase).unwrap()
-    }
-
-    #[test]
-    fn the_lowest_affinity_on_a_full_device_goes() {
-        let phase = Phase::Training { capacity_factor: 1.0, protected: &[false] };
-        assert_eq!(kept_of(phase), array![[true, true], [true, false], [true, true]]);
-        let dropped = drop_tokens(routing(), &kept_of(phase)).unwrap();
-        assert_eq!(dropped.topk_indices, array![[0, 2], [1, DROPPED], [0, 3]]);
-        assert_eq!(dropped.topk_weights, array![[0.5, 0.3], [0.5, 0.0], [0.4, 0.4]]);
-        assert_eq!(dropped.tokens_per_expert(), [2, 1, 1, 1]);
-    }
-
-    #[test]
-    fn a_protected_sequence_keeps_its_experts_and_another_one_pays() {
-        let phase = Phase::Training { capacity_factor: 1.0, protected: &[false, true, false] };
-        assert_eq!(kept_of(phase), array![[true, true], [true, true], [false, true]]);
-        assert!(kept_of(Phase::Evaluation).iter().all(|&kept| kept));
-    }
-
     #[test]
     fn what_cannot_be_dropped_is_refused() {
         let placement = Placement::contiguous(4, 2).unwrap();

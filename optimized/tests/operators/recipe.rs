@@ -3,10 +3,6 @@
 //!
 //! NVRTC is looked for in `python3`, or in the Python that `DSV2_NVRTC_PYTHON` names: then it has to be there.
 
-mod support {
-    pub mod mutants;
-}
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -14,9 +10,11 @@ use std::process::{Command, Output};
 use std::{env, fs};
 
 use dsv2_optimized::library::MODULES;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Failed, Trial};
 use ptx_emulator::Module;
-use serde::Deserialize;
+
+use crate::archive;
+use crate::mutants::{self, Mutant};
 
 /// What drivers from 550 on take.
 const PTX_VERSION: (u32, u32) = (8, 4);
@@ -25,24 +23,25 @@ const TARGET: &str = "sm_80";
 
 type Names = BTreeSet<String>;
 
-fn main() {
-    let arguments = Arguments::from_args();
+/// One trial for each statement, each module and each mutant.
+pub fn trials() -> Vec<Trial> {
+    let named = |name: &str, run: fn() -> Result<(), Failed>| Trial::test(format!("recipe/{name}"), run);
     let mut trials = vec![
-        Trial::test("every_source_is_embedded", sources_are_embedded),
-        Trial::test("every_kernel_has_its_resources", kernels_have_resources),
-        Trial::test("no_kernel_spills", no_kernel_spills),
-        Trial::test("every_mutant_is_compiled", mutants_are_compiled),
+        named("every_source_is_embedded", sources_are_embedded),
+        named("every_kernel_has_its_resources", kernels_have_resources),
+        named("no_kernel_spills", no_kernel_spills),
+        named("every_mutant_is_compiled", mutants_are_compiled),
         compiles_to_the_same(),
     ];
     for (name, text) in MODULES {
-        trials.push(Trial::test(format!("module/{name}"), || fits(text).map(drop)));
+        trials.push(Trial::test(format!("recipe/module/{name}"), || fits(text).map(drop)));
     }
-    let mut texts = support::mutants::all();
-    for mutant in mutants() {
+    let mut texts = archive::all();
+    for mutant in mutants::table() {
         let ptx = texts.remove(&mutant.name);
-        trials.push(Trial::test(format!("mutant/{}", mutant.name), move || mutant.is_of_its_module(ptx)));
+        trials.push(Trial::test(format!("recipe/mutant/{}", mutant.name), move || is_of_its_module(&mutant, ptx)));
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    trials
 }
 
 /// Each `.cu` has its PTX, each PTX its `.cu`, and the library has all of them.
@@ -69,8 +68,8 @@ fn no_kernel_spills() -> Result<(), Failed> {
 
 /// Each mutant has its PTX, and each PTX its mutant.
 fn mutants_are_compiled() -> Result<(), Failed> {
-    let named = mutants().into_iter().map(|mutant| mutant.name).collect();
-    same("mutants.toml", &named, "kernels/mutants.tar.xz", &support::mutants::all().into_keys().collect())
+    let named = mutants::table().into_iter().map(|mutant| mutant.name).collect();
+    same("mutants.toml", &named, "kernels/mutants.tar.xz", &archive::all().into_keys().collect())
 }
 
 /// A module that a driver takes, and of which the emulator knows every instruction.
@@ -84,44 +83,22 @@ fn fits(text: &str) -> Result<Module, Failed> {
     Ok(module)
 }
 
-/// The file of mutants.
-#[derive(Deserialize)]
-struct Table {
-    #[serde(default)]
-    mutant: Vec<Mutant>,
-}
-
-/// A row of it; the rest is for the script.
-#[derive(Deserialize)]
-struct Mutant {
-    name: String,
-    module: String,
-}
-
-fn mutants() -> Vec<Mutant> {
-    let table: Table = toml::from_str(include_str!("../kernels/mutants.toml")).expect("mutants.toml");
-    table.mutant
-}
-
-impl Mutant {
-    /// It can be put in the place of kernels of its module: a mutant that cannot be launched would look like one that
-    /// was caught.
-    fn is_of_its_module(&self, ptx: Option<String>) -> Result<(), Failed> {
-        let original = MODULES.iter().find(|(name, _)| *name == self.module);
-        let (_, original) = original.ok_or_else(|| format!("no module {}", self.module))?;
-        let original: Names = Module::parse(original)?.kernels().map(str::to_string).collect();
-        let mutant: Names =
-            fits(&ptx.ok_or("no PTX: run optimized/nvrtc.py")?)?.kernels().map(str::to_string).collect();
-        if mutant.is_empty() || !mutant.is_subset(&original) {
-            return Err(format!("expected some of {original:?}, found {mutant:?}").into());
-        }
-        Ok(())
+/// It can be put in the place of kernels of its module: a mutant that cannot be launched would look like one that
+/// was caught.
+fn is_of_its_module(mutant: &Mutant, ptx: Option<String>) -> Result<(), Failed> {
+    let original = MODULES.iter().find(|(name, _)| *name == mutant.module);
+    let (_, original) = original.ok_or_else(|| format!("no module {}", mutant.module))?;
+    let original: Names = Module::parse(original)?.kernels().map(str::to_string).collect();
+    let compiled: Names = fits(&ptx.ok_or("no PTX: run optimized/nvrtc.py")?)?.kernels().map(str::to_string).collect();
+    if compiled.is_empty() || !compiled.is_subset(&original) {
+        return Err(format!("expected some of {original:?}, found {compiled:?}").into());
     }
+    Ok(())
 }
 
 /// NVRTC makes the same of the sources, byte by byte; also of those of the emulator's tests.
 fn compiles_to_the_same() -> Trial {
-    let name = "ptx_is_what_the_sources_compile_to";
+    let name = "recipe/ptx_is_what_the_sources_compile_to";
     let named = env::var_os("DSV2_NVRTC_PYTHON");
     let python = named.clone().unwrap_or_else(|| "python3".into());
     let has_nvrtc = || run(&python, &["-c", "import nvrtc; nvrtc.Compiler()"]).is_ok_and(|it| it.status.success());
