@@ -9,7 +9,6 @@ use criterion::{Criterion, Throughput};
 use dsv2_bench_report::{Axis, Better, Machine, Measurement, NotRun, Plot, Results, Run, Series, Table};
 use regex::Regex;
 
-use crate::cache::bytes::Bytes;
 use crate::ceilings::{self, Ceilings, Control};
 
 /// How much is measured.
@@ -24,7 +23,6 @@ pub enum Profile {
 /// One run of this program.
 pub struct Bench {
     criterion: Criterion,
-    sizes: Criterion<Bytes>,
     wanted: Regex,
     profile: Profile,
     control: Control,
@@ -60,23 +58,15 @@ impl Bench {
             ..Run::default()
         };
         // The plots are in our own report.
-        let criterion = || Criterion::default().output_directory(&criterion_folder()).sample_size(10).without_plots();
-        let times = criterion()
+        let criterion = Criterion::default()
+            .output_directory(&criterion_folder())
+            .sample_size(10)
+            .without_plots()
             .warm_up_time(Duration::from_millis(300))
             .measurement_time(Duration::from_millis(1500))
             .configure_from_args();
-        // A size is the same each time, so criterion's samples need no time; in its quick mode it takes the first that lasts
-        // longer than asked for.
-        let short = if profile == Profile::Quick { Duration::from_nanos(1) } else { Duration::from_millis(1) };
-        let sizes = criterion()
-            .nresamples(1001)
-            .warm_up_time(Duration::from_nanos(1))
-            .measurement_time(short)
-            .configure_from_args()
-            .with_measurement(Bytes);
         Bench {
-            criterion: times,
-            sizes,
+            criterion,
             wanted: wanted_ids(),
             profile,
             control: Control::new(),
@@ -152,21 +142,15 @@ impl Bench {
         self.keep(Measurement::sampled(id, "s", Better::Less, [low, median, high], samples));
     }
 
-    /// Measures bytes: `fill` makes what takes them, and says how many they are. It is done once, and what was found is
-    /// criterion's every sample: bytes are counted, and a second count would be the same. Of the id as for times; `tokens`
-    /// is what the bytes hold. None if the command line does not want it.
-    pub fn bytes(&mut self, group: &str, name: &str, tokens: u64, mut fill: impl FnMut() -> u64) -> Option<u64> {
-        // The gate compares exact numbers; criterion's test needs some spread.
-        let _ = fs::remove_dir_all(criterion_folder().join(group.replace('/', "_")).join(name));
-        let mut measured = None;
-        let mut benchmarks = self.sizes.benchmark_group(group);
-        benchmarks.throughput(Throughput::Elements(tokens)).bench_function(name, |bencher| {
-            let bytes = *measured.get_or_insert_with(&mut fill);
-            bencher.iter_custom(|iterations| iterations as f64 * bytes as f64);
-        });
-        benchmarks.finish();
-        let bytes = measured?;
-        self.keep(Measurement::exact(format!("{group}/{name}"), "B", Better::Less, bytes as f64));
+    /// Measures bytes: `fill` makes what takes them, and says how many they are. They are counted, so once is enough. None
+    /// if the command line does not want it.
+    pub fn bytes(&mut self, id: String, fill: impl FnOnce() -> u64) -> Option<u64> {
+        if !self.wants(&id) {
+            return None;
+        }
+        let bytes = fill();
+        println!("{id}\n{:24}bytes:  {bytes}", "");
+        self.keep(Measurement::exact(id, "B", Better::Less, bytes as f64));
         Some(bytes)
     }
 

@@ -19,7 +19,7 @@ pub struct Model {
     /// For ids.
     pub id: &'static str,
     /// For tables.
-    pub name: &'static str,
+    name: &'static str,
     pub config: DeepseekV2Config,
     /// The only kind of attention that is looked at.
     only: Option<Attention>,
@@ -29,8 +29,8 @@ pub struct Model {
 #[derive(Clone, Copy)]
 pub struct Kind<'a> {
     pub model: &'a Model,
-    pub attention: Attention,
-    pub format: CacheFormat,
+    attention: Attention,
+    format: CacheFormat,
 }
 
 const BF16: CacheFormat = CacheFormat::Packed(PackedFormat::Bf16);
@@ -48,19 +48,16 @@ pub struct Limit {
 }
 
 impl Model {
-    /// V2 and V2-Lite with every kind, and DeepSeek 67B as it is.
-    pub fn all() -> [Model; 3] {
+    /// V2 and V2-Lite with every kind, DeepSeek 67B as it is, and the model with MHA that the paper's table 9 compares its
+    /// large MLA model with.
+    pub fn all() -> [Model; 4] {
         let config = |id| DeepseekV2Config::preset(id).expect("a published model");
         [
             Model { id: "v2", name: "DeepSeek-V2", config: config("v2"), only: None },
             Model { id: "v2-lite", name: "DeepSeek-V2-Lite", config: config("v2-lite"), only: None },
             Model::without_latent("67b", "DeepSeek 67B", [95, 64], Attention::Gqa),
+            Model::without_latent("paper-large-moe", "large MoE of table 9", [60, 56], Attention::Mha),
         ]
-    }
-
-    /// The model with MHA that the paper's table 9 compares its large MLA model with.
-    pub fn large_with_mha() -> Model {
-        Model::without_latent("paper-large-moe", "large MoE of table 9", [60, 56], Attention::Mha)
     }
 
     /// Heads of 128.
@@ -87,20 +84,11 @@ impl Model {
             format,
         })
     }
-
-    /// In bf16.
-    pub fn kind(&self, attention: Attention) -> Kind<'_> {
-        Kind { model: self, attention, format: BF16 }
-    }
-
-    pub fn layers(&self) -> usize {
-        self.config.num_hidden_layers
-    }
 }
 
 impl Kind<'_> {
     /// The type of a number.
-    pub fn format(&self) -> String {
+    fn format(&self) -> String {
         if self.format == CacheFormat::Plain { "fp32".into() } else { self.format.to_string() }
     }
 
@@ -116,18 +104,13 @@ impl Kind<'_> {
         format!("{}/{attention}-{}", self.model.id, self.format())
     }
 
-    /// `MLA, bf16`
-    pub fn name(&self) -> String {
-        format!("{}, {}", self.attention, self.format())
-    }
-
     /// `DeepSeek-V2: MLA, bf16`
-    pub fn full_name(&self) -> String {
-        format!("{}: {}", self.model.name, self.name())
+    pub fn name(&self) -> String {
+        format!("{}: {}, {}", self.model.name, self.attention, self.format())
     }
 
     /// Numbers per token and layer.
-    pub fn numbers(&self) -> usize {
+    fn numbers(&self) -> usize {
         self.attention.numbers(&self.model.config)
     }
 
@@ -141,7 +124,7 @@ impl Kind<'_> {
 
     /// The bytes that a cache of all layers takes when it is given so many tokens.
     pub fn fill(&self, tokens: usize, limit: Limit) -> u64 {
-        let (layers, of_layer) = (self.model.layers(), tokens * self.formula());
+        let (layers, of_layer) = (self.model.config.num_hidden_layers, tokens * self.formula());
         let some_layers = (limit.tokens / tokens).min(limit.bytes / of_layer).clamp(1, layers);
         let pieces: Vec<usize> = (0..tokens).step_by(PIECE).map(|start| PIECE.min(tokens - start)).collect();
         let filled = if self.attention == Attention::Mla {
