@@ -19,7 +19,6 @@ const STORED: f64 = 2.0;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Work {
     pub layers: f64,
-    pub hidden: f64,
     /// The projections of attention without `kv_b_proj`, and that.
     pub projections: f64,
     pub kv_b: f64,
@@ -64,7 +63,6 @@ impl Work {
         .map(|size| size as f64);
         Work {
             layers: config.num_hidden_layers as f64,
-            hidden: config.hidden_size as f64,
             projections: sum(&|name| name.contains(".self_attn.") && !is_kv_b(name)),
             kv_b: sum(&is_kv_b),
             feed_forward: sum(&|name| name.contains(".mlp.") && !name.contains(".mlp.experts.")),
