@@ -10,6 +10,7 @@ use ndarray::Array2;
 
 use super::model::Model;
 use crate::bench::{Bench, Profile, Seconds};
+use crate::ceilings::Ceilings;
 
 /// Different steps that are timed in turn.
 pub const STEPS: usize = 8;
@@ -33,6 +34,15 @@ pub struct Machine {
     pub long: f64,
     /// In the ids of numbers of experts.
     pub experts: &'static str,
+    /// What a reader of its tables must know.
+    pub note: &'static str,
+}
+
+impl Machine {
+    /// What it can do, if it is this one: a GPU's ceilings are measured with its kernels.
+    pub fn ceilings(self, bench: &Bench) -> Option<Ceilings> {
+        (self.name == "CPU").then(|| bench.ceilings())
+    }
 }
 
 /// A model on a machine.
@@ -135,13 +145,13 @@ pub struct Timed {
 }
 
 /// What was measured of a model.
-pub struct Measured<'a> {
-    pub model: &'a Model,
+pub struct Measured {
+    pub model: Model,
     pub machine: Machine,
     pub timed: Vec<Timed>,
 }
 
-impl Measured<'_> {
+impl Measured {
     /// All of a kind.
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = &Timed> {
         self.timed.iter().filter(move |timed| timed.point.kind == kind)
@@ -161,9 +171,9 @@ impl Measured<'_> {
 }
 
 /// Times all points, as far as they are wanted and fit.
-pub fn measure<'a, S: Subject>(bench: &mut Bench, subject: &'a S, points: &[Point]) -> Measured<'a> {
-    let timed = points.iter().filter_map(|point| timed(bench, subject, *point)).collect();
-    Measured { model: subject.model(), machine: S::MACHINE, timed }
+pub fn measure<S: Subject>(bench: &mut Bench, subject: S, points: &[Point]) -> Measured {
+    let timed = points.iter().filter_map(|point| timed(bench, &subject, *point)).collect();
+    Measured { model: subject.model().clone(), machine: S::MACHINE, timed }
 }
 
 fn timed<S: Subject>(bench: &mut Bench, subject: &S, point: Point) -> Option<Timed> {

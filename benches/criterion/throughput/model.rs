@@ -18,6 +18,7 @@ pub const PIECE: usize = 512;
 const MUCH: usize = 1_000_000_000;
 
 /// A model, without weights.
+#[derive(Clone)]
 pub struct Model {
     pub name: &'static str,
     pub config: DeepseekV2Config,
