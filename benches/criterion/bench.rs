@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, Throughput};
-use dsv2_bench_report::{Axis, Better, Machine, Measurement, NotRun, Plot, Results, Run, Series, Table};
+use dsv2_bench_report::{Axis, Better, Measurement, NotRun, Plot, Results, Run, Series, Table};
 use regex::Regex;
 
 use crate::ceilings::{self, Ceilings, Control};
+use crate::provenance::{command, commit, machine, output_of};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,8 +214,8 @@ impl Bench {
         }
         self.part = "machine";
         self.run.noise = self.control.noise();
-        let control = self.control.measurements();
-        ceilings::report(&mut self, control);
+        let (measurements, note) = self.control.measurements();
+        ceilings::report(&mut self, "Ceilings, timed between all parts of the run", &measurements, &note);
         self.run.seconds = self.begun.elapsed().as_secs_f64();
         let folder = target_folder().join("bench");
         fs::create_dir_all(&folder)?;
@@ -286,40 +286,4 @@ pub fn target_folder() -> PathBuf {
 /// Where criterion keeps what it measured, for its own comparisons.
 fn criterion_folder() -> PathBuf {
     target_folder().join("criterion")
-}
-
-fn command() -> String {
-    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let arguments: Vec<String> = arguments.collect();
-    if arguments.is_empty() { "cargo bench".into() } else { format!("cargo bench -- {}", arguments.join(" ")) }
-}
-
-/// What a program prints, if it succeeds.
-fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// From git, or where the program was carried elsewhere from the variable DSV2_COMMIT.
-fn commit() -> String {
-    if let Ok(commit) = std::env::var("DSV2_COMMIT") {
-        return commit;
-    }
-    let Some(hash) = output_of("git", &["rev-parse", "--short=10", "HEAD"]) else { return "unknown".into() };
-    let changed = output_of("git", &["status", "--porcelain", "--untracked-files=no"]);
-    if changed.is_none_or(|text| !text.is_empty()) { hash + "+" } else { hash }
-}
-
-fn machine() -> Machine {
-    let system = sysinfo::System::new_with_specifics(
-        sysinfo::RefreshKind::nothing()
-            .with_cpu(sysinfo::CpuRefreshKind::nothing())
-            .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram()),
-    );
-    Machine {
-        cpu: system.cpus().first().map_or_else(|| "unknown".into(), |cpu| cpu.brand().trim().to_owned()),
-        threads: rayon::current_num_threads(),
-        memory_gb: (system.total_memory() as f64 / 1e8).round() / 10.0,
-        gpu: None,
-    }
 }

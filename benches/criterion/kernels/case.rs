@@ -114,11 +114,6 @@ impl Case {
         self.sizes.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join("_")
     }
 
-    /// The size of an axis.
-    pub fn size(&self, axis: &str) -> Option<usize> {
-        self.sizes.iter().find(|(name, _)| *name == axis).map(|(_, size)| *size)
-    }
-
     /// `kernels/OPERATOR/VARIANT/TYPE/SHAPE`
     pub fn id(&self) -> String {
         format!("{}/{}", self.group(), self.shape())

@@ -7,7 +7,7 @@ use dsv2_optimized::{Arg, Cuda, Device, Element, Grid, Kernel, Library, Result, 
 
 use super::case::{Case, Data};
 use crate::bench::Bench;
-use crate::ceilings::{least_median_most, rate};
+use crate::ceilings::{least_median_most, rate, report};
 
 /// Made of `ceilings.cu` by `python optimized/nvrtc.py benches/criterion/kernels/ceilings.cu`.
 const PTX: &str = include_str!("ceilings.ptx");
@@ -80,25 +80,13 @@ impl Ceilings {
 
     /// Puts them into the report.
     pub fn report(&self, bench: &mut Bench) {
-        let row = |measurement: &Measurement| {
-            let scaled = |value: f64| match measurement.unit.as_str() {
-                "s" => format!("{:.2} us", value * 1e6),
-                "B/s" => format!("{:.0} GB/s", value / 1e9),
-                _ => format!("{:.1} TFLOP/s", value / 1e12),
-            };
-            let Measurement { value, low, high, .. } = *measurement;
-            let name = measurement.id.rsplit('/').next().unwrap_or_default().to_owned();
-            vec![name, scaled(value), scaled(low), scaled(high)]
-        };
         let note = format!(
             "Reading {} MiB of random numbers; mma.sync, the instruction of the kernels, in registers (Hopper's \
              wgmma is faster); fp32 multiplication with addition in registers; a launch that does nothing. The \
              best of each is what floors are made of.",
             READ_BYTES >> 20
         );
-        let rows = self.measurements.iter().map(row).collect();
-        bench.table("Ceilings of the GPU", "load | median | least | most", rows, &[&note]);
-        self.measurements.iter().for_each(|measurement| bench.keep(measurement.clone()));
+        report(bench, "Ceilings of the GPU", &self.measurements, &note);
     }
 }
 

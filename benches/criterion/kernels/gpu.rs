@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::Throughput;
-use dsv2_bench_report::Series;
-use dsv2_optimized::{Cuda, Device, Element, Result, Variant};
+use dsv2_optimized::{Cuda, Device, Result};
 
-use super::case::{Case, Model, Scale};
+use super::case::{Case, Scale};
 use super::ceilings::{self, Ceilings};
 use super::{FAMILIES, by_operator, shape};
 use crate::bench::Bench;
@@ -62,7 +61,6 @@ pub fn run(bench: &mut Bench) {
             }
         }
         table(bench, title, &timed, &found);
-        plots(bench, &timed);
     }
 }
 
@@ -124,29 +122,4 @@ fn table(bench: &mut Bench, title: &str, timed: &[Timed], ceilings: &Ceilings) {
     );
     let rows = timed.iter().map(row).collect();
     bench.table(&format!("{title}: time on the GPU"), columns, rows, &[needed, &operands]);
-}
-
-/// The time against the floor, for each operator with enough shapes.
-fn plots(bench: &mut Bench, timed: &[Timed]) {
-    for of_operator in timed.chunk_by(|a, b| a.case.operator == b.case.operator) {
-        let tuned = |timed: &&Timed| (timed.case.variant, timed.case.element) == (Variant::Tuned, Element::Bf16);
-        let timed: Vec<&Timed> = of_operator.iter().filter(tuned).collect();
-        if timed.len() < 3 {
-            continue;
-        }
-        let line = |Model { name, .. }: Model| {
-            let of_model = timed.iter().filter(|timed| timed.case.model == name);
-            let mut points: Vec<(f64, f64)> = of_model.map(|timed| (timed.floor * 1e6, timed.seconds * 1e6)).collect();
-            points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            Series { name: name.into(), points }
-        };
-        let mut series: Vec<Series> = Model::all().map(line).into();
-        let floors = timed.iter().map(|timed| timed.floor * 1e6);
-        let (least, most) = (floors.clone().fold(f64::MAX, f64::min), floors.fold(0.0, f64::max));
-        series.push(Series { name: "the floor".into(), points: vec![(least, least), (most, most)] });
-        let operator = of_operator[0].case.operator;
-        let title = format!("{operator}, tuned, bf16: time against the floor");
-        let (x, y) = (("least time at this GPU's ceilings, us", true), ("time, us", true));
-        bench.plot(&title, &format!("kernels-{}", operator.replace('_', "-")), x, y, series);
-    }
 }

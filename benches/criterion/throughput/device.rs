@@ -17,7 +17,7 @@ use dsv2_reference::{AttentionForm, DeepseekV2Config, Dialect, ModelInput};
 use ndarray::{Array2, s};
 
 use super::harness::{LOGITS, Machine, Measured, Point, STEPS, Subject, measure};
-use super::model::{Model, PIECE, Progress, weights};
+use super::model::{Model, PIECE, weights};
 use crate::bench::{Bench, Profile};
 
 const SETTINGS: Settings = Settings::new(Element::Bf16, Variant::Tuned);
@@ -77,10 +77,8 @@ impl OnDevice {
         if let Some(lm) = self.lm.get() {
             return Ok(lm);
         }
-        let Model { name, config, .. } = &self.model;
-        let mut progress = Progress::new(&format!("loading {name}"), config);
-        let mut told = |bytes: usize| progress.add(bytes);
-        let lm = CausalLm::load(config, Dialect::Hf, &weights(), &self.device, SETTINGS, &mut told)?;
+        let Model { config, .. } = &self.model;
+        let lm = CausalLm::load(config, Dialect::Hf, &weights(), &self.device, SETTINGS, &mut |_| ())?;
         Ok(self.lm.get_or_init(|| lm))
     }
 
