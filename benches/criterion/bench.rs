@@ -31,14 +31,6 @@ pub struct Bench {
     run: Run,
 }
 
-/// The median of some samples, in seconds, and an interval that holds it.
-#[derive(Clone, Copy, Debug)]
-pub struct Seconds {
-    pub median: f64,
-    pub low: f64,
-    pub high: f64,
-}
-
 impl Bench {
     /// As the command line of criterion says.
     pub fn from_args() -> Self {
@@ -87,7 +79,7 @@ impl Bench {
         eprintln!("\n== {part} (after {:.0} s)", self.begun.elapsed().as_secs_f64());
     }
 
-    /// Measures seconds per iteration: `routine` is given a number of iterations and says how long they took. The id of
+    /// The median of seconds per iteration: `routine` is given a number of iterations and says how long they took. The id of
     /// the measurement is `group/name`; it may hold letters, digits and any of `=.-_`, the group `/` as well. None if
     /// the command line does not want it.
     ///
@@ -100,7 +92,7 @@ impl Bench {
         name: &str,
         work: Throughput,
         mut routine: impl FnMut(u64) -> Duration,
-    ) -> Option<Seconds> {
+    ) -> Option<f64> {
         if self.wants(&format!("{group}/{name}")) {
             routine(1);
         }
@@ -111,8 +103,7 @@ impl Bench {
         benchmarks.throughput(work).bench_function(name, |bencher| bencher.iter_custom(&mut routine));
         benchmarks.finish();
         let (seconds, samples) = estimated(&folder)?;
-        self.keep_seconds(format!("{group}/{name}"), seconds, samples);
-        Some(seconds)
+        Some(self.keep_seconds(format!("{group}/{name}"), seconds, samples))
     }
 
     /// The same for what takes too long for criterion's ten samples: `routine` says how long one iteration took, and is
@@ -123,23 +114,22 @@ impl Bench {
         name: &str,
         rounds: usize,
         mut routine: impl FnMut() -> Duration,
-    ) -> Option<Seconds> {
+    ) -> Option<f64> {
         let id = format!("{group}/{name}");
         if rounds == 0 || !self.wants(&id) {
             return None;
         }
         let mut times: Vec<f64> = (0..rounds).map(|_| routine().as_secs_f64()).collect();
         times.sort_by(f64::total_cmp);
-        let (low, high) = (times[0], times[rounds - 1]);
-        let seconds = Seconds { median: (times[(rounds - 1) / 2] + times[rounds / 2]) / 2.0, low, high };
-        println!("{id}\n{:24}time:   [{low:.4} s {:.4} s {high:.4} s] ({rounds} times)", "", seconds.median);
-        self.keep_seconds(id, seconds, rounds);
-        Some(seconds)
+        let (low, median, high) = (times[0], (times[(rounds - 1) / 2] + times[rounds / 2]) / 2.0, times[rounds - 1]);
+        println!("{id}\n{:24}time:   [{low:.4} s {median:.4} s {high:.4} s] ({rounds} times)", "");
+        Some(self.keep_seconds(id, [low, median, high], rounds))
     }
 
-    fn keep_seconds(&mut self, id: String, seconds: Seconds, samples: usize) {
-        let Seconds { median, low, high } = seconds;
-        self.keep(Measurement::sampled(id, "s", Better::Less, [low, median, high], samples));
+    /// Keeps the ends of an interval and the median in it, which it returns.
+    fn keep_seconds(&mut self, id: String, seconds: [f64; 3], samples: usize) -> f64 {
+        self.keep(Measurement::sampled(id, "s", Better::Less, seconds, samples));
+        seconds[1]
     }
 
     /// Measures bytes: `fill` makes what takes them, and says how many they are. They are counted, so once is enough. None
@@ -260,8 +250,8 @@ fn wanted_ids() -> Regex {
     Regex::new(&pattern).expect("criterion has refused what is no regular expression")
 }
 
-/// What criterion has found, if it measured at all.
-fn estimated(folder: &Path) -> Option<(Seconds, usize)> {
+/// What criterion has found, if it measured at all: the median between the ends of its interval, and of how many samples.
+fn estimated(folder: &Path) -> Option<([f64; 3], usize)> {
     let json =
         |name: &str| -> Option<serde_json::Value> { serde_json::from_slice(&fs::read(folder.join(name)).ok()?).ok() };
     let estimates = json("estimates.json")?;
@@ -272,7 +262,7 @@ fn estimated(folder: &Path) -> Option<(Seconds, usize)> {
     let (median, low, high) =
         (seconds(&median["point_estimate"])?, seconds(&interval["lower_bound"])?, seconds(&interval["upper_bound"])?);
     // Of two samples, criterion's interval need not hold the median.
-    Some((Seconds { median, low: low.min(median), high: high.max(median) }, samples))
+    Some(([low.min(median), median, high.max(median)], samples))
 }
 
 /// The folder that cargo builds into, if this program is still in `<target>/release/deps`; or else its own.

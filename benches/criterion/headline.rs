@@ -72,22 +72,12 @@ fn terms(bench: &mut Bench, dense: &Work, v2: &Work) {
     let rows = models.flat_map(|model| CONTEXTS.map(|context| row(model, context))).collect();
     let columns = "model | context | batch that fits | experts used | weights, GB | cache, GB | weights, TFLOP | \
         attention, TFLOP | projections, ms | feed-forward, ms | attention, ms | head, ms | step, ms | tokens/s";
-    let sizes = [("67B", dense), ("V2", v2)].map(|(name, model)| {
-        format!(
-            "{name}: {:.1}e9 weights, of which a token meets {:.1}e9; {} cached numbers of a token, {:.2}e6 operations of \
-             attention for each.",
-            model.weights() / 1e9,
-            model.active_weights() / 1e9,
-            model.cached_in_all(),
-            model.attention_flops() / 1e6
-        )
-    });
     let node = "A model of 8 H800 (no measurement): 640 GB, 3.35 TB/s and 989 TFLOP/s in bf16 (1979 in fp8) a GPU by its data \
                 sheet. Each part of a step takes the longer of its reading and its computing (marked c where that is the \
                 longer); the step is their sum. As the paper: fp8 weights and a cache of 6 bits.";
     let parts = "All weights that are used are read once in a step; of the experts those that the batch is expected to \
                  choose. Attention computes in bf16, MLA in the absorbed form.";
-    bench.table("A decode step on 8 H800, term by term", columns, rows, &[node, parts, &sizes[0], &sizes[1]]);
+    bench.table("A decode step on 8 H800, term by term", columns, rows, &[node, parts]);
 }
 
 /// V2 against 67B, and the ratio of the paper's deployment as a product: one thing changes after the other.

@@ -55,24 +55,14 @@ impl Work {
     }
 
     /// All weights, the embedding too; norms are left out.
-    pub fn weights(&self) -> f64 {
+    fn weights(&self) -> f64 {
         self.attention_weights() + self.feed_forward_weights(self.routed) + 2.0 * self.head
-    }
-
-    /// Weights that a token is multiplied with.
-    pub fn active_weights(&self) -> f64 {
-        self.attention_weights() + self.feed_forward_weights(self.chosen) + self.head
     }
 
     /// How many of a layer's experts some tokens use that choose independently: E (1 - (1 - k/E)^B).
     fn distinct_experts(&self, batch: f64) -> f64 {
         let Work { routed, chosen, .. } = *self;
         if routed == 0.0 { 0.0 } else { routed * (1.0 - (1.0 - chosen / routed).powf(batch)) }
-    }
-
-    /// Operations of all layers' attention for each token of context; MLA in its absorbed form.
-    pub fn attention_flops(&self) -> f64 {
-        self.layers * self.absorbed_pair
     }
 
     /// How many sequences of such a length have room beside the weights.
@@ -132,7 +122,7 @@ impl Estimate {
         let (experts, tokens) = (model.distinct_experts(batch), batch * context);
         let attention = Part {
             cached: precision.cache * tokens * model.cached_in_all(),
-            attention_flops: tokens * model.attention_flops(),
+            attention_flops: tokens * model.layers * model.absorbed_pair,
             ..Part::default()
         };
         let parts = [

@@ -77,12 +77,6 @@ pub struct Prepared {
     pub written: usize,
 }
 
-impl Prepared {
-    pub fn bytes(&self) -> usize {
-        self.read + self.written
-    }
-}
-
 /// Which kernel of an operator.
 pub type Kind = (Variant, Element);
 

@@ -7,7 +7,7 @@ use dsv2_optimized::{Device, Emulated, Library, Result};
 use ptx_emulator::profile::{Class, Profile};
 
 use super::case::{Case, Prepared, Scale};
-use super::{FAMILIES, by_operator, ratio, shape};
+use super::{FAMILIES, ratio, shape};
 use crate::bench::Bench;
 
 /// What the launches of an operator did.
@@ -78,7 +78,7 @@ impl Count {
 pub fn run(bench: &mut Bench) {
     for (title, cases) in FAMILIES {
         let mut rows = vec![];
-        for case in by_operator(cases(Scale::Counts(bench.profile()))) {
+        for case in cases(Scale::Counts(bench.profile())) {
             if !bench.wants(&case.id()) {
                 continue;
             }

@@ -9,7 +9,7 @@ use dsv2_reference::{AttentionForm, LogitsToKeep};
 use ndarray::Array2;
 
 use super::model::Model;
-use crate::bench::{Bench, Profile, Seconds};
+use crate::bench::{Bench, Profile};
 use crate::ceilings::Ceilings;
 
 /// Different steps that are timed in turn.
@@ -139,7 +139,7 @@ impl Point {
 /// A point that was measured.
 pub struct Timed {
     pub point: Point,
-    pub seconds: Seconds,
+    pub seconds: f64,
     /// Different experts in all layers, the mean of some steps; if they were counted.
     pub experts: Option<f64>,
 }
@@ -160,11 +160,11 @@ impl Measured {
     /// Contexts and seconds of steps of one sequence.
     pub fn by_context(&self, form: AttentionForm) -> Vec<(f64, f64)> {
         let steps = self.of(Kind::Step).filter(|timed| timed.point.form == form && timed.point.batch == 1);
-        steps.map(|timed| (timed.point.context as f64, timed.seconds.median)).collect()
+        steps.map(|timed| (timed.point.context as f64, timed.seconds)).collect()
     }
 
     /// Of new tokens of one sequence behind cached ones: a piece or, of one token, a step.
-    pub fn seconds(&self, form: AttentionForm, context: usize, new: usize) -> Option<Seconds> {
+    pub fn seconds(&self, form: AttentionForm, context: usize, new: usize) -> Option<f64> {
         let is_it = |point: &Point| (point.batch, point.form, point.context, point.new) == (1, form, context, new);
         self.timed.iter().find(|timed| is_it(&timed.point)).map(|timed| timed.seconds)
     }

@@ -5,7 +5,7 @@ use dsv2_reference::AttentionForm;
 
 use super::harness::{Kind, Measured, STEPS, Timed};
 use super::{CACHED, FORMS, way};
-use crate::bench::{Bench, Seconds};
+use crate::bench::Bench;
 use crate::ceilings::Ceilings;
 
 /// A number with three digits that say something.
@@ -15,13 +15,13 @@ fn digits(value: f64) -> String {
 }
 
 /// What can be said of something measured, or a dash.
-fn cell(seconds: Option<Seconds>, text: impl Fn(f64) -> String) -> String {
-    seconds.map_or("-".into(), |seconds| text(seconds.median))
+fn cell(seconds: Option<f64>, text: impl Fn(f64) -> String) -> String {
+    seconds.map_or("-".into(), text)
 }
 
 /// How many times as long the expanded form takes.
-fn ratio([expanded, absorbed]: [Option<Seconds>; 2]) -> String {
-    expanded.zip(absorbed).map_or("-".into(), |(expanded, absorbed)| digits(expanded.median / absorbed.median))
+fn ratio([expanded, absorbed]: [Option<f64>; 2]) -> String {
+    expanded.zip(absorbed).map_or("-".into(), |(expanded, absorbed)| digits(expanded / absorbed))
 }
 
 /// The least time in which so much can be read and computed, against the time; a dash where the ceilings are not known.
@@ -37,7 +37,7 @@ pub fn prompts(bench: &mut Bench, measured: &[Measured]) {
     let Some(&Measured { machine, .. }) = measured.first() else { return };
     let ceilings = machine.ceilings(bench);
     let row = |model: &super::Model, timed: &Timed| {
-        let (length, seconds) = (timed.point.new as f64, timed.seconds.median);
+        let (length, seconds) = (timed.point.new as f64, timed.seconds);
         let flops = model.work.prefill_flops(length);
         let rates = [seconds, length / seconds, flops / seconds / 1e9].map(digits);
         let names = [model.name.to_owned(), length.to_string()].into_iter();
@@ -156,12 +156,12 @@ pub fn batches(bench: &mut Bench, measured: &[Measured]) {
         let mut counted: Vec<(&Timed, f64)> =
             measured.of(Kind::Step).filter_map(|timed| Some((timed, timed.experts?))).collect();
         counted.sort_by_key(|(timed, _)| (timed.point.context, timed.point.batch));
-        let rate = |timed: &Timed| timed.point.batch as f64 / timed.seconds.median;
+        let rate = |timed: &Timed| timed.point.batch as f64 / timed.seconds;
         for of_context in counted.chunk_by(|(a, _), (b, _)| a.point.context == b.point.context) {
             let context = of_context[0].0.point.context;
             let one = of_context.first().filter(|(timed, _)| timed.point.batch == 1).map(|(one, _)| rate(one));
             for &(timed, experts) in of_context {
-                let (batch, seconds, keys) = (timed.point.batch as f64, timed.seconds.median, context as f64 + 1.0);
+                let (batch, seconds, keys) = (timed.point.batch as f64, timed.seconds, context as f64 + 1.0);
                 let bytes = model.work.step_bytes(experts, batch * keys, machine.number);
                 let flops = model.work.step_flops(timed.point.form, batch, keys);
                 rows.push(vec![
