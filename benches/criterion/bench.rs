@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, Throughput};
-use dsv2_bench_report::{Axis, Better, Measurement, NotRun, Plot, Results, Run, Series, Table};
+use dsv2_bench_report::{Better, Measurement, NotRun, Results, Run, Table};
 use regex::Regex;
 
 use crate::ceilings::{self, Ceilings, Control};
@@ -160,17 +160,6 @@ impl Bench {
             let columns = columns.split('|').map(|column| column.trim().to_owned()).collect();
             let notes = notes.iter().map(|&note| note.to_owned()).collect();
             self.run.tables.push(Table { section: self.part.into(), title: title.into(), columns, rows, notes });
-        }
-    }
-
-    /// Adds a plot of lines to this part of the report: of those that have points, if any has. An axis is a label, and
-    /// whether it is logarithmic.
-    pub fn plot(&mut self, title: &str, file: &str, x: (&str, bool), y: (&str, bool), mut series: Vec<Series>) {
-        series.retain(|series| !series.points.is_empty());
-        if !series.is_empty() {
-            let axis = |(label, log): (&str, bool)| Axis { label: label.into(), log };
-            let (section, title, file) = (self.part.into(), title.into(), file.into());
-            self.run.plots.push(Plot { section, title, file, x: axis(x), y: axis(y), series });
         }
     }
 

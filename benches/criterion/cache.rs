@@ -35,7 +35,7 @@ pub fn run(bench: &mut Bench) {
             };
             let id = format!("cache/{}/context={tokens}", kind.id());
             let bytes = of_model.then(|| bench.bytes(id, || kind.fill(tokens, limit))).flatten();
-            bytes.map_or("-".into(), human)
+            bytes.map_or("-".into(), mib)
         };
         let cells: Vec<String> = contexts.iter().map(&mut cell).collect();
         if cells.iter().any(|cell| cell != "-") {
@@ -53,7 +53,7 @@ pub fn run(bench: &mut Bench) {
          of DeepSeek 67B it is what it has. A cache that doubles its room is full at a power of two, and almost half empty \
          at one token more."
     );
-    bench.table("All layers, by tokens in the cache", &columns, rows, &[&note]);
+    bench.table("MiB of all layers, by tokens in the cache", &columns, rows, &[&note]);
     growth(bench, &models[0]);
     paged::run(bench);
 }
@@ -78,27 +78,20 @@ fn growth(bench: &mut Bench, v2: &Model) {
         });
         if let Some(allocated) = allocated {
             bench.keep(Measurement::exact(format!("cache/growth/{name}/most"), "B", Better::Less, most as f64));
-            rows.push(vec![name.into(), pieces.iter().sum::<usize>().to_string(), human(allocated), human(most)]);
+            rows.push(vec![name.into(), pieces.iter().sum::<usize>().to_string(), mib(allocated), mib(most)]);
         }
     }
     let note = "A cache that is full moves to a room twice as large, or as large as the new tokens need if that is more. The \
                 most at a time is while old and new room both exist. A token is 1152 bytes.";
-    bench.table("One layer of DeepSeek-V2 as it grows", "given | tokens | allocated | most at a time", rows, &[note]);
+    bench.table(
+        "One layer of DeepSeek-V2 as it grows",
+        "given | tokens | allocated, MiB | most at a time, MiB",
+        rows,
+        &[note],
+    );
 }
 
-/// For tables: 1536 as `1.50 KiB`.
-fn human(bytes: u64) -> String {
-    let (mut scaled, mut units) = (bytes as f64, ["B", "KiB", "MiB", "GiB", "TiB"].into_iter());
-    let mut unit = units.next();
-    while scaled >= 1024.0 {
-        scaled /= 1024.0;
-        unit = units.next();
-    }
-    let digits = match scaled {
-        _ if bytes < 1024 => 0,
-        ..10.0 => 2,
-        ..100.0 => 1,
-        _ => 0,
-    };
-    format!("{scaled:.digits$} {}", unit.expect("less than a PiB"))
+/// For tables.
+fn mib(bytes: u64) -> String {
+    format!("{:.2}", bytes as f64 / (1 << 20) as f64)
 }

@@ -8,7 +8,7 @@
 mod cpu;
 mod device;
 mod harness;
-mod model;
+pub mod model;
 mod report;
 
 use dsv2_reference::AttentionForm;

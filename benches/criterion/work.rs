@@ -38,8 +38,6 @@ pub struct Work {
     /// Operations of a pair of a new and a cached token in a layer, in both forms.
     pub absorbed_pair: f64,
     pub expanded_pair: f64,
-    /// New tokens from which on the expanded form computes less: c (n + v) / (2c - n - v).
-    pub break_even: f64,
 }
 
 impl Work {
@@ -74,7 +72,6 @@ impl Work {
             cached: c + r,
             absorbed_pair: 2.0 * heads * (2.0 * c + r),
             expanded_pair: 2.0 * heads * (n + r + v),
-            break_even: c * (n + v) / (2.0 * c - n - v),
         }
     }
 

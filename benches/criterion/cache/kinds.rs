@@ -8,7 +8,6 @@ use dsv2::kv_cache::Attention;
 use dsv2_reference::LatentCache;
 use dsv2_reference::config::DeepseekV2Config;
 use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
-use dsv2_reference::weights::generator::splitmix64;
 use half::bf16;
 use ndarray::{Array3, s};
 
@@ -94,13 +93,8 @@ impl Kind<'_> {
 
     /// For ids: `v2/mla-bf16`
     pub fn id(&self) -> String {
-        let attention = match self.attention {
-            Attention::Mha => "mha",
-            Attention::Gqa => "gqa",
-            Attention::Mqa => "mqa",
-            Attention::Mla => "mla",
-            Attention::MlaExpanded => "mla-expanded",
-        };
+        let attention = serde_json::json!(self.attention);
+        let attention = attention.as_str().expect("a name");
         format!("{}/{attention}-{}", self.model.id, self.format())
     }
 
@@ -144,8 +138,8 @@ impl Kind<'_> {
 pub fn fill_latent(config: &DeepseekV2Config, format: CacheFormat, layers: usize, pieces: &[usize]) -> Taken {
     let config = DeepseekV2Config { num_hidden_layers: layers, ..config.clone() };
     let longest = pieces.iter().copied().max().unwrap_or(0);
-    let random = |width| Array3::from_shape_fn((1, longest, width), |(_, t, i)| random(t * width + i));
-    let (latents, keys) = (random(config.kv_lora_rank), random(config.qk_rope_head_dim));
+    let ones = |width| Array3::ones((1, longest, width));
+    let (latents, keys) = (ones(config.kv_lora_rank), ones(config.qk_rope_head_dim));
     let mut cache = LatentCache::<f32>::with_format(&config, 1, format);
     count::begin();
     for &piece in pieces {
@@ -159,21 +153,14 @@ pub fn fill_latent(config: &DeepseekV2Config, format: CacheFormat, layers: usize
 
 /// What plain arrays take when they are given pieces of a sequence; one for each layer, of this width.
 fn fill_arrays(width: usize, layers: usize, pieces: &[usize]) -> u64 {
-    let token: Vec<bf16> = (0..width).map(|i| bf16::from_f32(random(i))).collect();
     let mut arrays: Vec<Vec<bf16>> = vec![Vec::new(); layers];
     count::begin();
     for &piece in pieces {
         for array in &mut arrays {
-            array.reserve(piece * width);
-            (0..piece).for_each(|_| array.extend_from_slice(&token));
+            array.resize(array.len() + piece * width, bf16::ONE);
         }
     }
     let kept = count::end().kept;
     drop(arrays);
     kept
-}
-
-/// From -1 to 1.
-fn random(index: usize) -> f32 {
-    (splitmix64(index as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0
 }

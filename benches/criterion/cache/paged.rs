@@ -7,7 +7,7 @@ use dsv2_optimized::{Device, Element, Emulated, Library};
 use dsv2_reference::config::DeepseekV2Config;
 use dsv2_reference::weights::generator::splitmix64;
 
-use super::human;
+use super::mib;
 use crate::bench::{Bench, Profile};
 
 /// One layer is allocated on the emulated device; all have the same pages.
@@ -37,7 +37,7 @@ pub fn run(bench: &mut Bench) {
         let Some(bytes) = bench.bytes(id, || LAYERS * layer(&rooms, page)) else { continue };
         let pages: usize = rooms.iter().map(|room| room.div_ceil(page)).sum();
         let unused = format!("{:.1} %", 100.0 * (1.0 - used as f64 / bytes as f64));
-        rows.push(vec![name, pages.to_string(), human(used), human(bytes), unused]);
+        rows.push(vec![name, pages.to_string(), mib(used), mib(bytes), unused]);
     }
     let title =
         format!("DeepSeek-V2-Lite in bf16: {batch} sequences of 1 to {longest_possible} tokens, {tokens} in all");
@@ -45,7 +45,7 @@ pub fn run(bench: &mut Bench) {
                 for its length: in one piece for the longest possible or the longest there is, or in pages; one layer is \
                 allocated and counted 27 times. Unused is the share of it that holds no token: of pages, the end of each \
                 sequence's last one.";
-    bench.table(&title, "each sequence | pieces | used | allocated | unused", rows, &[note]);
+    bench.table(&title, "each sequence | pieces | used, MiB | allocated, MiB | unused", rows, &[note]);
 }
 
 /// The bytes of one layer's caches, one for each sequence, with room for so many tokens in pages of this size.

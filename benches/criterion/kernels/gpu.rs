@@ -39,7 +39,7 @@ pub fn run(bench: &mut Bench) {
         "Operands are random, and rotated over {} MiB or {MOST_COPIES} copies, so that large ones are not in the cache. A time \
          includes its launch: one that does nothing takes {:.1} us.",
         ROTATED >> 20,
-        found.launch * 1e6
+        found.launch() * 1e6
     );
     for (title, cases) in families {
         let mut rows = vec![];

@@ -1,6 +1,6 @@
-//! Tables and plots of what was measured on one machine, the same for the CPU and for a device.
+//! Tables of what was measured on one machine, the same for the CPU and for a device.
 
-use dsv2_bench_report::{Better, Measurement, Series};
+use dsv2_bench_report::{Better, Measurement};
 use dsv2_reference::AttentionForm;
 
 use super::harness::{Kind, Measured, STEPS, Timed};
@@ -52,11 +52,7 @@ pub fn prompts(bench: &mut Bench, measured: &[Measured]) {
 
 /// Pieces of prompts in both forms of attention.
 pub fn pieces(bench: &mut Bench, measured: &[Measured]) {
-    let first = format!(
-        "New tokens behind {CACHED} cached ones, in one piece. The expanded form makes keys and values of all cached tokens \
-         anew, the absorbed form attends on the latents."
-    );
-    let (mut rows, mut notes) = (Vec::new(), vec![first]);
+    let mut rows = Vec::new();
     for measured in measured {
         let model = &measured.model;
         let mut sizes: Vec<usize> = measured.of(Kind::Piece).map(|timed| timed.point.new).collect();
@@ -70,12 +66,13 @@ pub fn pieces(bench: &mut Bench, measured: &[Measured]) {
             let [expanded, absorbed] = both.map(|seconds| cell(seconds, |seconds| digits(1e3 * seconds)));
             rows.push(vec![model.name.into(), new.to_string(), expanded, absorbed, ratio(both)]);
         }
-        let crossing = model.work.break_even;
-        notes.push(format!("{}: by operations alone the two cross at {crossing:.0} new tokens.", model.name));
     }
     let columns = "model | new tokens | expanded, ms | absorbed, ms | expanded / absorbed";
-    let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
-    bench.table("Expanded or absorbed: pieces of a prompt on the CPU", columns, rows, &notes);
+    let note = format!(
+        "New tokens behind {CACHED} cached ones, in one piece. The expanded form makes keys and values of all cached tokens \
+         anew, the absorbed form attends on the latents."
+    );
+    bench.table("Expanded or absorbed: pieces of a prompt on the CPU", columns, rows, &[&note]);
 }
 
 /// Steps of one sequence in both forms, against the context.
@@ -85,7 +82,7 @@ pub fn contexts(bench: &mut Bench, measured: &[Measured]) {
     let note = format!(
         "One sequence, one token at a time; {STEPS} different tokens in turn. Times as fast: absorbed over expanded."
     );
-    let (mut rows, mut lines, mut notes) = (vec![], vec![], vec![note, machine.note.into(), FLOOR.into()]);
+    let (mut rows, mut notes) = (vec![], vec![note, machine.note.into(), FLOOR.into()]);
     for measured in measured {
         let model = &measured.model;
         let of_one = measured.of(Kind::Step).filter(|timed| timed.point.batch == 1);
@@ -106,8 +103,6 @@ pub fn contexts(bench: &mut Bench, measured: &[Measured]) {
                 let (name, form, slope) = (model.name, way(form), digits(1e9 * slope));
                 notes.push(format!("{name}, {form}: 1000 more cached tokens cost {slope} µs (least squares)."));
             }
-            let points = points.into_iter().map(|(context, seconds)| (context, 1.0 / seconds));
-            lines.push(Series { name: format!("{}, {}", model.name, way(form)), points: points.collect() });
         }
     }
     let columns =
@@ -115,8 +110,6 @@ pub fn contexts(bench: &mut Bench, measured: &[Measured]) {
     let title = "Decoding on the CPU, against the context";
     let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
     bench.table(title, columns, rows, &notes);
-    let title = "Decoding one sequence on the CPU: tokens per second";
-    bench.plot(title, "throughput-decode-context", ("cached tokens", true), ("tokens/s", true), lines);
 }
 
 /// Seconds that each further cached token costs, kept with two standard errors. Attention on latents reads every cached
@@ -150,7 +143,7 @@ fn slope(points: &[(f64, f64)]) -> Option<[f64; 2]> {
 pub fn batches(bench: &mut Bench, measured: &[Measured]) {
     let Some(&Measured { machine, .. }) = measured.first() else { return };
     let ceilings = machine.ceilings(bench);
-    let (mut rows, mut lines) = (Vec::new(), Vec::<Series>::new());
+    let mut rows = Vec::new();
     for measured in measured {
         let model = &measured.model;
         let mut counted: Vec<(&Timed, f64)> =
@@ -178,8 +171,6 @@ pub fn batches(bench: &mut Bench, measured: &[Measured]) {
                     of_floor(ceilings, bytes, flops, seconds),
                 ]);
             }
-            let points = of_context.iter().map(|(timed, _)| (timed.point.batch as f64, rate(timed))).collect();
-            lines.push(Series { name: format!("{}, {context} cached tokens", model.name), points });
         }
     }
     let columns = "model | cached tokens | sequences | ms per step | tokens/s | of one sequence | different experts | \
@@ -192,7 +183,4 @@ pub fn batches(bench: &mut Bench, measured: &[Measured]) {
     );
     let title = format!("Decoding on the {}, against the number of sequences", machine.name);
     bench.table(&title, columns, rows, &[&note, machine.note, FLOOR]);
-    let title = format!("Decoding on the {}: tokens per second of all sequences", machine.name);
-    let file = format!("throughput-decode-batch-{}", machine.name.to_lowercase());
-    bench.plot(&title, &file, ("sequences", true), ("tokens/s", true), lines);
 }
