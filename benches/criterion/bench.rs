@@ -49,7 +49,6 @@ impl Bench {
             versions: output_of("rustc", &["--version"]).map(|version| ("rustc".into(), version)).into_iter().collect(),
             ..Run::default()
         };
-        // The plots are in our own report.
         let criterion = Criterion::default()
             .output_directory(&criterion_folder())
             .sample_size(10)
