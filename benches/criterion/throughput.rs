@@ -8,7 +8,7 @@
 mod cpu;
 mod device;
 mod harness;
-pub mod model;
+mod model;
 mod report;
 
 use dsv2_reference::AttentionForm;

@@ -7,13 +7,13 @@ use dsv2_optimized::model::Settings;
 use dsv2_optimized::model::generate::GenerateOptions;
 use dsv2_optimized::model::head::CausalLm;
 use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
+use dsv2_reference::weights::generator::{GeneratedWeights, Rule};
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use ndarray::Array2;
 
 use super::counts::Count;
 use super::ratio;
 use crate::bench::Bench;
-use crate::throughput::model::weights;
 use crate::work::Work;
 
 const ID: &str = "kernels/step/v2-lite-narrow/bf16";
@@ -70,6 +70,12 @@ impl Step {
         let needed = work.step_bytes(work.visits(), (PROMPT + 1) as f64, 2.0);
         Ok(Step { count: Count::of(&emulated.profiles()), needed })
     }
+}
+
+fn weights() -> GeneratedWeights {
+    let rule = |suffix: &str, mean, std, gain| Rule { suffix: suffix.into(), mean, std, gain };
+    let rules = vec![rule("norm.weight", 1.0, Some(0.3), None), rule("weight", 0.0, None, Some(1.0))];
+    GeneratedWeights { seed: 20, rules }
 }
 
 fn report(bench: &mut Bench, two: &Step, three: &Step) {
