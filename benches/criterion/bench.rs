@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{Criterion, Throughput};
-use dsv2_bench_report::{Axis, Better, Machine, Measurement, NotRun, Plot, Results, Run, Series, Table};
+use dsv2_bench_report::{Better, Measurement, NotRun, Results, Run, Table};
 use regex::Regex;
 
-use crate::cache::bytes::Bytes;
 use crate::ceilings::{self, Ceilings, Control};
+use crate::provenance::{command, commit, machine, output_of};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,21 +23,12 @@ pub enum Profile {
 /// One run of this program.
 pub struct Bench {
     criterion: Criterion,
-    sizes: Criterion<Bytes>,
     wanted: Regex,
     profile: Profile,
     control: Control,
     begun: Instant,
     part: &'static str,
     run: Run,
-}
-
-/// The median of some samples, in seconds, and an interval that holds it.
-#[derive(Clone, Copy, Debug)]
-pub struct Seconds {
-    pub median: f64,
-    pub low: f64,
-    pub high: f64,
 }
 
 impl Bench {
@@ -59,24 +49,15 @@ impl Bench {
             versions: output_of("rustc", &["--version"]).map(|version| ("rustc".into(), version)).into_iter().collect(),
             ..Run::default()
         };
-        // The plots are in our own report.
-        let criterion = || Criterion::default().output_directory(&criterion_folder()).sample_size(10).without_plots();
-        let times = criterion()
+        let criterion = Criterion::default()
+            .output_directory(&criterion_folder())
+            .sample_size(10)
+            .without_plots()
             .warm_up_time(Duration::from_millis(300))
             .measurement_time(Duration::from_millis(1500))
             .configure_from_args();
-        // A size is the same each time, so criterion's samples need no time; in its quick mode it takes the first that lasts
-        // longer than asked for.
-        let short = if profile == Profile::Quick { Duration::from_nanos(1) } else { Duration::from_millis(1) };
-        let sizes = criterion()
-            .nresamples(1001)
-            .warm_up_time(Duration::from_nanos(1))
-            .measurement_time(short)
-            .configure_from_args()
-            .with_measurement(Bytes);
         Bench {
-            criterion: times,
-            sizes,
+            criterion,
             wanted: wanted_ids(),
             profile,
             control: Control::new(),
@@ -97,7 +78,7 @@ impl Bench {
         eprintln!("\n== {part} (after {:.0} s)", self.begun.elapsed().as_secs_f64());
     }
 
-    /// Measures seconds per iteration: `routine` is given a number of iterations and says how long they took. The id of
+    /// The median of seconds per iteration: `routine` is given a number of iterations and says how long they took. The id of
     /// the measurement is `group/name`; it may hold letters, digits and any of `=.-_`, the group `/` as well. None if
     /// the command line does not want it.
     ///
@@ -110,7 +91,7 @@ impl Bench {
         name: &str,
         work: Throughput,
         mut routine: impl FnMut(u64) -> Duration,
-    ) -> Option<Seconds> {
+    ) -> Option<f64> {
         if self.wants(&format!("{group}/{name}")) {
             routine(1);
         }
@@ -121,8 +102,7 @@ impl Bench {
         benchmarks.throughput(work).bench_function(name, |bencher| bencher.iter_custom(&mut routine));
         benchmarks.finish();
         let (seconds, samples) = estimated(&folder)?;
-        self.keep_seconds(format!("{group}/{name}"), seconds, samples);
-        Some(seconds)
+        Some(self.keep_seconds(format!("{group}/{name}"), seconds, samples))
     }
 
     /// The same for what takes too long for criterion's ten samples: `routine` says how long one iteration took, and is
@@ -133,40 +113,33 @@ impl Bench {
         name: &str,
         rounds: usize,
         mut routine: impl FnMut() -> Duration,
-    ) -> Option<Seconds> {
+    ) -> Option<f64> {
         let id = format!("{group}/{name}");
         if rounds == 0 || !self.wants(&id) {
             return None;
         }
         let mut times: Vec<f64> = (0..rounds).map(|_| routine().as_secs_f64()).collect();
         times.sort_by(f64::total_cmp);
-        let (low, high) = (times[0], times[rounds - 1]);
-        let seconds = Seconds { median: (times[(rounds - 1) / 2] + times[rounds / 2]) / 2.0, low, high };
-        println!("{id}\n{:24}time:   [{low:.4} s {:.4} s {high:.4} s] ({rounds} times)", "", seconds.median);
-        self.keep_seconds(id, seconds, rounds);
-        Some(seconds)
+        let (low, median, high) = (times[0], (times[(rounds - 1) / 2] + times[rounds / 2]) / 2.0, times[rounds - 1]);
+        println!("{id}\n{:24}time:   [{low:.4} s {median:.4} s {high:.4} s] ({rounds} times)", "");
+        Some(self.keep_seconds(id, [low, median, high], rounds))
     }
 
-    fn keep_seconds(&mut self, id: String, seconds: Seconds, samples: usize) {
-        let Seconds { median, low, high } = seconds;
-        self.keep(Measurement::sampled(id, "s", Better::Less, [low, median, high], samples));
+    /// Keeps the ends of an interval and the median in it, which it returns.
+    fn keep_seconds(&mut self, id: String, seconds: [f64; 3], samples: usize) -> f64 {
+        self.keep(Measurement::sampled(id, "s", Better::Less, seconds, samples));
+        seconds[1]
     }
 
-    /// Measures bytes: `fill` makes what takes them, and says how many they are. It is done once, and what was found is
-    /// criterion's every sample: bytes are counted, and a second count would be the same. Of the id as for times; `tokens`
-    /// is what the bytes hold. None if the command line does not want it.
-    pub fn bytes(&mut self, group: &str, name: &str, tokens: u64, mut fill: impl FnMut() -> u64) -> Option<u64> {
-        // The gate compares exact numbers; criterion's test needs some spread.
-        let _ = fs::remove_dir_all(criterion_folder().join(group.replace('/', "_")).join(name));
-        let mut measured = None;
-        let mut benchmarks = self.sizes.benchmark_group(group);
-        benchmarks.throughput(Throughput::Elements(tokens)).bench_function(name, |bencher| {
-            let bytes = *measured.get_or_insert_with(&mut fill);
-            bencher.iter_custom(|iterations| iterations as f64 * bytes as f64);
-        });
-        benchmarks.finish();
-        let bytes = measured?;
-        self.keep(Measurement::exact(format!("{group}/{name}"), "B", Better::Less, bytes as f64));
+    /// Measures bytes: `fill` makes what takes them, and says how many they are. They are counted, so once is enough. None
+    /// if the command line does not want it.
+    pub fn bytes(&mut self, id: String, fill: impl FnOnce() -> u64) -> Option<u64> {
+        if !self.wants(&id) {
+            return None;
+        }
+        let bytes = fill();
+        println!("{id}\n{:24}bytes:  {bytes}", "");
+        self.keep(Measurement::exact(id, "B", Better::Less, bytes as f64));
         Some(bytes)
     }
 
@@ -186,17 +159,6 @@ impl Bench {
             let columns = columns.split('|').map(|column| column.trim().to_owned()).collect();
             let notes = notes.iter().map(|&note| note.to_owned()).collect();
             self.run.tables.push(Table { section: self.part.into(), title: title.into(), columns, rows, notes });
-        }
-    }
-
-    /// Adds a plot of lines to this part of the report: of those that have points, if any has. An axis is a label, and
-    /// whether it is logarithmic.
-    pub fn plot(&mut self, title: &str, file: &str, x: (&str, bool), y: (&str, bool), mut series: Vec<Series>) {
-        series.retain(|series| !series.points.is_empty());
-        if !series.is_empty() {
-            let axis = |(label, log): (&str, bool)| Axis { label: label.into(), log };
-            let (section, title, file) = (self.part.into(), title.into(), file.into());
-            self.run.plots.push(Plot { section, title, file, x: axis(x), y: axis(y), series });
         }
     }
 
@@ -230,8 +192,8 @@ impl Bench {
         }
         self.part = "machine";
         self.run.noise = self.control.noise();
-        let control = self.control.measurements();
-        ceilings::report(&mut self, control);
+        let (measurements, note) = self.control.measurements();
+        ceilings::report(&mut self, "Ceilings, timed between all parts of the run", &measurements, &note);
         self.run.seconds = self.begun.elapsed().as_secs_f64();
         let folder = target_folder().join("bench");
         fs::create_dir_all(&folder)?;
@@ -276,8 +238,8 @@ fn wanted_ids() -> Regex {
     Regex::new(&pattern).expect("criterion has refused what is no regular expression")
 }
 
-/// What criterion has found, if it measured at all.
-fn estimated(folder: &Path) -> Option<(Seconds, usize)> {
+/// What criterion has found, if it measured at all: the median between the ends of its interval, and of how many samples.
+fn estimated(folder: &Path) -> Option<([f64; 3], usize)> {
     let json =
         |name: &str| -> Option<serde_json::Value> { serde_json::from_slice(&fs::read(folder.join(name)).ok()?).ok() };
     let estimates = json("estimates.json")?;
@@ -288,7 +250,7 @@ fn estimated(folder: &Path) -> Option<(Seconds, usize)> {
     let (median, low, high) =
         (seconds(&median["point_estimate"])?, seconds(&interval["lower_bound"])?, seconds(&interval["upper_bound"])?);
     // Of two samples, criterion's interval need not hold the median.
-    Some((Seconds { median, low: low.min(median), high: high.max(median) }, samples))
+    Some(([low.min(median), median, high.max(median)], samples))
 }
 
 /// The folder that cargo builds into, if this program is still in `<target>/release/deps`; or else its own.
@@ -302,40 +264,4 @@ pub fn target_folder() -> PathBuf {
 /// Where criterion keeps what it measured, for its own comparisons.
 fn criterion_folder() -> PathBuf {
     target_folder().join("criterion")
-}
-
-fn command() -> String {
-    let arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let arguments: Vec<String> = arguments.collect();
-    if arguments.is_empty() { "cargo bench".into() } else { format!("cargo bench -- {}", arguments.join(" ")) }
-}
-
-/// What a program prints, if it succeeds.
-fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// From git, or where the program was carried elsewhere from the variable DSV2_COMMIT.
-fn commit() -> String {
-    if let Ok(commit) = std::env::var("DSV2_COMMIT") {
-        return commit;
-    }
-    let Some(hash) = output_of("git", &["rev-parse", "--short=10", "HEAD"]) else { return "unknown".into() };
-    let changed = output_of("git", &["status", "--porcelain", "--untracked-files=no"]);
-    if changed.is_none_or(|text| !text.is_empty()) { hash + "+" } else { hash }
-}
-
-fn machine() -> Machine {
-    let system = sysinfo::System::new_with_specifics(
-        sysinfo::RefreshKind::nothing()
-            .with_cpu(sysinfo::CpuRefreshKind::nothing())
-            .with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram()),
-    );
-    Machine {
-        cpu: system.cpus().first().map_or_else(|| "unknown".into(), |cpu| cpu.brand().trim().to_owned()),
-        threads: rayon::current_num_threads(),
-        memory_gb: (system.total_memory() as f64 / 1e8).round() / 10.0,
-        gpu: None,
-    }
 }

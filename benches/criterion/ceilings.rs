@@ -85,13 +85,19 @@ impl Control {
         spread(&self.read).max(spread(&self.multiply))
     }
 
-    /// For comparing runs.
-    pub fn measurements(&self) -> [Measurement; 2] {
+    /// For comparing runs, and what a reader must know of them.
+    pub fn measurements(&self) -> ([Measurement; 2], String) {
         let id = |name: &str| format!("{}{name}", dsv2_bench_report::compare::CONTROL);
-        [
+        let measurements = [
             rate(id("read"), "B/s", READ_BYTES as f64, &self.read),
             rate(id("multiply-add-f32"), "flop/s", flops(), &self.multiply),
-        ]
+        ];
+        let note = format!(
+            "Reading is a sum over {} MiB, multiplying is {CHAINS} chains of {LANES} fp32 numbers in registers; both on all \
+             threads, best of 5 each time.",
+            READ_BYTES >> 20
+        );
+        (measurements, note)
     }
 }
 
@@ -108,22 +114,19 @@ pub fn least_median_most(seconds: &[f64]) -> [f64; 3] {
     [seconds[0], seconds[seconds.len() / 2], seconds[seconds.len() - 1]]
 }
 
-/// Puts the control's measurements into the results and the report.
-pub fn report(bench: &mut Bench, measurements: [Measurement; 2]) {
-    let giga = |value: f64| format!("{:.1}", value / 1e9);
+/// Keeps the measurements of this machine's loads, or those of a GPU, with a table of them.
+pub fn report(bench: &mut Bench, title: &str, measurements: &[Measurement], note: &str) {
     let row = |measurement: &Measurement| {
         let Measurement { id, unit, value, low, high, samples, .. } = measurement;
-        vec![id.clone(), format!("G{unit}"), giga(*value), giga(*low), giga(*high), samples.to_string()]
+        let scaled = |value: &f64| match unit.as_str() {
+            "s" => format!("{:.2} µs", value * 1e6),
+            unit => format!("{:.1} G{unit}", value / 1e9),
+        };
+        vec![id.clone(), scaled(value), scaled(low), scaled(high), samples.to_string()]
     };
     let rows = measurements.iter().map(row).collect();
-    let note = format!(
-        "Reading is a sum over {} MiB, multiplying is {CHAINS} chains of {LANES} fp32 numbers in registers; both on all \
-         threads, best of 5 each time.",
-        READ_BYTES >> 20
-    );
-    let columns = "load | unit | median | least | most | times";
-    bench.table("Ceilings, timed between all parts of the run", columns, rows, &[&note]);
-    measurements.into_iter().for_each(|measurement| bench.keep(measurement));
+    bench.table(title, "load | median | least | most | times", rows, &[note]);
+    measurements.iter().for_each(|measurement| bench.keep(measurement.clone()));
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {

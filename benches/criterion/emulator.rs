@@ -1,7 +1,7 @@
 //! How fast the emulator is: thread-instructions per second (an instruction of a warp counts once for each of its threads)
 //! on the kernels of its own tests, each in every way of running them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use criterion::Throughput;
 use ptx_emulator::race::RaceDetector;
@@ -42,17 +42,14 @@ impl Launch {
         Launch { gpu, module: parsed(GEMM), kernel: "gemm_bf16", grid, args }
     }
 
-    /// How many thread-instructions it is.
-    fn run(&mut self, options: Options) -> u64 {
-        let launched = self.gpu.launch(&self.module, self.kernel, self.grid, &self.args, options);
-        launched.expect("the kernel runs").thread_instructions
-    }
-
-    /// The same while the race detector watches, which takes one thread.
-    fn run_watched(&mut self, options: Options) -> u64 {
-        let mut races = RaceDetector::new();
+    /// How many thread-instructions it is. Without options the race detector watches, which takes one thread.
+    fn run(&mut self, options: Option<Options>) -> u64 {
         let Launch { gpu, module, kernel, grid, args } = self;
-        let launched = gpu.launch_watched(module, kernel, *grid, args, options, &mut races);
+        let mut races = RaceDetector::new();
+        let launched = match options {
+            Some(options) => gpu.launch(module, kernel, *grid, args, options),
+            None => gpu.launch_watched(module, kernel, *grid, args, Options::default(), &mut races),
+        };
         assert!(races.races().is_empty(), "{kernel}: {:?}", races.races());
         launched.expect("the kernel runs").thread_instructions
     }
@@ -81,17 +78,18 @@ pub fn run(bench: &mut Bench) {
     ];
     let mut rows = Vec::new();
     for (name, mut launch) in launches {
-        let instructions = launch.run(Options::default());
+        let instructions = launch.run(Some(Options::default()));
         let mut row = vec![name.to_owned()];
         for (way, options) in ways {
             let work = Throughput::Elements(instructions);
-            let seconds = bench.time(&format!("emulator/{name}"), way, work, |iterations| match options {
-                Some(options) => repeated(iterations, || launch.run(options)),
-                None => repeated(iterations, || launch.run_watched(Options::default())),
+            let seconds = bench.time(&format!("emulator/{name}"), way, work, |iterations| {
+                let start = Instant::now();
+                for _ in 0..iterations {
+                    std::hint::black_box(launch.run(options));
+                }
+                start.elapsed()
             });
-            row.push(
-                seconds.map_or("-".into(), |seconds| format!("{:.0}", instructions as f64 / seconds.median / 1e6)),
-            );
+            row.push(seconds.map_or("-".into(), |seconds| format!("{:.0}", instructions as f64 / seconds / 1e6)));
         }
         rows.push(row);
     }
@@ -99,12 +97,4 @@ pub fn run(bench: &mut Bench) {
     let columns = format!("kernel | {}", ways.map(|(way, _)| way).join(" | "));
     let note = "An instruction of a warp counts once for each of its threads.";
     bench.table("Million thread-instructions per second", &columns, rows, &[note]);
-}
-
-fn repeated<T>(iterations: u64, mut routine: impl FnMut() -> T) -> Duration {
-    let start = Instant::now();
-    for _ in 0..iterations {
-        std::hint::black_box(routine());
-    }
-    start.elapsed()
 }

@@ -40,13 +40,6 @@ fn shape(case: &Case) -> String {
     format!("{} {}", case.model, case.shape().replace('_', " "))
 }
 
-/// What belongs to one operator next to each other, otherwise in the same order.
-fn by_operator(mut cases: Vec<Case>) -> Vec<Case> {
-    let order: Vec<&str> = cases.iter().map(|case| case.operator).collect();
-    cases.sort_by_key(|case| order.iter().position(|operator| *operator == case.operator));
-    cases
-}
-
 /// Of two numbers, to two digits after the point; nothing if there is no whole.
 fn ratio(part: f64, whole: f64) -> String {
     if whole == 0.0 { "-".into() } else { format!("{:.2}", part / whole) }

@@ -16,6 +16,7 @@ mod ceilings;
 mod emulator;
 mod headline;
 mod kernels;
+mod provenance;
 mod throughput;
 mod work;
 

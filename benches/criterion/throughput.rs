@@ -7,7 +7,6 @@
 
 mod cpu;
 mod device;
-mod growth;
 mod harness;
 mod model;
 mod report;
@@ -27,28 +26,34 @@ const SHORT: usize = 128;
 /// Tokens that are cached before a piece.
 const CACHED: usize = 2048;
 
+/// In the ids and tables of the CPU.
+fn way(form: AttentionForm) -> &'static str {
+    match form {
+        AttentionForm::Expanded => "expanded",
+        AttentionForm::Absorbed => "absorbed",
+    }
+}
+
 /// Measures the models on the CPU and, if there is one, on the GPU.
 pub fn run(bench: &mut Bench) {
-    let mid = OnCpu::mid();
     let mut measured = vec![];
-    let lite;
     if bench.profile() == Profile::Quick {
         let points = points(&[16, 4, 1], &[512, 2048], &[128, 512], &[16, 256]);
-        measured.push(measure(bench, &mid, &points));
+        measured.push(measure(bench, OnCpu::mid(), &points));
     } else {
         let points = |contexts| points(&[32, 16, 8, 4, 2, 1], contexts, &[128, 512, 2048, 4096], &[4, 16, 64, 256]);
         // Its steps are cheap enough to see how the cost goes on.
-        measured.push(measure(bench, &mid, &points(&[512, 1024, 2048, 4096, 16384])));
+        measured.push(measure(bench, OnCpu::mid(), &points(&[512, 1024, 2048, 4096, 16384])));
         let points = points(&[512, 1024, 2048, 4096]);
-        lite = v2_lite_4(bench, &points);
-        measured.extend(lite.as_ref().map(|lite| measure(bench, lite, &points)));
+        measured.extend(v2_lite_4(bench, &points).map(|lite| measure(bench, lite, &points)));
     }
     report::prompts(bench, &measured);
     report::pieces(bench, &measured);
     report::contexts(bench, &measured);
     report::batches(bench, &measured);
-    growth::report(bench, &measured);
-    device::run(bench);
+    let measured = device::measured(bench);
+    report::prompts(bench, &measured);
+    report::batches(bench, &measured);
 }
 
 /// Steps of batches at the short context, the largest first, for smaller ones are a part of it; then of one sequence at

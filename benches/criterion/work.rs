@@ -19,7 +19,6 @@ const STORED: f64 = 2.0;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Work {
     pub layers: f64,
-    pub hidden: f64,
     /// The projections of attention without `kv_b_proj`, and that.
     pub projections: f64,
     pub kv_b: f64,
@@ -39,8 +38,6 @@ pub struct Work {
     /// Operations of a pair of a new and a cached token in a layer, in both forms.
     pub absorbed_pair: f64,
     pub expanded_pair: f64,
-    /// New tokens from which on the expanded form computes less: c (n + v) / (2c - n - v).
-    pub break_even: f64,
 }
 
 impl Work {
@@ -64,7 +61,6 @@ impl Work {
         .map(|size| size as f64);
         Work {
             layers: config.num_hidden_layers as f64,
-            hidden: config.hidden_size as f64,
             projections: sum(&|name| name.contains(".self_attn.") && !is_kv_b(name)),
             kv_b: sum(&is_kv_b),
             feed_forward: sum(&|name| name.contains(".mlp.") && !name.contains(".mlp.experts.")),
@@ -76,7 +72,6 @@ impl Work {
             cached: c + r,
             absorbed_pair: 2.0 * heads * (2.0 * c + r),
             expanded_pair: 2.0 * heads * (n + r + v),
-            break_even: c * (n + v) / (2.0 * c - n - v),
         }
     }
 

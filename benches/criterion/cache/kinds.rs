@@ -8,7 +8,6 @@ use dsv2::kv_cache::Attention;
 use dsv2_reference::LatentCache;
 use dsv2_reference::config::DeepseekV2Config;
 use dsv2_reference::model::cache::{CacheFormat, PackedFormat};
-use dsv2_reference::weights::generator::splitmix64;
 use half::bf16;
 use ndarray::{Array3, s};
 
@@ -19,7 +18,7 @@ pub struct Model {
     /// For ids.
     pub id: &'static str,
     /// For tables.
-    pub name: &'static str,
+    name: &'static str,
     pub config: DeepseekV2Config,
     /// The only kind of attention that is looked at.
     only: Option<Attention>,
@@ -29,8 +28,8 @@ pub struct Model {
 #[derive(Clone, Copy)]
 pub struct Kind<'a> {
     pub model: &'a Model,
-    pub attention: Attention,
-    pub format: CacheFormat,
+    attention: Attention,
+    format: CacheFormat,
 }
 
 const BF16: CacheFormat = CacheFormat::Packed(PackedFormat::Bf16);
@@ -48,19 +47,16 @@ pub struct Limit {
 }
 
 impl Model {
-    /// V2 and V2-Lite with every kind, and DeepSeek 67B as it is.
-    pub fn all() -> [Model; 3] {
+    /// V2 and V2-Lite with every kind, DeepSeek 67B as it is, and the model with MHA that the paper's table 9 compares its
+    /// large MLA model with.
+    pub fn all() -> [Model; 4] {
         let config = |id| DeepseekV2Config::preset(id).expect("a published model");
         [
             Model { id: "v2", name: "DeepSeek-V2", config: config("v2"), only: None },
             Model { id: "v2-lite", name: "DeepSeek-V2-Lite", config: config("v2-lite"), only: None },
             Model::without_latent("67b", "DeepSeek 67B", [95, 64], Attention::Gqa),
+            Model::without_latent("paper-large-moe", "large MoE of table 9", [60, 56], Attention::Mha),
         ]
-    }
-
-    /// The model with MHA that the paper's table 9 compares its large MLA model with.
-    pub fn large_with_mha() -> Model {
-        Model::without_latent("paper-large-moe", "large MoE of table 9", [60, 56], Attention::Mha)
     }
 
     /// Heads of 128.
@@ -87,47 +83,28 @@ impl Model {
             format,
         })
     }
-
-    /// In bf16.
-    pub fn kind(&self, attention: Attention) -> Kind<'_> {
-        Kind { model: self, attention, format: BF16 }
-    }
-
-    pub fn layers(&self) -> usize {
-        self.config.num_hidden_layers
-    }
 }
 
 impl Kind<'_> {
     /// The type of a number.
-    pub fn format(&self) -> String {
+    fn format(&self) -> String {
         if self.format == CacheFormat::Plain { "fp32".into() } else { self.format.to_string() }
     }
 
     /// For ids: `v2/mla-bf16`
     pub fn id(&self) -> String {
-        let attention = match self.attention {
-            Attention::Mha => "mha",
-            Attention::Gqa => "gqa",
-            Attention::Mqa => "mqa",
-            Attention::Mla => "mla",
-            Attention::MlaExpanded => "mla-expanded",
-        };
+        let attention = serde_json::json!(self.attention);
+        let attention = attention.as_str().expect("a name");
         format!("{}/{attention}-{}", self.model.id, self.format())
     }
 
-    /// `MLA, bf16`
-    pub fn name(&self) -> String {
-        format!("{}, {}", self.attention, self.format())
-    }
-
     /// `DeepSeek-V2: MLA, bf16`
-    pub fn full_name(&self) -> String {
-        format!("{}: {}", self.model.name, self.name())
+    pub fn name(&self) -> String {
+        format!("{}: {}, {}", self.model.name, self.attention, self.format())
     }
 
     /// Numbers per token and layer.
-    pub fn numbers(&self) -> usize {
+    fn numbers(&self) -> usize {
         self.attention.numbers(&self.model.config)
     }
 
@@ -141,7 +118,7 @@ impl Kind<'_> {
 
     /// The bytes that a cache of all layers takes when it is given so many tokens.
     pub fn fill(&self, tokens: usize, limit: Limit) -> u64 {
-        let (layers, of_layer) = (self.model.layers(), tokens * self.formula());
+        let (layers, of_layer) = (self.model.config.num_hidden_layers, tokens * self.formula());
         let some_layers = (limit.tokens / tokens).min(limit.bytes / of_layer).clamp(1, layers);
         let pieces: Vec<usize> = (0..tokens).step_by(PIECE).map(|start| PIECE.min(tokens - start)).collect();
         let filled = if self.attention == Attention::Mla {
@@ -161,8 +138,8 @@ impl Kind<'_> {
 pub fn fill_latent(config: &DeepseekV2Config, format: CacheFormat, layers: usize, pieces: &[usize]) -> Taken {
     let config = DeepseekV2Config { num_hidden_layers: layers, ..config.clone() };
     let longest = pieces.iter().copied().max().unwrap_or(0);
-    let random = |width| Array3::from_shape_fn((1, longest, width), |(_, t, i)| random(t * width + i));
-    let (latents, keys) = (random(config.kv_lora_rank), random(config.qk_rope_head_dim));
+    let ones = |width| Array3::ones((1, longest, width));
+    let (latents, keys) = (ones(config.kv_lora_rank), ones(config.qk_rope_head_dim));
     let mut cache = LatentCache::<f32>::with_format(&config, 1, format);
     count::begin();
     for &piece in pieces {
@@ -176,21 +153,14 @@ pub fn fill_latent(config: &DeepseekV2Config, format: CacheFormat, layers: usize
 
 /// What plain arrays take when they are given pieces of a sequence; one for each layer, of this width.
 fn fill_arrays(width: usize, layers: usize, pieces: &[usize]) -> u64 {
-    let token: Vec<bf16> = (0..width).map(|i| bf16::from_f32(random(i))).collect();
     let mut arrays: Vec<Vec<bf16>> = vec![Vec::new(); layers];
     count::begin();
     for &piece in pieces {
         for array in &mut arrays {
-            array.reserve(piece * width);
-            (0..piece).for_each(|_| array.extend_from_slice(&token));
+            array.resize(array.len() + piece * width, bf16::ONE);
         }
     }
     let kept = count::end().kept;
     drop(arrays);
     kept
-}
-
-/// From -1 to 1.
-fn random(index: usize) -> f32 {
-    (splitmix64(index as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0
 }

@@ -7,7 +7,7 @@ use dsv2_optimized::{Device, Element, Emulated, Library};
 use dsv2_reference::config::DeepseekV2Config;
 use dsv2_reference::weights::generator::splitmix64;
 
-use super::bytes::human;
+use super::mib;
 use crate::bench::{Bench, Profile};
 
 /// One layer is allocated on the emulated device; all have the same pages.
@@ -25,40 +25,27 @@ pub fn run(bench: &mut Bench) {
     let tokens: usize = lengths.iter().sum();
     let longest = lengths.iter().copied().max().unwrap_or(1);
     let used = tokens as u64 * LAYERS * 2 * 576;
-    let one_piece = |room: usize| (vec![room; lengths.len()], room);
+    let in_one_piece = |room| (vec![room; lengths.len()], room);
     let mut ways = vec![
-        ("contiguous-largest".to_owned(), format!("in one piece of {longest_possible}"), {
-            one_piece(longest_possible as usize)
-        }),
-        ("contiguous-longest".to_owned(), format!("in one piece as long as the longest ({longest})"), {
-            one_piece(longest)
-        }),
+        ("contiguous-largest".to_owned(), in_one_piece(longest_possible as usize)),
+        ("contiguous-longest".to_owned(), in_one_piece(longest)),
     ];
-    for page in [128, 64, 32, 16] {
-        ways.push((format!("page={page}"), format!("in pages of {page}"), (lengths.clone(), page)));
-    }
+    ways.extend([128, 64, 32, 16].map(|page| (format!("page={page}"), (lengths.clone(), page))));
     let mut rows = Vec::new();
-    for (id, name, (rooms, page)) in ways {
-        let group = format!("cache/paged/batch={batch}");
-        let Some(bytes) = bench.bytes(&group, &id, tokens as u64, || LAYERS * layer(&rooms, page)) else { continue };
-        let ratio = bytes as f64 / used as f64;
-        let pages = rooms.iter().map(|room| room.div_ceil(page)).sum::<usize>();
-        rows.push(vec![
-            name,
-            pages.to_string(),
-            human(used as f64),
-            human(bytes as f64),
-            format!("{ratio:.3}"),
-            format!("{:.1} %", 100.0 * (1.0 - 1.0 / ratio)),
-        ]);
+    for (name, (rooms, page)) in ways {
+        let id = format!("cache/paged/batch={batch}/{name}");
+        let Some(bytes) = bench.bytes(id, || LAYERS * layer(&rooms, page)) else { continue };
+        let pages: usize = rooms.iter().map(|room| room.div_ceil(page)).sum();
+        let unused = format!("{:.1} %", 100.0 * (1.0 - used as f64 / bytes as f64));
+        rows.push(vec![name, pages.to_string(), mib(used), mib(bytes), unused]);
     }
     let title =
         format!("DeepSeek-V2-Lite in bf16: {batch} sequences of 1 to {longest_possible} tokens, {tokens} in all");
-    let columns = "each sequence | pieces | used | allocated | allocated / used | unused";
     let note = "Allocated is what the memory of the (emulated) device shrinks by when each sequence gets a cache with room \
-                for its length; one layer is allocated and counted 27 times. Unused is the share of it that holds no token: \
-                of pages, the end of each sequence's last one. All pages are equal, so none is too small to be used again.";
-    bench.table(&title, columns, rows, &[note]);
+                for its length: in one piece for the longest possible or the longest there is, or in pages; one layer is \
+                allocated and counted 27 times. Unused is the share of it that holds no token: of pages, the end of each \
+                sequence's last one.";
+    bench.table(&title, "each sequence | pieces | used, MiB | allocated, MiB | unused", rows, &[note]);
 }
 
 /// The bytes of one layer's caches, one for each sequence, with room for so many tokens in pages of this size.

@@ -7,30 +7,20 @@
 
 use crate::work::Work;
 
-/// A node of eight H800 as NVIDIA specifies it, without sparsity.
-pub mod node {
-    pub const GPUS: f64 = 8.0;
-    /// Bytes per second that a GPU reads from its memory.
-    pub const BYTES: f64 = 3.35e12;
-    /// Operations per second in bf16 of a GPU.
-    pub const BF16: f64 = 989e12;
-    /// The same in fp8.
-    pub const FP8: f64 = 1979e12;
-    /// Bytes per second that a GPU sends: NVLink's 400 GB/s are of both directions.
-    pub const LINK: f64 = 200e9;
-}
-
-/// The memory of eight GPUs of 80 GB.
-pub const NODE_MEMORY: f64 = 640e9;
-
-/// Groups of experts that a token of V2 may choose from.
-const TOKEN_GROUPS: f64 = 3.0;
+/// A node of eight H800 of 80 GB as NVIDIA specifies it, without sparsity.
+const GPUS: f64 = 8.0;
+const NODE_MEMORY: f64 = GPUS * 80e9;
+/// Bytes that the node reads from its memories in a second.
+const NODE_READS: f64 = GPUS * 3.35e12;
+/// Operations that it does in a second.
+const NODE_BF16: f64 = GPUS * 989e12;
+const NODE_FP8: f64 = GPUS * 1979e12;
 
 /// Bytes of a number.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Precision {
-    pub weight: f64,
-    pub cache: f64,
+    weight: f64,
+    cache: f64,
 }
 
 pub const BF16: Precision = Precision { weight: 2.0, cache: 2.0 };
@@ -39,19 +29,55 @@ pub const FP8_WEIGHTS: Precision = Precision { weight: 1.0, cache: 2.0 };
 /// What the paper deploys: fp8 weights, a cache of 6 bits.
 pub const DEPLOYED: Precision = Precision { weight: 1.0, cache: 0.75 };
 
-/// A model in numbers.
-pub struct Model {
-    pub name: &'static str,
-    pub heads: f64,
-    pub work: Work,
+impl Work {
+    /// DeepSeek 67B, a dense model with GQA.
+    pub fn deepseek_67b() -> Self {
+        let (layers, hidden, heads, groups, head) = (95.0, 8192.0, 64.0, 8.0, 128.0);
+        Work {
+            layers,
+            projections: layers * 2.0 * hidden * (heads + groups) * head,
+            feed_forward: layers * 3.0 * hidden * 22016.0,
+            head: hidden * 102_400.0,
+            cached: 2.0 * groups * head,
+            absorbed_pair: 4.0 * heads * head,
+            ..Work::default()
+        }
+    }
+
+    /// Weights of attention in all layers.
+    fn attention_weights(&self) -> f64 {
+        self.projections + self.kv_b
+    }
+
+    /// Weights of the feed-forward networks in all layers, of so many routed experts in each.
+    fn feed_forward_weights(&self, experts: f64) -> f64 {
+        self.feed_forward + self.moe_layers * experts * self.expert
+    }
+
+    /// All weights, the embedding too; norms are left out.
+    fn weights(&self) -> f64 {
+        self.attention_weights() + self.feed_forward_weights(self.routed) + 2.0 * self.head
+    }
+
+    /// How many of a layer's experts some tokens use that choose independently: E (1 - (1 - k/E)^B).
+    fn distinct_experts(&self, batch: f64) -> f64 {
+        let Work { routed, chosen, .. } = *self;
+        if routed == 0.0 { 0.0 } else { routed * (1.0 - (1.0 - chosen / routed).powf(batch)) }
+    }
+
+    /// How many sequences of such a length have room beside the weights.
+    fn room(&self, precision: Precision, context: f64) -> f64 {
+        let left = NODE_MEMORY - self.weights() * precision.weight;
+        (left / (context * self.cached_in_all() * precision.cache)).max(0.0).floor()
+    }
 }
 
-/// A part of a decode step: what it reads, in numbers, and what it computes.
-#[derive(Clone, Copy, Debug, Default)]
+/// A part of a decode step.
+#[derive(Clone, Copy, Default)]
 pub struct Part {
-    /// Weights read.
+    /// Bytes of weights read.
     pub weights: f64,
-    /// Cached numbers read.
+    /// Bytes of the cache read.
     pub cached: f64,
     /// Operations with weights; a multiplication with addition is two.
     pub weight_flops: f64,
@@ -59,116 +85,58 @@ pub struct Part {
     pub attention_flops: f64,
 }
 
-impl Model {
-    /// Weights of attention in all layers.
-    fn projections(&self) -> f64 {
-        self.work.projections + self.work.kv_b
-    }
-
-    /// Weights of the feed-forward networks in all layers, of so many routed experts in each.
-    fn feed_forward(&self, experts: f64) -> f64 {
-        self.work.feed_forward + self.work.moe_layers * experts * self.work.expert
-    }
-
-    /// All weights, the embedding too; norms are left out.
-    pub fn weights(&self) -> f64 {
-        self.projections() + self.feed_forward(self.work.routed) + 2.0 * self.work.head
-    }
-
-    /// Weights that a token is multiplied with.
-    pub fn active_weights(&self) -> f64 {
-        self.projections() + self.feed_forward(self.work.chosen) + self.work.head
-    }
-
-    /// How many of a layer's experts some tokens use that choose independently: E (1 - (1 - k/E)^B).
-    pub fn distinct_experts(&self, batch: f64) -> f64 {
-        let Work { routed, chosen, .. } = self.work;
-        if routed == 0.0 { 0.0 } else { routed * (1.0 - (1.0 - chosen / routed).powf(batch)) }
-    }
-
-    /// Operations of all layers' attention for each token of context; MLA in its absorbed form.
-    pub fn attention_flops(&self) -> f64 {
-        self.work.layers * self.work.absorbed_pair
-    }
-
-    /// How many sequences of such a length have room beside the weights; not rounded.
-    pub fn room(&self, precision: Precision, context: f64) -> f64 {
-        let left = NODE_MEMORY - self.weights() * precision.weight;
-        (left / (context * self.work.cached_in_all() * precision.cache)).max(0.0)
-    }
-
-    /// A step that adds a token to each of `batch` sequences of `context` tokens: the projections of attention, the
-    /// feed-forward network, attention itself, the head.
-    fn parts(&self, batch: f64, context: f64) -> [Part; 4] {
-        let of_weights = |read, met| Part { weights: read, weight_flops: 2.0 * batch * met, ..Part::default() };
-        let (distinct, tokens) = (self.distinct_experts(batch), batch * context);
-        let attention = Part {
-            cached: tokens * self.work.cached_in_all(),
-            attention_flops: tokens * self.attention_flops(),
-            ..Part::default()
-        };
-        [
-            of_weights(self.projections(), self.projections()),
-            of_weights(self.feed_forward(distinct), self.feed_forward(self.work.chosen)),
-            attention,
-            of_weights(self.work.head, self.work.head),
-        ]
-    }
-
-    /// Seconds that the GPUs need to send each other activations in bf16, which the step leaves out.
-    ///
-    /// A dense model is split by heads and columns: two all-reduces in each layer, in a ring. Of the mixture of experts
-    /// each GPU holds a group of experts, and has sequences of its own: a token goes to the groups that it may choose from,
-    /// and back; 7 of 8 times that is another GPU.
-    fn communication(&self, batch: f64) -> f64 {
-        let Work { layers, moe_layers, hidden, routed, .. } = self.work;
-        let (token, elsewhere) = (2.0 * hidden, (node::GPUS - 1.0) / node::GPUS);
-        let sent = if routed == 0.0 {
-            2.0 * 2.0 * elsewhere * batch * token * layers
-        } else {
-            2.0 * TOKEN_GROUPS * elsewhere * batch / node::GPUS * token * moe_layers
-        };
-        sent / node::LINK
-    }
-}
-
-/// A model on the node, in sequences of one length.
-pub struct Estimate {
-    pub batch: f64,
-    /// Projections, feed-forward network, attention, head.
-    pub parts: [Part; 4],
-    pub precision: Precision,
-    /// Seconds, not counted in the step.
-    pub communication: f64,
-}
-
-impl Estimate {
-    /// At the batch that fits.
-    pub fn new(model: &Model, precision: Precision, context: f64) -> Self {
-        Estimate::at(model, precision, context, model.room(precision, context).floor())
-    }
-
-    /// At a given batch.
-    pub fn at(model: &Model, precision: Precision, context: f64, batch: f64) -> Self {
-        Estimate { batch, parts: model.parts(batch, context), precision, communication: model.communication(batch) }
-    }
-
-    /// Seconds in which a part's bytes can be read.
-    pub fn reading(&self, part: &Part) -> f64 {
-        let bytes = part.weights * self.precision.weight + part.cached * self.precision.cache;
-        bytes / (node::GPUS * node::BYTES)
+impl Part {
+    /// Seconds in which its bytes can be read.
+    pub fn reading(&self) -> f64 {
+        (self.weights + self.cached) / NODE_READS
     }
 
     /// Seconds in which its operations can be done: weights of a byte are multiplied in fp8, wider ones in bf16; attention is
     /// in bf16 however the cache is kept.
-    pub fn computing(&self, part: &Part) -> f64 {
-        let weights = if self.precision.weight <= 1.0 { node::FP8 } else { node::BF16 };
-        part.weight_flops / (node::GPUS * weights) + part.attention_flops / (node::GPUS * node::BF16)
+    pub fn computing(&self, precision: Precision) -> f64 {
+        let of_weights = if precision.weight <= 1.0 { NODE_FP8 } else { NODE_BF16 };
+        self.weight_flops / of_weights + self.attention_flops / NODE_BF16
+    }
+}
+
+/// A step of a model on the node that adds a token to each of some sequences of one length.
+pub struct Estimate {
+    precision: Precision,
+    pub batch: f64,
+    /// Different routed experts that a layer uses.
+    pub experts: f64,
+    /// Projections, feed-forward network, attention, head.
+    pub parts: [Part; 4],
+}
+
+impl Estimate {
+    /// At the batch that fits.
+    pub fn new(model: &Work, precision: Precision, context: f64) -> Self {
+        Estimate::at(model, precision, context, model.room(precision, context))
+    }
+
+    /// At a given batch.
+    pub fn at(model: &Work, precision: Precision, context: f64, batch: f64) -> Self {
+        let of_weights =
+            |read, met| Part { weights: precision.weight * read, weight_flops: 2.0 * batch * met, ..Part::default() };
+        let (experts, tokens) = (model.distinct_experts(batch), batch * context);
+        let attention = Part {
+            cached: precision.cache * tokens * model.cached_in_all(),
+            attention_flops: tokens * model.layers * model.absorbed_pair,
+            ..Part::default()
+        };
+        let parts = [
+            of_weights(model.attention_weights(), model.attention_weights()),
+            of_weights(model.feed_forward_weights(experts), model.feed_forward_weights(model.chosen)),
+            attention,
+            of_weights(model.head, model.head),
+        ];
+        Estimate { precision, batch, experts, parts }
     }
 
     /// Seconds of a step.
     pub fn step(&self) -> f64 {
-        self.parts.iter().map(|part| self.reading(part).max(self.computing(part))).sum()
+        self.parts.iter().map(|part| part.reading().max(part.computing(self.precision))).sum()
     }
 
     pub fn tokens_per_second(&self) -> f64 {

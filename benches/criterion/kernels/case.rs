@@ -77,12 +77,6 @@ pub struct Prepared {
     pub written: usize,
 }
 
-impl Prepared {
-    pub fn bytes(&self) -> usize {
-        self.read + self.written
-    }
-}
-
 /// Which kernel of an operator.
 pub type Kind = (Variant, Element);
 
@@ -112,11 +106,6 @@ impl Case {
     /// Such as `H=16_B=1_T=256`.
     pub fn shape(&self) -> String {
         self.sizes.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join("_")
-    }
-
-    /// The size of an axis.
-    pub fn size(&self, axis: &str) -> Option<usize> {
-        self.sizes.iter().find(|(name, _)| *name == axis).map(|(_, size)| *size)
     }
 
     /// `kernels/OPERATOR/VARIANT/TYPE/SHAPE`

@@ -7,7 +7,7 @@ use dsv2_optimized::{Arg, Cuda, Device, Element, Grid, Kernel, Library, Result, 
 
 use super::case::{Case, Data};
 use crate::bench::Bench;
-use crate::ceilings::{least_median_most, rate};
+use crate::ceilings::{least_median_most, rate, report};
 
 /// Made of `ceilings.cu` by `python optimized/nvrtc.py benches/criterion/kernels/ceilings.cu`.
 const PTX: &str = include_str!("ceilings.ptx");
@@ -27,16 +27,15 @@ pub fn library() -> Library {
     Library::embedded().with("ceilings", PTX)
 }
 
-/// The most that was seen.
+/// What was measured of each load. The best of it is what floors are made of.
 pub struct Ceilings {
     /// Bytes in a second.
-    read: f64,
+    read: Measurement,
     /// Operations in a second: bf16 by `mma.sync`, and fp32.
-    matrix: f64,
-    multiply: f64,
+    matrix: Measurement,
+    multiply: Measurement,
     /// Seconds of a launch that does nothing.
-    pub launch: f64,
-    measurements: Vec<Measurement>,
+    nothing: Measurement,
 }
 
 impl Ceilings {
@@ -46,59 +45,43 @@ impl Ceilings {
         let data = Data::new(&device, (Variant::Tuned, Element::F32), 1);
         let memory = data.numbers(&[READ_BYTES / 4], 1.0)?;
         let out = data.room_of(Element::I32, &[BLOCKS as usize])?;
-        let mut measurements = vec![];
-        let mut best = |load: &Load| -> Result<f64> {
+        let measured = |load: Load| -> Result<Measurement> {
             let mut seconds = vec![];
             for _ in 0..TIMES {
-                load.launch(&device)?;
+                device.launch(&Kernel::new("ceilings", load.kernel), load.grid, &load.args)?;
                 seconds.extend(cuda.timings()?.iter().map(|time| time.microseconds * 1e-6));
             }
             // The first launch loads the kernel.
             seconds.remove(0);
-            measurements.push(load.measurement(&seconds));
-            Ok(seconds.into_iter().fold(f64::INFINITY, f64::min))
+            Ok(load.measurement(&seconds))
         };
-        let [read, matrix, multiply, nothing] = loads(&memory, &out);
-        let (read_seconds, matrix_seconds) = (best(&read)?, best(&matrix)?);
-        let (multiply_seconds, launch) = (best(&multiply)?, best(&nothing)?);
-        Ok(Ceilings {
-            read: read.work / read_seconds,
-            matrix: matrix.work / matrix_seconds,
-            multiply: multiply.work / multiply_seconds,
-            launch,
-            measurements,
-        })
+        let [read, matrix, multiply, nothing] = loads(&memory, &out).map(measured);
+        Ok(Ceilings { read: read?, matrix: matrix?, multiply: multiply?, nothing: nothing? })
+    }
+
+    /// Seconds of a launch that does nothing.
+    pub fn launch(&self) -> f64 {
+        self.nothing.low
     }
 
     /// The least time of a case that needs so many bytes, in seconds, and what sets it.
     pub fn floor(&self, case: &Case, bytes: usize) -> (f64, &'static str) {
-        let memory = bytes as f64 / self.read;
-        let (rate, unit) = if case.matrix { (self.matrix, "matrix") } else { (self.multiply, "fp32") };
+        let memory = bytes as f64 / self.read.high;
+        let (rate, unit) = if case.matrix { (self.matrix.high, "matrix") } else { (self.multiply.high, "fp32") };
         let arithmetic = case.flops as f64 / rate;
         if memory >= arithmetic { (memory, "memory") } else { (arithmetic, unit) }
     }
 
     /// Puts them into the report.
     pub fn report(&self, bench: &mut Bench) {
-        let row = |measurement: &Measurement| {
-            let scaled = |value: f64| match measurement.unit.as_str() {
-                "s" => format!("{:.2} us", value * 1e6),
-                "B/s" => format!("{:.0} GB/s", value / 1e9),
-                _ => format!("{:.1} TFLOP/s", value / 1e12),
-            };
-            let Measurement { value, low, high, .. } = *measurement;
-            let name = measurement.id.rsplit('/').next().unwrap_or_default().to_owned();
-            vec![name, scaled(value), scaled(low), scaled(high)]
-        };
         let note = format!(
             "Reading {} MiB of random numbers; mma.sync, the instruction of the kernels, in registers (Hopper's \
              wgmma is faster); fp32 multiplication with addition in registers; a launch that does nothing. The \
              best of each is what floors are made of.",
             READ_BYTES >> 20
         );
-        let rows = self.measurements.iter().map(row).collect();
-        bench.table("Ceilings of the GPU", "load | median | least | most", rows, &[&note]);
-        self.measurements.iter().for_each(|measurement| bench.keep(measurement.clone()));
+        let measurements = [&self.read, &self.matrix, &self.multiply, &self.nothing].map(Measurement::clone);
+        report(bench, "Ceilings of the GPU", &measurements, &note);
     }
 }
 
@@ -114,39 +97,21 @@ struct Load {
 fn loads(memory: &Tensor, out: &Tensor) -> [Load; 4] {
     let all = Grid::linear(BLOCKS, THREADS);
     let (threads, warps) = (f64::from(BLOCKS * THREADS), f64::from(BLOCKS * THREADS / 32));
+    // As ceilings.cu says: 8 chains of 4096 operations for each warp and round, 16 chains of 2 for each thread.
+    let matrix_flops = warps * f64::from(MATRIX_ROUNDS) * 8.0 * 4096.0;
+    let multiply_flops = threads * f64::from(MULTIPLY_ROUNDS) * 16.0 * 2.0;
+    let read = vec![memory.arg(), (READ_BYTES as u64 / 16).into(), out.arg()];
+    let multiply = vec![out.arg(), MULTIPLY_ROUNDS.into(), 0.999_f32.into(), 0.001_f32.into()];
     let load = |kernel, unit, work, grid, args| Load { kernel, unit, work, grid, args };
     [
-        load(
-            "read_only",
-            "B/s",
-            READ_BYTES as f64,
-            Grid::linear(READ_BLOCKS, THREADS),
-            vec![memory.arg(), (READ_BYTES as u64 / 16).into(), out.arg()],
-        ),
-        // As ceilings.cu says: 8 chains of 4096 operations for each warp and round, 16 chains of 2 for each thread.
-        load(
-            "matrix_bf16",
-            "flop/s",
-            warps * f64::from(MATRIX_ROUNDS) * 8.0 * 4096.0,
-            all,
-            vec![out.arg(), MATRIX_ROUNDS.into()],
-        ),
-        load(
-            "multiply_f32",
-            "flop/s",
-            threads * f64::from(MULTIPLY_ROUNDS) * 16.0 * 2.0,
-            all,
-            vec![out.arg(), MULTIPLY_ROUNDS.into(), 0.999_f32.into(), 0.001_f32.into()],
-        ),
+        load("read_only", "B/s", READ_BYTES as f64, Grid::linear(READ_BLOCKS, THREADS), read),
+        load("matrix_bf16", "flop/s", matrix_flops, all, vec![out.arg(), MATRIX_ROUNDS.into()]),
+        load("multiply_f32", "flop/s", multiply_flops, all, multiply),
         load("nothing", "s", 1.0, Grid::linear(1, 32), vec![]),
     ]
 }
 
 impl Load {
-    fn launch(&self, device: &Arc<dyn Device>) -> Result<()> {
-        device.launch(&Kernel::new("ceilings", self.kernel), self.grid, &self.args)
-    }
-
     /// Rates, or for a launch the seconds themselves.
     fn measurement(&self, seconds: &[f64]) -> Measurement {
         let id = format!("kernels/ceilings/{}", self.kernel);

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use dsv2_bench_report::{Better, Measurement, Series};
-use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
+use dsv2_bench_report::{Better, Measurement};
+use dsv2_optimized::{Device, Emulated, Library, Result};
 use ptx_emulator::profile::{Class, Profile};
 
-use super::case::{Case, Model, Prepared, Scale};
-use super::{FAMILIES, by_operator, ratio, shape};
+use super::case::{Case, Prepared, Scale};
+use super::{FAMILIES, ratio, shape};
 use crate::bench::Bench;
 
 /// What the launches of an operator did.
@@ -32,9 +32,9 @@ const SECTOR: u64 = 32;
 
 impl Count {
     /// Of these launches together.
-    pub fn of<'a>(profiles: impl IntoIterator<Item = &'a Profile>) -> Self {
+    pub fn of(launches: &[(String, Profile)]) -> Self {
         let mut count = Count::default();
-        for profile in profiles {
+        for (_, profile) in launches {
             count.launches += 1;
             for line in &profile.lines {
                 let counts = line.counts;
@@ -77,22 +77,20 @@ impl Count {
 /// Counts every operator.
 pub fn run(bench: &mut Bench) {
     for (title, cases) in FAMILIES {
-        let mut counted = vec![];
-        for case in by_operator(cases(Scale::Counts(bench.profile()))) {
+        let mut rows = vec![];
+        for case in cases(Scale::Counts(bench.profile())) {
             if !bench.wants(&case.id()) {
                 continue;
             }
             match count(&case) {
                 Ok((prepared, count)) => {
                     count.keep(bench, &case.id());
-                    counted.push((case, prepared, count));
+                    rows.push(row(&case, &prepared, &count));
                 }
                 Err(error) => bench.not_run(&case.id(), error),
             }
         }
-        let rows = counted.iter().map(|(case, needed, count)| row(case, needed, count)).collect();
         bench.table(&format!("{title}: what the kernels ask for, counted by the emulator"), COLUMNS, rows, &NOTES);
-        plot_of_decode(bench, &counted);
     }
 }
 
@@ -101,7 +99,7 @@ fn count(case: &Case) -> Result<(Prepared, Count)> {
     let device: Arc<dyn Device> = emulated.clone();
     let prepared = case.prepare(&device, 1)?;
     (prepared.launch)()?;
-    Ok((prepared, Count::of(emulated.profiles().iter().map(|(_, profile)| profile))))
+    Ok((prepared, Count::of(&emulated.profiles())))
 }
 
 fn row(case: &Case, needed: &Prepared, count: &Count) -> Vec<String> {
@@ -134,23 +132,3 @@ const NOTES: [&str; 2] = [
      token), each byte of the result once, and the operations of the formula. More operations than needed are mostly those \
      of tiles that are not full.",
 ];
-
-/// What decoding asks of memory for each byte that it needs: partial results, and keys that several blocks read.
-fn plot_of_decode(bench: &mut Bench, counted: &[(Case, Prepared, Count)]) {
-    let series = |model: Model| {
-        let of_model = counted.iter().filter(|(case, ..)| {
-            let tuned = (case.variant, case.element) == (Variant::Tuned, Element::Bf16);
-            tuned && case.operator == "mla_decode" && case.model == model.name && case.size("B") == Some(1)
-        });
-        let point = |(case, needed, count): &(Case, Prepared, Count)| {
-            let moved = (count.read + count.written) as f64;
-            Some((case.size("T")? as f64, moved / needed.bytes() as f64))
-        };
-        let points: Vec<(f64, f64)> = of_model.filter_map(point).collect();
-        // A line needs two points.
-        Series { name: model.name.into(), points: if points.len() > 1 { points } else { vec![] } }
-    };
-    let title = "mla_decode, tuned, bf16: bytes asked for, as a multiple of the bytes needed";
-    let (x, y) = (("tokens of context", true), ("bytes asked for / bytes needed", false));
-    bench.plot(title, "kernels-mla-decode-bytes", x, y, Model::all().map(series).into());
-}

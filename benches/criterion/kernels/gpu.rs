@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::Throughput;
-use dsv2_bench_report::Series;
-use dsv2_optimized::{Cuda, Device, Element, Result, Variant};
+use dsv2_optimized::{Cuda, Device, Result};
 
-use super::case::{Case, Model, Scale};
+use super::case::{Case, Scale};
 use super::ceilings::{self, Ceilings};
-use super::{FAMILIES, by_operator, shape};
+use super::{FAMILIES, shape};
 use crate::bench::Bench;
 
 /// Between two uses of the same operands others of so many bytes are used: twice the L2 cache of the largest GPUs.
@@ -17,24 +16,11 @@ const ROTATED: usize = 256 << 20;
 /// But no more than so many copies: what a step hands from one small kernel to the next is in the cache there too.
 const MOST_COPIES: usize = 64;
 
-/// A case, the bytes that it needs and its seconds.
-struct Timed {
-    case: Case,
-    bytes: usize,
-    seconds: f64,
-    floor: f64,
-    limit: &'static str,
-}
-
 /// Times every operator, if there is a GPU.
 pub fn run(bench: &mut Bench) {
     let scale = Scale::Gpu(bench.profile());
-    let families: Vec<(&str, Vec<Case>)> = FAMILIES
-        .into_iter()
-        .map(|(title, cases)| {
-            (title, by_operator(cases(scale)).into_iter().filter(|case| bench.wants(&case.id())).collect())
-        })
-        .collect();
+    let wanted = |cases: Vec<Case>| -> Vec<Case> { cases.into_iter().filter(|case| bench.wants(&case.id())).collect() };
+    let families = FAMILIES.map(|(title, cases)| (title, wanted(cases(scale))));
     if families.iter().all(|(_, cases)| cases.is_empty()) {
         return;
     }
@@ -49,20 +35,21 @@ pub fn run(bench: &mut Bench) {
     };
     bench.on_gpu(cuda.name());
     found.report(bench);
+    let operands = format!(
+        "Operands are random, and rotated over {} MiB or {MOST_COPIES} copies, so that large ones are not in the cache. A time \
+         includes its launch: one that does nothing takes {:.1} us.",
+        ROTATED >> 20,
+        found.launch() * 1e6
+    );
     for (title, cases) in families {
-        let mut timed = vec![];
+        let mut rows = vec![];
         for case in cases {
             match time(bench, &cuda, &case) {
-                Ok(Some((bytes, seconds))) => {
-                    let (floor, limit) = found.floor(&case, bytes);
-                    timed.push(Timed { case, bytes, seconds, floor, limit });
-                }
-                Ok(None) => (),
+                Ok(timed) => rows.extend(timed.map(|(bytes, seconds)| row(&case, bytes, seconds, &found))),
                 Err(error) => bench.not_run(&case.id(), error),
             }
         }
-        table(bench, title, &timed, &found);
-        plots(bench, &timed);
+        bench.table(&format!("{title}: time on the GPU"), COLUMNS, rows, &[NEEDED, &operands]);
     }
 }
 
@@ -70,7 +57,7 @@ pub fn run(bench: &mut Bench) {
 fn time(bench: &mut Bench, cuda: &Arc<Cuda>, case: &Case) -> Result<Option<(usize, f64)>> {
     let device: Arc<dyn Device> = cuda.clone();
     let mut copies = vec![case.prepare(&device, 0)?];
-    let bytes = copies[0].bytes();
+    let bytes = copies[0].read + copies[0].written;
     let wanted = ROTATED.div_ceil(bytes).min(MOST_COPIES) as u64;
     // Fewer copies where there is no room for more.
     copies.extend((1..wanted).map_while(|seed| case.prepare(&device, seed).ok()));
@@ -94,59 +81,27 @@ fn time(bench: &mut Bench, cuda: &Arc<Cuda>, case: &Case) -> Result<Option<(usiz
     });
     match failed {
         Some(error) => Err(error),
-        None => Ok(seconds.map(|seconds| (bytes, seconds.median))),
+        None => Ok(seconds.map(|seconds| (bytes, seconds))),
     }
 }
 
-fn table(bench: &mut Bench, title: &str, timed: &[Timed], ceilings: &Ceilings) {
-    let row = |Timed { case, bytes, seconds, floor, limit }: &Timed| {
-        vec![
-            case.operator.into(),
-            format!("{} {}", case.variant, case.element),
-            shape(case),
-            format!("{:.1}", seconds * 1e6),
-            format!("{:.0}", *bytes as f64 / seconds / 1e9),
-            format!("{:.2}", case.flops as f64 / seconds / 1e12),
-            format!("{:.1}", floor * 1e6),
-            (*limit).into(),
-            format!("{:.0} %", 100.0 * floor / seconds),
-        ]
-    };
-    let columns = "operator | kernel | shape | us | GB/s | TFLOP/s | floor, us | limit | of the floor";
-    let needed = "GB/s and TFLOP/s are of the bytes and operations that the shape needs (each byte of operands and results \
-                  once), not of those that the kernel moves. The floor is the longer of the times that these take at the \
-                  ceilings above; 100 % is the best that is possible.";
-    let operands = format!(
-        "Operands are random, and rotated over {} MiB or {MOST_COPIES} copies, so that large ones are not in the cache. A time \
-         includes its launch: one that does nothing takes {:.1} us.",
-        ROTATED >> 20,
-        ceilings.launch * 1e6
-    );
-    let rows = timed.iter().map(row).collect();
-    bench.table(&format!("{title}: time on the GPU"), columns, rows, &[needed, &operands]);
+fn row(case: &Case, bytes: usize, seconds: f64, ceilings: &Ceilings) -> Vec<String> {
+    let (floor, limit) = ceilings.floor(case, bytes);
+    vec![
+        case.operator.into(),
+        format!("{} {}", case.variant, case.element),
+        shape(case),
+        format!("{:.1}", seconds * 1e6),
+        format!("{:.0}", bytes as f64 / seconds / 1e9),
+        format!("{:.2}", case.flops as f64 / seconds / 1e12),
+        format!("{:.1}", floor * 1e6),
+        limit.into(),
+        format!("{:.0} %", 100.0 * floor / seconds),
+    ]
 }
 
-/// The time against the floor, for each operator with enough shapes.
-fn plots(bench: &mut Bench, timed: &[Timed]) {
-    for of_operator in timed.chunk_by(|a, b| a.case.operator == b.case.operator) {
-        let tuned = |timed: &&Timed| (timed.case.variant, timed.case.element) == (Variant::Tuned, Element::Bf16);
-        let timed: Vec<&Timed> = of_operator.iter().filter(tuned).collect();
-        if timed.len() < 3 {
-            continue;
-        }
-        let line = |Model { name, .. }: Model| {
-            let of_model = timed.iter().filter(|timed| timed.case.model == name);
-            let mut points: Vec<(f64, f64)> = of_model.map(|timed| (timed.floor * 1e6, timed.seconds * 1e6)).collect();
-            points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            Series { name: name.into(), points }
-        };
-        let mut series: Vec<Series> = Model::all().map(line).into();
-        let floors = timed.iter().map(|timed| timed.floor * 1e6);
-        let (least, most) = (floors.clone().fold(f64::MAX, f64::min), floors.fold(0.0, f64::max));
-        series.push(Series { name: "the floor".into(), points: vec![(least, least), (most, most)] });
-        let operator = of_operator[0].case.operator;
-        let title = format!("{operator}, tuned, bf16: time against the floor");
-        let (x, y) = (("least time at this GPU's ceilings, us", true), ("time, us", true));
-        bench.plot(&title, &format!("kernels-{}", operator.replace('_', "-")), x, y, series);
-    }
-}
+const COLUMNS: &str = "operator | kernel | shape | us | GB/s | TFLOP/s | floor, us | limit | of the floor";
+
+const NEEDED: &str = "GB/s and TFLOP/s are of the bytes and operations that the shape needs (each byte of operands and results \
+                      once), not of those that the kernel moves. The floor is the longer of the times that these take at the \
+                      ceilings above; 100 % is the best that is possible.";

@@ -1,6 +1,5 @@
 //! A whole decode step on the emulator: how many launches it takes, and how much of what it moves is needed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dsv2_bench_report::{Better, Measurement};
@@ -11,7 +10,6 @@ use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
 use dsv2_reference::weights::generator::{GeneratedWeights, Rule};
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use ndarray::Array2;
-use ptx_emulator::profile::Profile;
 
 use super::counts::Count;
 use super::ratio;
@@ -36,9 +34,9 @@ pub fn run(bench: &mut Bench) {
     }
 }
 
+/// What a step does, and the bytes of the weights that one token needs, and of its cache.
 struct Step {
-    launches: Vec<(String, Profile)>,
-    /// Bytes of the weights that one token needs, and of its cache.
+    count: Count,
     needed: f64,
 }
 
@@ -70,11 +68,7 @@ impl Step {
         generation.step(None)?;
         let work = Work::new(&config);
         let needed = work.step_bytes(work.visits(), (PROMPT + 1) as f64, 2.0);
-        Ok(Step { launches: emulated.profiles(), needed })
-    }
-
-    fn count(&self) -> Count {
-        Count::of(self.launches.iter().map(|(_, profile)| profile))
+        Ok(Step { count: Count::of(&emulated.profiles()), needed })
     }
 }
 
@@ -85,38 +79,29 @@ fn weights() -> GeneratedWeights {
 }
 
 fn report(bench: &mut Bench, two: &Step, three: &Step) {
-    let (count, needed) = (two.count(), two.needed);
-    let of_layer = three.count().launches - count.launches;
+    let Step { count, needed } = two;
+    let of_layer = three.count.launches - count.launches;
     count.keep(bench, ID);
     bench.keep(Measurement::exact(format!("{ID}/launches-per-layer"), "", Better::Less, of_layer as f64));
 
-    let mut kernels: BTreeMap<&str, Vec<&Profile>> = BTreeMap::new();
-    two.launches.iter().for_each(|(kernel, profile)| kernels.entry(kernel).or_default().push(profile));
-    let row = |name: &str, count: &Count| {
-        let bytes = (count.read + count.written) as f64;
-        let share = format!("{:.1} %", 100.0 * bytes / (two.count().read + two.count().written) as f64);
-        let [launches, instructions, read, written] =
-            [count.launches, count.instructions, count.read, count.written].map(|number| number.to_string());
-        vec![name.to_owned(), launches, instructions, read, written, share]
-    };
-    let mut rows: Vec<Vec<String>> =
-        kernels.into_iter().map(|(kernel, profiles)| row(kernel, &Count::of(profiles))).collect();
-    rows.push(row("together", &count));
-    let columns = "kernel | launches | instructions | bytes read | bytes written | share of bytes";
+    let Count { launches, instructions, read, written, .. } = *count;
+    let mut row: Vec<String> =
+        [launches, of_layer, instructions, read, written].map(|number| number.to_string()).into();
+    row.push(ratio((read + written) as f64, *needed));
+    let columns = "launches | of them a layer with experts | instructions | bytes read | bytes written | x needed";
     let model = format!(
         "V2-Lite in bf16 with one dense layer and one of experts, the residual stream, the feed-forward networks and the \
          vocabulary {SHRINK} times narrower, attention as it is; one sequence, {PROMPT} tokens before. Bytes as above."
     );
-    let launches = format!(
+    let all_layers = format!(
         "A layer with experts takes {of_layer} launches, so that a step of V2-Lite's {ALL_LAYERS} layers takes {}. A GPU needs \
          some microseconds for each launch, and a good program 8 to 10 of them for a layer.",
-        count.launches + (ALL_LAYERS - 2) * of_layer
+        launches + (ALL_LAYERS - 2) * of_layer
     );
     let bytes = format!(
-        "The token needs {needed} bytes: the weights that it meets and the cache. The step asks for {} times as much; in a \
-         model this narrow, what passes between kernels is a larger part of it than in a real one.",
-        ratio((count.read + count.written) as f64, needed)
+        "The token needs {needed} bytes: the weights that it meets and the cache. In a model this narrow, what passes between \
+         kernels is a larger part of what is moved than in a real one."
     );
     let title = "One decode step of two narrow layers, counted by the emulator";
-    bench.table(title, columns, rows, &[&model, &launches, &bytes]);
+    bench.table(title, columns, vec![row], &[&model, &all_layers, &bytes]);
 }

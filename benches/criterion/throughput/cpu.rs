@@ -16,6 +16,7 @@ use ndarray::{Array2, s};
 
 use super::harness::{LOGITS, Machine, Subject};
 use super::model::{Model, PIECE, v2_lite_4_in, weights};
+use super::way;
 use crate::bench::target_folder;
 
 /// Names the folder of a checkpoint of V2-Lite's width and 4 layers, if there is one already.
@@ -97,13 +98,17 @@ impl OnCpu {
 impl Subject for OnCpu {
     type Cache = LatentCache<f32>;
 
-    const MACHINE: Machine = Machine { name: "CPU", number: 4.0, long: 3e10, experts: "" };
+    const MACHINE: Machine = Machine {
+        name: "CPU",
+        number: 4.0,
+        long: 3e10,
+        experts: "",
+        note: "On the CPU: fp32 arithmetic and cache on bf16 weights (the absorbed form holds kv_b_proj in fp32), prompts in \
+               pieces of 512 tokens.",
+    };
 
     fn way(form: AttentionForm) -> &'static str {
-        match form {
-            AttentionForm::Expanded => "expanded",
-            AttentionForm::Absorbed => "absorbed",
-        }
+        way(form)
     }
 
     fn model(&self) -> &Model {

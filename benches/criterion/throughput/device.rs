@@ -17,17 +17,16 @@ use dsv2_reference::{AttentionForm, DeepseekV2Config, Dialect, ModelInput};
 use ndarray::{Array2, s};
 
 use super::harness::{LOGITS, Machine, Measured, Point, STEPS, Subject, measure};
-use super::model::{Model, PIECE, Progress, weights};
-use super::report;
+use super::model::{Model, PIECE, weights};
 use crate::bench::{Bench, Profile};
 
 const SETTINGS: Settings = Settings::new(Element::Bf16, Variant::Tuned);
 /// Tokens of a page of the cache.
-pub const PAGE: usize = 64;
+const PAGE: usize = 64;
 /// Different texts that are fed in full. A larger batch forks them, and each fork then goes on with tokens of its own.
-pub const TEXTS: usize = 8;
+const TEXTS: usize = 8;
 /// Tokens that each sequence of a batch has of its own before it is timed.
-pub const OWN: usize = 8;
+const OWN: usize = 8;
 
 /// A model on a device, loaded when it is first needed.
 struct OnDevice {
@@ -37,7 +36,7 @@ struct OnDevice {
 }
 
 /// Measures on the GPU, or says why not.
-pub fn run(bench: &mut Bench) {
+pub fn measured(bench: &mut Bench) -> Vec<Measured> {
     let (prompts, contexts, batches): (&[usize], &[usize], &[usize]) = match bench.profile() {
         Profile::Quick => (&[512], &[1024], &[8, 1]),
         Profile::Full => (&[512, 2048, 8192], &[1024, 4096, 16384], &[128, 32, 8, 1]),
@@ -50,15 +49,13 @@ pub fn run(bench: &mut Bench) {
         models.push(Model::new("v2-lite", DeepseekV2Config::preset("v2-lite").expect("a preset")));
     }
     if !models.iter().any(|model| points.iter().any(|point| point.is_wanted::<OnDevice>(bench, model.name))) {
-        return;
+        return vec![];
     }
     match Cuda::new(Library::embedded()) {
         Ok(device) => {
             bench.on_gpu(device.name());
-            let models: Vec<_> = models.into_iter().map(|model| OnDevice::new(model, device.clone())).collect();
-            let measured: Vec<Measured> = models.iter().map(|model| measure(bench, model, &points)).collect();
-            report::prompts(bench, &measured);
-            report::batches(bench, &measured);
+            let on_device = |model| OnDevice::new(model, device.clone());
+            models.into_iter().map(|model| measure(bench, on_device(model), &points)).collect()
         }
         Err(error) => {
             let why = match on_the_emulator() {
@@ -66,6 +63,7 @@ pub fn run(bench: &mut Bench) {
                 Err(failed) => format!("{error}; and on the emulator the same code failed: {failed}"),
             };
             bench.not_run("throughput on a GPU", why);
+            vec![]
         }
     }
 }
@@ -79,10 +77,8 @@ impl OnDevice {
         if let Some(lm) = self.lm.get() {
             return Ok(lm);
         }
-        let Model { name, config, .. } = &self.model;
-        let mut progress = Progress::new(&format!("loading {name}"), config);
-        let mut told = |bytes: usize| progress.add(bytes);
-        let lm = CausalLm::load(config, Dialect::Hf, &weights(), &self.device, SETTINGS, &mut told)?;
+        let Model { config, .. } = &self.model;
+        let lm = CausalLm::load(config, Dialect::Hf, &weights(), &self.device, SETTINGS, &mut |_| ())?;
         Ok(self.lm.get_or_init(|| lm))
     }
 
@@ -116,7 +112,14 @@ impl OnDevice {
 impl Subject for OnDevice {
     type Cache = LatentCache;
 
-    const MACHINE: Machine = Machine { name: "GPU", number: 2.0, long: f64::INFINITY, experts: "/cuda" };
+    const MACHINE: Machine = Machine {
+        name: "GPU",
+        number: 2.0,
+        long: f64::INFINITY,
+        experts: "/cuda",
+        note: "On the GPU: bf16, prompts in one piece, pages of 64 tokens. Up to 8 texts are different from the first token on; \
+               more sequences are forks of them with 8 tokens of their own. The GPU's own ceilings are under Kernels.",
+    };
 
     fn way(_form: AttentionForm) -> &'static str {
         "cuda"

@@ -9,7 +9,8 @@ use dsv2_reference::{AttentionForm, LogitsToKeep};
 use ndarray::Array2;
 
 use super::model::Model;
-use crate::bench::{Bench, Profile, Seconds};
+use crate::bench::{Bench, Profile};
+use crate::ceilings::Ceilings;
 
 /// Different steps that are timed in turn.
 pub const STEPS: usize = 8;
@@ -33,6 +34,15 @@ pub struct Machine {
     pub long: f64,
     /// In the ids of numbers of experts.
     pub experts: &'static str,
+    /// What a reader of its tables must know.
+    pub note: &'static str,
+}
+
+impl Machine {
+    /// What it can do, if it is this one: a GPU's ceilings are measured with its kernels.
+    pub fn ceilings(self, bench: &Bench) -> Option<Ceilings> {
+        (self.name == "CPU").then(|| bench.ceilings())
+    }
 }
 
 /// A model on a machine.
@@ -129,19 +139,19 @@ impl Point {
 /// A point that was measured.
 pub struct Timed {
     pub point: Point,
-    pub seconds: Seconds,
+    pub seconds: f64,
     /// Different experts in all layers, the mean of some steps; if they were counted.
     pub experts: Option<f64>,
 }
 
 /// What was measured of a model.
-pub struct Measured<'a> {
-    pub model: &'a Model,
+pub struct Measured {
+    pub model: Model,
     pub machine: Machine,
     pub timed: Vec<Timed>,
 }
 
-impl Measured<'_> {
+impl Measured {
     /// All of a kind.
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = &Timed> {
         self.timed.iter().filter(move |timed| timed.point.kind == kind)
@@ -150,20 +160,20 @@ impl Measured<'_> {
     /// Contexts and seconds of steps of one sequence.
     pub fn by_context(&self, form: AttentionForm) -> Vec<(f64, f64)> {
         let steps = self.of(Kind::Step).filter(|timed| timed.point.form == form && timed.point.batch == 1);
-        steps.map(|timed| (timed.point.context as f64, timed.seconds.median)).collect()
+        steps.map(|timed| (timed.point.context as f64, timed.seconds)).collect()
     }
 
     /// Of new tokens of one sequence behind cached ones: a piece or, of one token, a step.
-    pub fn seconds(&self, form: AttentionForm, context: usize, new: usize) -> Option<Seconds> {
+    pub fn seconds(&self, form: AttentionForm, context: usize, new: usize) -> Option<f64> {
         let is_it = |point: &Point| (point.batch, point.form, point.context, point.new) == (1, form, context, new);
         self.timed.iter().find(|timed| is_it(&timed.point)).map(|timed| timed.seconds)
     }
 }
 
 /// Times all points, as far as they are wanted and fit.
-pub fn measure<'a, S: Subject>(bench: &mut Bench, subject: &'a S, points: &[Point]) -> Measured<'a> {
-    let timed = points.iter().filter_map(|point| timed(bench, subject, *point)).collect();
-    Measured { model: subject.model(), machine: S::MACHINE, timed }
+pub fn measure<S: Subject>(bench: &mut Bench, subject: S, points: &[Point]) -> Measured {
+    let timed = points.iter().filter_map(|point| timed(bench, &subject, *point)).collect();
+    Measured { model: subject.model().clone(), machine: S::MACHINE, timed }
 }
 
 fn timed<S: Subject>(bench: &mut Bench, subject: &S, point: Point) -> Option<Timed> {

@@ -1,199 +1,163 @@
-//! Tables and plots of what was measured on one machine.
+//! Tables of what was measured on one machine, the same for the CPU and for a device.
 
-use dsv2_bench_report::Series;
+use dsv2_bench_report::{Better, Measurement};
 use dsv2_reference::AttentionForm;
 
-use super::cpu::OnCpu;
-use super::device::{OWN, PAGE, TEXTS};
-use super::harness::{Kind, Measured, STEPS, Subject, Timed};
-use super::model::PIECE;
-use super::{CACHED, FORMS};
-use crate::bench::{Bench, Seconds};
+use super::harness::{Kind, Measured, STEPS, Timed};
+use super::{CACHED, FORMS, way};
+use crate::bench::Bench;
 use crate::ceilings::Ceilings;
 
 /// A number with three digits that say something.
-pub fn digits(value: f64) -> String {
+fn digits(value: f64) -> String {
     let after_point = if value.abs() >= 100.0 { 0 } else { usize::from(value.abs() < 10.0) + 1 };
     format!("{value:.after_point$}")
 }
 
 /// What can be said of something measured, or a dash.
-fn cell(seconds: Option<Seconds>, text: impl Fn(f64) -> String) -> String {
-    seconds.map_or("-".into(), |seconds| text(seconds.median))
+fn cell(seconds: Option<f64>, text: impl Fn(f64) -> String) -> String {
+    seconds.map_or("-".into(), text)
 }
 
 /// How many times as long the expanded form takes.
-fn ratio(expanded: Option<Seconds>, absorbed: Option<Seconds>) -> Option<f64> {
-    Some(expanded?.median / absorbed?.median)
+fn ratio([expanded, absorbed]: [Option<f64>; 2]) -> String {
+    expanded.zip(absorbed).map_or("-".into(), |(expanded, absorbed)| digits(expanded / absorbed))
 }
 
-fn percent(part: f64) -> String {
-    format!("{:.0} %", 100.0 * part)
+/// The least time in which so much can be read and computed, against the time; a dash where the ceilings are not known.
+fn of_floor(ceilings: Option<Ceilings>, bytes: f64, flops: f64, seconds: f64) -> String {
+    ceilings.map_or("-".into(), |ceilings| format!("{:.0} %", 100.0 * ceilings.floor(bytes, flops) / seconds))
 }
 
-/// The machine's name, if something was measured; what the machine can do, if it is this one: a GPU's ceilings are
-/// measured with its kernels.
-fn machine(bench: &Bench, measured: &[Measured]) -> (&'static str, Option<Ceilings>) {
-    let name = measured.first().map_or("", |measured| measured.machine.name);
-    (name, (name == "CPU").then(|| bench.ceilings()))
-}
+const FLOOR: &str = "Of the floor: the time to read the weights and the cache that are needed once, or to do the operations that \
+    are needed, whichever is longer, at the rates measured in this run.";
 
 /// Prompts.
 pub fn prompts(bench: &mut Bench, measured: &[Measured]) {
-    let (machine, ceilings) = machine(bench, measured);
-    let (mut rows, mut lines) = (Vec::new(), Vec::new());
-    for measured in measured {
-        let model = measured.model;
-        let timed = measured.of(Kind::Prompt).map(|timed| (timed.point.new as f64, timed.seconds.median));
-        let prompts: Vec<(f64, f64)> = timed.collect();
-        for &(length, seconds) in &prompts {
-            let flops = model.work.prefill_flops(length);
-            let of_floor = ceilings.map(|ceilings| percent(ceilings.floor(0.0, flops) / seconds));
-            rows.push(vec![
-                model.name.into(),
-                length.to_string(),
-                digits(seconds),
-                digits(length / seconds),
-                of_floor.unwrap_or_else(|| digits(flops / seconds / 1e12)),
-            ]);
-        }
-        let points = prompts.into_iter().map(|(length, seconds)| (length, length / seconds)).collect();
-        lines.push(Series { name: model.name.into(), points });
-    }
-    let (last, note, file) = match ceilings {
-        Some(_) => (
-            "of the floor",
-            format!(
-                "One sequence, fp32 arithmetic on bf16 weights, in pieces of {PIECE} tokens, expanded form, logits of the \
-                 last token. Of the floor: the operations that the model needs at least, at the rate of multiplying and \
-                 adding in registers that was measured in this run, against the time."
-            ),
-            "throughput-prefill",
-        ),
-        None => (
-            "TFLOP/s",
-            "One sequence in one piece, bf16, expanded form. TFLOP/s: the operations that the model needs at least; the \
-             GPU's own ceilings are under Kernels."
-                .into(),
-            "throughput-prefill-gpu",
-        ),
+    let Some(&Measured { machine, .. }) = measured.first() else { return };
+    let ceilings = machine.ceilings(bench);
+    let row = |model: &super::Model, timed: &Timed| {
+        let (length, seconds) = (timed.point.new as f64, timed.seconds);
+        let flops = model.work.prefill_flops(length);
+        let rates = [seconds, length / seconds, flops / seconds / 1e9].map(digits);
+        let names = [model.name.to_owned(), length.to_string()].into_iter();
+        names.chain(rates).chain([of_floor(ceilings, 0.0, flops, seconds)]).collect()
     };
-    let columns = format!("model | prompt tokens | seconds | tokens/s | {last}");
-    bench.table(&format!("Prompts on the {machine}"), &columns, rows, &[&note]);
-    let title = format!("Prompts on the {machine}: tokens per second");
-    bench.plot(&title, file, ("prompt tokens", true), ("tokens/s", true), lines);
+    let rows = measured.iter().flat_map(|of| of.of(Kind::Prompt).map(|timed| row(&of.model, timed))).collect();
+    let columns = "model | prompt tokens | seconds | tokens/s | GFLOP/s | of the floor";
+    let note =
+        "One sequence, expanded form, logits of the last token. GFLOP/s: the operations that the model needs at least.";
+    bench.table(&format!("Prompts on the {}", machine.name), columns, rows, &[note, machine.note, FLOOR]);
 }
 
 /// Pieces of prompts in both forms of attention.
 pub fn pieces(bench: &mut Bench, measured: &[Measured]) {
-    let first = format!(
-        "New tokens behind {CACHED} cached ones, in one piece. The expanded form makes keys and values of all cached tokens \
-         anew, the absorbed form attends on the latents."
-    );
-    let (mut rows, mut notes) = (Vec::new(), vec![first]);
+    let mut rows = Vec::new();
     for measured in measured {
-        let model = measured.model;
+        let model = &measured.model;
         let mut sizes: Vec<usize> = measured.of(Kind::Piece).map(|timed| timed.point.new).collect();
         sizes.dedup();
         if !sizes.is_empty() {
             // One new token is a step of decoding.
             sizes.insert(0, 1);
         }
-        let of_size = |new| (new, FORMS.map(|form| measured.seconds(form, CACHED, new)));
-        let pieces: Vec<(usize, [Option<Seconds>; 2])> = sizes.into_iter().map(of_size).collect();
-        for &(new, [expanded, absorbed]) in &pieces {
-            let milliseconds = |seconds: f64| digits(1e3 * seconds);
-            rows.push(vec![
-                model.name.into(),
-                new.to_string(),
-                cell(expanded, milliseconds),
-                cell(absorbed, milliseconds),
-                ratio(expanded, absorbed).map_or("-".into(), digits),
-            ]);
+        for new in sizes {
+            let both = FORMS.map(|form| measured.seconds(form, CACHED, new));
+            let [expanded, absorbed] = both.map(|seconds| cell(seconds, |seconds| digits(1e3 * seconds)));
+            rows.push(vec![model.name.into(), new.to_string(), expanded, absorbed, ratio(both)]);
         }
-        let (name, counted) = (model.name, model.work.break_even);
-        notes.extend(crossing(&pieces).map(|found| {
-            format!("{name}: the two cross {found}; by operations alone they do at {counted:.0} new tokens.")
-        }));
     }
     let columns = "model | new tokens | expanded, ms | absorbed, ms | expanded / absorbed";
-    let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
-    bench.table("Expanded or absorbed: pieces of a prompt on the CPU", columns, rows, &notes);
-}
-
-/// Where the expanded form becomes the faster one, on straight lines between logarithms.
-fn crossing(pieces: &[(usize, [Option<Seconds>; 2])]) -> Option<String> {
-    let logarithms =
-        |&(new, [expanded, absorbed]): &(usize, [_; 2])| Some(((new as f64).ln(), ratio(expanded, absorbed)?.ln()));
-    let ratios: Vec<(f64, f64)> = pieces.iter().filter_map(logarithms).collect();
-    let crossed = ratios.windows(2).find(|pair| pair[0].1 > 0.0 && pair[1].1 <= 0.0);
-    match (crossed, ratios.first()?, ratios.last()?) {
-        (Some(&[(x0, y0), (x1, y1)]), ..) => {
-            Some(format!("at about {:.0} new tokens", (x0 + (x1 - x0) * y0 / (y0 - y1)).exp()))
-        }
-        (_, first, _) if first.1 <= 0.0 => Some(format!("below {:.0}", first.0.exp())),
-        (_, _, last) => Some(format!("above {:.0}", last.0.exp())),
-    }
+    let note = format!(
+        "New tokens behind {CACHED} cached ones, in one piece. The expanded form makes keys and values of all cached tokens \
+         anew, the absorbed form attends on the latents."
+    );
+    bench.table("Expanded or absorbed: pieces of a prompt on the CPU", columns, rows, &[&note]);
 }
 
 /// Steps of one sequence in both forms, against the context.
 pub fn contexts(bench: &mut Bench, measured: &[Measured]) {
-    let ceilings = bench.ceilings();
-    let (mut rows, mut lines) = (Vec::new(), Vec::new());
+    let Some(&Measured { machine, .. }) = measured.first() else { return };
+    let ceilings = machine.ceilings(bench);
+    let note = format!(
+        "One sequence, one token at a time; {STEPS} different tokens in turn. Times as fast: absorbed over expanded."
+    );
+    let (mut rows, mut notes) = (vec![], vec![note, machine.note.into(), FLOOR.into()]);
     for measured in measured {
-        let (model, number) = (measured.model, measured.machine.number);
+        let model = &measured.model;
         let of_one = measured.of(Kind::Step).filter(|timed| timed.point.batch == 1);
         let mut contexts: Vec<usize> = of_one.map(|timed| timed.point.context).collect();
         contexts.dedup();
         for context in contexts {
-            let [expanded, absorbed] = FORMS.map(|form| measured.seconds(form, context, 1));
+            let both = FORMS.map(|form| measured.seconds(form, context, 1));
+            let [expanded, absorbed] = both.map(|seconds| cell(seconds, |seconds| digits(1.0 / seconds)));
             let keys = context as f64 + 1.0;
-            let bytes = model.work.step_bytes(model.work.visits(), keys, number);
-            let floor = ceilings.floor(bytes, model.work.step_flops(AttentionForm::Absorbed, 1.0, keys));
-            rows.push(vec![
-                model.name.into(),
-                context.to_string(),
-                cell(expanded, |seconds| digits(1.0 / seconds)),
-                cell(absorbed, |seconds| digits(1.0 / seconds)),
-                ratio(expanded, absorbed).map_or("-".into(), digits),
-                cell(absorbed, |seconds| percent(floor / seconds)),
-            ]);
+            let bytes = model.work.step_bytes(model.work.visits(), keys, machine.number);
+            let flops = model.work.step_flops(AttentionForm::Absorbed, 1.0, keys);
+            let floor = cell(both[1], |seconds| of_floor(ceilings, bytes, flops, seconds));
+            rows.push(vec![model.name.into(), context.to_string(), expanded, absorbed, ratio(both), floor]);
         }
         for form in FORMS {
-            let points = measured.by_context(form).into_iter().map(|(context, seconds)| (context, 1.0 / seconds));
-            let name = format!("{}, {}", model.name, OnCpu::way(form));
-            lines.push(Series { name, points: points.collect() });
+            let points = measured.by_context(form);
+            if let Some(slope) = growth(bench, model.name, form, &points) {
+                let (name, form, slope) = (model.name, way(form), digits(1e9 * slope));
+                notes.push(format!("{name}, {form}: 1000 more cached tokens cost {slope} µs (least squares)."));
+            }
         }
     }
     let columns =
         "model | cached tokens | expanded, tokens/s | absorbed, tokens/s | times as fast | absorbed, of the floor";
-    let note = format!(
-        "One sequence, one token at a time, fp32 arithmetic and cache, bf16 weights; {STEPS} different tokens in turn. Times as \
-         fast: absorbed over expanded. Of the floor: the time to read the weights and the cache once, or to compute, \
-         whichever is longer, at the rates measured in this run."
-    );
-    bench.table("Decoding on the CPU, against the context", columns, rows, &[&note]);
-    let title = "Decoding one sequence on the CPU: tokens per second";
-    bench.plot(title, "throughput-decode-context", ("cached tokens", true), ("tokens/s", true), lines);
+    let title = "Decoding on the CPU, against the context";
+    let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
+    bench.table(title, columns, rows, &notes);
+}
+
+/// Seconds that each further cached token costs, kept with two standard errors. Attention on latents reads every cached
+/// token once and does the same with each, so that the times must lie on a straight line.
+fn growth(bench: &mut Bench, model: &str, form: AttentionForm, points: &[(f64, f64)]) -> Option<f64> {
+    let [slope, error] = slope(points)?;
+    let value = slope.max(0.0);
+    // A line through other contexts is another line.
+    let contexts: Vec<String> = points.iter().map(|(context, _)| context.to_string()).collect();
+    let id = format!("throughput/growth/{model}/{}/contexts={}", way(form), contexts.join("-"));
+    let interval = [(value - 2.0 * error).max(0.0), value, value + 2.0 * error];
+    bench.keep(Measurement::sampled(id, "s", Better::Less, interval, points.len()));
+    Some(slope)
+}
+
+/// The slope of the line with the least squares through three points or more, and its standard error.
+fn slope(points: &[(f64, f64)]) -> Option<[f64; 2]> {
+    let count = points.len() as f64;
+    if points.len() < 3 {
+        return None;
+    }
+    let mean = |value: &dyn Fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count;
+    let (x, y) = (mean(&|point| point.0), mean(&|point| point.1));
+    let width = mean(&|point| (point.0 - x).powi(2));
+    let slope = mean(&|point| (point.0 - x) * (point.1 - y)) / width;
+    let rest = mean(&|point| (point.1 - y - slope * (point.0 - x)).powi(2)) / (count - 2.0);
+    Some([slope, (rest / width).sqrt()])
 }
 
 /// Steps of batches, as far as their experts were counted.
 pub fn batches(bench: &mut Bench, measured: &[Measured]) {
-    let (machine, ceilings) = machine(bench, measured);
-    let (mut rows, mut lines) = (Vec::new(), Vec::<Series>::new());
+    let Some(&Measured { machine, .. }) = measured.first() else { return };
+    let ceilings = machine.ceilings(bench);
+    let mut rows = Vec::new();
     for measured in measured {
-        let (model, number) = (measured.model, measured.machine.number);
+        let model = &measured.model;
         let mut counted: Vec<(&Timed, f64)> =
             measured.of(Kind::Step).filter_map(|timed| Some((timed, timed.experts?))).collect();
         counted.sort_by_key(|(timed, _)| (timed.point.context, timed.point.batch));
-        let rate = |timed: &Timed| timed.point.batch as f64 / timed.seconds.median;
+        let rate = |timed: &Timed| timed.point.batch as f64 / timed.seconds;
         for of_context in counted.chunk_by(|(a, _), (b, _)| a.point.context == b.point.context) {
             let context = of_context[0].0.point.context;
             let one = of_context.first().filter(|(timed, _)| timed.point.batch == 1).map(|(one, _)| rate(one));
             for &(timed, experts) in of_context {
-                let (batch, seconds, keys) = (timed.point.batch as f64, timed.seconds.median, context as f64 + 1.0);
-                let bytes = model.work.step_bytes(experts, batch * keys, number);
-                let mut row = vec![
+                let (batch, seconds, keys) = (timed.point.batch as f64, timed.seconds, context as f64 + 1.0);
+                let bytes = model.work.step_bytes(experts, batch * keys, machine.number);
+                let flops = model.work.step_flops(timed.point.form, batch, keys);
+                rows.push(vec![
                     model.name.into(),
                     context.to_string(),
                     timed.point.batch.to_string(),
@@ -203,54 +167,20 @@ pub fn batches(bench: &mut Bench, measured: &[Measured]) {
                     format!("{:.1} of {}", experts / model.work.moe_layers, model.config.num_experts()),
                     digits(bytes / 1e6),
                     digits(bytes / seconds / 1e9),
-                ];
-                if let Some(ceilings) = ceilings {
-                    let floor = ceilings.floor(bytes, model.work.step_flops(timed.point.form, batch, keys));
-                    row.push(percent(bytes / seconds / ceilings.bytes_per_second));
-                    row.push(percent(floor / seconds));
-                }
-                rows.push(row);
-            }
-            let points = of_context.iter().map(|(timed, _)| (timed.point.batch as f64, rate(timed))).collect();
-            let name = format!("{}, {context} cached tokens", model.name);
-            lines.push(Series { name, points });
-            if let (Some(one), Some(_), [_, .., (last, _)]) = (one, ceilings, of_context) {
-                let points = [1.0, last.point.batch as f64].map(|batch| (batch, batch * one)).into();
-                lines.push(Series { name: format!("{}, if each were as fast as one", model.name), points });
+                    of_floor(ceilings, bytes, 0.0, seconds),
+                    of_floor(ceilings, bytes, flops, seconds),
+                ]);
             }
         }
     }
     let columns = "model | cached tokens | sequences | ms per step | tokens/s | of one sequence | different experts | \
-                   read, MB | read, GB/s";
-    let mut columns = columns.to_owned();
-    let mut notes = vec![format!(
+                   read, MB | read, GB/s | of reading | of the floor";
+    let note = format!(
         "Absorbed form; a step is one token of each sequence, {STEPS} different ones in turn. Of one sequence: how many times \
          the tokens/s of one. Different experts: in one layer and step, the mean of these steps; each has to be read, so few \
-         sequences share little. Read: the weights and the cache that a step needs, each once."
-    )];
-    let file = match ceilings {
-        Some(_) => {
-            columns += " | of reading | of the floor";
-            notes.push(
-                "Sequences of different random texts, fp32 arithmetic and cache; the absorbed form holds kv_b_proj in fp32, the \
-                 other weights are bf16. Of reading: the GB/s against the most that this machine read in this run, which \
-                 no cache can hold; more than 100 % is a model that a cache holds. Of the floor: reading or computing, \
-                 whichever is longer."
-                    .into(),
-            );
-            "throughput-decode-batch"
-        }
-        None => {
-            notes.push(format!(
-                "bf16, pages of {PAGE} tokens. Up to {TEXTS} texts are different from the first token on; more sequences are \
-                 forks of them with {OWN} tokens of their own. The GPU's own ceilings are under Kernels."
-            ));
-            "throughput-decode-gpu"
-        }
-    };
-    let notes: Vec<&str> = notes.iter().map(String::as_str).collect();
-    let title = format!("Decoding on the {machine}, against the number of sequences");
-    bench.table(&title, &columns, rows, &notes);
-    let title = format!("Decoding on the {machine}: tokens per second of all sequences");
-    bench.plot(&title, file, ("sequences", true), ("tokens/s", true), lines);
+         sequences share little. Read: the weights and the cache that a step needs, each once. Of reading: as if computing \
+         took no time; more than 100 % is a model that a cache holds."
+    );
+    let title = format!("Decoding on the {}, against the number of sequences", machine.name);
+    bench.table(&title, columns, rows, &[&note, machine.note, FLOOR]);
 }

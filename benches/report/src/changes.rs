@@ -6,7 +6,14 @@ use dsv2_bench_report::compare::{Change, Verdict};
 /// Each measurement of two files: old, new, their ratio, how many times worse it may be, the verdict; then a line of totals.
 /// Those that stayed as they were are shown only if `all` are wanted. `styled` adds colour, for a terminal.
 pub fn text(changes: &[Change], all: bool, styled: bool) -> String {
-    let mut table = table(styled, ["measurement", "unit", "old", "new", "new / old", "allowed", "verdict"]);
+    let mut table = Table::new();
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
+    table.set_header(["measurement", "unit", "old", "new", "new / old", "allowed", "verdict"]);
+    if styled {
+        table.enforce_styling()
+    } else {
+        table.force_no_tty()
+    };
     for column in table.column_iter_mut().skip(2).take(4) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -36,19 +43,6 @@ pub fn text(changes: &[Change], all: bool, styled: bool) -> String {
         count(Verdict::New),
         count(Verdict::NotJudged)
     )
-}
-
-/// An empty table: columns side by side, one line below the header.
-fn table(styled: bool, header: [&str; 7]) -> Table {
-    let mut table = Table::new();
-    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    table.set_header(header);
-    if styled {
-        table.enforce_styling()
-    } else {
-        table.force_no_tty()
-    };
-    table
 }
 
 /// Red, green, or yellow for what has no verdict.

@@ -47,17 +47,7 @@ fn run(command: &mut Command) -> Ran {
 
 /// A file of results with one time and one number of bytes.
 fn results(folder: &TempDir, name: &str, seconds: f64, bytes: f64) -> PathBuf {
-    let (low, high) = (0.99 * seconds, 1.01 * seconds);
-    let time = Measurement {
-        id: "decode".into(),
-        unit: "s".into(),
-        better: Better::Less,
-        value: seconds,
-        low,
-        high,
-        samples: 10,
-        exact: false,
-    };
+    let time = Measurement::sampled("decode", "s", Better::Less, [0.99 * seconds, seconds, 1.01 * seconds], 10);
     let measurements = vec![time, Measurement::exact("cache/mla", "B", Better::Less, bytes)];
     let path = folder.path().join(name);
     Results::new(vec![Run { noise: 0.05, measurements, ..Run::default() }]).write(&path).unwrap();

@@ -5,8 +5,7 @@ use dsv2_bench_report::{Better, Machine, Measurement, Results, Run};
 
 /// 1 s or 1/s, known to 1 %.
 fn timed(id: &str, better: Better, value: f64) -> Measurement {
-    let (low, high) = (0.99 * value, 1.01 * value);
-    Measurement { id: id.into(), unit: "s".into(), better, value, low, high, samples: 10, exact: false }
+    Measurement::sampled(id, "s", better, [0.99 * value, value, 1.01 * value], 10)
 }
 
 /// A run with 5 % of noise.
