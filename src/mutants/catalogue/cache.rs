@@ -17,12 +17,9 @@ pub const MUTANTS: &[Mutant] = &[
     structural("append_reversed", "The new tokens of a piece are cached in the wrong order.")
         .when(|case| cached(case) && several_tokens(case))
         .at(&[CACHED_KV, CACHED_K_PE], |s, at| {
-            let mut kept = at.value.clone();
-            let new = Slice::from(s.past()..);
-            let mut reversed = at.value.slice_axis(Axis(1), new).to_owned();
+            let mut reversed = at.value.slice_axis(Axis(1), Slice::from(s.past()..)).to_owned();
             reversed.invert_axis(Axis(1));
-            kept.slice_axis_mut(Axis(1), new).assign(&reversed);
-            Some(kept)
+            with_new(s, at, reversed)
         }),
     structural("cache_raw_latent", "The latent is cached before it is normed.").when(cached).at(
         &[CACHED_KV],
