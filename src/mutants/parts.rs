@@ -12,7 +12,7 @@ use ndarray::Array2;
 pub use norm::NormInput;
 
 use super::scene::Scene;
-pub use attention::{Heads, by_part, expand};
+pub use attention::{Heads, by_part, expand, rotate};
 
 impl Scene<'_> {
     /// The residual stream that enters a layer (after the last one: the last norm), as rows.

@@ -6,6 +6,7 @@ use ndarray::{Array2, Array4, ArrayD, Axis, s};
 use super::{Benign, narrow};
 use crate::mutants::At;
 use crate::mutants::arithmetic::{exact, mean_square, product, rms_norm, to_f32};
+use crate::mutants::parts::rotate;
 use crate::mutants::scene::{Scene, rows, shaped};
 
 const NORMS: &[&str] = &[INPUT_LAYERNORM, Q_A_LAYERNORM, KV_A_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM];
@@ -56,10 +57,7 @@ pub const BENIGN: &[Benign] = &[
     })
     .at(&[K_PE], |s, at| {
         let both = s.unrounded(KV_A_PROJ, at.layer)?.clone().into_dimensionality::<ndarray::Ix3>().ok()?;
-        let keys = both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1));
-        let mut keys = keys.as_standard_layout().into_owned();
-        s.rotary()?.rotate(&mut keys);
-        Some(keys.into_dyn())
+        rotate(s.rotary()?, both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1)))
     }),
     Benign::new(
         "scores_rounded_each_op",

@@ -8,6 +8,7 @@ use ndarray::{ArrayD, Axis, s};
 
 use super::{low_rank_queries, structural};
 use crate::mutants::arithmetic::{mean_square, rms_norm};
+use crate::mutants::parts::rotate;
 use crate::mutants::scene::{Scene, shaped};
 use crate::mutants::{At, Mutant};
 
@@ -60,9 +61,7 @@ pub const MUTANTS: &[Mutant] = &[
     .at(&[K_PE], |s, at| {
         let r = s.config().qk_rope_head_dim;
         let front = s.real3(KV_A_PROJ, at.layer)?.slice_move(s![.., .., ..r]);
-        let mut keys = front.insert_axis(Axis(1)).as_standard_layout().into_owned();
-        s.rotary()?.rotate(&mut keys);
-        Some(keys.into_dyn())
+        rotate(s.rotary()?, front.insert_axis(Axis(1)))
     }),
     structural("eps_latent_from_config", "The norms of the latents use rms_norm_eps; theirs is always 1e-6.")
         .when(|case| case.config.rms_norm_eps > 1e-5)

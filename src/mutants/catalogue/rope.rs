@@ -8,7 +8,7 @@ use super::tables::far;
 use super::{equivalent, fixed_rope, several_tokens, structural};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
-use crate::mutants::parts::by_part;
+use crate::mutants::parts::{by_part, rotate};
 use crate::mutants::scene::Scene;
 use crate::mutants::{At, Mutant};
 
@@ -95,12 +95,6 @@ fn unrotated(scene: &Scene<'_>, at: At<'_>) -> Option<Array4<f64>> {
     }
     let n = scene.config().qk_nope_head_dim;
     Some(scene.queries(at.layer)?.slice_move(s![.., .., .., n..]).as_standard_layout().into_owned())
-}
-
-fn rotate(tables: RotaryTables<f64>, x: Array4<f64>) -> Option<ArrayD<f64>> {
-    let mut x = x.as_standard_layout().into_owned();
-    tables.rotate(&mut x);
-    Some(x.into_dyn())
 }
 
 fn rotated_at(scene: &Scene<'_>, at: At<'_>, positions: &Array2<i64>) -> Option<ArrayD<f64>> {

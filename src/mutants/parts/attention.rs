@@ -162,6 +162,13 @@ impl Scene<'_> {
     }
 }
 
+/// Vectors `[B,H,S,r]`, turned.
+pub fn rotate(tables: RotaryTables<f64>, x: Array4<f64>) -> Option<ArrayD<f64>> {
+    let mut x = x.as_standard_layout().into_owned();
+    tables.rotate(&mut x);
+    Some(x.into_dyn())
+}
+
 /// `[B,T,H w]` to `[B,H,T,w]`.
 fn by_head(flat: ArrayView3<'_, f64>, heads: usize) -> Option<Array4<f64>> {
     let (batch, rows, width) = flat.dim();
