@@ -32,6 +32,7 @@ pub mod scene;
 pub mod tap;
 pub mod weights;
 
+use dsv2_reference::stage::table::TOPK_INDICES;
 use ndarray::ArrayD;
 
 pub use catalogue::catalogue;
@@ -68,10 +69,39 @@ pub struct Mutant {
 }
 
 impl Mutant {
+    /// One that applies to every case, that no implementation is known to have been, and that does nothing yet.
+    const fn new(class: Class, id: &'static str, what: &'static str) -> Self {
+        Mutant { id, class, what, report: None, applies: |_| true, variant: Variant::NONE }
+    }
+
+    /// It applies to these cases only.
+    const fn when(mut self, applies: fn(&Case) -> bool) -> Self {
+        self.applies = applies;
+        self
+    }
+
+    /// An implementation that did so was reported there.
+    const fn reported(mut self, report: &'static str) -> Self {
+        self.report = Some(report);
+        self
+    }
+
+    /// What it has at stages of numbers.
+    const fn at(mut self, kinds: &'static [&'static str], act: RealAct) -> Self {
+        self.variant = self.variant.and((kinds, Act::Real(act)));
+        self
+    }
+
+    /// Which experts it chooses.
+    const fn choosing(mut self, act: IndexAct) -> Self {
+        self.variant = self.variant.and((&[TOPK_INDICES], Act::Index(act)));
+        self
+    }
+
     /// The kind of stage at which it begins to be wrong, of those that a model may have; a model that lacks it (`q_b_proj`)
     /// shows it at the next.
     pub fn stage(&self) -> &'static str {
-        self.variant.acts.first().and_then(|(kinds, _)| kinds.first()).copied().unwrap_or_default()
+        self.variant.acts().next().and_then(|(kinds, _)| kinds.first()).copied().unwrap_or_default()
     }
 }
 
@@ -86,36 +116,50 @@ pub struct At<'v> {
     pub value: &'v ArrayD<f64>,
 }
 
-/// What a variant has at a stage, or nothing if it has there what the reference has.
+/// What a variant has at a stage of numbers, or nothing if it has there what the reference has.
+pub type RealAct = fn(&Scene<'_>, At<'_>) -> Option<ArrayD<f64>>;
+
+/// Which experts a variant chooses in a layer, or nothing if it chooses those that the reference chooses.
+pub type IndexAct = fn(&Scene<'_>, usize) -> Option<ArrayD<i64>>;
+
+/// What a variant does at a stage.
 #[derive(Clone, Copy)]
 pub enum Act {
     /// Of a stage of numbers.
-    Real(fn(&Scene<'_>, At<'_>) -> Option<ArrayD<f64>>),
+    Real(RealAct),
     /// Of the choice of experts of a layer.
-    Index(fn(&Scene<'_>, usize) -> Option<ArrayD<i64>>),
+    Index(IndexAct),
 }
 
 /// Kinds of stage and what happens there.
 pub type Step = (&'static [&'static str], Act);
 
-/// What a variant has at stages of numbers.
-const fn real(kinds: &'static [&'static str], act: fn(&Scene<'_>, At<'_>) -> Option<ArrayD<f64>>) -> Step {
-    (kinds, Act::Real(act))
-}
-
-/// What a variant has for the choice of experts.
-const fn index(kinds: &'static [&'static str], act: fn(&Scene<'_>, usize) -> Option<ArrayD<i64>>) -> Step {
-    (kinds, Act::Index(act))
-}
-
 /// Another implementation, as far as it differs: what it does, and at which kinds of stage, in forward order.
 #[derive(Clone, Copy)]
 pub struct Variant {
-    /// What happens where.
-    pub acts: &'static [Step],
+    /// What happens where; nothing after the first `None`.
+    acts: [Option<Step>; 3],
 }
 
 impl Variant {
+    /// The reference.
+    const NONE: Variant = Variant { acts: [None; 3] };
+
+    /// One more step.
+    const fn and(mut self, step: Step) -> Self {
+        let mut steps = 0;
+        while self.acts[steps].is_some() {
+            steps += 1;
+        }
+        self.acts[steps] = Some(step);
+        self
+    }
+
+    /// What happens where.
+    pub fn acts(&self) -> impl Iterator<Item = &Step> {
+        self.acts.iter().flatten()
+    }
+
     /// What the variant has at a stage of numbers, if it differs there.
     pub fn real(
         &self,
@@ -139,6 +183,6 @@ impl Variant {
     }
 
     fn act(&self, kind: &str) -> Option<Act> {
-        self.acts.iter().find(|(kinds, _)| kinds.contains(&kind)).map(|(_, act)| *act)
+        self.acts().find(|(kinds, _)| kinds.contains(&kind)).map(|(_, act)| *act)
     }
 }

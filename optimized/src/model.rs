@@ -153,37 +153,29 @@ impl Model {
         form: AttentionForm,
         tap: Option<&mut dyn Tap>,
     ) -> Result<Tensor> {
-        LatentCache::undo_on_error(cache, |cache| self.forward_unguarded(input, cache, form, tap))
-    }
-
-    fn forward_unguarded(
-        &self,
-        input: &ModelInput<f32>,
-        cache: Option<&mut LatentCache>,
-        form: AttentionForm,
-        tap: Option<&mut dyn Tap>,
-    ) -> Result<Tensor> {
-        self.check_input(input)?;
-        let (batch, new) = input.tokens.dim();
-        let mut scope = Scope::root(tap);
-        let mut own;
-        let cached = cache.is_some();
-        let Settings { element, .. } = self.settings;
-        let cache = match cache {
-            Some(cache) if cache.batch() != batch => {
-                let expected = format!("a cache of {batch} sequences");
-                return Err(Error::operand("forward", "past_key_values", expected, cache.batch()));
-            }
-            Some(cache) => {
-                cache.check(&self.config, &self.device, element)?;
-                cache
-            }
-            None => {
-                own = LatentCache::new(&self.config, &self.device, element, batch, new, PAGE)?;
-                &mut own
-            }
-        };
-        self.forward_layers(input, cache, cached, form, &mut scope.child("model"))
+        LatentCache::undo_on_error(cache, |cache| {
+            self.check_input(input)?;
+            let (batch, new) = input.tokens.dim();
+            let mut scope = Scope::root(tap);
+            let mut own;
+            let cached = cache.is_some();
+            let Settings { element, .. } = self.settings;
+            let cache = match cache {
+                Some(cache) if cache.batch() != batch => {
+                    let expected = format!("a cache of {batch} sequences");
+                    return Err(Error::operand("forward", "past_key_values", expected, cache.batch()));
+                }
+                Some(cache) => {
+                    cache.check(&self.config, &self.device, element)?;
+                    cache
+                }
+                None => {
+                    own = LatentCache::new(&self.config, &self.device, element, batch, new, PAGE)?;
+                    &mut own
+                }
+            };
+            self.forward_layers(input, cache, cached, form, &mut scope.child("model"))
+        })
     }
 
     fn forward_layers(

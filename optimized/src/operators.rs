@@ -5,6 +5,7 @@
 
 mod activation;
 pub mod argmax;
+mod arguments;
 pub mod combine;
 pub mod dispatch;
 pub mod embedding;
@@ -24,9 +25,10 @@ pub mod router;
 pub mod sample;
 pub mod swiglu;
 
-use ptx_emulator::{Arg, Grid};
+use ptx_emulator::Grid;
 
-use crate::{Element, Error, Kernel, Result, Tensor};
+use crate::{Element, Error, Result, Tensor};
+use arguments::Arguments;
 
 /// Which of an operator's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,7 +123,7 @@ fn launch_by_row(
     operator: &'static str,
     variant: Variant,
     logits: &Tensor,
-    operands: &[Arg],
+    operands: impl FnOnce(Arguments) -> Arguments,
 ) -> Result<()> {
     let [rows, vocab] = Operand::new(operator, "logits", logits).axes()?;
     if rows == 0 {
@@ -131,8 +133,13 @@ fn launch_by_row(
         Variant::Naive => Grid::linear(rows.div_ceil(32) as u32, 32),
         Variant::Tuned => Grid::linear(rows as u32, 512),
     };
-    let mut args = vec![logits.arg(), (logits.strides()[0] as i64).into()];
-    args.extend_from_slice(operands);
-    args.extend([(rows as i32).into(), (vocab as i32).into()]);
-    logits.device().launch(&Kernel::new(module, format!("{operator}_{variant}_{}", logits.element())), grid, &args)
+    let args = operands(Arguments::default().strided(logits, 1)).sizes([rows, vocab]);
+    args.launch(logits, module, format!("{operator}_{variant}_{}", logits.element()), grid)
+}
+
+/// A tensor on an emulator of its own, to try what an operator refuses.
+#[cfg(test)]
+fn tensor(element: Element, shape: &[usize]) -> Tensor {
+    let device: std::sync::Arc<dyn crate::Device> = crate::Emulated::new(crate::Library::embedded());
+    Tensor::empty(&device, element, shape).unwrap()
 }

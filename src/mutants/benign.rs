@@ -5,7 +5,7 @@ mod experts;
 mod orders;
 mod roundings;
 
-use super::Variant;
+use super::{Act, RealAct, Variant};
 use crate::case::Case;
 use crate::precision::Precision;
 
@@ -26,9 +26,37 @@ pub struct Benign {
 }
 
 impl Benign {
-    /// A variant of the expanded form, with all stages.
-    const fn of(id: &'static str, what: &'static str, applies: fn(&Case, Precision) -> bool, variant: Variant) -> Self {
-        Benign { id, what, applies, absorbed: false, absent: &[], variant: Some(variant) }
+    /// The reference in its expanded form, with all stages, for every case and type.
+    const fn new(id: &'static str, what: &'static str) -> Self {
+        Benign { id, what, applies: |_, _| true, absorbed: false, absent: &[], variant: None }
+    }
+
+    /// It differs from the reference in these cases only.
+    const fn when(mut self, applies: fn(&Case, Precision) -> bool) -> Self {
+        self.applies = applies;
+        self
+    }
+
+    /// Attention runs on the latents.
+    const fn absorbed(mut self) -> Self {
+        self.absorbed = true;
+        self
+    }
+
+    /// It lacks the stages whose names end so.
+    const fn without(mut self, absent: &'static [&'static str]) -> Self {
+        self.absent = absent;
+        self
+    }
+
+    /// What it has at stages of numbers.
+    const fn at(mut self, kinds: &'static [&'static str], act: RealAct) -> Self {
+        let variant = match self.variant {
+            Some(variant) => variant,
+            None => Variant::NONE,
+        };
+        self.variant = Some(variant.and((kinds, Act::Real(act))));
+        self
     }
 }
 
@@ -37,18 +65,7 @@ pub fn benign() -> impl Iterator<Item = &'static Benign> {
     ABSORBED.iter().chain(orders::BENIGN).chain(roundings::BENIGN).chain(experts::BENIGN)
 }
 
-const ABSORBED: &[Benign] = &[Benign {
-    id: "absorbed",
-    what: "Attention on the latents.",
-    applies: any,
-    absorbed: true,
-    absent: &[],
-    variant: None,
-}];
-
-fn any(_: &Case, _: Precision) -> bool {
-    true
-}
+const ABSORBED: &[Benign] = &[Benign::new("absorbed", "Attention on the latents.").absorbed()];
 
 /// Whether stages are rounded for keeping.
 fn narrow(_: &Case, precision: Precision) -> bool {

@@ -15,7 +15,7 @@ mod yarn;
 
 use dsv2_reference::config::{RopeParameters, RopeType, TopkMethod};
 
-use super::{Class, Mutant, Step, Variant};
+use super::{Class, Mutant};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
 
@@ -37,27 +37,19 @@ pub fn catalogue() -> impl Iterator<Item = &'static Mutant> {
     modules.into_iter().flatten().chain(precision::MUTANTS)
 }
 
-/// A structural mutant.
-const fn structural(
-    id: &'static str,
-    applies: fn(&Case) -> bool,
-    what: &'static str,
-    report: Option<&'static str>,
-    acts: &'static [Step],
-) -> Mutant {
-    Mutant { id, class: Class::Structural, what, report, applies, variant: Variant { acts } }
+const fn structural(id: &'static str, what: &'static str) -> Mutant {
+    Mutant::new(Class::Structural, id, what)
 }
 
-/// A structural mutant that no implementation is known to have been.
-const fn unreported(id: &'static str, applies: fn(&Case) -> bool, what: &'static str, acts: &'static [Step]) -> Mutant {
-    structural(id, applies, what, None, acts)
+const fn imprecise(id: &'static str, what: &'static str) -> Mutant {
+    Mutant::new(Class::Precision, id, what)
+}
+
+const fn equivalent(id: &'static str, what: &'static str) -> Mutant {
+    Mutant::new(Class::Equivalent, id, what)
 }
 
 // When a mutant applies.
-
-fn always(_: &Case) -> bool {
-    true
-}
 
 fn rope(case: &Case) -> Option<RopeParameters> {
     case.config.rope().ok()

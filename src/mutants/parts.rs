@@ -7,12 +7,12 @@ mod norm;
 
 use dsv2_reference::stage::table;
 pub use experts::{Expert, Routed, Router};
-pub use linear::Projection;
+pub use linear::{PROJECTIONS, Projection};
 use ndarray::Array2;
 pub use norm::NormInput;
 
 use super::scene::Scene;
-pub use attention::{Heads, expand};
+pub use attention::{Heads, by_part, expand, rotate};
 
 impl Scene<'_> {
     /// The residual stream that enters a layer (after the last one: the last norm), as rows.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 
 from . import format, metrics, prng, run
 from .cases import Case
@@ -72,14 +71,7 @@ def _attempt(case: Case, start: int, attempt: int, checkpoint: Path, retrain: bo
             spec["stages"][name]["baseline"] = baselines[name]
     if np.isfinite(margin):
         spec["routing"] = {"min_margin": float(f"{margin:.4g}")}
-    spec["provenance"] = {
-        "generator": "golden/export",
-        "transformers": transformers.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "threads": torch.get_num_threads(),
-        "attn_implementation": "eager",
-        "experts_implementation": "eager",
-    }
+    spec["provenance"] = run.provenance("golden/export")
     folder = format.write_case(spec, inputs, expected, checkpoint if case.checkpoint is not None else None)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1024
     head = baselines.get("lm_head", baselines.get("score"))

@@ -114,27 +114,10 @@ def v2_config(**changes) -> dict:
 
 def lite_config(**changes) -> dict:
     """DeepSeek-V2-Lite in small: one query projection, plain top-k, scaling factor 1."""
-    return v2_config(
-        **{
-            "hidden_size": 45,
-            "intermediate_size": 58,
-            "kv_lora_rank": 22,
-            "moe_intermediate_size": 17,
-            "n_group": 1,
-            "n_routed_experts": 10,
-            "num_attention_heads": 3,
-            "num_key_value_heads": 3,
-            "q_lora_rank": None,
-            "qk_nope_head_dim": 12,
-            "qk_rope_head_dim": 8,
-            "routed_scaling_factor": 1.0,
-            "topk_group": 1,
-            "topk_method": "greedy",
-            "v_head_dim": 13,
-            "vocab_size": 104,
-            **changes,
-        }
-    )
+    return v2_config(**{"hidden_size": 45, "intermediate_size": 58, "kv_lora_rank": 22, "moe_intermediate_size": 17,
+                        "n_group": 1, "n_routed_experts": 10, "num_attention_heads": 3, "num_key_value_heads": 3,
+                        "q_lora_rank": None, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "routed_scaling_factor": 1.0,
+                        "topk_group": 1, "topk_method": "greedy", "v_head_dim": 13, "vocab_size": 104, **changes})  # fmt: skip
 
 
 def small_config(**changes) -> dict:

@@ -24,7 +24,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkR
 
 from . import format, prng
 from .cases import PINS
-from .run import checkpoint_tensors
+from .run import PLAIN, checkpoint_tensors, provenance
 
 TARGET = format.GOLDEN / "deepseek_v3"
 
@@ -34,86 +34,42 @@ MINIMUM_MARGIN = 1e-4
 DRIFT = 1e-5
 
 
-def router(description, hidden_size=8, tokens=24, bias=0.1, shift=0.0, gain=2.0, **config):
+def router(description, experts, groups, k, factor, normalised=True, bias=0.1, shift=0.0):
+    """`groups`: how many there are, and how many of them a token may visit."""
+    n_group, topk_group = groups
     return {
         "description": description,
-        "hidden_size": hidden_size,
-        "tokens": tokens,
         "bias": bias,
         "shift": shift,
-        "gain": gain,
-        "config": config,
+        "config": {
+            "n_routed_experts": experts,
+            "n_group": n_group,
+            "topk_group": topk_group,
+            "num_experts_per_tok": k,
+            "norm_topk_prob": normalised,
+            "routed_scaling_factor": factor,
+        },
     }
 
 
+TOKENS, HIDDEN_SIZE, GAIN = 24, 8, 2.0
+"""Of every router."""
+
+NEGATIVE = (
+    "biases as large as the scores; many choice values are negative, and a kept one may be below 0, "
+    "which is what a mask of zeros would get wrong"
+)
+TINY = "scores near 1e-20, where the constant in the denominator counts"
 ROUTERS = {
-    "like-v3": router(
-        "V3's structure: 4 of 8 groups, normalised",
-        n_routed_experts=32,
-        n_group=8,
-        topk_group=4,
-        num_experts_per_tok=8,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.5,
-    ),
+    "like-v3": router("V3's structure: 4 of 8 groups, normalised", 32, groups=(8, 4), k=8, factor=2.5),
     "not-normalised": router(
-        "the weights are the scores times the factor",
-        n_routed_experts=16,
-        n_group=4,
-        topk_group=2,
-        num_experts_per_tok=3,
-        norm_topk_prob=False,
-        routed_scaling_factor=2.5,
+        "the weights are the scores times the factor", 16, groups=(4, 2), k=3, factor=2.5, normalised=False
     ),
-    "one-group": router(
-        "no restriction to groups",
-        n_routed_experts=12,
-        n_group=1,
-        topk_group=1,
-        num_experts_per_tok=5,
-        norm_topk_prob=True,
-        routed_scaling_factor=1.0,
-    ),
-    "pairs": router(
-        "a group's score is the sum of all it has",
-        n_routed_experts=12,
-        n_group=6,
-        topk_group=2,
-        num_experts_per_tok=4,
-        norm_topk_prob=True,
-        routed_scaling_factor=1.5,
-    ),
-    "bias-decides": router(
-        "biases as large as the scores; many choice values are negative, and a kept one may be below 0, "
-        "which is what a mask of zeros would get wrong",
-        bias=1.0,
-        n_routed_experts=16,
-        n_group=4,
-        topk_group=2,
-        num_experts_per_tok=6,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.5,
-    ),
-    "tiny-scores": router(
-        "scores near 1e-20, where the constant in the denominator counts",
-        shift=-47.0,
-        bias=0.5,
-        n_routed_experts=8,
-        n_group=2,
-        topk_group=1,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.5,
-    ),
-    "one-expert": router(
-        "k = 1: normalised, so that every weight is the factor",
-        n_routed_experts=8,
-        n_group=4,
-        topk_group=2,
-        num_experts_per_tok=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=2.5,
-    ),
+    "one-group": router("no restriction to groups", 12, groups=(1, 1), k=5, factor=1.0),
+    "pairs": router("a group's score is the sum of all it has", 12, groups=(6, 2), k=4, factor=1.5),
+    "bias-decides": router(NEGATIVE, 16, groups=(4, 2), k=6, factor=2.5, bias=1.0),
+    "tiny-scores": router(TINY, 8, groups=(2, 1), k=2, factor=2.5, bias=0.5, shift=-47.0),
+    "one-expert": router("k = 1: normalised, so that every weight is the factor", 8, groups=(4, 2), k=1, factor=2.5),
 }
 
 RULES = [
@@ -161,13 +117,13 @@ def margin(choice: np.ndarray, config: dict) -> float:
 
 
 def run_router(name: str, case: dict) -> dict[str, np.ndarray]:
-    config = DeepseekV3Config(hidden_size=case["hidden_size"], **case["config"])
+    config = DeepseekV3Config(hidden_size=HIDDEN_SIZE, **case["config"])
     for seed in range(1000):
         random = np.random.default_rng([seed, *name.encode()])
-        experts, width = case["config"]["n_routed_experts"], case["hidden_size"]
-        hidden = random.standard_normal((case["tokens"], width))
+        experts = case["config"]["n_routed_experts"]
+        hidden = random.standard_normal((TOKENS, HIDDEN_SIZE))
         hidden[:, 0] = 1.0  # so that the first column of the weight shifts all logits
-        weight = random.standard_normal((experts, width)) * case["gain"] / np.sqrt(width)
+        weight = random.standard_normal((experts, HIDDEN_SIZE)) * GAIN / np.sqrt(HIDDEN_SIZE)
         weight[:, 0] += case["shift"]
         hidden, weight = prng.bf16_exact(hidden), prng.bf16_exact(weight)
         bias = prng.bf16_exact(random.standard_normal(experts) * case["bias"])
@@ -212,13 +168,7 @@ def run_module(name: str, config: dict) -> tuple[dict[str, np.ndarray], int]:
         ids = np.random.default_rng([seed, *name.encode()]).integers(0, config["vocab_size"], (2, 13))
         with tempfile.TemporaryDirectory() as scratch:
             format.write_checkpoint(Path(scratch), config | {"architectures": ["DeepseekV3ForCausalLM"]}, weights, "F32")
-            model = DeepseekV3ForCausalLM.from_pretrained(
-                scratch,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                experts_implementation="eager",
-                local_files_only=True,
-            ).eval()
+            model = DeepseekV3ForCausalLM.from_pretrained(scratch, **PLAIN).eval()
             # Which of the checkpoint's layers are such modules is known for 61 layers only: "model.layers.61.*".
             model._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{config['num_hidden_layers']}\."]
             module = MtpModel.from_pretrained(model).eval()
@@ -260,14 +210,7 @@ def build() -> tuple[dict, dict[str, np.ndarray]]:
         arrays, seed = run_module(name, config)
         tensors |= {f"modules.{name}.{tensor}": array for tensor, array in arrays.items()}
         description["modules"][name] = {"config": config, "weights": {"seed": seed, "rules": RULES}}
-    description["provenance"] = {
-        "generator": "golden/export, python -m dsv2_export.deepseek_v3",
-        "transformers": transformers.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "threads": torch.get_num_threads(),
-        "attn_implementation": "eager",
-        "experts_implementation": "eager",
-    }
+    description["provenance"] = provenance("golden/export, python -m dsv2_export.deepseek_v3")
     return description, {name: format.contiguous(array) for name, array in tensors.items()}
 
 

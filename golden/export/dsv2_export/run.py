@@ -18,10 +18,27 @@ ARCHITECTURES = {
     "DeepseekV2ForSequenceClassification": DeepseekV2ForSequenceClassification,
 }
 
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+"""Transformers' plain code, without a fused kernel."""
+
+PLAIN = {"dtype": torch.float32, **EAGER, "local_files_only": True}
+"""How Transformers loads a checkpoint."""
+
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+def provenance(generator: str) -> dict:
+    """What made a golden file."""
+    return {
+        "generator": generator,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "threads": torch.get_num_threads(),
+        **EAGER,
+    }
 
 
 def make_config(config: dict):
@@ -77,13 +94,7 @@ def build_model(case: dict, weights, dtype: torch.dtype):
             for name, view in views.items():
                 view.copy_(torch.from_numpy(np.ascontiguousarray(weights[name], np.float32)))
     else:
-        model = ARCHITECTURES[architecture].from_pretrained(
-            weights,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            experts_implementation="eager",
-            local_files_only=True,
-        ).eval()
+        model = ARCHITECTURES[architecture].from_pretrained(weights, **PLAIN).eval()
     # `.to(bfloat16)` would round the rotary frequencies, which loading in bfloat16 does not: keep them as they were.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model = model.to(dtype)

@@ -16,20 +16,16 @@ pub fn argmax(variant: Variant, logits: &Tensor, tokens: &Tensor) -> Result<()> 
     if vocab == 0 {
         return Err(Error::operand(OPERATOR, "logits", "at least one token", format!("{:?}", logits.shape())));
     }
-    launch_by_row(OPERATOR, OPERATOR, variant, logits, &[tokens.arg()])
+    launch_by_row(OPERATOR, OPERATOR, variant, logits, |args| args.tensors([tokens]))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{Device, Emulated, Library};
+    use crate::operators::tensor;
 
     #[test]
     fn an_empty_vocabulary_is_refused() {
-        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-        let tensor = |element, shape: &[usize]| Tensor::empty(&device, element, shape).unwrap();
         let error = argmax(Variant::Tuned, &tensor(Element::F32, &[2, 0]), &tensor(Element::I32, &[2])).unwrap_err();
         assert_eq!(error.to_string(), "argmax: logits: expected at least one token, found [2, 0]");
     }

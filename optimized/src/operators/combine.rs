@@ -1,9 +1,9 @@
 //! The end of a mixture of experts: the weighted sum over a token's experts, and the shared experts (paper eq. 20).
 
-use ptx_emulator::{Arg, Grid};
+use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Error, Result, Tensor};
 
 /// As many experts of a token as a block has room to sort.
 const MOST_SELECTED: usize = 1024;
@@ -45,15 +45,7 @@ pub fn combine(
         Variant::Naive => Grid::linear((tokens * width).div_ceil(128) as u32, 128),
         Variant::Tuned => Grid::linear(tokens as u32, 256),
     };
-    let args = [
-        rows.arg(),
-        places.arg(),
-        weights.arg(),
-        shared.map_or(Arg::from(0_u64), Tensor::arg),
-        out.arg(),
-        (tokens as i32).into(),
-        (width as i32).into(),
-        (k as i32).into(),
-    ];
-    rows.device().launch(&Kernel::new("combine", format!("{operator}_{variant}_{}", rows.element())), grid, &args)
+    let args = Arguments::default().tensors([rows, places, weights]).optional(shared).tensors([out]);
+    let entry = format!("{operator}_{variant}_{}", rows.element());
+    args.sizes([tokens, width, k]).launch(rows, "combine", entry, grid)
 }

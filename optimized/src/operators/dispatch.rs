@@ -2,8 +2,8 @@
 
 use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Error, Result, Tensor};
 
 /// As many experts as the block of the tuned kernel has threads, and room to count for.
 const MOST_EXPERTS: usize = 1024;
@@ -45,7 +45,6 @@ pub fn sort_by_expert(
         Variant::Naive => Grid::linear((experts + 1).div_ceil(128) as u32, 128),
         Variant::Tuned => Grid::linear(1, THREADS).with_shared((experts + 1) as u32 * (THREADS / 32) * 4),
     };
-    let args =
-        [indices.arg(), offsets.arg(), order.arg(), places.arg(), (pairs as i32).into(), (experts as i32).into()];
-    indices.device().launch(&Kernel::new("dispatch", format!("{operator}_{variant}_i32")), grid, &args)
+    let args = Arguments::default().tensors([indices, offsets, order, places]).sizes([pairs, experts]);
+    args.launch(indices, "dispatch", format!("{operator}_{variant}_i32"), grid)
 }

@@ -2,8 +2,8 @@
 
 use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Element, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Result, Tensor};
 
 /// `out[n] = table[tokens[n]]`: tokens \[N\] i32, table \[V,D\] (rows may be apart) -> out \[N,D\].
 ///
@@ -28,30 +28,17 @@ pub fn embedding(variant: Variant, tokens: &Tensor, table: &Tensor, out: &Tensor
             Grid { blocks: [count as u32, stretches as u32, 1], ..Grid::linear(1, 128) }
         }
     };
-    let args = [
-        tokens.arg(),
-        table.arg(),
-        (table.strides()[0] as i64).into(),
-        out.arg(),
-        (count as i32).into(),
-        (vocab as i32).into(),
-        (width as i32).into(),
-    ];
-    let kernel = Kernel::new(OPERATOR, format!("{OPERATOR}_{variant}_{}", table.element()));
-    tokens.device().launch(&kernel, grid, &args)
+    let args = Arguments::default().tensors([tokens]).strided(table, 1).tensors([out]).sizes([count, vocab, width]);
+    args.launch(tokens, OPERATOR, format!("{OPERATOR}_{variant}_{}", table.element()), grid)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{Device, Emulated, Library};
+    use crate::operators::tensor;
 
     #[test]
     fn an_output_of_another_type_is_refused() {
-        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-        let tensor = |element, shape: &[usize]| Tensor::empty(&device, element, shape).unwrap();
         let (tokens, table) = (tensor(Element::I32, &[3]), tensor(Element::Bf16, &[7, 8]));
         let error = embedding(Variant::Tuned, &tokens, &table, &tensor(Element::F32, &[3, 8])).unwrap_err();
         assert_eq!(error.to_string(), "embedding: out: expected bf16, found f32");

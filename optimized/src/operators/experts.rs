@@ -12,8 +12,8 @@
 use dsv2_reference::Activation;
 use ptx_emulator::Grid;
 
-use super::{Operand, Variant, activation};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant, activation};
+use crate::{Element, Error, Result, Tensor};
 
 /// Rows of a block of the tuned kernels, and columns of the result, which are half as many if two products make one.
 const BLOCK: [usize; 2] = [64, 128];
@@ -53,21 +53,10 @@ pub fn gate_up(
     if out.is_empty() || experts == 0 {
         return Ok(());
     }
-    let args = [
-        x.arg(),
-        (x.strides()[0] as i64).into(),
-        order.arg(),
-        (top_k as i32).into(),
-        weights.arg(),
-        offsets.arg(),
-        out.arg(),
-        (experts as i32).into(),
-        (depth as i32).into(),
-        (width as i32).into(),
-        activation::number(act).into(),
-    ];
-    let kernel = Kernel::new("experts", format!("{operator}_{variant}_{}", x.element()));
-    x.device().launch(&kernel, grid(variant, pairs, experts, width, BLOCK[1] / 2), &args)
+    let args = Arguments::default().strided(x, 1).tensors([order]).sizes([top_k]).tensors([weights, offsets, out]);
+    let args = args.sizes([experts, depth, width]).and(activation::number(act));
+    let grid = grid(variant, pairs, experts, width, BLOCK[1] / 2);
+    args.launch(x, "experts", format!("{operator}_{variant}_{}", x.element()), grid)
 }
 
 /// The last product of each expert: h \[N k,I\] in sorted order (rows may be apart), weights \[E,D,I\], offsets \[E+1\]
@@ -87,18 +76,9 @@ pub fn down(variant: Variant, h: &Tensor, weights: &Tensor, offsets: &Tensor, ou
     if out.is_empty() || experts == 0 {
         return Ok(());
     }
-    let args = [
-        h.arg(),
-        (h.strides()[0] as i64).into(),
-        weights.arg(),
-        offsets.arg(),
-        out.arg(),
-        (experts as i32).into(),
-        (depth as i32).into(),
-        (width as i32).into(),
-    ];
-    let kernel = Kernel::new("experts", format!("{operator}_{variant}_{}", h.element()));
-    h.device().launch(&kernel, grid(variant, pairs, experts, width, BLOCK[1]), &args)
+    let args = Arguments::default().strided(h, 1).tensors([weights, offsets, out]).sizes([experts, depth, width]);
+    let grid = grid(variant, pairs, experts, width, BLOCK[1]);
+    args.launch(h, "experts", format!("{operator}_{variant}_{}", h.element()), grid)
 }
 
 /// A thread for each element; or a block for each tile, of which each expert with rows may have one that is not full.

@@ -4,8 +4,8 @@ use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::{GeneratedWeights, fnv1a64, splitmix64};
 use ptx_emulator::Grid;
 
-use super::Operand;
-use crate::{Error, Kernel, Result, Tensor};
+use super::{Arguments, Operand};
+use crate::{Error, Result, Tensor};
 
 /// Threads of a block, each with one element. As in the kernel.
 const THREADS: usize = 256;
@@ -33,9 +33,8 @@ pub fn fill_generated(weights: &GeneratedWeights, name: &str, out: &Tensor) -> R
         return Ok(());
     }
     let base = splitmix64(fnv1a64(name) ^ weights.seed);
-    let args = [base.into(), rule.mean.into(), std.into(), out.arg(), (out.len() as i64).into()];
-    let kernel = Kernel::new("generated", format!("{OPERATOR}_{}", out.element()));
-    out.device().launch(&kernel, Grid::linear(blocks, THREADS as u32), &args)
+    let args = Arguments::default().and(base).and(rule.mean).and(std).tensors([out]).and(out.len() as i64);
+    args.launch(out, "generated", format!("{OPERATOR}_{}", out.element()), Grid::linear(blocks, THREADS as u32))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Latent norm, rotation of the key and write to the paged cache, in one kernel.
 
-use ptx_emulator::{Arg, Grid};
+use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Error, Result, Tensor};
 
 /// Normalises the latent, turns the key, and writes both into the cache (paper eq. 9 and 15):
 /// kv_a \[N,c+r\] (rows may be apart), weight \[c\], cos and sin \[N,r/2\] f32, slots \[N\] i32
@@ -59,40 +59,27 @@ pub fn latent_cache_write(
         // A warp for each token.
         Variant::Tuned => Grid::linear(tokens.div_ceil(4) as u32, 128),
     };
-    let or_null = |output: Option<&Tensor>| output.map_or(Arg::from(0u64), Tensor::arg);
-    let args = [
-        kv_a.arg(),
-        (kv_a.strides()[0] as i64).into(),
-        weight.arg(),
-        eps.into(),
-        cos.arg(),
-        sin.arg(),
-        slots.arg(),
-        cache.arg(),
-        (pages as i32).into(),
-        (page_size as i32).into(),
-        (cache.strides()[0] as i64).into(),
-        (cache.strides()[1] as i64).into(),
-        or_null(compressed_kv),
-        or_null(k_pe),
-        (tokens as i32).into(),
-        (rank as i32).into(),
-        (rope as i32).into(),
-    ];
-    kv_a.device().launch(&Kernel::new("latent", format!("{OPERATOR}_{variant}_{element}")), grid, &args)
+    let args = Arguments::default()
+        .strided(kv_a, 1)
+        .tensors([weight])
+        .and(eps)
+        .tensors([cos, sin, slots, cache])
+        .sizes([pages, page_size])
+        .and(cache.strides()[0] as i64)
+        .and(cache.strides()[1] as i64)
+        .optional(compressed_kv)
+        .optional(k_pe)
+        .sizes([tokens, rank, rope]);
+    args.launch(kv_a, "latent", format!("{OPERATOR}_{variant}_{element}"), grid)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{Device, Emulated, Library};
+    use crate::operators::tensor;
 
     #[test]
     fn widths_that_do_not_add_up_are_refused() {
-        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-        let tensor = |element, shape: &[usize]| Tensor::empty(&device, element, shape).unwrap();
         let write = |width: usize, cache: &[usize]| {
             let (kv_a, weight) = (tensor(Element::F32, &[2, width]), tensor(Element::F32, &[6]));
             let (table, slots) = (tensor(Element::F32, &[2, 2]), tensor(Element::I32, &[2]));

@@ -2,8 +2,8 @@
 
 use ptx_emulator::{Arg, Grid};
 
-use super::{Operand, Variant};
-use crate::{Element, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Result, Tensor};
 
 /// A layer of a paged cache, and where the sequences are in it.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +27,8 @@ impl Pages<'_> {
         Ok([sequences, columns, page_size])
     }
 
-    fn args(&self) -> [Arg; 3] {
-        [self.cache.arg(), self.block_table.arg(), self.lengths.arg()]
+    fn tensors(&self) -> [&Tensor; 3] {
+        [self.cache, self.block_table, self.lengths]
     }
 }
 
@@ -49,11 +49,11 @@ pub fn latent_cache_read(variant: Variant, pages: &Pages, latents: &Tensor, keys
     if rows == 0 {
         return Ok(());
     }
-    let sizes = [sequences, tokens, columns, page_size, latent, rope].map(|size| Arg::from(size as i32));
-    let args: Vec<Arg> = pages.args().into_iter().chain([latents.arg(), keys.arg()]).chain(sizes).collect();
+    let args = Arguments::default().tensors(pages.tensors()).tensors([latents, keys]);
+    let args = args.sizes([sequences, tokens, columns, page_size, latent, rope]);
     let blocks = if variant == Variant::Naive { rows.div_ceil(128) } else { rows };
-    let kernel = Kernel::new("latent_read", format!("{operator}_{variant}_{element}"));
-    pages.cache.device().launch(&kernel, Grid::linear(blocks as u32, 128), &args)
+    let entry = format!("{operator}_{variant}_{element}");
+    args.launch(pages.cache, "latent_read", entry, Grid::linear(blocks as u32, 128))
 }
 
 /// The scores that the absorbed form takes the softmax of: q_latent \[B,S,H,c\], q_pe \[B,S,H,r\] -> scores \[B,H,S,T\] fp32,
@@ -85,13 +85,18 @@ pub fn absorbed_scores(
         return Ok(());
     }
     let steps = |q: &Tensor| Arg::bytes(&[0, 1, 2].map(|axis| (q.strides()[axis] as i64).to_le_bytes()).concat());
-    let sizes = [sequences, new, heads, tokens, columns, page_size, latent, rope].map(|size| Arg::from(size as i32));
-    let mut args = vec![q_latent.arg(), steps(q_latent), q_pe.arg(), steps(q_pe)];
-    args.extend(pages.args());
-    args.extend([mask.map_or(Arg::from(0u64), Tensor::arg), scale.into(), scores.arg()]);
-    args.extend(sizes);
-    let kernel = Kernel::new("latent_read", format!("{operator}_{element}"));
-    scores.device().launch(&kernel, Grid::linear(scores.len().div_ceil(128) as u32, 128), &args)
+    let args = Arguments::default()
+        .tensors([q_latent])
+        .and(steps(q_latent))
+        .tensors([q_pe])
+        .and(steps(q_pe))
+        .tensors(pages.tensors())
+        .optional(mask)
+        .and(scale)
+        .tensors([scores])
+        .sizes([sequences, new, heads, tokens, columns, page_size, latent, rope]);
+    let grid = Grid::linear(scores.len().div_ceil(128) as u32, 128);
+    args.launch(scores, "latent_read", format!("{operator}_{element}"), grid)
 }
 
 /// The softmax of scores \[.., T\] fp32, row by row -> weights \[.., T\]; a row of minus infinities has zeros.
@@ -107,9 +112,9 @@ pub fn score_weights(scores: &Tensor, weights: &Tensor) -> Result<()> {
     }
     let tokens = scores.shape().last().copied().unwrap_or(1);
     let rows = scores.len() / tokens;
-    let args = [scores.arg(), weights.arg(), (rows as i32).into(), (tokens as i32).into()];
-    let kernel = Kernel::new("latent_read", format!("{operator}_{}", weights.element()));
-    scores.device().launch(&kernel, Grid::linear(rows.div_ceil(4) as u32, 128), &args)
+    let args = Arguments::default().tensors([scores, weights]).sizes([rows, tokens]);
+    let entry = format!("{operator}_{}", weights.element());
+    args.launch(scores, "latent_read", entry, Grid::linear(rows.div_ceil(4) as u32, 128))
 }
 
 /// Attention from given weights: weights \[B,H,S,T\], values \[B,T,H,w\], or \[B,T,w\] for all heads alike -> out
@@ -138,8 +143,8 @@ pub fn weighted_values(weights: &Tensor, values: &Tensor, out: &Tensor) -> Resul
         return Ok(());
     }
     let steps = [values.strides()[0], values.strides()[1], head].map(|step| (step as i64).to_le_bytes()).concat();
-    let mut args = vec![weights.arg(), values.arg(), Arg::bytes(&steps), out.arg()];
-    args.extend([sequences, new, heads, tokens, width].map(|size| Arg::from(size as i32)));
-    let kernel = Kernel::new("latent_read", format!("{operator}_{element}"));
-    out.device().launch(&kernel, Grid::linear(out.len().div_ceil(128) as u32, 128), &args)
+    let args = Arguments::default().tensors([weights, values]).and(Arg::bytes(&steps)).tensors([out]);
+    let args = args.sizes([sequences, new, heads, tokens, width]);
+    let grid = Grid::linear(out.len().div_ceil(128) as u32, 128);
+    args.launch(out, "latent_read", format!("{operator}_{element}"), grid)
 }

@@ -2,8 +2,8 @@
 
 use ptx_emulator::Grid;
 
-use super::{Operand, Variant, launch_by_row};
-use crate::{Element, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant, launch_by_row};
+use crate::{Element, Result, Tensor};
 
 /// `loss[n] = log Σ_v exp z[n,v] - z[n,y_n]`: logits z \[N,V\] (rows may be apart), labels y \[N\] i32 -> losses \[N\]
 /// f32.
@@ -18,7 +18,7 @@ pub fn cross_entropy(variant: Variant, logits: &Tensor, labels: &Tensor, ignored
     let [rows, _] = Operand::new(OPERATOR, "logits", logits).real()?.contiguous_rows()?.axes()?;
     Operand::new(OPERATOR, "labels", labels).element(Element::I32)?.shape(&[rows])?.contiguous()?;
     Operand::new(OPERATOR, "losses", losses).element(Element::F32)?.shape(&[rows])?.contiguous()?;
-    launch_by_row("loss", OPERATOR, variant, logits, &[labels.arg(), ignored.into(), losses.arg()])
+    launch_by_row("loss", OPERATOR, variant, logits, |args| args.tensors([labels]).and(ignored).tensors([losses]))
 }
 
 /// The sum of losses over `num_items_in_batch`, or, if that is not given, over the number of labels that are not
@@ -44,29 +44,23 @@ pub fn mean_loss(
         Variant::Naive => Grid::linear(1, 32),
         Variant::Tuned => Grid::linear(1, 512),
     };
-    let args = [
-        losses.arg(),
-        labels.arg(),
-        ignored.into(),
-        i32::from(num_items_in_batch.is_none()).into(),
-        num_items_in_batch.unwrap_or(0.0).into(),
-        mean.arg(),
-        (rows as i32).into(),
-    ];
-    losses.device().launch(&Kernel::new("loss", format!("{OPERATOR}_{variant}_f32")), grid, &args)
+    let args = Arguments::default()
+        .tensors([losses, labels])
+        .and(ignored)
+        .and(i32::from(num_items_in_batch.is_none()))
+        .and(num_items_in_batch.unwrap_or(0.0))
+        .tensors([mean])
+        .sizes([rows]);
+    args.launch(losses, "loss", format!("{OPERATOR}_{variant}_f32"), grid)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{Device, Emulated, Library};
+    use crate::operators::tensor;
 
     #[test]
     fn labels_of_another_number_of_rows_are_refused() {
-        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-        let tensor = |element, shape: &[usize]| Tensor::empty(&device, element, shape).unwrap();
         let (logits, labels) = (tensor(Element::Bf16, &[3, 8]), tensor(Element::I32, &[4]));
         let losses = tensor(Element::F32, &[3]);
         let error = cross_entropy(Variant::Tuned, &logits, &labels, -100, &losses).unwrap_err();

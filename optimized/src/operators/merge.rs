@@ -3,8 +3,8 @@
 
 use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Element, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Result, Tensor};
 
 const OPERATOR: &str = "merge";
 
@@ -39,17 +39,8 @@ pub fn merge(
     if rows == 0 {
         return Ok(());
     }
-    let args = [
-        out_a.arg(),
-        lse_a.arg(),
-        out_b.arg(),
-        lse_b.arg(),
-        out.arg(),
-        lse.arg(),
-        (rows as i32).into(),
-        (width as i32).into(),
-    ];
+    let args = Arguments::default().tensors([out_a, lse_a, out_b, lse_b, out, lse]).sizes([rows, width]);
     // A warp for each row.
-    let kernel = Kernel::new(OPERATOR, format!("merge_{variant}_{element}"));
-    out.device().launch(&kernel, Grid::linear(rows.div_ceil(4) as u32, 128), &args)
+    let grid = Grid::linear(rows.div_ceil(4) as u32, 128);
+    args.launch(out, OPERATOR, format!("merge_{variant}_{element}"), grid)
 }

@@ -1,10 +1,10 @@
 //! Multi-head latent attention of new tokens on a paged cache of latents: the absorbed form, for decoding.
 
-use ptx_emulator::{Arg, Grid};
+use ptx_emulator::Grid;
 
-use super::mla_prefill::{check_mask, mask_args};
-use super::{Operand, Variant};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::mla_prefill::check_mask;
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Error, Result, Tensor};
 
 const OPERATOR: &str = "mla_decode";
 
@@ -88,20 +88,10 @@ pub fn mla_decode(
     if rows == 0 {
         return Ok(());
     }
-    let mut args = vec![];
-    for tensor in [q_latent, q_pe] {
-        args.push(tensor.arg());
-        args.extend(tensor.strides()[..3].iter().map(|stride| Arg::from(*stride as i64)));
-    }
-    args.extend([cache.arg(), block_table.arg(), lengths.arg()]);
-    args.extend(mask_args(mask));
-    args.push(scale.into());
-    args.extend([batch, tokens, heads, latent, rope, max_pages, page_size].map(|size| Arg::from(size as i32)));
-    args.extend([scratch.arg(), out.arg(), lse.arg()]);
-
-    let launch = |kernel: &str, grid| {
-        q_latent.device().launch(&Kernel::new("mla_decode", format!("mla_decode_{kernel}_{element}")), grid, &args)
-    };
+    let args = Arguments::default().strided(q_latent, 3).strided(q_pe, 3).tensors([cache, block_table, lengths]);
+    let args = args.mask(mask).and(scale).sizes([batch, tokens, heads, latent, rope, max_pages, page_size]);
+    let args = args.tensors([scratch, out, lse]);
+    let launch = |kernel: &str, grid| args.launch(q_latent, OPERATOR, format!("{OPERATOR}_{kernel}_{element}"), grid);
     match possible(variant, latent, rope) {
         Variant::Naive => launch("naive", Grid::linear(rows.div_ceil(4) as u32, 128)),
         Variant::Tuned => {

@@ -1,9 +1,9 @@
 //! Multi-head latent attention with expanded keys and values, for many new tokens; and its weights, for traces.
 
-use ptx_emulator::{Arg, Grid};
+use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Element, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Result, Tensor};
 
 /// What the tuned kernels have room for: numbers of a query (n + r) and of a value (v). The published models have
 /// exactly these. Above, the naive kernels run.
@@ -56,8 +56,7 @@ pub fn mla_prefill(
         Variant::Tuned if fits && pairs => (Variant::Tuned, tile_grid(element, &sizes)),
         _ => (Variant::Naive, Grid::linear(rows.div_ceil(4) as u32, 128)),
     };
-    let kernel = Kernel::new("mla_prefill", format!("mla_prefill_{variant}_{element}"));
-    q.device().launch(&kernel, grid, &operands.args(&sizes, out, lse))
+    operands.args(&sizes, out, lse).launch(q, "mla_prefill", format!("mla_prefill_{variant}_{element}"), grid)
 }
 
 /// The scores and weights of the same attention, all at once, for traces: scores f32 \[B,H,S,T\] (scaled and masked;
@@ -87,9 +86,9 @@ pub fn attention_weights(
     if rows == 0 {
         return Ok(());
     }
-    let kernel = Kernel::new("mla_prefill", format!("attention_weights_naive_{}", q.element()));
+    let entry = format!("attention_weights_naive_{}", q.element());
     let grid = Grid::linear(rows.div_ceil(4) as u32, 128);
-    q.device().launch(&kernel, grid, &operands.args(&sizes, weights, scores))
+    operands.args(&sizes, weights, scores).launch(q, "mla_prefill", entry, grid)
 }
 
 /// A block for each tile of queries, head and sequence. As many warps as the queries need, and no more than 8.
@@ -158,19 +157,11 @@ impl Operands<'_> {
     }
 
     /// As the kernels take them, with the two results.
-    fn args(&self, sizes: &Sizes, out: &Tensor, lse: &Tensor) -> Vec<Arg> {
-        let mut args = vec![];
-        for (tensor, strides) in [(self.q, 3), (self.kv, 3), (self.k_pe, 2)] {
-            args.push(tensor.arg());
-            args.extend(tensor.strides()[..strides].iter().map(|stride| Arg::from(*stride as i64)));
-        }
-        args.push(self.lengths.map_or(Arg::from(0u64), Tensor::arg));
-        args.extend(mask_args(self.mask));
-        args.push(self.scale.into());
+    fn args(&self, sizes: &Sizes, out: &Tensor, lse: &Tensor) -> Arguments {
         let Sizes { batch, tokens, keys, heads, nope, rope, value } = *sizes;
-        args.extend([batch, tokens, keys, heads, nope, rope, value].map(|size| Arg::from(size as i32)));
-        args.extend([out.arg(), lse.arg()]);
-        args
+        let args = Arguments::default().strided(self.q, 3).strided(self.kv, 3).strided(self.k_pe, 2);
+        let args = args.optional(self.lengths).mask(self.mask).and(self.scale);
+        args.sizes([batch, tokens, keys, heads, nope, rope, value]).tensors([out, lse])
     }
 }
 
@@ -186,13 +177,6 @@ pub(super) fn check_mask(
     let one_or = |found, all| if found == 1 { 1 } else { all };
     operand().shape(&[one_or(of_batch, batch), one_or(of_tokens, tokens), keys.unwrap_or(of_keys)])?;
     Ok(())
-}
-
-/// A mask's pointer (null if there is none) and its strides along sequences and tokens; 0 where it is the same for all.
-pub(super) fn mask_args(mask: Option<&Tensor>) -> [Arg; 3] {
-    let Some(mask) = mask else { return [0u64, 0, 0].map(Arg::from) };
-    let stride = |axis: usize| Arg::from(if mask.shape()[axis] == 1 { 0 } else { mask.strides()[axis] as i64 });
-    [mask.arg(), stride(0), stride(1)]
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! RMSNorm, with and without an addition to the residual stream.
 
-use ptx_emulator::{Arg, Grid};
+use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Result, Tensor};
 
 /// `y = w x / sqrt(mean(x²) + eps)`, row by row: x \[N,D\] (rows may be apart), weight \[D\] -> y \[N,D\].
 ///
@@ -11,16 +11,8 @@ use crate::{Kernel, Result, Tensor};
 /// If shapes or types do not fit, or the launch fails.
 pub fn rms_norm(variant: Variant, x: &Tensor, weight: &Tensor, eps: f32, y: &Tensor) -> Result<()> {
     let [rows, width] = check("rms_norm", x, weight, &[("y", y)])?;
-    let args = [
-        x.arg(),
-        (x.strides()[0] as i64).into(),
-        weight.arg(),
-        y.arg(),
-        (rows as i32).into(),
-        (width as i32).into(),
-        eps.into(),
-    ];
-    launch("rms_norm", variant, x, rows, &args)
+    let args = Arguments::default().strided(x, 1).tensors([weight, y]).sizes([rows, width]).and(eps);
+    launch("rms_norm", variant, x, rows, args)
 }
 
 /// `h = x + residual`, `y = rms_norm(h)`: the end of a sub-layer and the beginning of the next in one pass.
@@ -39,18 +31,8 @@ pub fn add_rms_norm(
     y: &Tensor,
 ) -> Result<()> {
     let [rows, width] = check("add_rms_norm", x, weight, &[("residual", residual), ("h", h), ("y", y)])?;
-    let args = [
-        x.arg(),
-        (x.strides()[0] as i64).into(),
-        residual.arg(),
-        weight.arg(),
-        h.arg(),
-        y.arg(),
-        (rows as i32).into(),
-        (width as i32).into(),
-        eps.into(),
-    ];
-    launch("add_rms_norm", variant, x, rows, &args)
+    let args = Arguments::default().strided(x, 1).tensors([residual, weight, h, y]).sizes([rows, width]).and(eps);
+    launch("add_rms_norm", variant, x, rows, args)
 }
 
 /// N and D.
@@ -69,7 +51,7 @@ fn check(
 }
 
 /// A thread, or a block, for each row.
-fn launch(operator: &'static str, variant: Variant, x: &Tensor, rows: usize, args: &[Arg]) -> Result<()> {
+fn launch(operator: &'static str, variant: Variant, x: &Tensor, rows: usize, args: Arguments) -> Result<()> {
     if rows == 0 {
         return Ok(());
     }
@@ -77,6 +59,5 @@ fn launch(operator: &'static str, variant: Variant, x: &Tensor, rows: usize, arg
         Variant::Naive => Grid::linear(rows.div_ceil(128) as u32, 128),
         Variant::Tuned => Grid::linear(rows as u32, 256),
     };
-    let entry = format!("{operator}_{variant}_{}", x.element());
-    x.device().launch(&Kernel::new("rms_norm", entry), grid, args)
+    args.launch(x, "rms_norm", format!("{operator}_{variant}_{}", x.element()), grid)
 }

@@ -2,8 +2,8 @@
 
 use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Error, Result, Tensor};
 
 /// Heads that a block turns at once.
 const HEADS: usize = 32;
@@ -39,34 +39,17 @@ pub fn rope(variant: Variant, x: &Tensor, cos: &Tensor, sin: &Tensor, out: &Tens
             Grid { blocks: [tokens as u32, blocks as u32, 1], ..Grid::linear(1, 256) }
         }
     };
-    let args = [
-        x.arg(),
-        (x.strides()[0] as i64).into(),
-        (x.strides()[1] as i64).into(),
-        cos.arg(),
-        sin.arg(),
-        out.arg(),
-        (out.strides()[0] as i64).into(),
-        (out.strides()[1] as i64).into(),
-        (tokens as i32).into(),
-        (heads as i32).into(),
-        (half as i32).into(),
-    ];
-    let kernel = Kernel::new(OPERATOR, format!("{OPERATOR}_{variant}_{}", x.element()));
-    x.device().launch(&kernel, grid, &args)
+    let args = Arguments::default().strided(x, 2).tensors([cos, sin]).strided(out, 2).sizes([tokens, heads, half]);
+    args.launch(x, OPERATOR, format!("{OPERATOR}_{variant}_{}", x.element()), grid)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{Device, Emulated, Library};
+    use crate::operators::tensor;
 
     #[test]
     fn what_is_no_row_of_pairs_is_refused() {
-        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-        let tensor = |element, shape: &[usize]| Tensor::empty(&device, element, shape).unwrap();
         let table = tensor(Element::F32, &[2, 2]);
         let odd = tensor(Element::Bf16, &[2, 3, 5]);
         let error = rope(Variant::Tuned, &odd, &table, &table, &odd).unwrap_err();

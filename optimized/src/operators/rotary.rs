@@ -2,8 +2,8 @@
 
 use ptx_emulator::Grid;
 
-use super::{Operand, Variant};
-use crate::{Element, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Result, Tensor};
 
 /// `cos = af cos(p θ_i)`, `sin = af sin(p θ_i)` (paper 2.1.3): positions \[N\] i32, inv_freq \[r/2\] f32 -> cos, sin
 /// \[N,r/2\] f32.
@@ -36,29 +36,17 @@ pub fn rotary(
         // A warp for each token.
         Variant::Tuned => Grid::linear(tokens.div_ceil(8) as u32, 256),
     };
-    let args = [
-        positions.arg(),
-        inv_freq.arg(),
-        attention_factor.into(),
-        cos.arg(),
-        sin.arg(),
-        (tokens as i32).into(),
-        (half as i32).into(),
-    ];
-    positions.device().launch(&Kernel::new(OPERATOR, format!("{OPERATOR}_{variant}_f32")), grid, &args)
+    let args = Arguments::default().tensors([positions, inv_freq]).and(attention_factor).tensors([cos, sin]);
+    args.sizes([tokens, half]).launch(positions, OPERATOR, format!("{OPERATOR}_{variant}_f32"), grid)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{Device, Emulated, Library};
+    use crate::operators::tensor;
 
     #[test]
     fn tables_of_another_shape_are_refused() {
-        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-        let tensor = |element, shape: &[usize]| Tensor::empty(&device, element, shape).unwrap();
         let (positions, inv_freq) = (tensor(Element::I32, &[3]), tensor(Element::F32, &[4]));
         let (cos, sin) = (tensor(Element::F32, &[3, 4]), tensor(Element::F32, &[3, 8]));
         let error = rotary(Variant::Tuned, &positions, &inv_freq, 1.0, &cos, &sin).unwrap_err();

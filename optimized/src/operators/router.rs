@@ -11,8 +11,8 @@
 
 use ptx_emulator::{Arg, Grid};
 
-use super::{Operand, Variant};
-use crate::{Element, Error, Kernel, Result, Tensor};
+use super::{Arguments, Operand, Variant};
+use crate::{Element, Error, Result, Tensor};
 
 /// As many experts as a warp can rank.
 const MOST_EXPERTS: usize = 1024;
@@ -46,20 +46,12 @@ pub fn router_logits(variant: Variant, x: &Tensor, weight: &Tensor, logits: &Ten
             shared: 0,
         },
     };
-    let args = [
-        x.arg(),
-        (x.strides()[0] as i64).into(),
-        weight.arg(),
-        logits.arg(),
-        (tokens as i32).into(),
-        (width as i32).into(),
-        (experts as i32).into(),
-    ];
+    let args = Arguments::default().strided(x, 1).tensors([weight, logits]).sizes([tokens, width, experts]);
     let types = match (x.element(), weight.element()) {
         (x, weight) if x == weight => x.to_string(),
         (x, weight) => format!("{x}_{weight}"),
     };
-    x.device().launch(&Kernel::new("router", format!("{operator}_{variant}_{types}")), grid, &args)
+    args.launch(x, "router", format!("{operator}_{variant}_{types}"), grid)
 }
 
 /// Which experts are selected, and what their weights are.
@@ -187,7 +179,6 @@ fn launch(
     if indices.is_empty() {
         return Ok(());
     }
-    let args = [logits.arg(), indices.arg(), weights.arg(), (tokens as i32).into(), rule.arg()];
-    let grid = Grid::linear(tokens.div_ceil(per_block) as u32, 128);
-    logits.device().launch(&Kernel::new("route", entry), grid, &args)
+    let args = Arguments::default().tensors([logits, indices, weights]).sizes([tokens]).and(rule.arg());
+    args.launch(logits, "route", entry, Grid::linear(tokens.div_ceil(per_block) as u32, 128))
 }

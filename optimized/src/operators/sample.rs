@@ -37,21 +37,18 @@ pub fn sample(
     if !(0.0..=1.0).contains(&top_p) {
         return Err(Error::operand(OPERATOR, "top_p", "a number within 0 and 1", top_p));
     }
-    let operands = [(1.0 / temperature).into(), top_p.into(), uniforms.arg(), tokens.arg()];
-    launch_by_row(OPERATOR, OPERATOR, variant, logits, &operands)
+    launch_by_row(OPERATOR, OPERATOR, variant, logits, |args| {
+        args.and(1.0 / temperature).and(top_p).tensors([uniforms, tokens])
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{Device, Emulated, Library};
+    use crate::operators::tensor;
 
     #[test]
     fn impossible_parameters_are_refused() {
-        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
-        let tensor = |element, shape: &[usize]| Tensor::empty(&device, element, shape).unwrap();
         let (logits, uniforms) = (tensor(Element::F32, &[1, 4]), tensor(Element::F32, &[1]));
         let tokens = tensor(Element::I32, &[1]);
         let message = |temperature, top_p| {

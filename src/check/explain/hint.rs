@@ -80,7 +80,7 @@ fn like(seen: Looks, kind: &str) -> Result<Vec<&'static Mutant>> {
         cases.push(GoldenCases::embedded().load(name)?);
     }
     let mut alike = Vec::new();
-    let planted = |mutant: &&Mutant| mutant.variant.acts.first().is_some_and(|(kinds, _)| kinds.contains(&kind));
+    let planted = |mutant: &&Mutant| mutant.variant.acts().next().is_some_and(|(kinds, _)| kinds.contains(&kind));
     for mutant in catalogue().filter(|mutant| mutant.class == Class::Structural).filter(planted) {
         let Some(golden) = cases.iter().find(|golden| (mutant.applies)(&golden.case)) else { continue };
         if looks_of(mutant, kind, golden)?.is_some_and(|looks| looks.alike(seen)) {

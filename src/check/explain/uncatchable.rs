@@ -31,7 +31,7 @@ pub fn uncatchable(
     let uncaught = catalogue().filter(|mutant| mutant.class != Class::Precision).filter(|mutant| {
         let planted = |name: &&String| {
             let kind = Stage::parse(name).map(|stage| stage.kind);
-            kind.is_some_and(|kind| mutant.variant.acts.iter().any(|(kinds, _)| kinds.contains(&kind)))
+            kind.is_some_and(|kind| mutant.variant.acts().any(|(kinds, _)| kinds.contains(&kind)))
         };
         let mut at = names.iter().filter(planted).peekable();
         at.peek().is_some() && !at.any(|name| shows(mutant.class, name))

@@ -3,33 +3,18 @@
 use dsv2_reference::stage::table::*;
 use ndarray::{Array1, Array4, ArrayD, Axis, s};
 
-use super::{Benign, any};
-use crate::mutants::arithmetic::{Dot, blocked, pairwise, reversed, sequential, to_f32, unfused};
+use super::Benign;
+use crate::mutants::At;
+use crate::mutants::arithmetic::{blocked, pairwise, reversed, sequential, to_f32, unfused};
+use crate::mutants::parts::PROJECTIONS;
 use crate::mutants::scene::Scene;
 use crate::mutants::scene::shaped;
-use crate::mutants::{At, Variant, real};
-
-/// Everything that is a sum of products of weights.
-const PRODUCTS: &[&str] = &[
-    Q_PROJ,
-    Q_A_PROJ,
-    Q_B_PROJ,
-    KV_A_PROJ,
-    KV_B_PROJ,
-    O_PROJ,
-    GATE_PROJ,
-    UP_PROJ,
-    DOWN_PROJ,
-    ROUTER_LOGITS,
-    EXPERTS,
-    SHARED_EXPERTS,
-    LM_HEAD,
-    SCORE,
-];
 
 macro_rules! order {
     ($id:literal, $what:literal, $dot:expr) => {
-        Benign::of($id, $what, any, Variant { acts: &[real(PRODUCTS, |s, at| summed(s, at, $dot))] })
+        Benign::new($id, $what)
+            .at(PROJECTIONS, |s, at| s.summed(at, $dot))
+            .at(&[ROUTER_LOGITS, EXPERTS, SHARED_EXPERTS], |s, at| s.summed(at, $dot))
     };
 }
 
@@ -41,40 +26,16 @@ pub const BENIGN: &[Benign] = &[
     order!("sum_blocks_64", "Sums of blocks of 64 products.", blocked::<64>),
     order!("sum_blocks_128", "Sums of blocks of 128 products.", blocked::<128>),
     order!("sum_pairwise", "Sums of halves, of their halves, and so on.", pairwise),
-    Benign {
-        id: "online_softmax",
-        what: "Keys come four at a time, with a running maximum; scores and weights are never stored.",
-        applies: any,
-        absorbed: false,
-        absent: &[".attn_scores", ".attn_weights"],
-        variant: Some(Variant { acts: &[real(&[ATTN_OUTPUT], |s, at| online(s, at, f64::exp, 1.0))] }),
-    },
-    Benign {
-        id: "online_softmax_exp2",
-        what: "The same with powers of two.",
-        applies: any,
-        absorbed: false,
-        absent: &[".attn_scores", ".attn_weights"],
-        variant: Some(Variant {
-            acts: &[real(&[ATTN_OUTPUT], |s, at| online(s, at, f64::exp2, std::f64::consts::LOG2_E))],
-        }),
-    },
+    Benign::new(
+        "online_softmax",
+        "Keys come four at a time, with a running maximum; scores and weights are never stored.",
+    )
+    .without(&[".attn_scores", ".attn_weights"])
+    .at(&[ATTN_OUTPUT], |s, at| online(s, at, f64::exp, 1.0)),
+    Benign::new("online_softmax_exp2", "The same with powers of two.")
+        .without(&[".attn_scores", ".attn_weights"])
+        .at(&[ATTN_OUTPUT], |s, at| online(s, at, f64::exp2, std::f64::consts::LOG2_E)),
 ];
-
-/// Any product of weights, summed by `dot`.
-fn summed(scene: &Scene<'_>, at: At<'_>, dot: Dot) -> Option<ArrayD<f64>> {
-    match at.kind {
-        EXPERTS => {
-            let routed = scene.routed(at.layer)?;
-            routed.sum(at.value, |e, x| routed.experts[e].forward(x, dot))
-        }
-        SHARED_EXPERTS => {
-            let (x, expert) = scene.shared(at.layer)?;
-            shaped(expert.forward(&x, dot), at.value)
-        }
-        kind => scene.projection(kind, at.layer)?.apply(at.value, dot),
-    }
-}
 
 /// Softmax and the sum of values in one pass over blocks of keys, in fp32; weights are stored as the model's numbers are.
 fn online(scene: &Scene<'_>, at: At<'_>, exp: fn(f64) -> f64, unit: f64) -> Option<ArrayD<f64>> {

@@ -3,123 +3,87 @@
 use dsv2_reference::stage::table::*;
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
-use super::{Benign, any, narrow};
+use super::{Benign, narrow};
+use crate::mutants::At;
 use crate::mutants::arithmetic::{exact, mean_square, product, rms_norm, to_f32};
+use crate::mutants::parts::rotate;
 use crate::mutants::scene::{Scene, rows, shaped};
-use crate::mutants::{At, Variant, real};
 
 const NORMS: &[&str] = &[INPUT_LAYERNORM, Q_A_LAYERNORM, KV_A_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM];
 
 pub const BENIGN: &[Benign] = &[
-    Benign::of(
+    Benign::new(
         "norm_rounded_twice",
         "Norms round the normed value before it is multiplied by the gain (Transformers' order).",
-        any,
-        Variant {
-            acts: &[real(NORMS, |s, at| {
-                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
-                    let scale = to_f32(1.0 / to_f32(mean_square(x) + eps).sqrt());
-                    x.mapv(|x| s.keep(to_f32(x * scale))) * w
-                })
-            })],
-        },
-    ),
-    Benign::of(
-        "norm_gain_first",
-        "Norms multiply by the gain before they divide.",
-        any,
-        Variant {
-            acts: &[real(NORMS, |s, at| {
-                s.norm_input(at.kind, at.layer)?.each(at.value, |x, w, eps| {
-                    let root = to_f32(to_f32(mean_square(x) + eps).sqrt());
-                    (&x * w).mapv(|y| to_f32(to_f32(y) / root))
-                })
-            })],
-        },
-    ),
-    Benign::of(
-        "residual_wide",
-        "The residual stream is not rounded between layers.",
-        narrow,
-        Variant {
-            acts: &[
-                real(&[INPUT_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM], norm_of_wide_stream),
-                real(&[LAYER], |s, at| shaped(wide_middle(s, at.layer)? + s.feed_forward(at.layer)?, at.value)),
-            ],
-        },
-    ),
-    Benign::of(
-        "middle_rounded",
-        "The residual stream is rounded after attention too.",
-        narrow,
-        Variant {
-            acts: &[
-                real(&[POST_ATTENTION_LAYERNORM], |s, at| {
-                    let mut input = s.norm_input(POST_ATTENTION_LAYERNORM, at.layer)?;
-                    input.rows.mapv_inplace(|x| s.keep(x));
-                    input.each(at.value, rms_norm)
-                }),
-                real(&[LAYER], |s, at| {
-                    let middle = s.middle(at.layer)?.mapv(|x| s.keep(x));
-                    shaped(middle + s.feed_forward(at.layer)?, at.value)
-                }),
-            ],
-        },
-    ),
-    Benign::of(
+    )
+    .at(NORMS, |s, at| {
+        s.normed(at, |x, w, eps| {
+            let scale = to_f32(1.0 / to_f32(mean_square(x) + eps).sqrt());
+            x.mapv(|x| s.keep(to_f32(x * scale))) * w
+        })
+    }),
+    Benign::new("norm_gain_first", "Norms multiply by the gain before they divide.").at(NORMS, |s, at| {
+        s.normed(at, |x, w, eps| {
+            let root = to_f32(to_f32(mean_square(x) + eps).sqrt());
+            (&x * w).mapv(|y| to_f32(to_f32(y) / root))
+        })
+    }),
+    Benign::new("residual_wide", "The residual stream is not rounded between layers.")
+        .when(narrow)
+        .at(&[INPUT_LAYERNORM, POST_ATTENTION_LAYERNORM, NORM], norm_of_wide_stream)
+        .at(&[LAYER], |s, at| shaped(wide_middle(s, at.layer)? + s.feed_forward(at.layer)?, at.value)),
+    Benign::new("middle_rounded", "The residual stream is rounded after attention too.")
+        .when(narrow)
+        .at(&[POST_ATTENTION_LAYERNORM], |s, at| {
+            let mut input = s.norm_input(POST_ATTENTION_LAYERNORM, at.layer)?;
+            input.rows.mapv_inplace(|x| s.keep(x));
+            input.each(at.value, rms_norm)
+        })
+        .at(&[LAYER], |s, at| {
+            let middle = s.middle(at.layer)?.mapv(|x| s.keep(x));
+            shaped(middle + s.feed_forward(at.layer)?, at.value)
+        }),
+    Benign::new(
         "norm_of_unrounded",
         "Norms of latents and rotations read what a projection computed before it was rounded (one fused kernel).",
-        narrow,
-        Variant {
-            acts: &[
-                real(&[Q_A_LAYERNORM, KV_A_LAYERNORM], |s, at| {
-                    let mut input = s.norm_input(at.kind, at.layer)?;
-                    let source = if at.kind == Q_A_LAYERNORM { Q_A_PROJ } else { KV_A_PROJ };
-                    let width = input.gain.len();
-                    input.rows = rows(s.unrounded(source, at.layer)?)?.slice_move(s![.., ..width]);
-                    input.each(at.value, rms_norm)
-                }),
-                real(&[K_PE], |s, at| {
-                    let both = s.unrounded(KV_A_PROJ, at.layer)?.clone().into_dimensionality::<ndarray::Ix3>().ok()?;
-                    let keys = both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1));
-                    let mut keys = keys.as_standard_layout().into_owned();
-                    s.rotary()?.rotate(&mut keys);
-                    Some(keys.into_dyn())
-                }),
-            ],
-        },
-    ),
-    Benign::of(
+    )
+    .when(narrow)
+    .at(&[Q_A_LAYERNORM, KV_A_LAYERNORM], |s, at| {
+        let mut input = s.norm_input(at.kind, at.layer)?;
+        let source = if at.kind == Q_A_LAYERNORM { Q_A_PROJ } else { KV_A_PROJ };
+        let width = input.gain.len();
+        input.rows = rows(s.unrounded(source, at.layer)?)?.slice_move(s![.., ..width]);
+        input.each(at.value, rms_norm)
+    })
+    .at(&[K_PE], |s, at| {
+        let both = s.unrounded(KV_A_PROJ, at.layer)?.clone().into_dimensionality::<ndarray::Ix3>().ok()?;
+        rotate(s.rotary()?, both.slice_move(s![.., .., s.config().kv_lora_rank..]).insert_axis(Axis(1)))
+    }),
+    Benign::new(
         "scores_rounded_each_op",
         "q·k is rounded, then the scaled score, then the masked one (Transformers' eager attention).",
-        narrow,
-        Variant {
-            acts: &[real(&[ATTN_SCORES], |s, at| {
-                let scale = s.softmax_scale()?;
-                let scores = s.heads(at.layer)?.scores().mapv(|score| s.keep(s.keep(score) * scale));
-                Some((scores + s.bias()?).into_dyn())
-            })],
+    )
+    .when(narrow)
+    .at(&[ATTN_SCORES], |s, at| {
+        let scale = s.softmax_scale()?;
+        let scores = s.heads(at.layer)?.scores().mapv(|score| s.keep(s.keep(score) * scale));
+        Some((scores + s.bias()?).into_dyn())
+    }),
+    Benign::new("weights_wide", "The attention weights are not rounded before they meet the values.").when(narrow).at(
+        &[ATTN_OUTPUT],
+        |s, at| {
+            let weights = s.unrounded(ATTN_WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
+            s.attend_with(&weights, &s.values(at.layer)?)
         },
     ),
-    Benign::of(
-        "weights_wide",
-        "The attention weights are not rounded before they meet the values.",
-        narrow,
-        Variant {
-            acts: &[real(&[ATTN_OUTPUT], |s, at| {
-                let weights = s.unrounded(ATTN_WEIGHTS, at.layer)?.clone().into_dimensionality().ok()?;
-                s.attend_with(&weights, &s.values(at.layer)?)
-            })],
-        },
-    ),
-    Benign {
-        id: "absorbed_rounded",
-        what: "Attention on the latents, where the query and the result are rounded in latent space too.",
-        applies: narrow,
-        absorbed: true,
-        absent: &[],
-        variant: Some(Variant { acts: &[real(&[ATTN_SCORES], latent_scores), real(&[ATTN_OUTPUT], latent_attention)] }),
-    },
+    Benign::new(
+        "absorbed_rounded",
+        "Attention on the latents, where the query and the result are rounded in latent space too.",
+    )
+    .when(narrow)
+    .absorbed()
+    .at(&[ATTN_SCORES], latent_scores)
+    .at(&[ATTN_OUTPUT], latent_attention),
 ];
 
 /// The stream after attention, of a stream that is not rounded between layers.

@@ -3,48 +3,37 @@
 use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, KV_A_PROJ};
 use ndarray::{ArrayD, Axis, Slice, s};
 
-use super::{cached, chunked, several_tokens, unreported};
+use super::{cached, chunked, several_tokens, structural};
 use crate::mutants::scene::Scene;
-use crate::mutants::{At, Mutant, real};
+use crate::mutants::{At, Mutant};
 
 pub const MUTANTS: &[Mutant] = &[
-    unreported(
+    structural(
         "append_overwrite_last",
-        |case| cached(case) && chunked(case),
         "New tokens are written over the last cached one; the last place keeps its copy.",
-        &[real(&[CACHED_KV, CACHED_K_PE], shifted)],
-    ),
-    unreported(
-        "append_reversed",
-        |case| cached(case) && several_tokens(case),
-        "The new tokens of a piece are cached in the wrong order.",
-        &[real(&[CACHED_KV, CACHED_K_PE], |s, at| {
-            let mut kept = at.value.clone();
-            let new = Slice::from(s.past()..);
-            let mut reversed = at.value.slice_axis(Axis(1), new).to_owned();
+    )
+    .when(|case| cached(case) && chunked(case))
+    .at(&[CACHED_KV, CACHED_K_PE], shifted),
+    structural("append_reversed", "The new tokens of a piece are cached in the wrong order.")
+        .when(|case| cached(case) && several_tokens(case))
+        .at(&[CACHED_KV, CACHED_K_PE], |s, at| {
+            let mut reversed = at.value.slice_axis(Axis(1), Slice::from(s.past()..)).to_owned();
             reversed.invert_axis(Axis(1));
-            kept.slice_axis_mut(Axis(1), new).assign(&reversed);
-            Some(kept)
-        })],
-    ),
-    unreported(
-        "cache_raw_latent",
-        cached,
-        "The latent is cached before it is normed.",
-        &[real(&[CACHED_KV], |s, at| {
+            with_new(s, at, reversed)
+        }),
+    structural("cache_raw_latent", "The latent is cached before it is normed.").when(cached).at(
+        &[CACHED_KV],
+        |s, at| {
             let both = s.real3(KV_A_PROJ, at.layer)?;
             with_new(s, at, both.slice(s![.., .., ..s.config().kv_lora_rank]).to_owned().into_dyn())
-        })],
+        },
     ),
-    unreported(
-        "cache_raw_key",
-        |case| cached(case) && several_tokens(case),
-        "The rotary key is cached before it is rotated.",
-        &[real(&[CACHED_K_PE], |s, at| {
+    structural("cache_raw_key", "The rotary key is cached before it is rotated.")
+        .when(|case| cached(case) && several_tokens(case))
+        .at(&[CACHED_K_PE], |s, at| {
             let raw = s.unrotated_keys(at.layer)?.index_axis_move(Axis(1), 0);
             with_new(s, at, raw.into_dyn())
-        })],
-    ),
+        }),
 ];
 
 /// The cache with `new` in the places of the new tokens.

@@ -6,22 +6,20 @@ use dsv2_reference::Activation;
 use dsv2_reference::stage::table::{DOWN_PROJ, EXPERTS, GATE_PROJ, MLP, SHARED_EXPERTS, UP_PROJ};
 use ndarray::{Array2, ArrayD, Axis, s};
 
-use super::{moe, several_experts, shared_experts, unreported};
+use super::{imprecise, moe, several_experts, shared_experts, structural};
 use crate::case::Case;
 use crate::mutants::arithmetic::exact;
 use crate::mutants::parts::Expert;
 use crate::mutants::scene::{Scene, shaped};
-use crate::mutants::{At, Class, Mutant, Variant, real};
+use crate::mutants::{At, Mutant};
 
 /// Every feed-forward network: dense, routed, shared.
 const ALL: &[&str] = &[DOWN_PROJ, EXPERTS, SHARED_EXPERTS];
 
 pub const MUTANTS: &[Mutant] = &[
-    unreported(
-        "expert_order",
-        several_experts,
-        "Experts are sorted by index, their weights are not.",
-        &[real(&[EXPERTS], |s, at| {
+    structural("expert_order", "Experts are sorted by index, their weights are not.").when(several_experts).at(
+        &[EXPERTS],
+        |s, at| {
             let mut routed = s.routed(at.layer)?;
             for mut row in routed.choice.rows_mut() {
                 let mut sorted = row.to_vec();
@@ -29,22 +27,18 @@ pub const MUTANTS: &[Mutant] = &[
                 row.iter_mut().zip(sorted).for_each(|(slot, expert)| *slot = expert);
             }
             routed.right(at.value)
-        })],
+        },
     ),
-    unreported(
-        "expert_roll",
-        moe,
-        "Each token goes to the expert after the chosen one.",
-        &[real(&[EXPERTS], |s, at| {
+    structural("expert_roll", "Each token goes to the expert after the chosen one.").when(moe).at(
+        &[EXPERTS],
+        |s, at| {
             let routed = s.routed(at.layer)?;
             routed.sum(at.value, |e, x| routed.experts[(e + 1) % routed.experts.len()].forward(x, exact))
-        })],
+        },
     ),
-    unreported(
-        "expert_gu_interleaved",
-        moe,
-        "The rows of gate and up, stacked, are read alternately.",
-        &[real(&[EXPERTS], |s, at| {
+    structural("expert_gu_interleaved", "The rows of gate and up, stacked, are read alternately.").when(moe).at(
+        &[EXPERTS],
+        |s, at| {
             let mut routed = s.routed(at.layer)?;
             for expert in &mut routed.experts {
                 let stacked = ndarray::concatenate(Axis(0), &[expert.gate.view(), expert.up.view()]).ok()?;
@@ -52,13 +46,11 @@ pub const MUTANTS: &[Mutant] = &[
                 expert.up = Rc::new(stacked.slice(s![1..;2, ..]).to_owned());
             }
             routed.right(at.value)
-        })],
+        },
     ),
-    unreported(
-        "moe_in_weighted",
-        moe,
-        "The weight multiplies what goes into an expert, not what comes out.",
-        &[real(&[EXPERTS], |s, at| {
+    structural("moe_in_weighted", "The weight multiplies what goes into an expert, not what comes out.").when(moe).at(
+        &[EXPERTS],
+        |s, at| {
             let mut routed = s.routed(at.layer)?;
             let weights = std::mem::replace(&mut routed.weights, Array2::ones(routed.choice.dim()));
             let mut sum = Array2::zeros(routed.x.dim());
@@ -68,23 +60,19 @@ pub const MUTANTS: &[Mutant] = &[
                 sum.row_mut(token).scaled_add(1.0, &y.row(0));
             }
             shaped(sum, at.value)
-        })],
+        },
     ),
-    unreported(
-        "drop_last_slot",
-        several_experts,
-        "The last token's last expert is lost.",
-        &[real(&[EXPERTS], |s, at| {
+    structural("drop_last_slot", "The last token's last expert is lost.").when(several_experts).at(
+        &[EXPERTS],
+        |s, at| {
             let mut routed = s.routed(at.layer)?;
             *routed.weights.iter_mut().last()? = 0.0;
             routed.right(at.value)
-        })],
+        },
     ),
-    unreported(
-        "capacity_drop",
-        moe,
-        "An expert takes its fair share of tokens and drops the rest, as in training.",
-        &[real(&[EXPERTS], |s, at| {
+    structural("capacity_drop", "An expert takes its fair share of tokens and drops the rest, as in training.")
+        .when(moe)
+        .at(&[EXPERTS], |s, at| {
             let mut routed = s.routed(at.layer)?;
             let capacity = routed.choice.len().div_ceil(routed.experts.len());
             let mut taken = vec![0; routed.experts.len()];
@@ -95,46 +83,27 @@ pub const MUTANTS: &[Mutant] = &[
                 }
             }
             routed.right(at.value)
-        })],
-    ),
-    unreported(
-        "swap_gate_up",
-        |_| true,
-        "The activation is on up, not on gate.",
-        &[real(ALL, |s, at| other_experts(s, at, |expert| std::mem::swap(&mut expert.gate, &mut expert.up)))],
-    ),
-    unreported(
-        "gelu",
-        silu,
-        "GELU stands for SiLU.",
-        &[real(ALL, |s, at| other_experts(s, at, |expert| expert.activation = Activation::Gelu))],
-    ),
-    Mutant {
-        id: "gelu_form",
-        class: Class::Precision,
-        what: "GELU's exact form and its tanh approximation are exchanged.",
-        report: None,
-        applies: gelu,
-        variant: Variant {
-            acts: &[real(ALL, |s, at| {
-                other_experts(s, at, |expert| {
-                    let exact = expert.activation == Activation::Gelu;
-                    expert.activation = if exact { Activation::GeluTanh } else { Activation::Gelu };
-                })
-            })],
+        }),
+    structural("swap_gate_up", "The activation is on up, not on gate.")
+        .at(ALL, |s, at| other_experts(s, at, |expert| std::mem::swap(&mut expert.gate, &mut expert.up))),
+    structural("gelu", "GELU stands for SiLU.")
+        .when(silu)
+        .at(ALL, |s, at| other_experts(s, at, |expert| expert.activation = Activation::Gelu)),
+    imprecise("gelu_form", "GELU's exact form and its tanh approximation are exchanged.").when(gelu).at(
+        ALL,
+        |s, at| {
+            other_experts(s, at, |expert| {
+                let exact = expert.activation == Activation::Gelu;
+                expert.activation = if exact { Activation::GeluTanh } else { Activation::Gelu };
+            })
         },
-    },
-    unreported(
-        "silu_always",
-        |case| !silu(case),
-        "SiLU, whatever hidden_act says.",
-        &[real(ALL, |s, at| other_experts(s, at, |expert| expert.activation = Activation::Silu))],
     ),
-    unreported(
-        "shared_half",
-        |case| shared_experts(case) && case.config.n_shared_experts.is_some_and(|n| n > 1),
-        "Only half of the shared experts are there.",
-        &[real(&[SHARED_EXPERTS], |s, at| {
+    structural("silu_always", "SiLU, whatever hidden_act says.")
+        .when(|case| !silu(case))
+        .at(ALL, |s, at| other_experts(s, at, |expert| expert.activation = Activation::Silu)),
+    structural("shared_half", "Only half of the shared experts are there.")
+        .when(|case| shared_experts(case) && case.config.n_shared_experts.is_some_and(|n| n > 1))
+        .at(&[SHARED_EXPERTS], |s, at| {
             let (x, mut expert) = s.shared(at.layer)?;
             let half = expert.gate.nrows() / 2;
             expert.gate = Rc::new(expert.gate.slice(s![..half, ..]).to_owned());
@@ -144,38 +113,23 @@ pub const MUTANTS: &[Mutant] = &[
                 *bias = bias.as_ref().map(|bias| bias.slice(s![..half]).to_owned());
             }
             shaped(expert.forward(&x, exact), at.value)
-        })],
-    ),
-    unreported(
-        "shared_gamma",
-        |case| shared_experts(case) && case.config.routed_scaling_factor != 1.0,
-        "routed_scaling_factor multiplies the shared experts too.",
-        &[real(&[SHARED_EXPERTS], |s, at| Some(at.value * s.config().routed_scaling_factor))],
-    ),
-    unreported(
-        "shared_dropped",
-        shared_experts,
-        "The shared experts are not added.",
-        &[real(&[MLP], |s, at| shaped(s.rows(EXPERTS, at.layer)?, at.value))],
-    ),
-    unreported(
-        "routed_dropped",
-        moe,
-        "The routed experts are not added.",
-        &[real(&[MLP], |s, at| match s.rows(SHARED_EXPERTS, at.layer) {
+        }),
+    structural("shared_gamma", "routed_scaling_factor multiplies the shared experts too.")
+        .when(|case| shared_experts(case) && case.config.routed_scaling_factor != 1.0)
+        .at(&[SHARED_EXPERTS], |s, at| Some(at.value * s.config().routed_scaling_factor)),
+    structural("shared_dropped", "The shared experts are not added.")
+        .when(shared_experts)
+        .at(&[MLP], |s, at| shaped(s.rows(EXPERTS, at.layer)?, at.value)),
+    structural("routed_dropped", "The routed experts are not added.").when(moe).at(&[MLP], |s, at| {
+        match s.rows(SHARED_EXPERTS, at.layer) {
             Some(shared) => shaped(shared, at.value),
             None => Some(at.value * 0.0),
-        })],
-    ),
-    unreported(
-        "mlp_bias_dropped",
-        |case| case.config.mlp_bias,
-        "The biases of the MLPs are left out.",
-        &[
-            real(&[GATE_PROJ, UP_PROJ, DOWN_PROJ], super::head::without_bias),
-            real(&[SHARED_EXPERTS], |s, at| other_experts(s, at, |expert| expert.biases = [None, None, None])),
-        ],
-    ),
+        }
+    }),
+    structural("mlp_bias_dropped", "The biases of the MLPs are left out.")
+        .when(|case| case.config.mlp_bias)
+        .at(&[GATE_PROJ, UP_PROJ, DOWN_PROJ], super::head::without_bias)
+        .at(&[SHARED_EXPERTS], |s, at| other_experts(s, at, |expert| expert.biases = [None, None, None])),
 ];
 
 fn silu(case: &Case) -> bool {

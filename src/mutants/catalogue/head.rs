@@ -6,43 +6,31 @@ use dsv2_reference::stage::table::{
 };
 use ndarray::{ArrayD, Axis, s};
 
-use super::unreported;
+use super::structural;
 use crate::case::Case;
 use crate::inputs::{Labels, Tokens};
 use crate::mutants::arithmetic::exact;
 use crate::mutants::scene::Scene;
-use crate::mutants::{At, Mutant, real};
+use crate::mutants::{At, Mutant};
 
 /// What comes before everything else.
-pub const INPUT: &[Mutant] = &[unreported(
-    "embed_scaled",
-    |_| true,
-    "Embeddings are multiplied by √D (Gemma's rule).",
-    &[real(&[EMBED_TOKENS], |s, at| Some(at.value * (s.config().hidden_size as f64).sqrt()))],
-)];
+pub const INPUT: &[Mutant] = &[structural("embed_scaled", "Embeddings are multiplied by √D (Gemma's rule).")
+    .at(&[EMBED_TOKENS], |s, at| Some(at.value * (s.config().hidden_size as f64).sqrt()))];
 
 pub const MUTANTS: &[Mutant] = &[
-    unreported(
-        "attn_bias_dropped",
-        |case| case.config.attention_bias,
-        "The biases of attention are left out.",
-        &[real(&[Q_A_PROJ, KV_A_PROJ, O_PROJ], without_bias)],
-    ),
-    unreported(
-        "lm_head_tied",
-        |case| case.head == Head::CausalLm && !case.config.tie_word_embeddings,
-        "The embedding stands for the output head, though they are not tied.",
-        &[real(&[LM_HEAD], |s, at| {
+    structural("attn_bias_dropped", "The biases of attention are left out.")
+        .when(|case| case.config.attention_bias)
+        .at(&[Q_A_PROJ, KV_A_PROJ, O_PROJ], without_bias),
+    structural("lm_head_tied", "The embedding stands for the output head, though they are not tied.")
+        .when(|case| case.head == Head::CausalLm && !case.config.tie_word_embeddings)
+        .at(&[LM_HEAD], |s, at| {
             let mut projection = s.projection(LM_HEAD, 0)?;
             projection.weight = s.weights().matrix("model.embed_tokens.weight")?;
             projection.apply(at.value, exact)
-        })],
-    ),
-    unreported(
-        "logits_shifted",
-        |case| case.head == Head::CausalLm && case.inputs.length() > 1,
-        "Each position has the logits of the one before.",
-        &[real(&[LM_HEAD], |s, at| {
+        }),
+    structural("logits_shifted", "Each position has the logits of the one before.")
+        .when(|case| case.head == Head::CausalLm && case.inputs.length() > 1)
+        .at(&[LM_HEAD], |s, at| {
             let mut projection = s.projection(LM_HEAD, 0)?;
             let length = s.dims().1;
             for row in (0..projection.x.nrows()).rev().filter(|row| row % length > 0) {
@@ -50,60 +38,46 @@ pub const MUTANTS: &[Mutant] = &[
                 projection.x.row_mut(row).assign(&before);
             }
             projection.apply(at.value, exact)
-        })],
-    ),
-    unreported(
-        "loss_unshifted",
-        causal_labels,
-        "Each position is held against its own label, not the next.",
-        &[real(&[LOSS], |s, at| cross_entropy(s, at, 0, true))],
-    ),
-    unreported(
+        }),
+    structural("loss_unshifted", "Each position is held against its own label, not the next.")
+        .when(causal_labels)
+        .at(&[LOSS], |s, at| cross_entropy(s, at, 0, true)),
+    structural(
         "loss_counts_ignored",
-        |case| {
-            causal_labels(case)
-                && matches!(&case.inputs.labels, Some(Labels::Ids(ids)) if ids.iter().any(|&id| id == -100))
-        },
         "The loss is divided by the number of positions, those without a label included.",
-        &[real(&[LOSS], |s, at| cross_entropy(s, at, 1, false))],
-    ),
-    unreported(
-        "pool_last",
-        |case| case.head == Head::SequenceClassification,
-        "The classifier reads the last position, padding or not.",
-        &[real(&[POOLED_LOGITS], |s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., -1, ..]).into_dyn()))],
-    ),
-    unreported(
+    )
+    .when(|case| {
+        causal_labels(case) && matches!(&case.inputs.labels, Some(Labels::Ids(ids)) if ids.iter().any(|&id| id == -100))
+    })
+    .at(&[LOSS], |s, at| cross_entropy(s, at, 1, false)),
+    structural("pool_last", "The classifier reads the last position, padding or not.")
+        .when(|case| case.head == Head::SequenceClassification)
+        .at(&[POOLED_LOGITS], |s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., -1, ..]).into_dyn())),
+    structural(
         "pool_before_pad",
-        |case| case.head == Head::SequenceClassification && case.config.pad_token_id.is_some(),
         "The classifier reads the token before the first padding, which is the wrong one for padding on the left.",
-        &[real(&[POOLED_LOGITS], |s, at| {
-            let Tokens::InputIds(ids) = &s.inputs().tokens else { return None };
-            let (score, pad) = (s.real3(SCORE, 0)?, s.config().pad_token_id?);
-            let mut pooled = at.value.clone();
-            for ((mut pooled, ids), score) in pooled.outer_iter_mut().zip(ids.outer_iter()).zip(score.outer_iter()) {
-                let first_pad = ids.iter().position(|id| *id == pad).unwrap_or(ids.len());
-                pooled.assign(&score.row(first_pad.checked_sub(1).unwrap_or(ids.len() - 1)));
-            }
-            Some(pooled)
-        })],
-    ),
-    unreported(
-        "pool_first",
-        |case| case.head == Head::SequenceClassification,
-        "The classifier reads the first position.",
-        &[real(&[POOLED_LOGITS], |s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., 0, ..]).into_dyn()))],
-    ),
-    unreported(
-        "head_before_norm",
-        |case| case.head == Head::SequenceClassification,
-        "The classifier reads the stream before the final norm.",
-        &[real(&[SCORE], |s, at| {
+    )
+    .when(|case| case.head == Head::SequenceClassification && case.config.pad_token_id.is_some())
+    .at(&[POOLED_LOGITS], |s, at| {
+        let Tokens::InputIds(ids) = &s.inputs().tokens else { return None };
+        let (score, pad) = (s.real3(SCORE, 0)?, s.config().pad_token_id?);
+        let mut pooled = at.value.clone();
+        for ((mut pooled, ids), score) in pooled.outer_iter_mut().zip(ids.outer_iter()).zip(score.outer_iter()) {
+            let first_pad = ids.iter().position(|id| *id == pad).unwrap_or(ids.len());
+            pooled.assign(&score.row(first_pad.checked_sub(1).unwrap_or(ids.len() - 1)));
+        }
+        Some(pooled)
+    }),
+    structural("pool_first", "The classifier reads the first position.")
+        .when(|case| case.head == Head::SequenceClassification)
+        .at(&[POOLED_LOGITS], |s, _| Some(s.real3(SCORE, 0)?.slice_move(s![.., 0, ..]).into_dyn())),
+    structural("head_before_norm", "The classifier reads the stream before the final norm.")
+        .when(|case| case.head == Head::SequenceClassification)
+        .at(&[SCORE], |s, at| {
             let mut projection = s.projection(SCORE, 0)?;
             projection.x = s.norm_input(NORM, 0)?.rows;
             projection.apply(at.value, exact)
-        })],
-    ),
+        }),
 ];
 
 /// A projection without its bias.

@@ -3,99 +3,64 @@
 use dsv2_reference::stage::table::ATTN_SCORES;
 use ndarray::{Array2, ArrayD};
 
-use super::{causal, chunked, several_tokens, structural, unreported};
+use super::{causal, chunked, several_tokens, structural};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
 use crate::mutants::scene::Scene;
-use crate::mutants::{At, Mutant, real};
+use crate::mutants::{At, Mutant};
 
 pub const MUTANTS: &[Mutant] = &[
-    unreported(
-        "causal_plus1",
-        causal,
-        "A token sees the one after it.",
-        &[real(&[ATTN_SCORES], |s, at| {
-            let real = s.attend();
-            also(s, at, |b, q, t| t == s.past() + q + 1 && real[[b, t]])
-        })],
-    ),
-    unreported(
-        "causal_minus1",
-        causal,
-        "A token does not see itself (the first one does).",
-        &[real(&[ATTN_SCORES], |s, at| without(at, |_, q, t| t == s.past() + q && t > 0))],
-    ),
-    unreported(
-        "no_causal",
-        causal,
-        "Every token sees all that are there.",
-        &[real(&[ATTN_SCORES], |s, at| {
-            let real = s.attend();
-            also(s, at, |b, q, t| t > s.past() + q && real[[b, t]])
-        })],
-    ),
-    unreported(
-        "mask_finite",
-        causal,
-        "Forbidden scores are -10, not minus infinity.",
-        &[real(&[ATTN_SCORES], |_, at| {
+    structural("causal_plus1", "A token sees the one after it.").when(causal).at(&[ATTN_SCORES], |s, at| {
+        let real = s.attend();
+        also(s, at, |b, q, t| t == s.past() + q + 1 && real[[b, t]])
+    }),
+    structural("causal_minus1", "A token does not see itself (the first one does).")
+        .when(causal)
+        .at(&[ATTN_SCORES], |s, at| without(at, |_, q, t| t == s.past() + q && t > 0)),
+    structural("no_causal", "Every token sees all that are there.").when(causal).at(&[ATTN_SCORES], |s, at| {
+        let real = s.attend();
+        also(s, at, |b, q, t| t > s.past() + q && real[[b, t]])
+    }),
+    structural("mask_finite", "Forbidden scores are -10, not minus infinity.")
+        .when(causal)
+        .at(&[ATTN_SCORES], |_, at| {
             Some(at.value.mapv(|score| if score == f64::NEG_INFINITY { -10.0 } else { score }))
-        })],
-    ),
-    structural(
-        "mask_added_1",
-        causal,
-        "A boolean mask is added to the scores as 0 and 1.",
-        Some("huggingface/transformers, eager attention with a boolean 4-D mask"),
-        &[real(&[ATTN_SCORES], |s, at| {
+        }),
+    structural("mask_added_1", "A boolean mask is added to the scores as 0 and 1.")
+        .when(causal)
+        .reported("huggingface/transformers, eager attention with a boolean 4-D mask")
+        .at(&[ATTN_SCORES], |s, at| {
             let bias = s.bias()?;
             let scores = s.heads(at.layer)?.scores() * s.softmax_scale()?;
             Some((scores + bias.mapv(|added| if added == 0.0 { 1.0 } else { 0.0 })).into_dyn())
-        })],
-    ),
-    unreported(
-        "pad_ignored",
-        |case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Padding(real)) if real.iter().any(|r| !r)),
-        "Padding is attended to.",
-        &[real(&[ATTN_SCORES], |s, at| also(s, at, |_, q, t| t <= s.past() + q))],
-    ),
-    unreported(
-        "mask_topleft",
-        |case| causal(case) && chunked(case),
-        "The causal rule counts keys from the first cached one, queries from the piece's.",
-        &[real(&[ATTN_SCORES], |s, at| without(at, |_, q, t| s.past() > 0 && t > q))],
-    ),
-    unreported(
-        "packed_ignored",
-        |case| packed(case) && case.inputs.position_ids.is_some(),
-        "Packed sequences see each other.",
-        &[real(&[ATTN_SCORES], |s, at| also(s, at, |_, q, t| t <= s.past() + q))],
-    ),
-    unreported(
-        "gaps_as_packed",
-        |case| !packed(case) && causal(case) && case.inputs.position_ids.is_some(),
-        "A gap in the positions begins a new sequence, though there is a mask or a cache.",
-        &[real(&[ATTN_SCORES], |s, at| {
+        }),
+    structural("pad_ignored", "Padding is attended to.")
+        .when(
+            |case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Padding(real)) if real.iter().any(|r| !r)),
+        )
+        .at(&[ATTN_SCORES], |s, at| also(s, at, |_, q, t| t <= s.past() + q)),
+    structural("mask_topleft", "The causal rule counts keys from the first cached one, queries from the piece's.")
+        .when(|case| causal(case) && chunked(case))
+        .at(&[ATTN_SCORES], |s, at| without(at, |_, q, t| s.past() > 0 && t > q)),
+    structural("packed_ignored", "Packed sequences see each other.")
+        .when(|case| packed(case) && case.inputs.position_ids.is_some())
+        .at(&[ATTN_SCORES], |s, at| also(s, at, |_, q, t| t <= s.past() + q)),
+    structural("gaps_as_packed", "A gap in the positions begins a new sequence, though there is a mask or a cache.")
+        .when(|case| !packed(case) && causal(case) && case.inputs.position_ids.is_some())
+        .at(&[ATTN_SCORES], |s, at| {
             let segment = segments(&s.all_positions());
             let row = |b: usize| b.min(segment.nrows() - 1);
             without(at, |b, q, t| segment[[row(b), s.past() + q]] != segment[[row(b), t]])
-        })],
-    ),
-    unreported(
-        "mask4d_plus_causal",
-        |case| several_tokens(case) && matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
-        "The causal rule is added to a 4-D mask, which already is all there is.",
-        &[real(&[ATTN_SCORES], |s, at| without(at, |_, q, t| t > s.past() + q))],
-    ),
-    unreported(
-        "mask4d_boolean",
-        |case| matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))),
-        "A 4-D mask says only who may be seen; what it adds to a score is lost.",
-        &[real(&[ATTN_SCORES], |s, at| {
+        }),
+    structural("mask4d_plus_causal", "The causal rule is added to a 4-D mask, which already is all there is.")
+        .when(|case| several_tokens(case) && matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))))
+        .at(&[ATTN_SCORES], |s, at| without(at, |_, q, t| t > s.past() + q)),
+    structural("mask4d_boolean", "A 4-D mask says only who may be seen; what it adds to a score is lost.")
+        .when(|case| matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))))
+        .at(&[ATTN_SCORES], |s, at| {
             let bias = s.bias()?;
             s.scores_where(at.layer, |b, q, t| bias[[b.min(bias.dim().0 - 1), 0, q, t]] > f64::NEG_INFINITY)
-        })],
-    ),
+        }),
 ];
 
 /// Whether the positions tell packed sequences.

@@ -5,104 +5,76 @@ use dsv2_reference::stage::table::{ATTN_SCORES, K_PE, Q_PE};
 use ndarray::{Array2, Array4, ArrayD, Axis, s};
 
 use super::tables::far;
-use super::{always, fixed_rope, several_tokens, structural, unreported};
+use super::{equivalent, fixed_rope, several_tokens, structural};
 use crate::case::Case;
 use crate::inputs::AttentionMask;
+use crate::mutants::parts::{by_part, rotate};
 use crate::mutants::scene::Scene;
-use crate::mutants::{At, Class, Mutant, Variant, real};
+use crate::mutants::{At, Mutant};
 
 const ROTATED: &[&str] = &[Q_PE, K_PE];
 
 pub const MUTANTS: &[Mutant] = &[
+    structural("rope_half", "The two halves are rotated against each other, not neighbours (Llama's layout).")
+        .when(more_than_a_pair)
+        .reported("vllm-project/vllm#26995, huggingface/transformers#39687")
+        .at(ROTATED, rotated_halves),
+    structural("rope_half_q_only", "Halves are rotated in the queries, neighbours in the keys.")
+        .when(more_than_a_pair)
+        .at(&[Q_PE], rotated_halves),
+    structural("rope_q_off1", "Queries stand one position too late.")
+        .when(fixed_rope)
+        .at(&[Q_PE], |s, at| rotated_at(s, at, &(s.positions() + 1))),
+    structural("no_rope_q", "Queries are not rotated.")
+        .when(several_tokens)
+        .at(&[Q_PE], |s, at| Some(unrotated(s, at)?.into_dyn())),
+    structural("no_rope_k", "Keys are not rotated.")
+        .when(several_tokens)
+        .at(&[K_PE], |s, at| Some(unrotated(s, at)?.into_dyn())),
     structural(
-        "rope_half",
-        more_than_a_pair,
-        "The two halves are rotated against each other, not neighbours (Llama's layout).",
-        Some("vllm-project/vllm#26995, huggingface/transformers#39687"),
-        &[real(ROTATED, rotated_halves)],
-    ),
-    unreported(
-        "rope_half_q_only",
-        more_than_a_pair,
-        "Halves are rotated in the queries, neighbours in the keys.",
-        &[real(&[Q_PE], rotated_halves)],
-    ),
-    unreported(
-        "rope_q_off1",
-        fixed_rope,
-        "Queries stand one position too late.",
-        &[real(&[Q_PE], |s, at| rotated_at(s, at, &(s.positions() + 1)))],
-    ),
-    unreported(
-        "no_rope_q",
-        several_tokens,
-        "Queries are not rotated.",
-        &[real(&[Q_PE], |s, at| Some(unrotated(s, at)?.into_dyn()))],
-    ),
-    unreported(
-        "no_rope_k",
-        several_tokens,
-        "Keys are not rotated.",
-        &[real(&[K_PE], |s, at| Some(unrotated(s, at)?.into_dyn()))],
-    ),
-    unreported(
         "q_split_swap",
-        always,
         "The rotated part of a query is taken from the front of the head, the other part from the back.",
-        &[
-            real(&[Q_PE], |s, at| {
-                let r = s.config().qk_rope_head_dim;
-                rotate(s.rotary()?, s.queries(at.layer)?.slice_move(s![.., .., .., ..r]))
-            }),
-            real(&[ATTN_SCORES], |s, at| {
-                let r = s.config().qk_rope_head_dim;
-                let mut heads = s.heads(at.layer)?;
-                heads.q_nope = s.queries(at.layer)?.slice_move(s![.., .., .., r..]);
-                s.masked(heads.scores())
-            }),
-        ],
-    ),
-    unreported(
+    )
+    .at(&[Q_PE], |s, at| {
+        let r = s.config().qk_rope_head_dim;
+        rotate(s.rotary()?, s.queries(at.layer)?.slice_move(s![.., .., .., ..r]))
+    })
+    .at(&[ATTN_SCORES], |s, at| {
+        let r = s.config().qk_rope_head_dim;
+        let mut heads = s.heads(at.layer)?;
+        heads.q_nope = s.queries(at.layer)?.slice_move(s![.., .., .., r..]);
+        s.masked(heads.scores())
+    }),
+    structural(
         "q_all_nope_then_rope",
-        super::several_heads,
         "A query is read as all heads' parts without position, then all heads' rotated parts.",
-        &[
-            real(&[Q_PE], |s, at| rotate(s.rotary()?, queries_by_part(s, at.layer)?.1)),
-            real(&[ATTN_SCORES], |s, at| {
-                let mut heads = s.heads(at.layer)?;
-                heads.q_nope = queries_by_part(s, at.layer)?.0;
-                s.masked(heads.scores())
-            }),
-        ],
-    ),
-    unreported(
-        "rope_on_nope",
-        fixed_rope,
-        "The part without position is rotated as well.",
-        &[real(&[ATTN_SCORES], |s, at| {
+    )
+    .when(super::several_heads)
+    .at(&[Q_PE], |s, at| rotate(s.rotary()?, queries_by_part(s, at.layer)?.1))
+    .at(&[ATTN_SCORES], |s, at| {
+        let mut heads = s.heads(at.layer)?;
+        heads.q_nope = queries_by_part(s, at.layer)?.0;
+        s.masked(heads.scores())
+    }),
+    structural("rope_on_nope", "The part without position is rotated as well.").when(fixed_rope).at(
+        &[ATTN_SCORES],
+        |s, at| {
             let mut heads = s.heads(at.layer)?;
             let embedding = RotaryEmbedding::new(s.config(), s.dialect()).ok()?;
             rotate_front(embedding.tables(&s.positions(), None), &mut heads.q_nope);
             rotate_front(embedding.tables(&s.all_positions(), None), &mut heads.k_nope);
             s.masked(heads.scores())
-        })],
-    ),
-    Mutant {
-        id: "pad_pos_abs",
-        class: Class::Equivalent,
-        what: "With padding on the left, positions are counted from the first real token.",
-        report: None,
-        applies: |case| fixed_rope(case) && !far(case, 32) && padded_on_the_left(case),
-        variant: Variant {
-            acts: &[real(ROTATED, |s, at| {
-                let real = s.attend();
-                let before = |b: usize, end: usize| real.row(b).iter().take(end).filter(|real| **real).count();
-                let (batch, length, _) = s.dims();
-                let positions = Array2::from_shape_fn((batch, length), |(b, i)| before(b, s.past() + i) as i64);
-                rotated_at(s, at, &positions)
-            })],
         },
-    },
+    ),
+    equivalent("pad_pos_abs", "With padding on the left, positions are counted from the first real token.")
+        .when(|case| fixed_rope(case) && !far(case, 32) && padded_on_the_left(case))
+        .at(ROTATED, |s, at| {
+            let real = s.attend();
+            let before = |b: usize, end: usize| real.row(b).iter().take(end).filter(|real| **real).count();
+            let (batch, length, _) = s.dims();
+            let positions = Array2::from_shape_fn((batch, length), |(b, i)| before(b, s.past() + i) as i64);
+            rotated_at(s, at, &positions)
+        }),
 ];
 
 fn more_than_a_pair(case: &Case) -> bool {
@@ -123,12 +95,6 @@ fn unrotated(scene: &Scene<'_>, at: At<'_>) -> Option<Array4<f64>> {
     }
     let n = scene.config().qk_nope_head_dim;
     Some(scene.queries(at.layer)?.slice_move(s![.., .., .., n..]).as_standard_layout().into_owned())
-}
-
-fn rotate(tables: RotaryTables<f64>, x: Array4<f64>) -> Option<ArrayD<f64>> {
-    let mut x = x.as_standard_layout().into_owned();
-    tables.rotate(&mut x);
-    Some(x.into_dyn())
 }
 
 fn rotated_at(scene: &Scene<'_>, at: At<'_>, positions: &Array2<i64>) -> Option<ArrayD<f64>> {
@@ -165,14 +131,5 @@ fn rotate_front(tables: RotaryTables<f64>, x: &mut Array4<f64>) {
 /// q as `[H n | H r]` in place of `H [n | r]`.
 fn queries_by_part(scene: &Scene<'_>, layer: usize) -> Option<(Array4<f64>, Array4<f64>)> {
     let c = scene.config();
-    let (heads, n, r) = (c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim);
-    let (batch, length, _) = scene.dims();
-    let by_head = scene.queries(layer)?.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned();
-    let flat = by_head.into_shape_with_order((batch, length, heads * (n + r))).ok()?;
-    let part = |from: usize, width: usize| {
-        let part = flat.slice(s![.., .., from..from + heads * width]);
-        let part = part.to_shape((batch, length, heads, width)).ok()?.into_owned();
-        Some(part.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned())
-    };
-    Some((part(0, n)?, part(heads * n, r)?))
+    by_part(&scene.flat_queries(layer)?, c.num_attention_heads, c.qk_nope_head_dim)
 }

@@ -4,53 +4,34 @@ use dsv2_reference::model::router::selection::highest;
 use dsv2_reference::stage::table::{TOPK_INDICES, TOPK_WEIGHTS};
 use ndarray::{Array1, Array2, ArrayD};
 
-use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts, structural, unreported};
+use super::{grouped, moe, plain_weights, scaled_experts, several_experts, some_experts, structural};
 use crate::case::Case;
 use crate::mutants::arithmetic::softmax;
 use crate::mutants::scene::{Scene, rows, shaped};
-use crate::mutants::{At, Mutant, index, real};
+use crate::mutants::{At, Mutant};
 
 pub const MUTANTS: &[Mutant] = &[
-    structural(
-        "group_top2",
-        grouped,
-        "A group is as good as the sum of its two best experts (DeepSeek-V3's rule).",
-        Some("ggml-org/llama.cpp at 0c1e570: 1e-2 to 7.5e-1 off; the same in candle-vllm and litgpt"),
-        &[index(&[TOPK_INDICES], |s, layer| by_group(s, layer, |best| best.iter().take(2).sum()))],
-    ),
-    unreported(
-        "group_sum",
-        grouped,
-        "A group is as good as the sum of its experts.",
-        &[index(&[TOPK_INDICES], |s, layer| by_group(s, layer, |best| best.iter().sum()))],
-    ),
-    unreported(
-        "group_worst",
-        grouped,
-        "A group is as good as its worst expert.",
-        &[index(&[TOPK_INDICES], |s, layer| by_group(s, layer, |best| best.last().copied().unwrap_or(0.0)))],
-    ),
-    unreported(
-        "group_ignored",
-        grouped,
-        "Experts are chosen from all groups.",
-        &[index(&[TOPK_INDICES], |s, layer| Some(s.router(layer)?.choose(|scores| (0..scores.len()).collect())))],
-    ),
-    unreported(
-        "group_M_plus1",
-        grouped,
-        "One group too many is kept.",
-        &[index(&[TOPK_INDICES], |s, layer| {
-            let router = s.router(layer)?;
-            let count = router.groups.1 + 1;
-            Some(router.choose(|scores| router.of_best_groups(scores, count, largest)))
-        })],
-    ),
-    unreported(
-        "group_strided",
-        grouped,
-        "Group g has the experts g, g + n_group, ..., not a run of neighbours.",
-        &[index(&[TOPK_INDICES], |s, layer| {
+    structural("group_top2", "A group is as good as the sum of its two best experts (DeepSeek-V3's rule).")
+        .when(grouped)
+        .reported("ggml-org/llama.cpp at 0c1e570: 1e-2 to 7.5e-1 off; the same in candle-vllm and litgpt")
+        .choosing(|s, layer| by_group(s, layer, |best| best.iter().take(2).sum())),
+    structural("group_sum", "A group is as good as the sum of its experts.")
+        .when(grouped)
+        .choosing(|s, layer| by_group(s, layer, |best| best.iter().sum())),
+    structural("group_worst", "A group is as good as its worst expert.")
+        .when(grouped)
+        .choosing(|s, layer| by_group(s, layer, |best| best.last().copied().unwrap_or(0.0))),
+    structural("group_ignored", "Experts are chosen from all groups.")
+        .when(grouped)
+        .choosing(|s, layer| Some(s.router(layer)?.choose(|scores| (0..scores.len()).collect()))),
+    structural("group_M_plus1", "One group too many is kept.").when(grouped).choosing(|s, layer| {
+        let router = s.router(layer)?;
+        let count = router.groups.1 + 1;
+        Some(router.choose(|scores| router.of_best_groups(scores, count, largest)))
+    }),
+    structural("group_strided", "Group g has the experts g, g + n_group, ..., not a run of neighbours.")
+        .when(grouped)
+        .choosing(|s, layer| {
             let router = s.router(layer)?;
             let (groups, kept) = router.groups;
             Some(router.choose(|scores| {
@@ -59,14 +40,11 @@ pub const MUTANTS: &[Mutant] = &[
                 let best: Array1<f64> = (0..groups).map(best).collect();
                 highest((0..groups).collect(), best.view(), kept).into_iter().flat_map(of).collect()
             }))
-        })],
-    ),
-    structural(
-        "group_topk_in_each",
-        |case| grouped(case) && enough_in_each_group(case),
-        "Of every group its topk_group best experts are candidates.",
-        Some("deepseek.cpp"),
-        &[index(&[TOPK_INDICES], |s, layer| {
+        }),
+    structural("group_topk_in_each", "Of every group its topk_group best experts are candidates.")
+        .when(|case| grouped(case) && enough_in_each_group(case))
+        .reported("deepseek.cpp")
+        .choosing(|s, layer| {
             let router = s.router(layer)?;
             let (groups, kept) = router.groups;
             Some(router.choose(|scores| {
@@ -74,68 +52,48 @@ pub const MUTANTS: &[Mutant] = &[
                 let of = |group: usize| (group * size..(group + 1) * size).collect();
                 (0..groups).flat_map(|group| highest(of(group), scores, kept)).collect()
             }))
-        })],
-    ),
+        }),
     structural(
         "group_mask_lost",
-        grouped,
         "The mask of groups replaces the scores: every token goes to the first experts, with weight 0.",
-        Some("huggingface/candle#2744, EricLBuehler/mistral.rs#1278"),
-        &[
-            index(&[TOPK_INDICES], |s, layer| {
-                let router = s.router(layer)?;
-                let tokens = router.logits.nrows();
-                Some(Array2::from_shape_fn((tokens, router.per_token), |(_, slot)| slot as i64).into_dyn())
-            }),
-            real(&[TOPK_WEIGHTS], |_, at| Some(at.value * 0.0)),
-        ],
-    ),
-    unreported(
-        "topk_lowest",
-        some_experts,
-        "The experts with the lowest scores are chosen.",
-        &[index(&[TOPK_INDICES], |s, layer| {
+    )
+    .when(grouped)
+    .reported("huggingface/candle#2744, EricLBuehler/mistral.rs#1278")
+    .choosing(|s, layer| {
+        let router = s.router(layer)?;
+        let tokens = router.logits.nrows();
+        Some(Array2::from_shape_fn((tokens, router.per_token), |(_, slot)| slot as i64).into_dyn())
+    })
+    .at(&[TOPK_WEIGHTS], |_, at| Some(at.value * 0.0)),
+    structural("topk_lowest", "The experts with the lowest scores are chosen.").when(some_experts).choosing(
+        |s, layer| {
             let router = s.router(layer)?;
             let k = router.per_token;
             Some(router.choose(|scores| highest((0..scores.len()).collect(), (-&scores).view(), k)))
-        })],
+        },
     ),
-    unreported(
-        "no_gamma",
-        scaled_experts,
-        "routed_scaling_factor is left out.",
-        &[real(&[TOPK_WEIGHTS], |s, at| Some(at.value / s.config().routed_scaling_factor))],
-    ),
-    structural(
-        "renorm",
-        |case| several_experts(case) && plain_weights(case),
-        "The weights are divided by their sum, then scaled (DeepSeek-V3's rule).",
-        Some("ggml-org/llama.cpp at 0c1e570, where norm_topk_prob is set"),
-        &[real(&[TOPK_WEIGHTS], |s, at| Some(normalised(at)? * s.config().routed_scaling_factor))],
-    ),
-    unreported(
-        "renorm_nogamma",
-        |case| several_experts(case) && plain_weights(case),
-        "The weights are divided by their sum and not scaled.",
-        &[real(&[TOPK_WEIGHTS], |_, at| normalised(at))],
-    ),
-    structural(
-        "norm_topk_ignored",
-        |case| several_experts(case) && !plain_weights(case),
-        "norm_topk_prob is set and ignored.",
-        Some("huggingface/transformers, by design; see `dialect`"),
-        &[real(&[TOPK_WEIGHTS], |s, at| {
+    structural("no_gamma", "routed_scaling_factor is left out.")
+        .when(scaled_experts)
+        .at(&[TOPK_WEIGHTS], |s, at| Some(at.value / s.config().routed_scaling_factor)),
+    structural("renorm", "The weights are divided by their sum, then scaled (DeepSeek-V3's rule).")
+        .when(|case| several_experts(case) && plain_weights(case))
+        .reported("ggml-org/llama.cpp at 0c1e570, where norm_topk_prob is set")
+        .at(&[TOPK_WEIGHTS], |s, at| Some(normalised(at)? * s.config().routed_scaling_factor)),
+    structural("renorm_nogamma", "The weights are divided by their sum and not scaled.")
+        .when(|case| several_experts(case) && plain_weights(case))
+        .at(&[TOPK_WEIGHTS], |_, at| normalised(at)),
+    structural("norm_topk_ignored", "norm_topk_prob is set and ignored.")
+        .when(|case| several_experts(case) && !plain_weights(case))
+        .reported("huggingface/transformers, by design; see `dialect`")
+        .at(&[TOPK_WEIGHTS], |s, at| {
             let choice = s.index(TOPK_INDICES, at.layer)?;
             let router = s.router(at.layer)?;
             let weight = |(n, slot): (usize, usize)| router.scores(n)[choice[[n, slot]] as usize] * router.factor;
             shaped(Array2::from_shape_fn(choice.dim(), weight), at.value)
-        })],
-    ),
-    unreported(
-        "softmax_after_topk",
-        |case| several_experts(case) && plain_weights(case),
-        "The softmax is over the chosen experts only.",
-        &[real(&[TOPK_WEIGHTS], |s, at| {
+        }),
+    structural("softmax_after_topk", "The softmax is over the chosen experts only.")
+        .when(|case| several_experts(case) && plain_weights(case))
+        .at(&[TOPK_WEIGHTS], |s, at| {
             let factor = s.config().routed_scaling_factor;
             let mut weights = logits_of_choice(s, at)?;
             for mut row in weights.rows_mut() {
@@ -143,52 +101,38 @@ pub const MUTANTS: &[Mutant] = &[
                 row.assign(&(of_chosen * factor));
             }
             shaped(weights, at.value)
-        })],
-    ),
-    unreported(
-        "gate_sigmoid",
-        |case| moe(case) && plain_weights(case),
-        "Scores are sigmoids, not a softmax (DeepSeek-V3's rule).",
-        &[real(&[TOPK_WEIGHTS], |s, at| {
+        }),
+    structural("gate_sigmoid", "Scores are sigmoids, not a softmax (DeepSeek-V3's rule).")
+        .when(|case| moe(case) && plain_weights(case))
+        .at(&[TOPK_WEIGHTS], |s, at| {
             let factor = s.config().routed_scaling_factor;
             shaped(logits_of_choice(s, at)?.mapv(|z| factor / (1.0 + (-z).exp())), at.value)
-        })],
-    ),
-    unreported(
-        "gate_raw_logits",
-        |case| moe(case) && plain_weights(case),
-        "The logits themselves are the weights.",
-        &[real(&[TOPK_WEIGHTS], |s, at| shaped(logits_of_choice(s, at)? * s.config().routed_scaling_factor, at.value))],
-    ),
-    unreported(
-        "w_misaligned",
-        several_experts,
-        "Each expert has the weight of the next.",
-        &[real(&[TOPK_WEIGHTS], |_, at| {
+        }),
+    structural("gate_raw_logits", "The logits themselves are the weights.")
+        .when(|case| moe(case) && plain_weights(case))
+        .at(&[TOPK_WEIGHTS], |s, at| shaped(logits_of_choice(s, at)? * s.config().routed_scaling_factor, at.value)),
+    structural("w_misaligned", "Each expert has the weight of the next.").when(several_experts).at(
+        &[TOPK_WEIGHTS],
+        |_, at| {
             let weights = rows(at.value)?;
             let k = weights.ncols();
             shaped(Array2::from_shape_fn(weights.dim(), |(n, slot)| weights[[n, (slot + 1) % k]]), at.value)
-        })],
+        },
     ),
-    unreported(
-        "topk_minus1",
-        several_experts,
-        "The last of the chosen experts is left out.",
-        &[real(&[TOPK_WEIGHTS], |_, at| {
+    structural("topk_minus1", "The last of the chosen experts is left out.").when(several_experts).at(
+        &[TOPK_WEIGHTS],
+        |_, at| {
             let mut weights = rows(at.value)?;
             let last = weights.ncols().checked_sub(1)?;
             weights.column_mut(last).fill(0.0);
             shaped(weights, at.value)
-        })],
+        },
     ),
-    unreported(
-        "weights_one",
-        several_experts,
-        "Every chosen expert counts alike.",
-        &[real(&[TOPK_WEIGHTS], |s, at| {
+    structural("weights_one", "Every chosen expert counts alike.")
+        .when(several_experts)
+        .at(&[TOPK_WEIGHTS], |s, at| {
             Some(at.value.mapv(|_| s.config().routed_scaling_factor / s.config().num_experts() as f64))
-        })],
-    ),
+        }),
 ];
 
 fn largest(scores: &[f64]) -> f64 {

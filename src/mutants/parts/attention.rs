@@ -51,10 +51,12 @@ fn products<'k>(q: &Array4<f64>, keys: impl Fn(usize, usize) -> ArrayView2<'k, f
 impl Scene<'_> {
     /// Queries before the rotation, `[B,H,S,n+r]`.
     pub fn queries(&self, layer: usize) -> Option<Array4<f64>> {
-        let flat = self.real(table::Q_PROJ, layer).or_else(|| self.real(table::Q_B_PROJ, layer))?;
-        let (batch, length, _) = self.dims();
-        let shape = (batch, length, self.config().num_attention_heads, self.config().qk_head_dim());
-        Some(flat.to_shape(shape).ok()?.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned())
+        by_head(self.flat_queries(layer)?.view(), self.config().num_attention_heads)
+    }
+
+    /// The same head after head, `[B,S,H(n+r)]`.
+    pub fn flat_queries(&self, layer: usize) -> Option<Array3<f64>> {
+        self.real3(table::Q_PROJ, layer).or_else(|| self.real3(table::Q_B_PROJ, layer))
     }
 
     /// Latents of all tokens, `[B,T,c]`.
@@ -94,11 +96,7 @@ impl Scene<'_> {
 
     /// The same by head, `[B,H,T,n+v]`.
     pub fn keys_and_values_by_head(&self, layer: usize) -> Option<Array4<f64>> {
-        let (batch, _, keys) = self.dims();
-        let c = self.config();
-        let shape = (batch, keys, c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim);
-        let flat = self.keys_and_values(layer)?;
-        Some(flat.to_shape(shape).ok()?.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned())
+        by_head(self.keys_and_values(layer)?.view(), self.config().num_attention_heads)
     }
 
     /// What the scores are computed from.
@@ -162,6 +160,26 @@ impl Scene<'_> {
         let of_head = weight.slice(s![head * width..(head + 1) * width, ..]);
         Some((of_head.slice(s![..n, ..]).to_owned(), of_head.slice(s![n.., ..]).to_owned()))
     }
+}
+
+/// Vectors `[B,H,S,r]`, turned.
+pub fn rotate(tables: RotaryTables<f64>, x: Array4<f64>) -> Option<ArrayD<f64>> {
+    let mut x = x.as_standard_layout().into_owned();
+    tables.rotate(&mut x);
+    Some(x.into_dyn())
+}
+
+/// `[B,T,H w]` to `[B,H,T,w]`.
+fn by_head(flat: ArrayView3<'_, f64>, heads: usize) -> Option<Array4<f64>> {
+    let (batch, rows, width) = flat.dim();
+    let split = flat.to_shape((batch, rows, heads, width.checked_div(heads)?)).ok()?;
+    Some(split.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned())
+}
+
+/// `[B,T,H(a+b)]` read as if it were all heads' first parts, each `first` wide, then all heads' second parts.
+pub fn by_part(flat: &Array3<f64>, heads: usize, first: usize) -> Option<(Array4<f64>, Array4<f64>)> {
+    let (firsts, seconds) = flat.view().split_at(Axis(2), heads * first);
+    Some((by_head(firsts, heads)?, by_head(seconds, heads)?))
 }
 
 /// Latents `[B,T,c]` expanded by a matrix `[d,c]` for each head: `[B,H,T,d]`.

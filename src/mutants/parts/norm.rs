@@ -4,6 +4,7 @@ use dsv2_reference::model::norm::LATENT_NORM_EPS;
 use dsv2_reference::stage::{self, table};
 use ndarray::{Array1, Array2, ArrayD, ArrayView1, Axis, s};
 
+use crate::mutants::At;
 use crate::mutants::scene::{Scene, shaped};
 
 /// What a norm is computed from.
@@ -48,5 +49,14 @@ impl Scene<'_> {
         };
         let gain = self.weights().vector(&format!("{}.weight", stage::name(kind, layer)))?;
         Some(NormInput { rows, gain, eps })
+    }
+
+    /// Another norm in the place of one of the model: each row by `norm(row, gain, eps)`.
+    pub fn normed(
+        &self,
+        at: At<'_>,
+        norm: impl Fn(ArrayView1<'_, f64>, &Array1<f64>, f64) -> Array1<f64>,
+    ) -> Option<ArrayD<f64>> {
+        self.norm_input(at.kind, at.layer)?.each(at.value, norm)
     }
 }

@@ -96,38 +96,30 @@ impl CausalLm {
         input: &CausalLmInput,
         cache: Option<&mut LatentCache>,
         form: AttentionForm,
-        tap: Option<&mut dyn Tap>,
-    ) -> Result<(Tensor, Option<f32>)> {
-        LatentCache::undo_on_error(cache, |cache| self.forward_unguarded(input, cache, form, tap))
-    }
-
-    fn forward_unguarded(
-        &self,
-        input: &CausalLmInput,
-        cache: Option<&mut LatentCache>,
-        form: AttentionForm,
         mut tap: Option<&mut dyn Tap>,
     ) -> Result<(Tensor, Option<f32>)> {
-        let (batch, length) = input.input.tokens.dim();
-        let (rows, shape) = kept(&input.logits_to_keep, batch, length)?;
-        let hidden = self.model.forward(&input.input, cache, form, again(&mut tap))?;
-        let tap = &mut Scope::root(tap);
-        let all = rows.iter().copied().eq(0..(batch * length) as i32);
-        let hidden = if all { hidden } else { gather(&self.model, &hidden, &rows)? };
-        let vocab = self.lm_head.shape()[0];
-        let logits = Tensor::empty(hidden.device(), hidden.element(), &[rows.len(), vocab])?;
-        product(self.model.settings, &hidden, &self.lm_head, None, &logits)?;
-        let shaped = logits.reshape(&[shape[0], shape[1], vocab])?;
-        tap.show("lm_head", || Ok(shaped.clone()))?;
-        let loss = match &input.labels {
-            None => None,
-            Some(labels) => {
-                let loss = self.loss(&logits, shape, labels)?;
-                show_loss(loss, &hidden, tap)?;
-                Some(loss)
-            }
-        };
-        Ok((shaped, loss))
+        LatentCache::undo_on_error(cache, |cache| {
+            let (batch, length) = input.input.tokens.dim();
+            let (rows, shape) = kept(&input.logits_to_keep, batch, length)?;
+            let hidden = self.model.forward(&input.input, cache, form, again(&mut tap))?;
+            let tap = &mut Scope::root(tap);
+            let all = rows.iter().copied().eq(0..(batch * length) as i32);
+            let hidden = if all { hidden } else { gather(&self.model, &hidden, &rows)? };
+            let vocab = self.lm_head.shape()[0];
+            let logits = Tensor::empty(hidden.device(), hidden.element(), &[rows.len(), vocab])?;
+            product(self.model.settings, &hidden, &self.lm_head, None, &logits)?;
+            let shaped = logits.reshape(&[shape[0], shape[1], vocab])?;
+            tap.show("lm_head", || Ok(shaped.clone()))?;
+            let loss = match &input.labels {
+                None => None,
+                Some(labels) => {
+                    let loss = self.loss(&logits, shape, labels)?;
+                    show_loss(loss, &hidden, tap)?;
+                    Some(loss)
+                }
+            };
+            Ok((shaped, loss))
+        })
     }
 
     /// The mean cross-entropy of the next token; the last position has none.

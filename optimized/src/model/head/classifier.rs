@@ -62,33 +62,24 @@ impl SequenceClassifier {
         labels: Option<&ClassificationLabels<f32>>,
         cache: Option<&mut LatentCache>,
         form: AttentionForm,
-        tap: Option<&mut dyn Tap>,
-    ) -> Result<(Tensor, Option<f32>)> {
-        LatentCache::undo_on_error(cache, |cache| self.forward_unguarded(input, labels, cache, form, tap))
-    }
-
-    fn forward_unguarded(
-        &self,
-        input: &ModelInput<f32>,
-        labels: Option<&ClassificationLabels<f32>>,
-        cache: Option<&mut LatentCache>,
-        form: AttentionForm,
         mut tap: Option<&mut dyn Tap>,
     ) -> Result<(Tensor, Option<f32>)> {
-        let (batch, length) = input.tokens.dim();
-        let rows = self.pooled_rows(input)?;
-        let hidden = self.model.forward(input, cache, form, again(&mut tap))?;
-        let tap = &mut Scope::root(tap);
-        let columns = self.score.shape()[0];
-        let score = Tensor::empty(hidden.device(), hidden.element(), &[batch * length, columns])?;
-        product(self.model.settings, &hidden, &self.score, None, &score)?;
-        tap.show("score", || score.reshape(&[batch, length, columns]))?;
-        let pooled = gather(&self.model, &score, &rows)?;
-        tap.show("pooled_logits", || Ok(pooled.clone()))?;
-        let Some(labels) = labels else { return Ok((pooled, None)) };
-        let loss = self.loss(&pooled, labels)?;
-        show_loss(loss, &pooled, tap)?;
-        Ok((pooled, Some(loss)))
+        LatentCache::undo_on_error(cache, |cache| {
+            let (batch, length) = input.tokens.dim();
+            let rows = self.pooled_rows(input)?;
+            let hidden = self.model.forward(input, cache, form, again(&mut tap))?;
+            let tap = &mut Scope::root(tap);
+            let columns = self.score.shape()[0];
+            let score = Tensor::empty(hidden.device(), hidden.element(), &[batch * length, columns])?;
+            product(self.model.settings, &hidden, &self.score, None, &score)?;
+            tap.show("score", || score.reshape(&[batch, length, columns]))?;
+            let pooled = gather(&self.model, &score, &rows)?;
+            tap.show("pooled_logits", || Ok(pooled.clone()))?;
+            let Some(labels) = labels else { return Ok((pooled, None)) };
+            let loss = self.loss(&pooled, labels)?;
+            show_loss(loss, &pooled, tap)?;
+            Ok((pooled, Some(loss)))
+        })
     }
 
     /// The loss of pooled logits. It is computed here, on the host: there is one number for each sequence and label.
