@@ -119,7 +119,7 @@ fn plain(precision: Precision) -> Precision {
 }
 
 /// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice.
-fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config) -> Trace {
+pub fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config) -> Trace {
     let experts = config.num_experts();
     let fits = |(name, values): (&str, &Values)| {
         let values = values.fit(model.get(name)?.shape())?;

@@ -17,6 +17,7 @@ use crate::backend::{Backend, Reference, Settings};
 use crate::case::Case;
 use crate::error::Result;
 use crate::judge::routing::elsewhere;
+use crate::local::usable;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::taps::AnyTap;
@@ -51,7 +52,10 @@ const LEAST: f64 = 1.0 / (1 << 22) as f64;
 /// # Errors
 /// If the reference refuses the case.
 pub fn explain(case: &Case, candidate: &Trace, precision: Precision) -> Result<Vec<Explanation>> {
-    let dump = Dump { case, candidate, rows: ComparedRows::of(&case.inputs) };
+    let held = |name: &str| candidate.get(name).is_some();
+    let settings = Settings { precision: Precision::F64, stages: Some(&held), ..Settings::default() };
+    let teacher = usable(candidate, &Reference.run(case, &settings, &mut NoTap)?, &case.config);
+    let dump = Dump { case, candidate, teacher, rows: ComparedRows::of(&case.inputs) };
     let truth = dump.run(Precision::F64, &mut NoTap)?;
     // an f64 candidate is held to what f32 can do
     let plain = if precision == Precision::F64 { Precision::F32 } else { precision };
@@ -65,7 +69,7 @@ pub fn explain(case: &Case, candidate: &Trace, precision: Precision) -> Result<V
     let weights = Wide::new(case);
     let mut found = Vec::new();
     for mutant in catalogue().filter(|mutant| mutant.class == Class::Structural && (mutant.applies)(case)) {
-        let mut tap = Planted::new(&mutant.variant, &weights, Precision::F64)?.taught(candidate);
+        let mut tap = Planted::new(&mutant.variant, &weights, Precision::F64)?.taught(&dump.teacher);
         let errors = dump.errors(candidate, &dump.run(Precision::F64, &mut tap)?);
         if errors.iter().all(|(stage, error)| *error <= allowed(stage)) {
             found.push(Explanation {
@@ -85,6 +89,8 @@ pub fn explain(case: &Case, candidate: &Trace, precision: Precision) -> Result<V
 struct Dump<'a> {
     case: &'a Case,
     candidate: &'a Trace,
+    /// What of it can stand in for the model's own values.
+    teacher: Trace,
     rows: ComparedRows,
 }
 
@@ -92,7 +98,7 @@ impl Dump<'_> {
     /// The stages that the dump holds, each from the dump's own values of those before it.
     fn run(&self, precision: Precision, tap: &mut dyn AnyTap) -> Result<Trace> {
         let held = |name: &str| self.candidate.get(name).is_some();
-        let teacher = Some(self.candidate);
+        let teacher = Some(&self.teacher);
         let plain_errors = precision != Precision::F64;
         let settings = Settings { precision, stages: Some(&held), teacher, plain_errors, ..Settings::default() };
         Reference.run(self.case, &settings, tap)

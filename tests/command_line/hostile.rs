@@ -97,6 +97,8 @@ fn dumps_that_are_none_are_refused_and_wrong_ones_fail() {
         let verdict: Value = serde_json::from_str(&ran.fails()).unwrap();
         assert_eq!(verdict["verdict"], "fail");
         compare(&path.with_extension("failure"), verdict["first_failing_stage"].as_str().unwrap());
+        let explained: Value = serde_json::from_str(&place.run(EXPLAIN).fails()).unwrap();
+        assert_eq!(explained["first_failing_stage"], verdict["first_failing_stage"]);
     });
 }
 
@@ -104,6 +106,7 @@ fn dumps_that_are_none_are_refused_and_wrong_ones_fail() {
 type Subcommand = &'static str;
 const TRACE: Subcommand = "trace";
 const CHECK: Subcommand = "check";
+const EXPLAIN: Subcommand = "check --explain";
 const KV_CACHE: Subcommand = "kv-cache";
 
 /// What is given to the program, and an empty folder for what it writes.
@@ -124,11 +127,13 @@ impl Place {
     }
 
     fn run(&self, subcommand: Subcommand) -> Ran {
-        let mut command = dsv2([subcommand]);
+        let mut command = dsv2(subcommand.split(' '));
         command.arg("--model").arg(&self.model).current_dir(self.out.path());
         match subcommand {
             TRACE => command.arg("--inputs").arg(&self.inputs).arg("--output").arg("trace.safetensors"),
-            CHECK => command.arg("--inputs").arg(&self.inputs).arg("--candidate").arg(&self.dump).arg("--json"),
+            CHECK | EXPLAIN => {
+                command.arg("--inputs").arg(&self.inputs).arg("--candidate").arg(&self.dump).arg("--json")
+            }
             _ => &mut command,
         };
         if let Some(truth) = &self.truth {
