@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput};
 use dsv2_bench_report::{Better, Measurement, NotRun, Results, Run, Table};
 use regex::Regex;
 
-use crate::ceilings::{self, Ceilings, Control};
+use crate::ceilings::{Ceilings, Control};
 use crate::provenance::{command, commit, machine, output_of};
 
 /// How much is measured.
@@ -162,6 +162,20 @@ impl Bench {
         }
     }
 
+    /// Keeps the measurements of this machine's loads, or those of a GPU, with a table of them.
+    pub fn loads(&mut self, title: &str, measurements: &[Measurement], note: &str) {
+        let row = |measurement: &Measurement| {
+            let Measurement { id, unit, value, low, high, samples, .. } = measurement;
+            let scaled = |value: &f64| match unit.as_str() {
+                "s" => format!("{:.2} µs", value * 1e6),
+                unit => format!("{:.1} G{unit}", value / 1e9),
+            };
+            vec![id.clone(), scaled(value), scaled(low), scaled(high), samples.to_string()]
+        };
+        self.table(title, "load | median | least | most | times", measurements.iter().map(row).collect(), &[note]);
+        measurements.iter().for_each(|measurement| self.keep(measurement.clone()));
+    }
+
     /// Says what cannot be measured here, and why.
     pub fn not_run(&mut self, what: &str, why: impl ToString) {
         let not_run = NotRun { what: what.into(), why: why.to_string() };
@@ -193,7 +207,7 @@ impl Bench {
         self.part = "machine";
         self.run.noise = self.control.noise();
         let (measurements, note) = self.control.measurements();
-        ceilings::report(&mut self, "Ceilings, timed between all parts of the run", &measurements, &note);
+        self.loads("Ceilings, timed between all parts of the run", &measurements, &note);
         self.run.seconds = self.begun.elapsed().as_secs_f64();
         let folder = target_folder().join("bench");
         fs::create_dir_all(&folder)?;

@@ -8,8 +8,6 @@ use dsv2_bench_report::{Better, Measurement};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::bench::Bench;
-
 /// More than any cache holds.
 const READ_BYTES: usize = 1 << 29;
 
@@ -112,21 +110,6 @@ pub fn rate(id: String, unit: &str, work: f64, seconds: &[f64]) -> Measurement {
 pub fn least_median_most(seconds: &[f64]) -> [f64; 3] {
     let seconds = sorted(seconds);
     [seconds[0], seconds[seconds.len() / 2], seconds[seconds.len() - 1]]
-}
-
-/// Keeps the measurements of this machine's loads, or those of a GPU, with a table of them.
-pub fn report(bench: &mut Bench, title: &str, measurements: &[Measurement], note: &str) {
-    let row = |measurement: &Measurement| {
-        let Measurement { id, unit, value, low, high, samples, .. } = measurement;
-        let scaled = |value: &f64| match unit.as_str() {
-            "s" => format!("{:.2} µs", value * 1e6),
-            unit => format!("{:.1} G{unit}", value / 1e9),
-        };
-        vec![id.clone(), scaled(value), scaled(low), scaled(high), samples.to_string()]
-    };
-    let rows = measurements.iter().map(row).collect();
-    bench.table(title, "load | median | least | most | times", rows, &[note]);
-    measurements.iter().for_each(|measurement| bench.keep(measurement.clone()));
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {

@@ -7,7 +7,7 @@ use dsv2_optimized::{Arg, Cuda, Device, Element, Grid, Kernel, Library, Result, 
 
 use super::case::{Case, Data};
 use crate::bench::Bench;
-use crate::ceilings::{least_median_most, rate, report};
+use crate::ceilings::{least_median_most, rate};
 
 /// Made of `ceilings.cu` by `python optimized/nvrtc.py benches/criterion/kernels/ceilings.cu`.
 const PTX: &str = include_str!("ceilings.ptx");
@@ -81,7 +81,7 @@ impl Ceilings {
             READ_BYTES >> 20
         );
         let measurements = [&self.read, &self.matrix, &self.multiply, &self.nothing].map(Measurement::clone);
-        report(bench, "Ceilings of the GPU", &measurements, &note);
+        bench.loads("Ceilings of the GPU", &measurements, &note);
     }
 }
 

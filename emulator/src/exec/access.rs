@@ -1,10 +1,10 @@
 //! `ld`, `st`, `atom` and `red`: the one place where the lanes of a warp touch memory.
 
 use super::block::Block;
-use super::registers::{LANES, Registers, lanes};
+use super::registers::{Registers, get, lanes, set};
 use super::view::{Request, View};
 use crate::Error;
-use crate::lower::instruction::{Atomic, Load, Register, Store};
+use crate::lower::instruction::{Atomic, Load, Store};
 use crate::observe::{Access, Kind, Observer};
 
 impl<O: Observer> Block<'_, O> {
@@ -116,22 +116,4 @@ impl<O: Observer> Block<'_, O> {
 fn widen(value: u64, bytes: u32) -> u64 {
     let unused = 64 - bytes * 8;
     ((value << unused) as i64 >> unused) as u64
-}
-
-#[inline]
-pub(crate) fn set(registers: &mut Registers, register: Register, lane: usize, value: u64) {
-    debug_assert!(lane < LANES);
-    match register.bits {
-        64 => registers.wide[register.slot as usize][lane] = value,
-        32 => registers.narrow[register.slot as usize][lane] = value as u32,
-        bits => registers.narrow[register.slot as usize][lane] = value as u32 & ((1 << bits) - 1),
-    }
-}
-
-#[inline]
-pub(crate) fn get(registers: &Registers, register: Register, lane: usize) -> u64 {
-    match register.bits {
-        64 => registers.wide[register.slot as usize][lane],
-        _ => u64::from(registers.narrow[register.slot as usize][lane]),
-    }
 }

@@ -1,9 +1,8 @@
 //! Warp-wide instructions: shuffles, votes, matches and reductions (PTX manual, `shfl.sync`, `vote.sync`,
 //! `match.sync`, `redux.sync`). They are called once all lanes of the member mask are there.
 
-use super::access::get;
-use super::registers::{LANES, Registers, lanes};
-use crate::lower::instruction::{Collective, Register, Shuffle, Vote};
+use super::registers::{LANES, Register, Registers, get, lanes};
+use crate::lower::instruction::{Collective, Shuffle, Vote};
 
 /// Runs an instruction that needs the registers only; `false` if it is another one.
 pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective) -> bool {

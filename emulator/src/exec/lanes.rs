@@ -4,8 +4,7 @@
 //! slots. With all lanes on, it is one loop over three arrays without a branch; with some off, only those that are on
 //! are computed.
 
-use super::registers::{FULL, LANES, Lane, Pred, Registers, lanes};
-use crate::lower::slots::CARRY;
+use super::registers::{CARRY, FULL, LANES, Lane, Pred, Registers, lanes};
 
 /// An instruction that touches nothing but the registers of its warp; called with the lanes that execute it.
 pub(crate) type Lanes = Box<dyn Fn(&mut Registers, u32) + Send + Sync>;

@@ -11,6 +11,16 @@ pub(crate) const LANES: usize = 32;
 /// All 32 lanes.
 pub(crate) const FULL: u32 = u32::MAX;
 
+/// The hidden predicate of `add.cc` and its relatives (PTX manual, "Extended-Precision Arithmetic Instructions").
+pub(crate) const CARRY: u32 = 0;
+
+/// A register and its declared width.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Register {
+    pub(crate) slot: u32,
+    pub(crate) bits: u32,
+}
+
 /// The register files of one warp.
 #[derive(Debug, Default)]
 pub(crate) struct Registers {
@@ -107,4 +117,24 @@ pub(crate) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
             lane
         })
     })
+}
+
+/// Writes one lane of a register of any width.
+#[inline]
+pub(crate) fn set(registers: &mut Registers, register: Register, lane: usize, value: u64) {
+    debug_assert!(lane < LANES);
+    match register.bits {
+        64 => registers.wide[register.slot as usize][lane] = value,
+        32 => registers.narrow[register.slot as usize][lane] = value as u32,
+        bits => registers.narrow[register.slot as usize][lane] = value as u32 & ((1 << bits) - 1),
+    }
+}
+
+/// Reads one lane of a register of any width.
+#[inline]
+pub(crate) fn get(registers: &Registers, register: Register, lane: usize) -> u64 {
+    match register.bits {
+        64 => registers.wide[register.slot as usize][lane],
+        _ => u64::from(registers.narrow[register.slot as usize][lane]),
+    }
 }

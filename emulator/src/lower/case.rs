@@ -1,9 +1,9 @@
 //! One statement on its way to an instruction: its modifiers, each of which must be used, and its operands.
 
-use super::instruction::{Address, Base, Register};
+use super::instruction::{Address, Base};
 use super::slots::{Constant, Name, Slots, Special};
 use crate::Space;
-use crate::exec::registers::Pred;
+use crate::exec::registers::{Pred, Register};
 use crate::numeric::Rounding;
 use crate::parse::ast::{Operand, Statement, Variable};
 use crate::parse::types::Type;

@@ -1,9 +1,10 @@
 //! PTX manual, "Data Movement and Conversion Instructions: cvt", also the packed forms.
 
 use super::case::{Case, Lowered};
-use super::instruction::{Op, Register};
+use super::instruction::Op;
 use super::shapes::no_type;
 use crate::exec::lanes::{Lanes, map1, map2};
+use crate::exec::registers::Register;
 use crate::numeric::Rounding;
 use crate::numeric::convert::{self, Conversion, Float, Integer};
 use crate::numeric::format::{Half, f32_to_tf32, pack};

@@ -2,7 +2,7 @@
 
 use crate::Space;
 use crate::exec::lanes::Lanes;
-use crate::exec::registers::Pred;
+use crate::exec::registers::{Pred, Register};
 use crate::numeric::format::Half;
 
 /// One instruction of a lowered kernel.
@@ -35,13 +35,6 @@ pub(crate) enum Op {
     Warp(Members, Collective),
     Barrier(Barrier),
     Fence,
-}
-
-/// A register and its declared width.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Register {
-    pub(crate) slot: u32,
-    pub(crate) bits: u32,
 }
 
 /// `[base + offset]`

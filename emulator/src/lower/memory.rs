@@ -2,11 +2,11 @@
 
 use super::case::{Case, Lowered};
 use super::half::format;
-use super::instruction::{Atomic, Copy, Load, Op, Register, Store, Update};
+use super::instruction::{Atomic, Copy, Load, Op, Store, Update};
 use super::integer::is_integer;
 use super::shapes::no_type;
 use crate::Space;
-use crate::exec::registers::Pred;
+use crate::exec::registers::{Pred, Register};
 use crate::numeric::float::{F32Mode, add_f32};
 use crate::numeric::half_ops::{self, HalfMode, both2};
 use crate::numeric::{Rounding, double};

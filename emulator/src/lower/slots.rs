@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::instruction::Register;
 use crate::Space;
+use crate::exec::registers::{CARRY, Register};
 use crate::parse::ast::Variable;
 use crate::parse::types::Type;
 
@@ -95,9 +95,6 @@ impl Special {
         })
     }
 }
-
-/// The hidden predicate of `add.cc` and its relatives (PTX manual, "Extended-Precision Arithmetic Instructions").
-pub(crate) const CARRY: u32 = 0;
 
 /// Gives out slots and remembers names.
 #[derive(Default)]

@@ -1,10 +1,10 @@
 //! Warp-wide instructions: `shfl`, `vote`, `match`, `redux`, `bar.warp.sync`, `activemask`, `ldmatrix`, `mma`.
 
 use super::case::{Case, Lowered};
-use super::instruction::{Collective, Members, Op, Product, Register, Shuffle, Vote};
+use super::instruction::{Collective, Members, Op, Product, Shuffle, Vote};
 use super::shapes::no_type;
 use crate::Space;
-use crate::exec::registers::Registers;
+use crate::exec::registers::{Register, Registers};
 use crate::numeric::format::Half;
 use crate::parse::ast::Operand;
 use crate::parse::types::Type;
