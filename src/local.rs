@@ -114,7 +114,7 @@ impl Local {
 
 /// What a plain implementation computes in: an f64 candidate is held to what f32 can do, since parts of the model are fp32 by
 /// definition.
-fn plain(precision: Precision) -> Precision {
+pub fn plain(precision: Precision) -> Precision {
     if precision == Precision::F64 { Precision::F32 } else { precision }
 }
 

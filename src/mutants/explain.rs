@@ -17,7 +17,7 @@ use crate::backend::{Backend, Reference, Settings};
 use crate::case::Case;
 use crate::error::Result;
 use crate::judge::routing::elsewhere;
-use crate::local::usable;
+use crate::local::{plain, usable};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::taps::AnyTap;
@@ -57,9 +57,7 @@ pub fn explain(case: &Case, candidate: &Trace, precision: Precision) -> Result<V
     let teacher = usable(candidate, &Reference.run(case, &settings, &mut NoTap)?, &case.config);
     let dump = Dump { case, candidate, teacher, rows: ComparedRows::of(&case.inputs) };
     let truth = dump.run(Precision::F64, &mut NoTap)?;
-    // an f64 candidate is held to what f32 can do
-    let plain = if precision == Precision::F64 { Precision::F32 } else { precision };
-    let noise = dump.errors(&dump.run(plain, &mut NoTap)?, &truth);
+    let noise = dump.errors(&dump.run(plain(precision), &mut NoTap)?, &truth);
     let allowed = |stage: &str| NOISE * noise.get(stage).copied().unwrap_or(0.0).max(LEAST);
     let by_reference = dump.errors(candidate, &truth);
     let Some((stage, &unexplained)) = by_reference.iter().find(|(stage, error)| **error > allowed(stage)) else {

@@ -12,7 +12,7 @@ use crate::check::request::Request;
 use crate::check::truth::Truth;
 use crate::error::{Error, Result};
 use crate::judge::{self, Verdict};
-use crate::local::noise;
+use crate::local::{noise, plain};
 use crate::precision::Precision;
 use crate::trace::Trace;
 use crate::values::Values;
@@ -24,7 +24,7 @@ pub fn judge_by(request: &Request, dump: &Dump, expected: &Trace, truth: &Truth)
     let wanted = |name: &str| model.get(name).is_some();
     let choices = model.choices();
     let noise_in = |precision: Precision| -> Result<IndexMap<String, Metrics>> {
-        let precision = if precision == Precision::F64 { Precision::F32 } else { precision };
+        let precision = plain(precision);
         let run = |attention| {
             let settings =
                 Settings { precision, attention, stages: Some(&wanted), replay: Some(&choices), ..Settings::default() };
