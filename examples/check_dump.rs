@@ -16,7 +16,6 @@ use dsv2::golden::GoldenCases;
 use dsv2::materialize::materialize;
 use dsv2::mutants::explain::explain;
 use dsv2::trace::Trace;
-use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::{Dialect, Real, StageValue, Tap};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -30,13 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let dump = folder.path().join("dump.safetensors");
         run_and_dump(&Case::open(&model, &inputs, Dialect::Hf, None)?, bug, &dump)?;
 
-        let request = Request {
-            case: Case::open(&model, &inputs, Dialect::Hf, None)?,
-            candidate: Trace::read(&dump)?,
-            expected: None,
-            precision: None,
-            cache: CacheFormat::Plain,
-        };
+        let request = Request::new(Case::open(&model, &inputs, Dialect::Hf, None)?, Trace::read(&dump)?);
         let checked = check(&request)?;
         println!("{program}: {} stages of {} compared", checked.verdict.compared(), checked.precision);
         match checked.verdict.first_failure() {

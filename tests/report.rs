@@ -64,7 +64,7 @@ fn report(case: &str, change: impl Fn(&str, &mut Values), unknown: &str) -> Chec
     let stranger = (unknown.to_owned(), Values::Index(ndarray::ArrayD::zeros(vec![1])));
     let candidate = changed.chain([stranger]).collect();
     let (precision, cache) = (Some(Precision::F32), CacheFormat::Plain);
-    let request = Request { case: golden.case, candidate, expected: None, precision, cache };
+    let request = Request { precision, cache, ..Request::new(golden.case, candidate) };
     let files = Files { candidate: unknown.to_owned(), ..Files::default() };
     CheckReport::new(&request, &check(&request).unwrap(), files)
 }

@@ -17,7 +17,6 @@ use dsv2_fuzz::files::{in_good_order, with_length_prefix};
 use dsv2_fuzz::memory::bounded;
 use dsv2_fuzz::{check_line, check_message, model};
 use dsv2_reference::NoTap;
-use dsv2_reference::model::cache::CacheFormat;
 use libfuzzer_sys::fuzz_target;
 
 /// What tensors of files in good order are called: every stage of the small model, and some that it has not.
@@ -74,8 +73,7 @@ fn as_dump(bytes: Vec<u8>) {
         Ok(candidate) => candidate,
         Err(error) => return check_message(&error),
     };
-    let cache = CacheFormat::Plain;
-    match check(&Request { case: good_case(), candidate, expected: None, precision: None, cache }) {
+    match check(&Request::new(good_case(), candidate)) {
         Err(error) => check_message(&error),
         Ok(checked) => {
             let notes = checked.verdict.stages.iter().filter_map(|stage| stage.note.as_ref());

@@ -19,3 +19,10 @@ pub struct Request {
     /// How the candidate keeps its cache.
     pub cache: CacheFormat,
 }
+
+impl Request {
+    /// A dump against the reference, in whatever type it was stored, with a cache that is not packed.
+    pub fn new(case: Case, candidate: Trace) -> Self {
+        Request { case, candidate, expected: None, precision: None, cache: CacheFormat::Plain }
+    }
+}

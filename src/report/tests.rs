@@ -77,7 +77,7 @@ fn items() -> Vec<Item> {
 fn check(norm: f64, own: Option<f64>) -> CheckReport {
     let golden = GoldenCases::embedded().load("one-token").unwrap();
     let cache = CacheFormat::Plain;
-    let request = Request { case: golden.case, candidate: Trace::default(), expected: None, precision: None, cache };
+    let request = Request { cache, ..Request::new(golden.case, Trace::default()) };
     let layer = |leaf: &str| format!("model.layers.0.{leaf}");
     let flattened = |stage: String| Recognised { stage, layout: "the batch flattened, [B·S, ..]".into() };
     let names = ["model.norm", EXPERTS, "lm_head", "loss"];

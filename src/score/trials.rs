@@ -1,7 +1,6 @@
 //! Running the mutants.
 
 use dsv2_reference::model::attention::AttentionForm;
-use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::tap::NoTap;
 
@@ -62,13 +61,7 @@ fn turns(trials: &Trials<'_>, cases: &[GoldenCase]) -> Vec<Vec<usize>> {
 
 fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<Finding>> {
     let name = golden.name().to_owned();
-    let mut request = Request {
-        case: golden.case,
-        candidate: Trace::default(),
-        expected: None,
-        precision: None,
-        cache: CacheFormat::Plain,
-    };
+    let mut request = Request::new(golden.case, Trace::default());
     let weights = Wide::new(&request.case);
     let mut findings = Vec::new();
     for &precision in &trials.precisions {

@@ -1,5 +1,4 @@
 use dsv2_reference::Dtype;
-use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::Layout;
 use dsv2_reference::tap::NoTap;
 
@@ -23,7 +22,7 @@ fn checked(case: &str, rearrange: impl Fn(&str, ArrayD<f64>) -> (String, ArrayD<
         values => (name.to_owned(), values.clone()),
     };
     let candidate = trace.iter().map(moved).collect();
-    check(&Request { case, candidate, expected: None, precision: None, cache: CacheFormat::Plain }).unwrap()
+    check(&Request::new(case, candidate)).unwrap()
 }
 
 /// What was recognised, and for how many stages.
@@ -104,13 +103,7 @@ fn a_fused_gate_and_up_projection_is_taken_apart() {
         let others = others.map(|(name, values)| (name.to_owned(), values.clone()));
         others.chain([("model.layers.0.mlp.gate_up_proj".to_owned(), Values::Real(Dtype::F32, fused))]).collect()
     };
-    let request = |candidate| Request {
-        case: GoldenCases::embedded().load("v2-lite").unwrap().case,
-        candidate,
-        expected: None,
-        precision: None,
-        cache: CacheFormat::Plain,
-    };
+    let request = |candidate| Request::new(GoldenCases::embedded().load("v2-lite").unwrap().case, candidate);
     let good = check(&request(dump(fused.clone()))).unwrap();
     assert!(good.verdict.passes(), "{:?}", good.verdict.first_failure());
     assert_eq!(recognised(&good), [("mlp.gate_proj and mlp.up_proj, fused", 1)]);

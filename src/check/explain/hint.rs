@@ -161,8 +161,7 @@ mod tests {
             values => (name.to_owned(), values.clone()),
         };
         let candidate = trace.iter().map(spoilt).collect();
-        let request = Request { case, candidate, expected: None, precision: None, cache: CacheFormat::Plain };
-        check(&request).unwrap().hint.unwrap_or_default()
+        check(&Request::new(case, candidate)).unwrap().hint.unwrap_or_default()
     }
 
     #[test]
