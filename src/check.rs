@@ -12,6 +12,7 @@
 //! A stage is judged by itself; the truth tells what its error came to.
 
 mod align;
+mod conclusion;
 mod dump;
 mod explain;
 mod judge;
@@ -22,6 +23,7 @@ use crate::error::Result;
 use crate::judge::Verdict;
 use crate::precision::Precision;
 use crate::trace::Trace;
+pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
 pub use judge::EndToEnd;
 pub use request::Request;
@@ -31,6 +33,8 @@ pub use request::Request;
 pub struct Checked {
     /// The verdict on every stage of the model.
     pub verdict: Verdict,
+    /// Why the dump cannot be decided, if it cannot.
+    pub inconclusive: Option<Inconclusive>,
     /// What the candidate is taken to compute in.
     pub precision: Precision,
     /// Tensors of the candidate that no stage of this model goes by, and that nobody looked at.
@@ -51,10 +55,23 @@ pub struct Checked {
     pub candidate: Trace,
 }
 
+impl Checked {
+    /// The whole in a word. A stage that is surely wrong decides; a pass takes that something was compared.
+    pub fn conclusion(&self) -> Conclusion {
+        match () {
+            () if self.verdict.first_failure().is_some() => Conclusion::Fail,
+            () if self.inconclusive.is_some() || !self.verdict.passes() => Conclusion::Inconclusive,
+            () if self.verdict.compared() == 0 => Conclusion::NotJudged,
+            () => Conclusion::Pass,
+        }
+    }
+}
+
 /// Checks a dump. Stages that it does not hold are not required.
 ///
 /// # Errors
-/// If the reference refuses the case, no tensor of the dump is a stage, or the expected tensors are not the model's.
+/// If the reference refuses the case, no tensor of the dump is a stage of this model, or the expected tensors are not the
+/// model's, or none of them is in the dump.
 pub fn check(request: &Request) -> Result<Checked> {
     checked(request, true)
 }
@@ -71,11 +88,13 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
     let dump = dump::read(request)?;
     let truth = truth::compute(request, &dump)?;
+    dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
     let dump = align::align(dump, &truth);
     let judged = judge::judge(request, &dump, &truth)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
     Ok(Checked {
         verdict: judged.verdict.with_not_held(truth.names.iter().map(String::as_str)),
+        inconclusive: judged.inconclusive,
         precision: dump.precision,
         unknown: told.unknown,
         layouts: dump.recognised,

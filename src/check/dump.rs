@@ -3,11 +3,12 @@
 use dsv2_reference::stage::convention::{Holds, OtherName, other_name};
 use dsv2_reference::stage::{self, Stage};
 use dsv2_reference::{DeepseekV2Config, Dialect, Dtype};
+use indexmap::IndexSet;
 use ndarray::Axis;
 use serde::Serialize;
 
 use super::request::Request;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::precision::Precision;
 use crate::trace::Trace;
 use crate::values::Values;
@@ -41,14 +42,54 @@ impl Recognised {
 /// Takes a dump in.
 ///
 /// # Errors
-/// If no tensor of it is a stage.
+/// If no tensor of it is a stage of any model.
 pub fn read(request: &Request) -> Result<Dump> {
     let (trace, recognised) = by_stage(&request.candidate, &request.case.config, request.case.dialect);
     if !trace.iter().any(|(name, _)| Stage::parse(name).is_some()) {
-        return Err(Error::request("--candidate", "a tensor that is named as a stage", "none"));
+        return Err(nothing_to_compare("--candidate", STAGE_OF_THIS_MODEL, &request.candidate));
     }
     let precision = request.precision.unwrap_or_else(|| precision_of(&trace));
     Ok(Dump { trace, precision, recognised })
+}
+
+/// What a dump must hold at least.
+const STAGE_OF_THIS_MODEL: &str = "a tensor that is named as a stage of this model";
+/// How many names of tensors a message holds.
+const NAMES_IN_A_MESSAGE: usize = 3;
+
+/// Makes sure that there is something to compare. `names` are all stages of the model.
+///
+/// # Errors
+/// If no tensor of the dump is one of them, or `expected` holds none of those that are.
+pub fn holds_a_stage_of(names: &IndexSet<String>, dump: &Trace, expected: Option<&Trace>) -> Result<()> {
+    let mut held = dump.iter().map(|(name, _)| name).filter(|name| names.contains(*name)).peekable();
+    if held.peek().is_none() {
+        return Err(nothing_to_compare("--candidate", STAGE_OF_THIS_MODEL, dump));
+    }
+    match expected {
+        Some(expected) if held.all(|name| expected.get(name).is_none()) => {
+            Err(nothing_to_compare("--expected", "a stage that the candidate holds, too", expected))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn nothing_to_compare(option: &str, expected: &str, found: &Trace) -> Error {
+    let names: Vec<String> =
+        found.iter().take(NAMES_IN_A_MESSAGE).map(|(name, _)| format!("`{}`", shown(name))).collect();
+    let found = match found.len().saturating_sub(names.len()) {
+        _ if names.is_empty() => "none".to_owned(),
+        0 => names.join(", "),
+        others => format!("{} and {others} more", names.join(", ")),
+    };
+    Error::request(option, expected, found)
+}
+
+/// A name from a file, which may hold anything, as it can be shown.
+fn shown(name: &str) -> String {
+    const MOST: usize = 80;
+    let start: String = name.chars().take(MOST).collect();
+    one_line(&start) + if start.len() < name.len() { ".." } else { "" }
 }
 
 /// Takes tensors apart that hold several stages, and gives others the name of their stage.

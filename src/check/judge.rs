@@ -2,6 +2,7 @@
 
 mod expected;
 
+use super::conclusion::Inconclusive;
 use super::dump::Dump;
 use super::request::Request;
 use super::truth::Truth;
@@ -14,6 +15,8 @@ use crate::local::Local;
 pub struct Judged {
     /// Of every stage that the dump holds.
     pub verdict: Verdict,
+    /// Why the dump cannot be decided, if it cannot.
+    pub inconclusive: Option<Inconclusive>,
     /// What each stage should be by itself; not, if the request says what the stages should be.
     pub local: Option<Local>,
     /// The end of the computation, if near ties fell the other way.
@@ -47,7 +50,7 @@ pub fn judge(request: &Request, dump: &Dump, truth: &Truth) -> Result<Judged> {
             (judge::judge(&dump.trace, &propagated, Some(&own), |_| false), Some(local))
         }
     };
-    Ok(Judged { verdict, local, end_to_end: end_to_end(dump, truth) })
+    Ok(Judged { verdict, inconclusive: None, local, end_to_end: end_to_end(dump, truth) })
 }
 
 fn end_to_end(dump: &Dump, truth: &Truth) -> Option<EndToEnd> {

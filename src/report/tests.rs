@@ -82,6 +82,7 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
     let flattened = |stage: String| Recognised { stage, layout: "the batch flattened, [B·S, ..]".into() };
     let names = ["model.norm", EXPERTS, "lm_head", "loss"];
     let checked = Checked {
+        inconclusive: None,
         verdict: verdict(norm, [1, 3], own).with_not_held(names.into_iter()),
         precision: Precision::Bf16,
         unknown: vec!["vision\u{1b}[2J".into()],

@@ -9,4 +9,5 @@ mod process;
 mod refused;
 mod requests;
 mod trace;
+mod verdicts;
 mod verify;

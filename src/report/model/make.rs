@@ -6,8 +6,8 @@ use dsv2_metrics::{Element, Metrics};
 use dsv2_reference::stage::flow;
 
 use super::{
-    CheckReport, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, LayoutReport, Metric, NearTies,
-    Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport, WaiverReport,
+    CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, LayoutReport, Metric,
+    NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport, WaiverReport,
 };
 use crate::check::{self, Checked, Recognised, Request};
 use crate::judge::{Disposition, StageVerdict, Verdict};
@@ -33,7 +33,8 @@ impl CheckReport {
         let near_ties = near_ties.iter().map(|(stage, tokens)| NearTies { stage: stage.clone(), tokens: *tokens });
         let spans = spans.iter().map(|(stage, lacking)| Span { stage: stage.clone(), lacking: lacking.clone() });
         CheckReport {
-            verdict: pass_or_fail(verdict.passes()),
+            verdict: checked.conclusion(),
+            inconclusive: checked.inconclusive.clone(),
             first_failing_stage: first.map(|stage| stage.stage.clone()),
             failure: first.map(describe::failure),
             computed_from: judged_by_itself.map(|stage| computed_from(stage, &stages, request)).unwrap_or_default(),
@@ -41,7 +42,8 @@ impl CheckReport {
             dialect: request.case.dialect.to_string(),
             dtype: precision.to_string(),
             cache: request.cache.to_string(),
-            compared: verdict.compared(),
+            compared: Compared::from(verdict),
+            not_compared: not_compared(verdict),
             near_ties: near_ties.collect(),
             end_to_end: end_to_end.as_ref().map(EndToEnd::from),
             layouts: layouts.iter().map(LayoutReport::from).collect(),
@@ -72,8 +74,8 @@ impl CheckReport {
     }
 }
 
-fn pass_or_fail(passes: bool) -> PassOrFail {
-    if passes { PassOrFail::Pass } else { PassOrFail::Fail }
+fn not_compared(verdict: &Verdict) -> usize {
+    verdict.stages.len() - verdict.compared()
 }
 
 fn first_failure(stages: &[StageReport]) -> Option<&StageReport> {
@@ -93,7 +95,7 @@ impl VerifyReport {
     /// Of all runs.
     pub fn new(items: &[Item]) -> Self {
         VerifyReport {
-            verdict: pass_or_fail(!items.iter().any(|item| item.outcome.fails())),
+            verdict: if items.iter().any(|item| item.outcome.fails()) { PassOrFail::Fail } else { PassOrFail::Pass },
             runs: items.iter().map(RunReport::from).collect(),
         }
     }
@@ -123,7 +125,8 @@ impl From<&Item> for RunReport {
             first_failing_stage: first_failure(&stages).map(|stage| stage.stage.clone()),
             failure: describe::outcome_failure(outcome, first_failure(&stages)),
             seconds: elapsed.as_secs_f64(),
-            compared: verdict.map_or(0, Verdict::compared),
+            compared: verdict.map(Compared::from).unwrap_or_default(),
+            not_compared: verdict.map_or(0, not_compared),
             stages,
         }
     }
@@ -227,6 +230,12 @@ impl From<&StageVerdict> for StageReport {
 impl From<Metrics> for Errors {
     fn from(Metrics { l2, row, max, gain }: Metrics) -> Self {
         Errors { l2: Number(l2), row: Number(row), max: Number(max), gain: Number(gain) }
+    }
+}
+
+impl From<&Verdict> for Compared {
+    fn from(verdict: &Verdict) -> Self {
+        Compared { stages: verdict.compared(), elements: verdict.elements() }
     }
 }
 
