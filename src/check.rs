@@ -16,6 +16,7 @@ mod conclusion;
 mod dump;
 mod explain;
 mod judge;
+mod near_ties;
 mod request;
 mod truth;
 
@@ -25,7 +26,7 @@ use crate::precision::Precision;
 use crate::trace::Trace;
 pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
-pub use judge::EndToEnd;
+pub use judge::{AssumedTie, EndToEnd};
 pub use request::Request;
 
 /// What came of it.
@@ -43,6 +44,8 @@ pub struct Checked {
     pub layouts: Vec<Recognised>,
     /// How many tokens of a layer go to other experts than in the truth because of a near tie, which is no fault.
     pub near_ties: Vec<(String, usize)>,
+    /// Near ties that were taken to have fallen the other way, although the dump does not hold the choice.
+    pub assumed: Vec<AssumedTie>,
     /// The end of the computation, if near ties fell the other way.
     pub end_to_end: Option<EndToEnd>,
     /// For each stage that the dump holds and that is not judged from its very inputs: those that it lacks.
@@ -90,7 +93,7 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     let truth = truth::compute(request, &dump)?;
     dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
     let dump = align::align(dump, &truth);
-    let judged = judge::judge(request, &dump, &truth)?;
+    let (judged, truth) = judge::judge(request, &dump, truth)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
     Ok(Checked {
         verdict: judged.verdict.with_not_held(truth.names.iter().map(String::as_str)),
@@ -99,6 +102,7 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
         unknown: told.unknown,
         layouts: dump.recognised,
         near_ties: truth.near_ties,
+        assumed: judged.assumed,
         end_to_end: judged.end_to_end,
         spans: told.spans,
         hint: told.hint,

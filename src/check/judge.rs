@@ -4,12 +4,14 @@ mod expected;
 
 use super::conclusion::Inconclusive;
 use super::dump::Dump;
+use super::near_ties::{self, Followed};
 use super::request::Request;
-use super::truth::Truth;
+use super::truth::{self, Truth};
 use crate::budget::Budgets;
 use crate::error::Result;
 use crate::judge::{self, Verdict};
 use crate::local::Local;
+use crate::taps::Assumed;
 
 /// What the judge says.
 pub struct Judged {
@@ -19,8 +21,23 @@ pub struct Judged {
     pub inconclusive: Option<Inconclusive>,
     /// What each stage should be by itself; not, if the request says what the stages should be.
     pub local: Option<Local>,
+    /// Near ties that were taken to have fallen the other way.
+    pub assumed: Vec<AssumedTie>,
     /// The end of the computation, if near ties fell the other way.
     pub end_to_end: Option<EndToEnd>,
+}
+
+/// A token that was taken to have gone to other experts than in the reference, because nothing else explains the dump.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AssumedTie {
+    /// The choice, which the dump does not hold.
+    pub stage: String,
+    /// Which sequence.
+    pub sequence: usize,
+    /// Which token of it.
+    pub token: usize,
+    /// Where it goes.
+    pub experts: Vec<i64>,
 }
 
 /// How far off the last stage is if the truth follows the candidate's experts, and if it does not.
@@ -34,23 +51,38 @@ pub struct EndToEnd {
     pub free: f64,
 }
 
-/// Judges each stage by itself, and says what its error came to; or by what the request says that it should be.
+/// Judges each stage by itself, and says what its error came to, by the truth that goes where the dump goes; or by what the request says that it should be.
 ///
 /// # Errors
 /// If the reference refuses the case, or the expected tensors are not the model's.
-pub fn judge(request: &Request, dump: &Dump, truth: &Truth) -> Result<Judged> {
+pub fn judge(request: &Request, dump: &Dump, truth: Truth) -> Result<(Judged, Truth)> {
     let case = &request.case;
-    let (verdict, local) = match &request.expected {
-        Some(expected) => (expected::judge_by(request, dump, expected, truth)?, None),
-        None => {
-            let budgets = Budgets::default();
-            let propagated = judge::Truth { trace: &truth.trace, budgets: &budgets, rows: &truth.rows };
-            let local = Local::of(case, &dump.trace, &truth.trace, dump.precision, request.cache)?;
-            let own = local.truth(&case.config, &truth.rows)?;
-            (judge::judge(&dump.trace, &propagated, Some(&own), |_| false), Some(local))
-        }
+    if let Some(expected) = &request.expected {
+        let verdict = expected::judge_by(request, dump, expected, &truth)?;
+        let end_to_end = end_to_end(dump, &truth);
+        return Ok((Judged { verdict, inconclusive: None, local: None, assumed: Vec::new(), end_to_end }, truth));
+    }
+    let Followed { local, assumed, inconclusive } = near_ties::follow(request, dump, &truth)?;
+    let truth = if assumed.is_empty() { truth } else { truth::following(request, dump, &local.trace().choices())? };
+    let budgets = Budgets::default();
+    let propagated = judge::Truth { trace: &truth.trace, budgets: &budgets, rows: &truth.rows };
+    let own = local.truth(&case.config, &truth.rows)?;
+    let verdict = judge::judge(&dump.trace, &propagated, Some(&own), |_| false);
+    let verdict = if inconclusive.is_some() { near_ties::left_open(verdict) } else { verdict };
+    let (assumed, end_to_end) = (ties(&assumed, case.inputs.length()), end_to_end(dump, &truth));
+    Ok((Judged { verdict, inconclusive, local: Some(local), assumed, end_to_end }, truth))
+}
+
+fn ties(assumed: &Assumed, length: usize) -> Vec<AssumedTie> {
+    let of = |(stage, token, experts): (&str, usize, &Vec<i64>)| AssumedTie {
+        stage: stage.to_owned(),
+        sequence: token / length,
+        token: token % length,
+        experts: experts.clone(),
     };
-    Ok(Judged { verdict, inconclusive: None, local, end_to_end: end_to_end(dump, truth) })
+    let each =
+        assumed.iter().flat_map(|(stage, tokens)| tokens.iter().map(move |(token, experts)| (stage, *token, experts)));
+    each.map(of).collect()
 }
 
 fn end_to_end(dump: &Dump, truth: &Truth) -> Option<EndToEnd> {

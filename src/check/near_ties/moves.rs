@@ -1,0 +1,94 @@
+//! The choices that a token could have made otherwise, as far as the dump leaves that open.
+
+use dsv2_reference::stage::Stage;
+
+use super::Question;
+use super::reach::{Owner, Span, choice_of};
+use crate::budget::Budgets;
+use crate::judge::Truth;
+use crate::judge::near_tie::alternatives;
+use crate::judge::routing::{KnownLogits, as_choice};
+use crate::taps::Assumed;
+use crate::trace::Trace;
+
+/// A token that goes to other experts than the router of the reference sends it to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Move {
+    /// The layer.
+    pub layer: usize,
+    /// The token, in the order `b·S + s`.
+    pub token: usize,
+    /// Its experts.
+    pub experts: Vec<i64>,
+    /// How far off the logits must be for that.
+    pub needed: f64,
+}
+
+impl Move {
+    /// Takes it to have happened.
+    pub fn assume(&self, assumed: &mut Assumed) {
+        assumed.assume(&choice_of(self.layer), self.token, self.experts.clone());
+    }
+}
+
+/// All moves of the tokens of a run.
+#[derive(Default)]
+pub struct Moves {
+    /// Layer by layer, token by token, the nearest first.
+    pub all: Vec<Move>,
+    /// Tokens of which there are more than these.
+    more: Vec<(usize, usize)>,
+}
+
+impl Moves {
+    /// What `run` leaves open in these layers. `budgets` say how far off logits may be that the dump does not hold.
+    pub fn of(run: &Trace, layers: impl Iterator<Item = usize>, budgets: &Budgets, question: &Question<'_>) -> Self {
+        let mut moves = Moves::default();
+        for layer in layers {
+            moves.of_layer(run, layer, budgets, question);
+        }
+        moves
+    }
+
+    fn of_layer(&mut self, run: &Trace, layer: usize, budgets: &Budgets, question: &Question<'_>) -> Option<()> {
+        let name = choice_of(layer);
+        let truth = Truth { trace: run, budgets, rows: question.rows };
+        let known = KnownLogits::of(&name, question.dump, &truth)?;
+        let chosen = run.get(&name)?.index()?;
+        let (&tokens, &k) = (chosen.shape().first()?, chosen.shape().last()?);
+        let chosen = chosen.to_shape((tokens, k)).ok()?;
+        let logits = known.logits.to_shape((tokens, known.logits.len().checked_div(tokens)?)).ok()?;
+        let compared = question.rows.of_stage(&Stage::parse(&name)?, &[tokens, k]);
+        for (token, (chosen, z)) in chosen.rows().into_iter().zip(logits.rows()).enumerate() {
+            let z = z.to_vec();
+            if compared.as_ref().is_some_and(|rows| !rows[token]) || z.iter().any(|z| !z.is_finite()) {
+                continue;
+            }
+            let Some(chosen) = as_choice(chosen, z.len()) else { continue };
+            let others = alternatives(question.method, &z, &chosen, known.epsilon(&z));
+            if !others.complete {
+                self.more.push((layer, token));
+            }
+            self.all.extend(others.sets.into_iter().map(|(needed, set)| {
+                let mut experts: Vec<usize> = set.into_iter().collect();
+                experts.sort_by(|&a, &b| z[b].total_cmp(&z[a]).then(a.cmp(&b)));
+                Move { layer, token, experts: experts.into_iter().map(|e| e as i64).collect(), needed }
+            }));
+        }
+        Some(())
+    }
+
+    /// Those that can move a row, and whether these are all.
+    pub fn reaching(&self, owner: &Owner, span: &Span, question: &Question<'_>) -> (Vec<&Move>, bool) {
+        let reaches =
+            |layer: usize, token: usize| span.layers.contains(&layer) && owner.hears(token, layer, span, question);
+        let moves = self.all.iter().filter(|m| reaches(m.layer, m.token)).collect();
+        (moves, !self.more.iter().any(|(layer, token)| reaches(*layer, *token)))
+    }
+
+    /// The nearest of each token in each layer.
+    pub fn nearest(&self) -> impl Iterator<Item = &Move> {
+        let same = |a: &Move, b: &Move| (a.layer, a.token) == (b.layer, b.token);
+        self.all.iter().enumerate().filter(move |(at, m)| *at == 0 || !same(m, &self.all[at - 1])).map(|(_, m)| m)
+    }
+}
