@@ -11,7 +11,6 @@ use crate::budget::Budgets;
 use crate::error::Result;
 use crate::judge::{self, Verdict};
 use crate::local::Local;
-use crate::taps::Assumed;
 
 /// What the judge says.
 pub struct Judged {
@@ -28,7 +27,7 @@ pub struct Judged {
 }
 
 /// A token that was taken to have gone to other experts than in the reference, because nothing else explains the dump.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AssumedTie {
     /// The choice, which the dump does not hold.
     pub stage: String,
@@ -38,6 +37,8 @@ pub struct AssumedTie {
     pub token: usize,
     /// Where it goes.
     pub experts: Vec<i64>,
+    /// How far off the router's logits must be for that, in what they may be off in the mean.
+    pub strain: f64,
 }
 
 /// How far off the last stage is if the truth follows the candidate's experts, and if it does not.
@@ -62,27 +63,19 @@ pub fn judge(request: &Request, dump: &Dump, truth: Truth) -> Result<(Judged, Tr
         let end_to_end = end_to_end(dump, &truth);
         return Ok((Judged { verdict, inconclusive: None, local: None, assumed: Vec::new(), end_to_end }, truth));
     }
-    let Followed { local, assumed, inconclusive } = near_ties::follow(request, dump, &truth)?;
-    let truth = if assumed.is_empty() { truth } else { truth::following(request, dump, &local.trace().choices())? };
-    let budgets = Budgets::default();
-    let propagated = judge::Truth { trace: &truth.trace, budgets: &budgets, rows: &truth.rows };
-    let own = local.truth(&case.config, &truth.rows)?;
-    let verdict = judge::judge(&dump.trace, &propagated, Some(&own), |_| false);
-    let verdict = if inconclusive.is_some() { near_ties::left_open(verdict) } else { verdict };
-    let (assumed, end_to_end) = (ties(&assumed, case.inputs.length()), end_to_end(dump, &truth));
-    Ok((Judged { verdict, inconclusive, local: Some(local), assumed, end_to_end }, truth))
-}
-
-fn ties(assumed: &Assumed, length: usize) -> Vec<AssumedTie> {
-    let of = |(stage, token, experts): (&str, usize, &Vec<i64>)| AssumedTie {
-        stage: stage.to_owned(),
-        sequence: token / length,
-        token: token % length,
-        experts: experts.clone(),
+    let Followed { local, verdict, assumed, inconclusive } = near_ties::follow(request, dump, &truth)?;
+    let (verdict, truth) = if assumed.is_empty() {
+        (verdict, truth)
+    } else {
+        let truth = truth::following(request, dump, &local.trace().choices())?;
+        let budgets = Budgets::default();
+        let propagated = judge::Truth { trace: &truth.trace, budgets: &budgets, rows: &truth.rows };
+        let own = local.truth(&case.config, &truth.rows)?;
+        (judge::judge(&dump.trace, &propagated, Some(&own), |_| false), truth)
     };
-    let each =
-        assumed.iter().flat_map(|(stage, tokens)| tokens.iter().map(move |(token, experts)| (stage, *token, experts)));
-    each.map(of).collect()
+    let verdict = if inconclusive.is_some() { near_ties::left_open(verdict) } else { verdict };
+    let end_to_end = end_to_end(dump, &truth);
+    Ok((Judged { verdict, inconclusive, local: Some(local), assumed, end_to_end }, truth))
 }
 
 fn end_to_end(dump: &Dump, truth: &Truth) -> Option<EndToEnd> {

@@ -22,16 +22,18 @@ use indexmap::IndexSet;
 
 use super::conclusion::Inconclusive;
 use super::dump::Dump;
+use super::judge::AssumedTie;
 use super::request::Request;
 use super::truth::Truth;
 use crate::budget::Budgets;
 use crate::case::Case;
 use crate::error::Result;
-use crate::judge::{self, Disposition, StageVerdict, Verdict};
+use crate::judge::{self, Disposition, Verdict};
 use crate::local::Local;
 use crate::rows::ComparedRows;
 use crate::taps::Assumed;
 use crate::trace::Trace;
+use moves::Accepted;
 use reach::{Span, choice_of};
 use search::{Found, Search};
 
@@ -51,12 +53,16 @@ pub struct Question<'a> {
 pub struct Followed {
     /// What each stage should be.
     pub local: Local,
+    /// The verdict by that.
+    pub verdict: Verdict,
     /// Experts that tokens are taken to have gone to.
-    pub assumed: Assumed,
+    pub assumed: Vec<AssumedTie>,
     /// Why the dump cannot be decided, if it cannot.
     pub inconclusive: Option<Inconclusive>,
 }
 
+/// A tie is assumed only if the logits need be off by no more than this many times what they may be off in the mean.
+const STRAIN: f64 = 1.5;
 /// How often the budgets are made anew for what was assumed.
 const ROUNDS: usize = 3;
 
@@ -66,70 +72,88 @@ const ROUNDS: usize = 3;
 /// If the reference refuses the case.
 pub fn follow(request: &Request, dump: &Dump, truth: &Truth) -> Result<Followed> {
     let case = &request.case;
-    let (batch, length) = (case.inputs.batch(), case.inputs.length());
     let local =
         |assumed: &Assumed| Local::assuming(case, &dump.trace, &truth.trace, dump.precision, request.cache, assumed);
-    let mut assumed = Assumed::new(batch, length);
-    let first = local(&assumed)?;
-    let nothing_assumed =
-        |local, inconclusive| Ok(Followed { local, assumed: Assumed::new(batch, length), inconclusive });
+    let first = local(&Assumed::default())?;
+    let verdict = judged(case, dump, truth, &first)?;
+    if verdict.passes() {
+        return Ok(Followed { local: first, verdict, assumed: Vec::new(), inconclusive: None });
+    }
     let question = Question {
         case,
         dump: &dump.trace,
-        teacher: &first.teacher().clone(),
+        teacher: first.teacher(),
         names: &truth.names,
         rows: &truth.rows,
         method: case.config.topk_method()?,
     };
     let mut search = Search::new(&question);
-    let mut open = Vec::new();
-    let mut current = None;
+    let mut accepted = Accepted::default();
+    let (mut now, mut failing) = (None, failing(&verdict));
+    let open = failing.clone();
+    let as_it_is =
+        |local, inconclusive| Followed { local, verdict: verdict.clone(), assumed: Vec::new(), inconclusive };
     for _ in 0..ROUNDS {
-        let local_now = current.as_ref().unwrap_or(&first);
-        let failing = failing(case, dump, truth, local_now)?;
-        if failing.is_empty() {
-            break;
-        }
-        let explainable = |stage: &StageVerdict| {
-            stage.disposition == Disposition::OverBudget && !Span::of(&stage.stage, &question).layers.is_empty()
+        let explainable = |(stage, disposition): &(String, Disposition)| {
+            *disposition == Disposition::OverBudget && !Span::of(stage, &question).layers.is_empty()
         };
-        if !failing.iter().all(explainable) {
-            return nothing_assumed(first, None);
+        let names: Vec<&str> = failing.iter().map(|(stage, _)| stage.as_str()).collect();
+        let local_now = now.as_ref().unwrap_or(&first);
+        let found = match failing.iter().all(explainable) {
+            true => search.explain(&names, local_now.trace(), local_now.budgets(), &mut accepted)?,
+            false => Found::Refuted,
+        };
+        match found {
+            Found::Settled => {}
+            // what was assumed before may be wrong
+            Found::Refuted if now.is_none() => return Ok(as_it_is(first, None)),
+            Found::Refuted | Found::Open => {
+                let why = undecided(&open, UNKNOWN, &question);
+                return Ok(as_it_is(first, Some(why)));
+            }
         }
-        let names: Vec<&str> = failing.iter().map(|stage| stage.stage.as_str()).collect();
-        if open.is_empty() {
-            open = failing.iter().map(|stage| stage.stage.clone()).collect();
+        let settled = local(&accepted.assumed(&question))?;
+        let verdict = judged(case, dump, truth, &settled)?;
+        if verdict.passes() {
+            if accepted.strain() > STRAIN {
+                let why = undecided(&open, STRAINED, &question);
+                return Ok(as_it_is(first, Some(why)));
+            }
+            let assumed = accepted.iter().map(|m| m.tie(case.inputs.length())).collect();
+            return Ok(Followed { local: settled, verdict, assumed, inconclusive: None });
         }
-        match search.explain(&names, local_now.trace(), local_now.budgets(), &mut assumed)? {
-            Found::Settled => current = Some(local(&assumed)?),
-            Found::Refuted if current.is_none() => return nothing_assumed(first, None),
-            Found::Refuted | Found::Open => return nothing_assumed(first, Some(undecided(&open, &question))),
-        }
+        failing = self::failing(&verdict);
+        now = Some(settled);
     }
-    match current {
-        None => nothing_assumed(first, None),
-        Some(local) if failing(case, dump, truth, &local)?.is_empty() => {
-            Ok(Followed { local, assumed, inconclusive: None })
-        }
-        Some(_) => nothing_assumed(first, Some(undecided(&open, &question))),
-    }
+    let why = undecided(&open, UNKNOWN, &question);
+    Ok(as_it_is(first, Some(why)))
 }
 
-/// The stages that fail.
-fn failing(case: &Case, dump: &Dump, truth: &Truth, local: &Local) -> Result<Vec<StageVerdict>> {
+fn judged(case: &Case, dump: &Dump, truth: &Truth, local: &Local) -> Result<Verdict> {
     let budgets = Budgets::default();
     let propagated = judge::Truth { trace: &truth.trace, budgets: &budgets, rows: &truth.rows };
-    let verdict = judge::judge(&dump.trace, &propagated, Some(&local.truth(&case.config, &truth.rows)?), |_| false);
-    Ok(verdict.stages.into_iter().filter(|stage| stage.disposition.fails()).collect())
+    let own = local.truth(&case.config, &truth.rows)?;
+    Ok(judge::judge(&dump.trace, &propagated, Some(&own), |_| false))
 }
 
-fn undecided(stages: &[String], question: &Question<'_>) -> Inconclusive {
-    let layers: BTreeSet<usize> = stages.iter().flat_map(|stage| Span::of(stage, question).layers).collect();
-    let first = stages.first().map_or("", String::as_str);
+/// The stages that fail, and how.
+fn failing(verdict: &Verdict) -> Vec<(String, Disposition)> {
+    let fails = verdict.stages.iter().filter(|stage| stage.disposition.fails());
+    fails.map(|stage| (stage.stage.clone(), stage.disposition)).collect()
+}
+
+/// Why a dump may be undecided.
+const UNKNOWN: &str = "near ties of the router may explain it, or a bug";
+/// The same.
+const STRAINED: &str =
+    "near ties of the router explain it, but only ties that are further from equal than rounding explains as a rule";
+
+fn undecided(stages: &[(String, Disposition)], why: &str, question: &Question<'_>) -> Inconclusive {
+    let layers: BTreeSet<usize> = stages.iter().flat_map(|(stage, _)| Span::of(stage, question).layers).collect();
+    let first = stages.first().map_or("", |(stage, _)| stage);
     Inconclusive {
         reason: format!(
-            "{first} is over its budget, and the dump does not say which experts its tokens went to: near ties of the router \
-             may explain it, or a bug"
+            "{first} is over its budget, and the dump does not say which experts its tokens went to: {why}"
         ),
         add: layers.into_iter().map(choice_of).collect(),
     }

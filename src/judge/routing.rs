@@ -91,6 +91,8 @@ pub struct KnownLogits {
     /// Relative to the largest of a token, if the dump holds them.
     rounding: Option<f64>,
     allowed: f64,
+    /// What they may be off in the mean.
+    mean: f64,
 }
 
 impl KnownLogits {
@@ -102,9 +104,14 @@ impl KnownLogits {
             Values::Real(dtype, got) => Some((unit_roundoff(*dtype), fit(got, computed.shape())?)),
             _ => None,
         });
-        let allowed = allowed_error(&logits_name, computed, truth);
+        let [allowed, mean] = allowed_error(&logits_name, computed, truth);
         let (rounding, logits) = held.map_or((None, computed.clone()), |(rounding, logits)| (Some(rounding), logits));
-        Some(KnownLogits { logits, rounding, allowed })
+        Some(KnownLogits { logits, rounding, allowed, mean })
+    }
+
+    /// An error of the logits that the dump does not hold, in what they may be off in the mean.
+    pub fn strain(&self, error: f64) -> f64 {
+        if self.rounding.is_some() || error == 0.0 { 0.0 } else { error / self.mean }
     }
 
     /// How far off the logits `z` of a token may be.
@@ -124,10 +131,10 @@ pub fn as_choice(chosen: ArrayView1<'_, i64>, experts: usize) -> Option<BTreeSet
     (set.len() == chosen.len()).then_some(set)
 }
 
-/// How far off a logit may be that the dump does not hold.
-fn allowed_error(name: &str, logits: &ArrayD<f64>, truth: &Truth<'_>) -> f64 {
+/// How far off a logit may be that the dump does not hold: any, and in the mean.
+fn allowed_error(name: &str, logits: &ArrayD<f64>, truth: &Truth<'_>) -> [f64; 2] {
     let rms = (logits.iter().map(|z| z * z).sum::<f64>() / logits.len().max(1) as f64).sqrt();
-    truth.budgets.get(name).map_or(0.0, |budget| budget.max * rms)
+    truth.budgets.get(name).map_or([0.0; 2], |budget| [budget.max * rms, budget.l2 * rms])
 }
 
 /// In how many tokens the choice is not the one that `logits` (of the truth) lead to.

@@ -88,7 +88,7 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
         unknown: vec!["vision\u{1b}[2J".into()],
         layouts: ["self_attn.q_proj", "mlp", "input_layernorm", "self_attn.o_proj"].map(layer).map(flattened).into(),
         near_ties: vec![(EXPERTS.into(), 2)],
-        assumed: vec![AssumedTie { stage: EXPERTS.into(), sequence: 1, token: 3, experts: vec![2, 3] }],
+        assumed: vec![AssumedTie { stage: EXPERTS.into(), sequence: 1, token: 3, experts: vec![2, 3], strain: 0.5 }],
         end_to_end: Some(EndToEnd { stage: "model.norm".into(), replayed: 0.003, free: 0.12 }),
         spans: vec![(
             layer("self_attn.attn_output"),

@@ -1,10 +1,13 @@
 //! The choices that a token could have made otherwise, as far as the dump leaves that open.
 
+use std::collections::BTreeMap;
+
 use dsv2_reference::stage::Stage;
 
 use super::Question;
 use super::reach::{Owner, Span, choice_of};
 use crate::budget::Budgets;
+use crate::check::judge::AssumedTie;
 use crate::judge::Truth;
 use crate::judge::near_tie::alternatives;
 use crate::judge::routing::{KnownLogits, as_choice};
@@ -22,12 +25,55 @@ pub struct Move {
     pub experts: Vec<i64>,
     /// How far off the logits must be for that.
     pub needed: f64,
+    /// The same, in what logits may be off in the mean; nothing, if the dump holds them.
+    pub strain: f64,
 }
 
 impl Move {
     /// Takes it to have happened.
     pub fn assume(&self, assumed: &mut Assumed) {
         assumed.assume(&choice_of(self.layer), self.token, self.experts.clone());
+    }
+}
+
+impl Move {
+    /// For a report, of sequences of `length` tokens.
+    pub fn tie(&self, length: usize) -> AssumedTie {
+        AssumedTie {
+            stage: choice_of(self.layer),
+            sequence: self.token / length.max(1),
+            token: self.token % length.max(1),
+            experts: self.experts.clone(),
+            strain: self.strain,
+        }
+    }
+}
+
+/// Moves that are taken to have happened.
+#[derive(Clone, Debug, Default)]
+pub struct Accepted(BTreeMap<(usize, usize), Move>);
+
+impl Accepted {
+    /// One more; of two of the same token in the same layer, the later one counts.
+    pub fn accept(&mut self, accepted: &Move) {
+        self.0.insert((accepted.layer, accepted.token), accepted.clone());
+    }
+
+    /// Layer by layer.
+    pub fn iter(&self) -> impl Iterator<Item = &Move> {
+        self.0.values()
+    }
+
+    /// For a run of the reference.
+    pub fn assumed(&self, question: &Question<'_>) -> Assumed {
+        let mut assumed = Assumed::new(question.case.inputs.batch(), question.case.inputs.length());
+        self.iter().for_each(|m| m.assume(&mut assumed));
+        assumed
+    }
+
+    /// The largest strain of any.
+    pub fn strain(&self) -> f64 {
+        self.iter().map(|m| m.strain).fold(0.0, f64::max)
     }
 }
 
@@ -72,7 +118,13 @@ impl Moves {
             self.all.extend(others.sets.into_iter().map(|(needed, set)| {
                 let mut experts: Vec<usize> = set.into_iter().collect();
                 experts.sort_by(|&a, &b| z[b].total_cmp(&z[a]).then(a.cmp(&b)));
-                Move { layer, token, experts: experts.into_iter().map(|e| e as i64).collect(), needed }
+                Move {
+                    layer,
+                    token,
+                    experts: experts.into_iter().map(|e| e as i64).collect(),
+                    needed,
+                    strain: known.strain(needed),
+                }
             }));
         }
         Some(())

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::Question;
-use super::moves::Moves;
+use super::moves::{Accepted, Moves};
 use super::reach::{Span, choice_of};
 use super::rows::{Held, Row};
 use super::unit::{State, Unit};
@@ -45,13 +45,13 @@ impl<'a> Search<'a> {
     }
 
     /// Looks for near ties that bring the `failing` stages within `budgets`, from `start` on, where they are off and nothing but
-    /// `assumed` is assumed. What explains them is added to it.
+    /// `accepted` is assumed. What explains them is added to it.
     pub fn explain(
         &mut self,
         failing: &[&str],
         start: &Trace,
         budgets: &Budgets,
-        assumed: &mut Assumed,
+        accepted: &mut Accepted,
     ) -> Result<Found> {
         let question = self.question;
         let held = failing.iter().filter_map(|name| Held::new(name, budgets.get(name)?, start, question));
@@ -74,7 +74,7 @@ impl<'a> Search<'a> {
             return Ok(Found::Refuted);
         }
         // all at once: an error far beyond what that does is none of theirs
-        let mut all = assumed.clone();
+        let mut all = accepted.assumed(question);
         moves.nearest().for_each(|m| m.assume(&mut all));
         let Some(run) = self.run(&wanted, &all)? else { return Ok(Found::Open) };
         if gross(&stages, start, &run, question) {
@@ -101,7 +101,7 @@ impl<'a> Search<'a> {
             }
             let start_of_units = start.clone();
             while units.iter().any(|unit| unit.state == State::Searching) {
-                let mut trial = assumed.clone();
+                let mut trial = accepted.assumed(question);
                 for unit in &mut units {
                     unit.next();
                     unit.moves.iter().for_each(|m| m.assume(&mut trial));
@@ -123,7 +123,7 @@ impl<'a> Search<'a> {
                 return Ok(Found::Open);
             }
             for unit in &units {
-                unit.moves.iter().for_each(|m| m.assume(assumed));
+                unit.moves.iter().for_each(|m| accepted.accept(m));
                 settled_sequences.extend(unit.row.owner.sequence.filter(|_| !unit.span.is_by_token()));
             }
         }
