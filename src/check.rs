@@ -25,6 +25,7 @@ use crate::precision::Precision;
 use crate::trace::Trace;
 pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
+pub use explain::Hint;
 pub use judge::EndToEnd;
 pub use request::Request;
 
@@ -48,7 +49,7 @@ pub struct Checked {
     /// For each stage that the dump holds and that is not judged from its very inputs: those that it lacks.
     pub spans: Vec<(String, Vec<String>)>,
     /// What the first wrong stage looks like.
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
     /// Mutants that would not have been caught, because the dump lacks the stages where they show.
     pub uncatchable: Vec<&'static str>,
     /// The dump as it was judged: in the model's layouts.

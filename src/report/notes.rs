@@ -26,7 +26,7 @@ pub fn causes(report: &CheckReport) -> Vec<Note> {
         format!("{} ({}; off by {}{link})", found.mutant, found.what.trim_end_matches('.'), number(found.error.0))
     });
     there_are([
-        ("hint", report.hint.iter().cloned().collect()),
+        ("hint", report.hint.iter().map(|hint| hint.says.join("; ")).collect()),
         ("the dump is what this known bug computes", explanation.collect()),
     ])
 }

@@ -10,7 +10,7 @@ use time::{Date, Month};
 use super::model::{CheckReport, Files, Number, VerifyReport};
 use super::*;
 use crate::budget::{Budgets, FACTORS};
-use crate::check::{Checked, EndToEnd, Recognised, Request};
+use crate::check::{Checked, EndToEnd, Hint, Recognised, Request};
 use crate::golden::GoldenCases;
 use crate::judge::{LocalTruth, Truth, Verdict, judge};
 use crate::outcome::Outcome;
@@ -93,7 +93,7 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
             layer("self_attn.attn_output"),
             ["self_attn.attn_scores", "self_attn.attn_weights"].map(layer).into(),
         )],
-        hint: (norm == 2.5).then(|| "the first token is right".into()),
+        hint: (norm == 2.5).then(|| Hint { says: vec!["the first token is right".into()], names: vec!["no_rope_q"] }),
         uncatchable: vec!["mask_off_by_one"],
         candidate: Trace::default(),
     };

@@ -6,10 +6,10 @@ use dsv2_metrics::{Element, Metrics};
 use dsv2_reference::stage::flow;
 
 use super::{
-    CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, LayoutReport, Metric,
-    NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport, WaiverReport,
+    CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, HintReport, LayoutReport,
+    Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport, WaiverReport,
 };
-use crate::check::{self, Checked, Recognised, Request};
+use crate::check::{self, Checked, Hint, Recognised, Request};
 use crate::judge::{Disposition, StageVerdict, Verdict};
 use crate::mutants::explain::Explanation;
 use crate::outcome::Waiver;
@@ -49,7 +49,7 @@ impl CheckReport {
             layouts: layouts.iter().map(LayoutReport::from).collect(),
             unknown: unknown.clone(),
             spans: spans.collect(),
-            hint: checked.hint.clone(),
+            hint: checked.hint.as_ref().map(HintReport::from),
             explanation: Vec::new(),
             uncatchable: checked.uncatchable.iter().map(|mutant| (*mutant).to_owned()).collect(),
             stages,
@@ -242,6 +242,12 @@ impl From<&Verdict> for Compared {
 impl From<&Element> for ElementReport {
     fn from(Element { index, got, want }: &Element) -> Self {
         ElementReport { index: index.clone(), got: Number(*got), want: Number(*want) }
+    }
+}
+
+impl From<&Hint> for HintReport {
+    fn from(Hint { says, names }: &Hint) -> Self {
+        HintReport { says: says.clone(), names: names.iter().map(|name| (*name).to_owned()).collect() }
     }
 }
 
