@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! dump      which tensors are stages, and in which type they were computed
+//! shapes    what engines feed and dump in other shapes: logits of the last tokens alone
 //! truth     what each stage is by the f64 reference; where the dump's experts differ, it goes where the dump goes
 //! align     the dump in the model's layouts
 //! judge     each stage by itself (`local`): what the f64 reference makes of the dump's own inputs of it is what it should
@@ -16,6 +17,7 @@ mod conclusion;
 mod dump;
 mod explain;
 mod judge;
+pub(crate) mod last_tokens;
 mod request;
 mod truth;
 
@@ -87,7 +89,9 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 
 fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
-    let dump = dump::read(request)?;
+    let mut dump = dump::read(request)?;
+    let found = last_tokens::recognise(request, &mut dump);
+    let request = found.as_ref().unwrap_or(request);
     let truth = truth::compute(request, &dump)?;
     dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
     let dump = align::align(dump, &truth);

@@ -26,6 +26,13 @@ impl Trace {
         self.0.iter().map(|(name, values)| (name.as_str(), values))
     }
 
+    /// The same with another tensor for a stage.
+    #[must_use]
+    pub fn with(mut self, stage: &str, values: Values) -> Self {
+        self.0.insert(stage.to_owned(), values);
+        self
+    }
+
     /// How many stages there are.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -75,7 +82,7 @@ impl Trace {
         let join = |(name, chunks): (String, Vec<Values>)| {
             let layout = Stage::parse(&name).map_or(Layout::Whole, |stage| stage.layout);
             let joined = join(chunks, layout, batch)
-                .ok_or_else(|| Error::request("--chunks", format!("pieces of `{name}` that fit together"), "others"))?;
+                .ok_or_else(|| Error::request("--chunks", format!("chunks of `{name}` that fit together"), "others"))?;
             Ok((name, joined))
         };
         chunks.into_iter().map(join).collect()
