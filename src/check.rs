@@ -97,12 +97,13 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     let dump = align::align(dump, &truth);
     let judged = judge::judge(request, &dump, &truth)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
+    let read_as = request.candidate.notes().iter().map(|(name, says)| Recognised::new(name, says));
     Ok(Checked {
         verdict: judged.verdict.with_not_held(truth.names.iter().map(String::as_str)),
         inconclusive: judged.inconclusive,
         precision: dump.precision,
-        unknown: told.unknown,
-        layouts: dump.recognised,
+        unknown: told.unknown.into_iter().chain(request.candidate.unread().iter().cloned()).collect(),
+        layouts: read_as.chain(dump.recognised).collect(),
         near_ties: truth.near_ties,
         end_to_end: judged.end_to_end,
         spans: told.spans,
