@@ -45,6 +45,15 @@ impl Budgets {
         Budgets(noise.iter().map(counted).collect())
     }
 
+    /// The same with those of some stages from elsewhere.
+    #[must_use]
+    pub fn with(mut self, other: &Budgets, these: impl Fn(&str) -> bool) -> Self {
+        for (name, budget) in other.0.iter().filter(|(name, _)| these(name)) {
+            self.0.insert(name.clone(), *budget);
+        }
+        self
+    }
+
     /// The budget of a stage; `None` if nothing is known of its noise.
     pub fn get(&self, stage: &str) -> Option<Metrics> {
         self.0.get(stage).copied()

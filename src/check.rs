@@ -4,7 +4,7 @@
 //! dump      which tensors are stages, and in which type they were computed
 //! shapes    what engines feed and dump in other shapes: logits of the last tokens alone
 //! truth     what each stage is by the f64 reference; where the dump's experts differ, it goes where the dump goes
-//! align     the dump in the model's layouts
+//! align     the dump in the model's terms: layouts, and conventions of engines
 //! judge     each stage by itself (`local`): what the f64 reference makes of the dump's own inputs of it is what it should
 //!           be, and how far off the reference is in the dump's type, on the same inputs, is what it may be
 //! explain   what the first wrong stage looks like, and what such a dump leaves open
@@ -25,6 +25,7 @@ use crate::error::Result;
 use crate::judge::Verdict;
 use crate::precision::Precision;
 use crate::trace::Trace;
+use align::Aligned;
 pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
 pub use explain::Hint;
@@ -44,6 +45,8 @@ pub struct Checked {
     pub unknown: Vec<String>,
     /// Tensors that came in another layout, and were judged all the same.
     pub layouts: Vec<Recognised>,
+    /// What is taken for granted of the whole dump.
+    pub assumed: Vec<String>,
     /// How many tokens of a layer go to other experts than in the truth because of a near tie, which is no fault.
     pub near_ties: Vec<(String, usize)>,
     /// The end of the computation, if near ties fell the other way.
@@ -94,8 +97,8 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     let request = found.as_ref().unwrap_or(request);
     let truth = truth::compute(request, &dump)?;
     dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
-    let dump = align::align(dump, &truth);
-    let judged = judge::judge(request, &dump, &truth)?;
+    let Aligned { dump, truth, local } = align::align(request, dump, truth)?;
+    let judged = judge::judge(request, &dump, &truth, local)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
     let read_as = request.candidate.notes().iter().map(|(name, says)| Recognised::new(name, says));
     Ok(Checked {
@@ -104,6 +107,7 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
         precision: dump.precision,
         unknown: told.unknown.into_iter().chain(request.candidate.unread().iter().cloned()).collect(),
         layouts: read_as.chain(dump.recognised).collect(),
+        assumed: dump.assumed,
         near_ties: truth.near_ties,
         end_to_end: judged.end_to_end,
         spans: told.spans,

@@ -12,7 +12,8 @@ use dsv2_metrics::Metrics;
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::stage::flow;
+use dsv2_reference::stage::table::{LM_HEAD, SCORE};
+use dsv2_reference::stage::{Stage, flow};
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
 use ndarray::ArrayD;
@@ -43,7 +44,8 @@ impl Local {
     /// # Errors
     /// If the reference refuses the case.
     pub fn of(case: &Case, candidate: &Trace, model: &Trace, precision: Precision, cache: CacheFormat) -> Result<Self> {
-        let teacher = usable(candidate, model, &case.config);
+        let rows = ComparedRows::of(&case.inputs);
+        let teacher = usable(candidate, model, &case.config, &rows);
         // weights of experts are compared with the help of the logits, even if the trace does not hold these
         let wanted = |name: &str| model.get(name).is_some();
         let run = |precision, cache, plain_errors| {
@@ -65,7 +67,6 @@ impl Local {
             (truth, plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (truth, plain) = (truth?, plain?);
-        let rows = ComparedRows::of(&case.inputs);
         let mut noise = noise(&plain, &truth, &rows);
         for (name, noise) in &mut noise {
             let Some(narrow) = precision.narrow() else { break };
@@ -91,7 +92,7 @@ impl Local {
                 let values = match (values, teacher.get(name)) {
                     // the weights that follow are those of the trace's own choice
                     (Values::Index(_), Some(chosen)) => chosen.clone(),
-                    (Values::Real(_, a), _) if exact.contains(name) => stored(precision, name, a),
+                    (Values::Real(_, a), Some(got)) if exact.contains(name) => copied(precision, name, a, got, &rows),
                     _ => values.clone(),
                 };
                 (name.to_owned(), values)
@@ -100,6 +101,27 @@ impl Local {
         let factors = if precision.narrow().is_some() { NARROW_LOCAL_FACTORS } else { LOCAL_FACTORS };
         let budgets = Budgets::new(&noise, &trace, &rows, factors);
         Ok(Local { trace, budgets, exact })
+    }
+
+    /// With everything but these stages as in `other`, of the same model and trace.
+    pub fn take_others_from(&mut self, other: &Local, these: &[String]) {
+        let own = |name: &str| these.iter().any(|this| this == name);
+        let stages = other.trace.iter().map(|(name, values)| {
+            let values = self.trace.get(name).filter(|_| own(name)).unwrap_or(values);
+            (name.to_owned(), values.clone())
+        });
+        self.trace = stages.collect();
+        self.budgets = other.budgets.clone().with(&self.budgets, own);
+    }
+
+    /// What a stage should be.
+    pub fn stage(&self, name: &str) -> Option<&Values> {
+        self.trace.get(name)
+    }
+
+    /// How far off it may be.
+    pub fn budget(&self, name: &str) -> Option<Metrics> {
+        self.budgets.get(name)
     }
 
     /// For the judge.
@@ -118,16 +140,27 @@ pub fn plain(precision: Precision) -> Precision {
     if precision == Precision::F64 { Precision::F32 } else { precision }
 }
 
-/// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice.
-pub fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config) -> Trace {
+/// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice. Rows that
+/// nobody may read hold anything, NaN as well: there, the model's own values stand.
+pub fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config, rows: &ComparedRows) -> Trace {
     let experts = config.num_experts();
     let fits = |(name, values): (&str, &Values)| {
-        let values = values.fit(model.get(name)?.shape())?;
-        if let Values::Index(chosen) = &values {
-            let sets = chosen.rows().into_iter().all(|row| as_choice(row, experts).is_some());
-            return sets.then(|| (name.to_owned(), values));
-        }
-        matches!(model.get(name)?, Values::Real(..)).then(|| (name.to_owned(), values))
+        let (stage, own) = (Stage::parse(name)?, model.get(name)?);
+        let fitted = match (values.fit(own.shape())?, own) {
+            (Values::Index(chosen), Values::Index(own)) => {
+                let chosen = rows.with_unread_of(&stage, chosen, own);
+                chosen
+                    .rows()
+                    .into_iter()
+                    .all(|row| as_choice(row, experts).is_some())
+                    .then_some(Values::Index(chosen))?
+            }
+            // a loss may read what a mask masks
+            (values @ Values::Real(..), Values::Real(..)) if [LM_HEAD, SCORE].contains(&stage.kind) => values,
+            (Values::Real(dtype, a), Values::Real(_, own)) => Values::Real(dtype, rows.with_unread_of(&stage, a, own)),
+            _ => return None,
+        };
+        Some((name.to_owned(), fitted))
     };
     candidate.iter().filter_map(fits).collect()
 }
@@ -143,6 +176,16 @@ pub fn stored(precision: Precision, name: &str, a: &ArrayD<f64>) -> Values {
     let dtype = precision.stored(name);
     let tensor = dsv2_reference::Tensor::from_values(dtype, a.shape(), a.iter().copied());
     Values::Real(dtype, tensor.to_array())
+}
+
+/// What a copy of `a` should be: stored as the computation stores it, or left as it is, if that is what the trace `got`.
+fn copied(precision: Precision, name: &str, a: &ArrayD<f64>, got: &Values, rows: &ComparedRows) -> Values {
+    let as_it_is = Values::Real(precision.stored(name), a.clone());
+    let same = |want: &Values| {
+        let compared = rows.measure(name, got, want);
+        compared.is_some_and(|compared| compared.nonfinite.is_none() && compared.worst.is_none())
+    };
+    if same(&as_it_is) { as_it_is } else { stored(precision, name, a) }
 }
 
 /// How far each stage of `plain` is from the truth.

@@ -69,6 +69,8 @@ pub struct CheckReport {
     pub end_to_end: Option<EndToEnd>,
     /// Tensors that came in another layout, and were judged all the same.
     pub layouts: Vec<LayoutReport>,
+    /// What is taken for granted of the whole dump, and what of the request has no effect.
+    pub assumed: Vec<String>,
     /// Tensors of the dump that no stage of the model goes by, and that nobody looked at.
     pub unknown: Vec<String>,
     /// Stages that were judged from further back, because the dump lacks inputs of theirs.

@@ -44,6 +44,7 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
         _ => "other experts than in the truth's own run (tokens; followed)",
     };
     there_are([
+        ("assumed", report.assumed.clone()),
         ("recognised layouts", layouts(report)),
         ("not looked at (no stage of this model)", report.unknown.clone()),
         ("judged from further back", spans.collect()),

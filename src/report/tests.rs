@@ -87,6 +87,7 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
         precision: Precision::Bf16,
         unknown: vec!["vision\u{1b}[2J".into()],
         layouts: ["self_attn.q_proj", "mlp", "input_layernorm", "self_attn.o_proj"].map(layer).map(flattened).into(),
+        assumed: Vec::new(),
         near_ties: vec![(EXPERTS.into(), 2)],
         end_to_end: Some(EndToEnd { stage: "model.norm".into(), replayed: 0.003, free: 0.12 }),
         spans: vec![(

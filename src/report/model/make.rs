@@ -27,7 +27,7 @@ impl Report {
 impl CheckReport {
     /// Of what was asked and what came of it.
     pub fn new(request: &Request, checked: &Checked, files: Files) -> Self {
-        let Checked { verdict, precision, unknown, layouts, near_ties, end_to_end, spans, .. } = checked;
+        let Checked { verdict, precision, unknown, layouts, assumed, near_ties, end_to_end, spans, .. } = checked;
         let stages: Vec<_> = verdict.stages.iter().map(StageReport::from).collect();
         let first = first_failure(&stages);
         let judged_by_itself = first.filter(|_| request.expected.is_none());
@@ -48,6 +48,7 @@ impl CheckReport {
             near_ties: near_ties.collect(),
             end_to_end: end_to_end.as_ref().map(EndToEnd::from),
             layouts: layouts.iter().map(LayoutReport::from).collect(),
+            assumed: assumed.clone(),
             unknown: unknown.clone(),
             spans: spans.collect(),
             hint: checked.hint.as_ref().map(HintReport::from),
