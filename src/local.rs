@@ -8,11 +8,11 @@
 
 use std::collections::BTreeSet;
 
-use dsv2_metrics::Metrics;
+use dsv2_metrics::{Metrics, are_few};
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::stage::table::{LM_HEAD, SCORE};
+use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, SCORE};
 use dsv2_reference::stage::{Stage, flow};
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
@@ -48,12 +48,13 @@ impl Local {
         let teacher = usable(candidate, model, &case.config, &rows);
         // weights of experts are compared with the help of the logits, even if the trace does not hold these
         let wanted = |name: &str| model.get(name).is_some();
-        let run = |precision, cache, plain_errors| {
+        let run = |precision, cache, plain_errors, draw| {
             let settings = Settings {
                 precision,
                 cache,
                 plain_errors,
-                attention: AttentionForm::Expanded,
+                draw,
+                attention: form(draw, &teacher),
                 stages: Some(&wanted),
                 teacher: Some(&teacher),
                 replay: None,
@@ -62,12 +63,13 @@ impl Local {
         };
         // Each run has parts that use one processor only; side by side they fill the others.
         let (truth, plain) = std::thread::scope(|scope| {
-            let plain = scope.spawn(|| run(plain(precision), cache, true));
-            let truth = run(Precision::F64, CacheFormat::Plain, false);
+            let draws = 0..draws(case);
+            let plain = scope.spawn(|| draws.map(|draw| run(plain(precision), cache, true, draw)).collect());
+            let truth = run(Precision::F64, CacheFormat::Plain, false, 0);
             (truth, plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let (truth, plain) = (truth?, plain?);
-        let mut noise = noise(&plain, &truth, &rows);
+        let (truth, plain): (Trace, Result<Vec<Trace>>) = (truth?, plain);
+        let mut noise = noise(&plain?, &truth, &rows);
         for (name, noise) in &mut noise {
             let Some(narrow) = precision.narrow() else { break };
             let written = matches!(teacher.get(name), Some(Values::Real(dtype, _)) if *dtype == narrow);
@@ -188,9 +190,50 @@ fn copied(precision: Precision, name: &str, a: &ArrayD<f64>, got: &Values, rows:
     if same(&as_it_is) { as_it_is } else { stored(precision, name, a) }
 }
 
-/// How far each stage of `plain` is from the truth.
-pub fn noise(plain: &Trace, truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
-    let of =
-        |(name, want): (&str, &Values)| Some((name.to_owned(), rows.measure(name, plain.get(name)?, want)?.metrics));
+/// The form of attention of a plain run: the candidate may have the other one, unless it holds what only this one computes.
+fn form(draw: u64, teacher: &Trace) -> AttentionForm {
+    let expands = |name: &str| Stage::parse(name).is_some_and(|stage| stage.kind == KV_B_PROJ);
+    match draw % 2 == 0 || teacher.iter().any(|(name, _)| expands(name)) {
+        true => AttentionForm::Expanded,
+        false => AttentionForm::Absorbed,
+    }
+}
+
+/// How many plain runs tell how much noise there is: one, unless the model is so narrow, and the inputs so short, that the
+/// error of some stage is that of a few numbers. (Then a run costs nothing.)
+fn draws(case: &Case) -> u64 {
+    let config = &case.config;
+    let narrowest = [
+        config.hidden_size,
+        config.kv_lora_rank,
+        config.q_lora_rank.unwrap_or(config.hidden_size),
+        config.qk_rope_head_dim,
+        config.num_attention_heads * config.v_head_dim,
+        config.intermediate_size,
+        config.moe_intermediate_size,
+    ];
+    let tokens = case.inputs.batch() * case.inputs.length();
+    let few = narrowest.into_iter().min().is_some_and(|width| are_few((tokens * width) as f64));
+    let affordable = config.parameter_count() * (tokens as u64) < AFFORDABLE;
+    if few && affordable { DRAWS } else { 1 }
+}
+
+/// How many plain runs of a small model are made.
+const DRAWS: u64 = 16;
+/// Weights times tokens of what is a small model.
+const AFFORDABLE: u64 = 1 << 24;
+
+/// How far each stage of the `plain` runs is from the truth, in the mean.
+pub fn noise(plain: &[Trace], truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
+    let of = |(name, want): (&str, &Values)| {
+        let seen: Option<Vec<Metrics>> =
+            plain.iter().map(|plain| Some(rows.measure(name, plain.get(name)?, want)?.metrics)).collect();
+        Some((name.to_owned(), root_mean_square(&seen?)))
+    };
     truth.iter().filter_map(of).collect()
+}
+
+fn root_mean_square(seen: &[Metrics]) -> Metrics {
+    let squares = seen.iter().fold(Metrics::default(), |sum, seen| sum.zip(seen, |sum, x| sum + x * x));
+    Metrics::from_values(squares.values().map(|sum| (sum / seen.len() as f64).sqrt()))
 }
