@@ -7,6 +7,7 @@ use dsv2::mutants::explain::explain;
 use dsv2::mutants::tap::Planted;
 use dsv2::mutants::weights::Wide;
 use dsv2::mutants::{Class, Mutant, catalogue};
+use dsv2::score::dumps::ALL;
 use dsv2::score::report::{self, short};
 use dsv2::score::{MutantScore, Score, Subjects, Trials, run};
 use dsv2_reference::Dialect;
@@ -56,9 +57,9 @@ const SPECIAL_CASES: [&str; 19] = [
 fn score(cases: &[&str], most: usize, subjects: Subjects) -> Score {
     let golden = GoldenCases::embedded();
     let cases = cases.iter().map(|&case| case.to_owned()).collect();
-    let plan = Trials { golden: &golden, cases, precisions: PRECISIONS.to_vec(), subjects, most };
+    let plan = Trials { golden: &golden, cases, precisions: PRECISIONS.to_vec(), dumps: vec![&ALL], subjects, most };
     let findings = run(&plan, |_, _| {}).unwrap();
-    Score::new(&plan.subjects, &findings)
+    Score::new(&plan, &findings)
 }
 
 /// Kill, stage named and order of magnitude of the ratio, for each type.

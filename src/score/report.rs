@@ -4,7 +4,7 @@ use comfy_table::Cell;
 use dsv2_reference::stage::table::LAYER;
 use serde_json::{Value, json};
 
-use super::{BenignScore, InPrecision, MutantScore, Score};
+use super::{BenignScore, DumpScore, InPrecision, MutantScore, Score};
 use crate::precision::Precision;
 use crate::table::{align_right, table};
 
@@ -61,6 +61,34 @@ pub fn weakest_table(score: &Score, styled: bool) -> String {
     table.trim_fmt()
 }
 
+/// One line for each kind of dump and type: what became of the structural mutants, and of what is right.
+pub fn dumps_table(score: &Score, styled: bool) -> String {
+    let header = ["dump", "dtype", "runs", "killed", "inconclusive", "passed", "invisible", "right", "false alarms"];
+    let mut table = table(styled, &[&header[..], &["inconclusive"]].concat());
+    for column in 2..=header.len() {
+        align_right(&mut table, column);
+    }
+    for of in &score.dumps {
+        let share = |part: usize, all: usize| match (part, all) {
+            (0, _) => "0".to_owned(),
+            (part, all) => format!("{part} ({:.1} %)", 100.0 * part as f64 / all as f64),
+        };
+        table.add_row([
+            of.dump.name.to_owned(),
+            of.precision.to_string(),
+            of.runs.to_string(),
+            of.killed.to_string(),
+            share(of.inconclusive, of.runs),
+            of.passed.len().to_string(),
+            of.invisible.to_string(),
+            of.right.to_string(),
+            of.false_alarms.len().to_string(),
+            share(of.right_inconclusive, of.right),
+        ]);
+    }
+    table.trim_fmt()
+}
+
 /// What is not as it should be, one line each.
 pub fn faults(score: &Score) -> Vec<String> {
     let mut faults = Vec::new();
@@ -77,6 +105,21 @@ pub fn faults(score: &Score) -> Vec<String> {
     }
     for benign in &score.benign {
         faults.extend(benign.flagged.iter().map(|at| format!("false alarm: {} on {at}", benign.benign.id)));
+    }
+    faults.extend(score.dumps.iter().flat_map(dump_faults));
+    faults
+}
+
+fn dump_faults(score: &DumpScore) -> Vec<String> {
+    let DumpScore { dump, precision, runs, inconclusive, .. } = score;
+    let of = format!("{} in {precision}", dump.name);
+    let passed = score.passed.iter().map(|(mutant, case, moved)| {
+        format!("{of}: {mutant} on {case} passes, though it is {} times over what is right", ratio(moved.budgets))
+    });
+    let mut faults: Vec<String> = passed.collect();
+    faults.extend(score.false_alarms.iter().map(|who| format!("{of}: false alarm: {who}")));
+    if inconclusive * 10 > *runs {
+        faults.push(format!("{of}: {inconclusive} of {runs} runs are inconclusive, more than a tenth"));
     }
     faults
 }
@@ -119,10 +162,22 @@ pub fn json(score: &Score) -> Value {
             "flagged": score.flagged,
         })
     };
+    let dump = |of: &DumpScore| {
+        let passed = of.passed.iter().map(|(mutant, case, moved)| {
+            json!({"mutant": mutant, "case": case, "budgets": finite(moved.budgets), "noises": finite(moved.noises)})
+        });
+        json!({
+            "dump": of.dump.name, "what": of.dump.what, "dtype": of.precision.to_string(), "runs": of.runs,
+            "killed": of.killed, "inconclusive": of.inconclusive, "passed": passed.collect::<Vec<_>>(),
+            "invisible": of.invisible, "within_budget": of.within_budget, "right": of.right,
+            "false_alarms": of.false_alarms, "right_inconclusive": of.right_inconclusive, "good": of.good(),
+        })
+    };
     json!({
         "schema": "dsv2-mutants/1",
         "totals": score.totals(),
-        "good": score.totals().good(),
+        "good": score.good(),
+        "dumps": score.dumps.iter().map(dump).collect::<Vec<_>>(),
         "mutants": score.mutants.iter().map(mutant).collect::<Vec<_>>(),
         "benign": score.benign.iter().map(benign).collect::<Vec<_>>(),
     })

@@ -4,9 +4,11 @@ use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::tap::NoTap;
 
-use super::{Finding, Kill, Pass, Subjects, is_output};
+use super::dumps::{ALL, Cut, DumpKind, HOOKS};
+use super::judged::Asked;
+use super::moved::moved;
+use super::{Finding, Kill, Outcome, Pass, Subjects};
 use crate::backend::{Backend, Reference, Settings};
-use crate::check::{Request, check_without_hint};
 use crate::error::Result;
 use crate::golden::{GoldenCase, GoldenCases};
 use crate::judge::{Disposition, StageVerdict, Verdict};
@@ -26,6 +28,8 @@ pub struct Trials<'a> {
     pub cases: Vec<String>,
     /// In which types.
     pub precisions: Vec<Precision>,
+    /// In which kinds of dump.
+    pub dumps: Vec<&'static DumpKind>,
     /// What is planted.
     pub subjects: Subjects,
     /// A mutant is tried on no more cases than this: the first ones to which it applies.
@@ -60,47 +64,86 @@ fn turns(trials: &Trials<'_>, cases: &[GoldenCase]) -> Vec<Vec<usize>> {
 }
 
 fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<Finding>> {
-    let name = golden.name().to_owned();
-    let mut request = Request::new(golden.case, Trace::default());
-    let weights = Wide::new(&request.case);
+    let name = golden.name();
+    let cuts: Vec<Cut> = trials.dumps.iter().filter_map(|kind| kind.of(&golden.case)).collect();
+    let mut asked = Asked::new(&cuts, || trials.golden.load(name))?;
+    let outputs = HOOKS.of(&golden.case);
+    let weights = Wide::new(&golden.case);
     let mut findings = Vec::new();
-    for &precision in &trials.precisions {
-        request.precision = Some(precision);
-        for &place in turn {
-            let mutant = trials.subjects.mutants[place];
+    for &place in turn {
+        let mutant = trials.subjects.mutants[place];
+        for &precision in &trials.precisions {
             let (candidate, planted) = mutate(&weights, mutant, precision)?;
             // nothing, if it changes nothing on this case
             if planted.is_empty() {
                 continue;
             }
-            request.candidate = candidate;
-            let (named, ratio) = first_failure(&check_without_hint(&request)?.verdict);
-            let seen_at_outputs = mutant.class == Class::Equivalent && {
-                request.candidate = outputs(&request.candidate);
-                !check_without_hint(&request)?.verdict.passes()
-            };
-            let case = name.clone();
-            findings.push(Finding::Kill(Kill {
-                mutant: place,
-                case,
-                precision,
-                planted,
-                named,
-                ratio,
-                seen_at_outputs,
-            }));
+            for cut in cuts.iter().filter(|cut| shows(mutant, &planted, cut.kind, &golden)) {
+                let checked = asked.ask(cut, &candidate, precision)?;
+                let outcome = Outcome::of(&checked);
+                let (named, ratio) = first_failure(&checked.verdict);
+                let seen_at_outputs = match &outputs {
+                    Some(outputs) if mutant.class == Class::Equivalent && cut.kind.is(&ALL) => {
+                        Outcome::of(&asked.ask(outputs, &candidate, precision)?) == Outcome::Killed
+                    }
+                    _ => false,
+                };
+                let moved = match (mutant.class, outcome) {
+                    (Class::Structural, Outcome::Passed) => {
+                        let (exact, _) = mutate(&weights, mutant, Precision::F64)?;
+                        let case = asked.case(cut);
+                        Some(moved(case, &cut.cut(&exact, &case.config), precision)?)
+                    }
+                    _ => None,
+                };
+                findings.push(Finding::Kill(Kill {
+                    mutant: place,
+                    case: name.to_owned(),
+                    precision,
+                    dump: cut.kind,
+                    outcome,
+                    moved,
+                    planted: planted.clone(),
+                    named,
+                    ratio,
+                    seen_at_outputs,
+                }));
+            }
         }
-        for (place, benign) in trials.subjects.benign.iter().enumerate() {
-            if (benign.applies)(&request.case, precision) {
-                request.candidate = vary(&weights, benign, precision)?;
-                let verdict = check_without_hint(&request)?.verdict;
-                let ratio = verdict.worst().and_then(StageVerdict::ratio).unwrap_or(0.0);
-                let flagged = verdict.first_failure().map(why);
-                findings.push(Finding::Pass(Pass { benign: place, case: name.clone(), precision, flagged, ratio }));
+    }
+    for (place, benign) in trials.subjects.benign.iter().enumerate() {
+        for &precision in &trials.precisions {
+            if !(benign.applies)(&golden.case, precision) {
+                continue;
+            }
+            let candidate = vary(&weights, benign, precision)?;
+            for cut in &cuts {
+                let checked = asked.ask(cut, &candidate, precision)?;
+                findings.push(Finding::Pass(Pass {
+                    benign: place,
+                    case: name.to_owned(),
+                    precision,
+                    dump: cut.kind,
+                    outcome: Outcome::of(&checked),
+                    flagged: checked.verdict.first_failure().map(why),
+                    ratio: checked.verdict.worst().and_then(StageVerdict::ratio).unwrap_or(0.0),
+                }));
             }
         }
     }
     Ok(findings)
+}
+
+/// Whether such a dump says anything of a mutant. One that only computes less precisely than it could need not show in a part
+/// of the stages; what an equivalent one has in a part of them is right unless they are those where it is planted.
+fn shows(mutant: &Mutant, planted: &[&str], kind: &DumpKind, golden: &GoldenCase) -> bool {
+    let holds_planted = || planted.iter().any(|planted| kind.holds_kind(planted, &golden.case.config));
+    kind.is(&ALL)
+        || match mutant.class {
+            Class::Structural => true,
+            Class::Precision => false,
+            Class::Equivalent => !holds_planted(),
+        }
 }
 
 /// What a mutant has at every stage, and the kinds of stage that it changed.
@@ -127,11 +170,6 @@ fn why(stage: &StageVerdict) -> String {
         Some((metric, error, budget)) => format!("{} ({metric} {error:.1e}, budget {budget:.1e})", stage.stage),
         None => stage.stage.clone(),
     }
-}
-
-fn outputs(trace: &Trace) -> Trace {
-    let outputs = trace.iter().filter(|(name, _)| is_output(name));
-    outputs.map(|(name, values)| (name.to_owned(), values.clone())).collect()
 }
 
 /// The kind of the first stage that fails, and how far it is over its budget.

@@ -1,0 +1,119 @@
+//! Adding up, kind of dump by kind of dump.
+
+use super::dumps::{ALL, DumpKind};
+use super::{Finding, Kill, Moved, Outcome, Subjects, Trials};
+use crate::mutants::Class;
+use crate::precision::Precision;
+
+/// What came of one kind of dump in one type.
+#[derive(Clone, Debug)]
+pub struct DumpScore {
+    /// The kind of dump.
+    pub dump: &'static DumpKind,
+    /// The type.
+    pub precision: Precision,
+    /// How often a structural mutant that changed something was asked about.
+    pub runs: usize,
+    /// How often it was found.
+    pub killed: usize,
+    /// How often the judge could not tell.
+    pub inconclusive: usize,
+    /// The runs that passed although they moved what the dump holds by more than a right implementation may differ: mutant,
+    /// case, how far.
+    pub passed: Vec<(&'static str, String, Moved)>,
+    /// How many passed because they did not move it so far.
+    pub invisible: usize,
+    /// How many of those moved it further than a plain implementation errs, in the Euclidean norm.
+    pub within_budget: usize,
+    /// How often a dump of a right implementation was asked about.
+    pub right: usize,
+    /// Those that were flagged: who, on which case, at which stage.
+    pub false_alarms: Vec<String>,
+    /// How often the judge could not tell.
+    pub right_inconclusive: usize,
+}
+
+impl DumpScore {
+    /// Whether the judge is good enough in this kind of dump: nothing wrong passes that shows, it can tell in 90 of 100 runs,
+    /// and nobody is accused wrongly.
+    pub fn good(&self) -> bool {
+        self.passed.is_empty() && self.inconclusive * 10 <= self.runs && self.false_alarms.is_empty()
+    }
+}
+
+/// One for each kind of dump and type.
+pub fn by_dump(trials: &Trials<'_>, findings: &[Finding]) -> Vec<DumpScore> {
+    let all = trials.dumps.iter().flat_map(|dump| trials.precisions.iter().map(move |precision| (*dump, *precision)));
+    all.map(|(dump, precision)| {
+        let mut score = DumpScore::new(dump, precision);
+        findings.iter().for_each(|finding| score.add(&trials.subjects, finding));
+        score
+    })
+    .collect()
+}
+
+impl DumpScore {
+    fn new(dump: &'static DumpKind, precision: Precision) -> Self {
+        DumpScore {
+            dump,
+            precision,
+            runs: 0,
+            killed: 0,
+            inconclusive: 0,
+            passed: Vec::new(),
+            invisible: 0,
+            within_budget: 0,
+            right: 0,
+            false_alarms: Vec::new(),
+            right_inconclusive: 0,
+        }
+    }
+
+    fn add(&mut self, subjects: &Subjects, finding: &Finding) {
+        let own = |dump: &DumpKind, precision| dump.is(self.dump) && precision == self.precision;
+        match finding {
+            Finding::Kill(kill) if own(kill.dump, kill.precision) => {
+                let mutant = subjects.mutants[kill.mutant];
+                match mutant.class {
+                    Class::Structural => self.add_wrong(mutant.id, kill),
+                    // such a dump holds only what it has right
+                    Class::Equivalent if !self.dump.is(&ALL) => {
+                        self.add_right(mutant.id, &kill.case, kill.outcome, kill.named);
+                    }
+                    Class::Equivalent | Class::Precision => {}
+                }
+            }
+            Finding::Pass(pass) if own(pass.dump, pass.precision) => {
+                let benign = subjects.benign[pass.benign].id;
+                self.add_right(benign, &pass.case, pass.outcome, pass.flagged.as_deref());
+            }
+            _ => {}
+        }
+    }
+
+    fn add_wrong(&mut self, mutant: &'static str, kill: &Kill) {
+        self.runs += 1;
+        match kill.outcome {
+            Outcome::Killed => self.killed += 1,
+            Outcome::Inconclusive => self.inconclusive += 1,
+            Outcome::Passed => {
+                let moved = kill.moved.unwrap_or_default();
+                if moved.budgets > 1.0 {
+                    self.passed.push((mutant, kill.case.clone(), moved));
+                } else {
+                    self.invisible += 1;
+                    self.within_budget += usize::from(moved.noises > 1.0);
+                }
+            }
+        }
+    }
+
+    fn add_right(&mut self, who: &str, case: &str, outcome: Outcome, at: Option<&str>) {
+        self.right += 1;
+        match outcome {
+            Outcome::Killed => self.false_alarms.push(format!("{who} on {case}: {}", at.unwrap_or_default())),
+            Outcome::Inconclusive => self.right_inconclusive += 1,
+            Outcome::Passed => {}
+        }
+    }
+}
