@@ -3,18 +3,19 @@
 
 mod by_dump;
 pub mod dumps;
-mod judged;
+mod hints;
 mod moved;
 pub mod report;
 mod summary;
 mod trials;
 
 pub use by_dump::DumpScore;
+pub use hints::{HintScore, Hinted};
 pub use moved::Moved;
 pub use summary::{BenignScore, InPrecision, MutantScore, Score, Totals};
 pub use trials::{Trials, run};
 
-use crate::check::Checked;
+use crate::check::{Checked, Conclusion};
 use crate::mutants::benign::Benign;
 use crate::mutants::{Class, Mutant};
 use crate::precision::Precision;
@@ -36,7 +37,11 @@ pub enum Outcome {
 
 impl Outcome {
     fn of(checked: &Checked) -> Self {
-        if checked.verdict.passes() { Outcome::Passed } else { Outcome::Killed }
+        match checked.conclusion() {
+            Conclusion::Pass => Outcome::Passed,
+            Conclusion::Fail => Outcome::Killed,
+            Conclusion::Inconclusive | Conclusion::NotJudged => Outcome::Inconclusive,
+        }
     }
 }
 
@@ -55,6 +60,8 @@ pub struct Kill {
     pub outcome: Outcome,
     /// How far it moves what the dump holds, if it is structural and passes.
     pub moved: Option<Moved>,
+    /// What became of the hint, if it is structural and found, and hints were asked for.
+    pub hinted: Option<Hinted>,
     /// The kinds of stage at which the mutant changed something, the first one first.
     pub planted: Vec<&'static str>,
     /// The kind of the first stage that failed, if one did.

@@ -57,7 +57,15 @@ const SPECIAL_CASES: [&str; 19] = [
 fn score(cases: &[&str], most: usize, subjects: Subjects) -> Score {
     let golden = GoldenCases::embedded();
     let cases = cases.iter().map(|&case| case.to_owned()).collect();
-    let plan = Trials { golden: &golden, cases, precisions: PRECISIONS.to_vec(), dumps: vec![&ALL], subjects, most };
+    let plan = Trials {
+        golden: &golden,
+        cases,
+        precisions: PRECISIONS.to_vec(),
+        dumps: vec![&ALL],
+        hints: false,
+        subjects,
+        most,
+    };
     let findings = run(&plan, |_, _| {}).unwrap();
     Score::new(&plan, &findings)
 }

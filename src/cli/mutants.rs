@@ -27,6 +27,9 @@ pub struct MutantsArgs {
     /// Kinds of dump, with commas between them: all (every stage), logits, last-token, hidden-states, hooks; or each
     #[arg(long = "dump", value_name = "KIND", value_delimiter = ',', default_value = "all")]
     dumps: Vec<String>,
+    /// Judge the hints on what is found, too: what they name, and on how many failures there is one
+    #[arg(long)]
+    hints: bool,
     /// Print one JSON object in place of tables
     #[arg(long)]
     json: bool,
@@ -46,7 +49,15 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
     }
     let dumps = dumps::named(&args.dumps)?;
     let precisions = args.dtype.map_or_else(|| vec![Precision::F32, Precision::Bf16], |dtype| vec![dtype]);
-    let trials = Trials { golden: &golden, cases, precisions: precisions.clone(), dumps, subjects, most: usize::MAX };
+    let trials = Trials {
+        golden: &golden,
+        cases,
+        precisions: precisions.clone(),
+        dumps,
+        hints: args.hints,
+        subjects,
+        most: usize::MAX,
+    };
 
     let start = Instant::now();
     let mut progress = Progress::new(trials.cases.len());
@@ -71,6 +82,9 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
     }
     if args.dumps != ["all"] {
         parts.push(report::dumps_table(&score, styled()));
+    }
+    if args.hints {
+        parts.push(report::hints_table(&score, styled()));
     }
     let faults = report::faults(&score);
     if !faults.is_empty() {

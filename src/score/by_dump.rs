@@ -1,7 +1,7 @@
 //! Adding up, kind of dump by kind of dump.
 
 use super::dumps::{ALL, DumpKind};
-use super::{Finding, Kill, Moved, Outcome, Subjects, Trials};
+use super::{Finding, HintScore, Kill, Moved, Outcome, Subjects, Trials};
 use crate::mutants::Class;
 use crate::precision::Precision;
 
@@ -25,6 +25,8 @@ pub struct DumpScore {
     pub invisible: usize,
     /// How many of those moved it further than a plain implementation errs, in the Euclidean norm.
     pub within_budget: usize,
+    /// What became of the hints on those that were found, if they were asked for.
+    pub hints: HintScore,
     /// How often a dump of a right implementation was asked about.
     pub right: usize,
     /// Those that were flagged: who, on which case, at which stage.
@@ -63,6 +65,7 @@ impl DumpScore {
             passed: Vec::new(),
             invisible: 0,
             within_budget: 0,
+            hints: HintScore::default(),
             right: 0,
             false_alarms: Vec::new(),
             right_inconclusive: 0,
@@ -93,6 +96,7 @@ impl DumpScore {
 
     fn add_wrong(&mut self, mutant: &'static str, kill: &Kill) {
         self.runs += 1;
+        kill.hinted.into_iter().for_each(|hinted| self.hints.add(hinted));
         match kill.outcome {
             Outcome::Killed => self.killed += 1,
             Outcome::Inconclusive => self.inconclusive += 1,

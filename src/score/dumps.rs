@@ -4,11 +4,11 @@ use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::config::Head;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{EMBED_TOKENS, INSIDE, LAYER, LM_HEAD, NORM, POOLED_LOGITS};
-use ndarray::{Array2, ArrayD, Axis};
+use ndarray::{ArrayD, Axis};
 
 use crate::case::Case;
 use crate::error::{Error, Result};
-use crate::inputs::LogitsToKeep;
+use crate::inputs::AttentionMask;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
 use crate::values::Values;
@@ -113,13 +113,6 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Which logits the model is asked for, if not for those that the case asks for.
-    pub fn logits_to_keep(&self) -> Option<LogitsToKeep> {
-        let last = self.last.as_ref()?;
-        let positions = last.iter().map(|&position| position as i64).collect();
-        Array2::from_shape_vec((last.len(), 1), positions).ok().map(LogitsToKeep::PerSample)
-    }
-
     /// Such a dump.
     pub fn cut(&self, trace: &Trace, config: &DeepseekV2Config) -> Trace {
         let held = trace.iter().filter(|(name, _)| self.kind.holds(name, config));
@@ -142,17 +135,15 @@ fn chosen(a: &ArrayD<f64>, positions: &[usize]) -> ArrayD<f64> {
 }
 
 /// The last token of each sequence that is no padding. Nothing, if there is no such choice: the logits are those of a
-/// classifier, or chosen already, or there is one token; or if a sequence is all padding.
+/// classifier, or chosen already, or there is one token; or if nobody could know which tokens those are.
 fn last_tokens(case: &Case) -> Option<Vec<usize>> {
     let (batch, length) = (case.inputs.batch(), case.inputs.length());
-    // a sequence in pieces has no choice of logits
-    let chosen = case.inputs.logits_to_keep.is_some() || case.chunks.len() > 1;
-    if case.head != Head::CausalLm || chosen || length < 2 {
+    if case.head != Head::CausalLm || case.inputs.logits_to_keep.is_some() || length < 2 {
         return None;
     }
     let rows = ComparedRows::of(&case.inputs).of_stage(&Stage::parse(LM_HEAD)?, &[batch, length, 1]);
-    match rows {
-        None => Some(vec![length - 1; batch]),
-        Some(rows) => rows.chunks(length).map(|rows| rows.iter().rposition(|&compared| compared)).collect(),
-    }
+    let Some(rows) = rows else { return Some(vec![length - 1; batch]) };
+    let last: Vec<usize> = rows.chunks(length).filter_map(|row| row.iter().rposition(|&compared| compared)).collect();
+    let padded = matches!(case.inputs.attention_mask, Some(AttentionMask::Padding(_))) && case.chunks.len() == 1;
+    (last.len() == batch && (padded || last.iter().all(|&last| last + 1 == length))).then_some(last)
 }

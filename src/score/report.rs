@@ -4,7 +4,7 @@ use comfy_table::Cell;
 use dsv2_reference::stage::table::LAYER;
 use serde_json::{Value, json};
 
-use super::{BenignScore, DumpScore, InPrecision, MutantScore, Score};
+use super::{BenignScore, DumpScore, HintScore, InPrecision, MutantScore, Score};
 use crate::precision::Precision;
 use crate::table::{align_right, table};
 
@@ -69,10 +69,6 @@ pub fn dumps_table(score: &Score, styled: bool) -> String {
         align_right(&mut table, column);
     }
     for of in &score.dumps {
-        let share = |part: usize, all: usize| match (part, all) {
-            (0, _) => "0".to_owned(),
-            (part, all) => format!("{part} ({:.1} %)", 100.0 * part as f64 / all as f64),
-        };
         table.add_row([
             of.dump.name.to_owned(),
             of.precision.to_string(),
@@ -84,6 +80,30 @@ pub fn dumps_table(score: &Score, styled: bool) -> String {
             of.right.to_string(),
             of.false_alarms.len().to_string(),
             share(of.right_inconclusive, of.right),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// One line for each kind of dump and type: on how many failures there is a hint, how many of these name mutants, and how
+/// many of these the planted one, or one with the same numbers.
+pub fn hints_table(score: &Score, styled: bool) -> String {
+    let header = ["dump", "dtype", "failures", "with a hint", "naming bugs", "the planted one", "its equal"];
+    let mut table = table(styled, &header);
+    for column in 2..header.len() {
+        align_right(&mut table, column);
+    }
+    let rows = score.dumps.iter().map(|of| (of.dump.name, of.precision.to_string(), of.hints));
+    for (dump, precision, hints) in rows.chain([("together", String::new(), score.hints())]) {
+        let HintScore { failures, given, naming, right, same } = hints;
+        table.add_row([
+            dump.to_owned(),
+            precision,
+            failures.to_string(),
+            share(given, failures),
+            naming.to_string(),
+            share(right, naming),
+            share(same, naming),
         ]);
     }
     table.trim_fmt()
@@ -107,6 +127,12 @@ pub fn faults(score: &Score) -> Vec<String> {
         faults.extend(benign.flagged.iter().map(|at| format!("false alarm: {} on {at}", benign.benign.id)));
     }
     faults.extend(score.dumps.iter().flat_map(dump_faults));
+    if !score.hints().good() {
+        faults.push(
+            "hints: fewer than 95 of 100 that name bugs name the planted one, or than 60 failures of 100 have one"
+                .to_owned(),
+        );
+    }
     faults
 }
 
@@ -170,7 +196,7 @@ pub fn json(score: &Score) -> Value {
             "dump": of.dump.name, "what": of.dump.what, "dtype": of.precision.to_string(), "runs": of.runs,
             "killed": of.killed, "inconclusive": of.inconclusive, "passed": passed.collect::<Vec<_>>(),
             "invisible": of.invisible, "within_budget": of.within_budget, "right": of.right,
-            "false_alarms": of.false_alarms, "right_inconclusive": of.right_inconclusive, "good": of.good(),
+            "hints": of.hints, "false_alarms": of.false_alarms, "right_inconclusive": of.right_inconclusive, "good": of.good(),
         })
     };
     json!({
@@ -187,6 +213,10 @@ pub fn json(score: &Score) -> Value {
 pub fn short(kind: &str) -> &str {
     let below = kind.strip_prefix(LAYER).and_then(|rest| rest.strip_prefix('.'));
     below.map_or(kind, |below| below.strip_prefix("self_attn.").unwrap_or(below))
+}
+
+fn share(part: usize, all: usize) -> String {
+    if part == 0 { "0".to_owned() } else { format!("{part} ({:.1} %)", 100.0 * part as f64 / all as f64) }
 }
 
 fn killed(of: &InPrecision) -> String {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::by_dump::{DumpScore, by_dump};
 use super::dumps::ALL;
-use super::{Finding, Kill, Pass, Trials, module, must_die};
+use super::{Finding, HintScore, Kill, Pass, Trials, module, must_die};
 use crate::mutants::benign::Benign;
 use crate::mutants::{Class, Mutant};
 use crate::precision::Precision;
@@ -140,7 +140,12 @@ impl Score {
 
     /// Whether the judge is good enough, in dumps of every stage and in all others.
     pub fn good(&self) -> bool {
-        self.totals().good() && self.dumps.iter().all(DumpScore::good)
+        self.totals().good() && self.dumps.iter().all(DumpScore::good) && self.hints().good()
+    }
+
+    /// What became of the hints, over all kinds of dump and types.
+    pub fn hints(&self) -> HintScore {
+        self.dumps.iter().map(|of| of.hints).fold(HintScore::default(), HintScore::and)
     }
 
     /// The sums over dumps of every stage.

@@ -5,10 +5,11 @@ use dsv2_reference::stage::Stage;
 use dsv2_reference::tap::NoTap;
 
 use super::dumps::{ALL, Cut, DumpKind, HOOKS};
-use super::judged::Asked;
-use super::moved::moved;
-use super::{Finding, Kill, Outcome, Pass, Subjects};
+use super::moved::moved as moved_by;
+use super::{Finding, Hinted, Kill, Outcome, Pass, Subjects};
 use crate::backend::{Backend, Reference, Settings};
+use crate::check::last_tokens::case_of;
+use crate::check::{Request, check, check_without_hint};
 use crate::error::Result;
 use crate::golden::{GoldenCase, GoldenCases};
 use crate::judge::{Disposition, StageVerdict, Verdict};
@@ -30,6 +31,8 @@ pub struct Trials<'a> {
     pub precisions: Vec<Precision>,
     /// In which kinds of dump.
     pub dumps: Vec<&'static DumpKind>,
+    /// Whether hints are judged, too, which takes longer.
+    pub hints: bool,
     /// What is planted.
     pub subjects: Subjects,
     /// A mutant is tried on no more cases than this: the first ones to which it applies.
@@ -66,7 +69,12 @@ fn turns(trials: &Trials<'_>, cases: &[GoldenCase]) -> Vec<Vec<usize>> {
 fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<Finding>> {
     let name = golden.name();
     let cuts: Vec<Cut> = trials.dumps.iter().filter_map(|kind| kind.of(&golden.case)).collect();
-    let mut asked = Asked::new(&cuts, || trials.golden.load(name))?;
+    let mut request = Request::new(golden.case.clone(), Trace::default());
+    let mut ask = |cut: &Cut, candidate: &Trace, precision, hints| {
+        request.candidate = cut.cut(candidate, &golden.case.config);
+        request.precision = Some(precision);
+        if hints { check(&request) } else { check_without_hint(&request) }
+    };
     let outputs = HOOKS.of(&golden.case);
     let weights = Wide::new(&golden.case);
     let mut findings = Vec::new();
@@ -79,23 +87,31 @@ fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<V
                 continue;
             }
             for cut in cuts.iter().filter(|cut| shows(mutant, &planted, cut.kind, &golden)) {
-                let checked = asked.ask(cut, &candidate, precision)?;
+                let hints = trials.hints && mutant.class == Class::Structural;
+                let checked = ask(cut, &candidate, precision, hints)?;
                 let outcome = Outcome::of(&checked);
                 let (named, ratio) = first_failure(&checked.verdict);
                 let seen_at_outputs = match &outputs {
                     Some(outputs) if mutant.class == Class::Equivalent && cut.kind.is(&ALL) => {
-                        Outcome::of(&asked.ask(outputs, &candidate, precision)?) == Outcome::Killed
+                        Outcome::of(&ask(outputs, &candidate, precision, false)?) == Outcome::Killed
                     }
                     _ => false,
                 };
-                let moved = match (mutant.class, outcome) {
-                    (Class::Structural, Outcome::Passed) => {
-                        let (exact, _) = mutate(&weights, mutant, Precision::F64)?;
-                        let case = asked.case(cut);
-                        Some(moved(case, &cut.cut(&exact, &case.config), precision)?)
-                    }
-                    _ => None,
+                let exact = |mutant: &Mutant| -> Result<Trace> {
+                    let (exact, _) = mutate(&weights, mutant, Precision::F64)?;
+                    Ok(cut.cut(&exact, &golden.case.config))
                 };
+                let (mut moved, mut hinted) = (None, None);
+                match (mutant.class, outcome) {
+                    (Class::Structural, Outcome::Passed) => {
+                        let exact = exact(mutant)?;
+                        moved = Some(moved_by(&case_of(&golden.case, &exact), &exact, precision)?);
+                    }
+                    (Class::Structural, Outcome::Killed) if hints => {
+                        hinted = Some(Hinted::of(checked.hint.as_ref(), mutant, exact)?);
+                    }
+                    _ => {}
+                }
                 findings.push(Finding::Kill(Kill {
                     mutant: place,
                     case: name.to_owned(),
@@ -103,6 +119,7 @@ fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<V
                     dump: cut.kind,
                     outcome,
                     moved,
+                    hinted,
                     planted: planted.clone(),
                     named,
                     ratio,
@@ -118,7 +135,7 @@ fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<V
             }
             let candidate = vary(&weights, benign, precision)?;
             for cut in &cuts {
-                let checked = asked.ask(cut, &candidate, precision)?;
+                let checked = ask(cut, &candidate, precision, false)?;
                 findings.push(Finding::Pass(Pass {
                     benign: place,
                     case: name.to_owned(),
