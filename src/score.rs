@@ -9,7 +9,7 @@ pub mod report;
 mod summary;
 mod trials;
 
-pub use by_dump::DumpScore;
+pub use by_dump::{DumpScore, Survivor};
 pub use hints::{HintScore, Hinted};
 pub use moved::Moved;
 pub use summary::{BenignScore, InPrecision, MutantScore, Score, Totals};

@@ -16,15 +16,12 @@ pub struct DumpScore {
     pub runs: usize,
     /// How often it was found.
     pub killed: usize,
-    /// How often the judge could not tell.
-    pub inconclusive: usize,
-    /// The runs that passed although they moved what the dump holds by more than a right implementation may differ: mutant,
-    /// case, how far.
-    pub passed: Vec<(&'static str, String, Moved)>,
-    /// How many passed because they did not move it so far.
-    pub invisible: usize,
-    /// How many of those moved it further than a plain implementation errs, in the Euclidean norm.
-    pub within_budget: usize,
+    /// The runs in which the judge could not tell.
+    pub inconclusive: Vec<Survivor>,
+    /// Those that passed although they moved what the dump holds by more than a right implementation may differ.
+    pub passed: Vec<Survivor>,
+    /// Those that passed, and did not move it so far.
+    pub invisible: Vec<Survivor>,
     /// What became of the hints on those that were found, if they were asked for.
     pub hints: HintScore,
     /// How often a dump of a right implementation was asked about.
@@ -35,11 +32,28 @@ pub struct DumpScore {
     pub right_inconclusive: usize,
 }
 
+/// A structural mutant that was not found.
+#[derive(Clone, Debug)]
+pub struct Survivor {
+    /// Its name.
+    pub mutant: &'static str,
+    /// The case.
+    pub case: String,
+    /// How far it moves what the dump holds, if it passed.
+    pub moved: Option<Moved>,
+}
+
 impl DumpScore {
+    /// How many of those that passed unseen moved what the dump holds further than a plain implementation errs, in the
+    /// Euclidean norm.
+    pub fn within_budget(&self) -> usize {
+        self.invisible.iter().filter(|of| of.moved.is_some_and(|moved| moved.noises > 1.0)).count()
+    }
+
     /// Whether the judge is good enough in this kind of dump: nothing wrong passes that shows, it can tell in 90 of 100 runs,
     /// and nobody is accused wrongly.
     pub fn good(&self) -> bool {
-        self.passed.is_empty() && self.inconclusive * 10 <= self.runs && self.false_alarms.is_empty()
+        self.passed.is_empty() && self.inconclusive.len() * 10 <= self.runs && self.false_alarms.is_empty()
     }
 }
 
@@ -61,10 +75,9 @@ impl DumpScore {
             precision,
             runs: 0,
             killed: 0,
-            inconclusive: 0,
+            inconclusive: Vec::new(),
             passed: Vec::new(),
-            invisible: 0,
-            within_budget: 0,
+            invisible: Vec::new(),
             hints: HintScore::default(),
             right: 0,
             false_alarms: Vec::new(),
@@ -97,19 +110,17 @@ impl DumpScore {
     fn add_wrong(&mut self, mutant: &'static str, kill: &Kill) {
         self.runs += 1;
         kill.hinted.into_iter().for_each(|hinted| self.hints.add(hinted));
-        match kill.outcome {
-            Outcome::Killed => self.killed += 1,
-            Outcome::Inconclusive => self.inconclusive += 1,
-            Outcome::Passed => {
-                let moved = kill.moved.unwrap_or_default();
-                if moved.budgets > 1.0 {
-                    self.passed.push((mutant, kill.case.clone(), moved));
-                } else {
-                    self.invisible += 1;
-                    self.within_budget += usize::from(moved.noises > 1.0);
-                }
+        let seen = kill.moved.is_some_and(|moved| moved.budgets > 1.0);
+        let survivors = match kill.outcome {
+            Outcome::Killed => {
+                self.killed += 1;
+                return;
             }
-        }
+            Outcome::Inconclusive => &mut self.inconclusive,
+            Outcome::Passed if seen => &mut self.passed,
+            Outcome::Passed => &mut self.invisible,
+        };
+        survivors.push(Survivor { mutant, case: kill.case.clone(), moved: kill.moved });
     }
 
     fn add_right(&mut self, who: &str, case: &str, outcome: Outcome, at: Option<&str>) {

@@ -22,7 +22,7 @@ use crate::trace::Trace;
 use crate::values::Values;
 
 /// How far something is moved, at the stage where that is most.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Moved {
     /// In budgets, by the measure that takes most of its own.
     pub budgets: f64,

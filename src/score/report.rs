@@ -4,7 +4,7 @@ use comfy_table::Cell;
 use dsv2_reference::stage::table::LAYER;
 use serde_json::{Value, json};
 
-use super::{BenignScore, DumpScore, HintScore, InPrecision, MutantScore, Score};
+use super::{BenignScore, DumpScore, HintScore, InPrecision, MutantScore, Score, Survivor};
 use crate::precision::Precision;
 use crate::table::{align_right, table};
 
@@ -64,7 +64,7 @@ pub fn weakest_table(score: &Score, styled: bool) -> String {
 /// One line for each kind of dump and type: what became of the structural mutants, and of what is right.
 pub fn dumps_table(score: &Score, styled: bool) -> String {
     let header = ["dump", "dtype", "runs", "killed", "inconclusive", "passed", "invisible", "right", "false alarms"];
-    let mut table = table(styled, &[&header[..], &["inconclusive"]].concat());
+    let mut table = table(styled, &[&header[..], &["inconclusive right"]].concat());
     for column in 2..=header.len() {
         align_right(&mut table, column);
     }
@@ -74,9 +74,9 @@ pub fn dumps_table(score: &Score, styled: bool) -> String {
             of.precision.to_string(),
             of.runs.to_string(),
             of.killed.to_string(),
-            share(of.inconclusive, of.runs),
+            share(of.inconclusive.len(), of.runs),
             of.passed.len().to_string(),
-            of.invisible.to_string(),
+            of.invisible.len().to_string(),
             of.right.to_string(),
             of.false_alarms.len().to_string(),
             share(of.right_inconclusive, of.right),
@@ -139,13 +139,14 @@ pub fn faults(score: &Score) -> Vec<String> {
 fn dump_faults(score: &DumpScore) -> Vec<String> {
     let DumpScore { dump, precision, runs, inconclusive, .. } = score;
     let of = format!("{} in {precision}", dump.name);
-    let passed = score.passed.iter().map(|(mutant, case, moved)| {
-        format!("{of}: {mutant} on {case} passes, though it is {} times over what is right", ratio(moved.budgets))
+    let passed = score.passed.iter().map(|Survivor { mutant, case, moved }| {
+        let over = ratio(moved.unwrap_or_default().budgets);
+        format!("{of}: {mutant} on {case} passes, though it is {over} times over what is right")
     });
     let mut faults: Vec<String> = passed.collect();
     faults.extend(score.false_alarms.iter().map(|who| format!("{of}: false alarm: {who}")));
-    if inconclusive * 10 > *runs {
-        faults.push(format!("{of}: {inconclusive} of {runs} runs are inconclusive, more than a tenth"));
+    if inconclusive.len() * 10 > *runs {
+        faults.push(format!("{of}: {} of {runs} runs are inconclusive, more than a tenth", inconclusive.len()));
     }
     faults
 }
@@ -188,14 +189,16 @@ pub fn json(score: &Score) -> Value {
             "flagged": score.flagged,
         })
     };
+    let survivor = |of: &Survivor| {
+        let moved = of.moved.map(|moved| json!({"budgets": finite(moved.budgets), "noises": finite(moved.noises)}));
+        json!({"mutant": of.mutant, "case": of.case, "moved": moved})
+    };
+    let survivors = |of: &[Survivor]| of.iter().map(survivor).collect::<Vec<_>>();
     let dump = |of: &DumpScore| {
-        let passed = of.passed.iter().map(|(mutant, case, moved)| {
-            json!({"mutant": mutant, "case": case, "budgets": finite(moved.budgets), "noises": finite(moved.noises)})
-        });
         json!({
             "dump": of.dump.name, "what": of.dump.what, "dtype": of.precision.to_string(), "runs": of.runs,
-            "killed": of.killed, "inconclusive": of.inconclusive, "passed": passed.collect::<Vec<_>>(),
-            "invisible": of.invisible, "within_budget": of.within_budget, "right": of.right,
+            "killed": of.killed, "inconclusive": survivors(&of.inconclusive), "passed": survivors(&of.passed),
+            "invisible": survivors(&of.invisible), "within_budget": of.within_budget(), "right": of.right,
             "hints": of.hints, "false_alarms": of.false_alarms, "right_inconclusive": of.right_inconclusive, "good": of.good(),
         })
     };
