@@ -11,9 +11,9 @@ use std::path::Path;
 
 use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::case::Case;
-use dsv2::check::{Request, check};
+use dsv2::check::{Conclusion, Request, check};
 use dsv2::golden::GoldenCases;
-use dsv2::materialize::materialize;
+use dsv2::materialize::{Feed, materialize};
 use dsv2::mutants::explain::explain;
 use dsv2::trace::Trace;
 use dsv2_reference::{Dialect, Real, StageValue, Tap};
@@ -21,9 +21,9 @@ use dsv2_reference::{Dialect, Real, StageValue, Tap};
 fn main() -> Result<(), Box<dyn Error>> {
     // The model and its inputs: a golden case, written as a Hugging Face folder. Any checkpoint and any inputs will do.
     let folder = tempfile::tempdir()?;
-    let model = folder.path().join("v2");
-    materialize(&GoldenCases::embedded().load("v2")?, &model)?;
-    let inputs = model.join("inputs.safetensors");
+    let v2 = folder.path().join("v2");
+    materialize(&GoldenCases::embedded().load("v2")?, &v2, Feed::Whole)?;
+    let (model, inputs) = (v2.join("model"), v2.join("case/inputs.safetensors"));
 
     for (program, bug) in [("right", 1.0), ("without the shared experts", 0.0)] {
         let dump = folder.path().join("dump.safetensors");
@@ -33,7 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let checked = check(&request)?;
         println!("{program}: {} stages of {} compared", checked.verdict.compared(), checked.precision);
         match checked.verdict.first_failure() {
-            None => println!("  pass"),
+            None if checked.conclusion() == Conclusion::Pass => println!("  pass"),
+            None => println!("  no verdict: {:?}", checked.inconclusive),
             Some(stage) => {
                 let l2 = |metrics: Option<dsv2::metrics::Metrics>| metrics.map_or(f64::NAN, |metrics| metrics.l2);
                 println!("  FAIL: first wrong stage {}", stage.stage);

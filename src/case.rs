@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dsv2_reference::config::Head;
 use dsv2_reference::model::cache::CacheFormat;
@@ -13,7 +13,8 @@ use dsv2_reference::{DeepseekV2Config, Dialect, Tensor};
 use crate::error::{Error, Result};
 use crate::inputs::{self, Inputs};
 
-/// Something to run.
+/// Something to run. A clone shares the weights.
+#[derive(Clone)]
 pub struct Case {
     /// What kind of DeepSeek-V2 it is.
     pub config: DeepseekV2Config,
@@ -22,7 +23,7 @@ pub struct Case {
     /// Whose DeepSeek-V2 is meant.
     pub dialect: Dialect,
     /// Its weights.
-    pub weights: Box<dyn WeightSource + Send + Sync>,
+    pub weights: Arc<dyn WeightSource + Send + Sync>,
     /// What goes in. They have been checked.
     pub inputs: Inputs,
     /// Whether there is a KV cache.
@@ -42,7 +43,7 @@ impl Case {
         config.validate(dialect)?;
         let head = head(&config)?;
         let inputs = Inputs::read(inputs)?;
-        let weights = Box::new(Checkpoint::open(model)?);
+        let weights = Arc::new(Checkpoint::open(model)?);
         let chunks = chunks.unwrap_or_else(|| vec![inputs.length()]);
         let use_cache = config.use_cache;
         Case { config, head, dialect, weights, inputs, use_cache, chunks }.checked()
@@ -66,13 +67,13 @@ impl Case {
         if self.chunks.len() > 1 && !self.use_cache {
             return Err(Error::request(
                 "--chunks",
-                "one piece where there is no cache (use_cache is false)",
+                "one chunk where there is no cache (use_cache is false)",
                 self.chunks.len(),
             ));
         }
         let tolerated: &[&str] = if self.config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
         check_complete(&*self.weights, &self.config.weight_shapes(self.head, self.dialect), tolerated)?;
-        Ok(Case { weights: Box::new(Remembered::new(self.weights)), ..self })
+        Ok(Case { weights: Arc::new(Remembered::new(self.weights)), ..self })
     }
 }
 
@@ -91,12 +92,12 @@ impl Case {
 
 /// Weights that have been made, or checked, once: the tensors are kept, which share their bytes.
 struct Remembered {
-    source: Box<dyn WeightSource + Send + Sync>,
+    source: Arc<dyn WeightSource + Send + Sync>,
     tensors: Mutex<HashMap<String, Tensor>>,
 }
 
 impl Remembered {
-    fn new(source: Box<dyn WeightSource + Send + Sync>) -> Self {
+    fn new(source: Arc<dyn WeightSource + Send + Sync>) -> Self {
         Remembered { source, tensors: Mutex::default() }
     }
 }

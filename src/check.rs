@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! dump      which tensors are stages, and in which type they were computed
+//! shapes    what engines feed and dump in other shapes: logits of the last tokens alone
 //! truth     what each stage is by the f64 reference; where the dump's experts differ, it goes where the dump goes
-//! align     the dump in the model's layouts
+//! align     the dump in the model's terms: layouts, and conventions of engines
 //! judge     each stage by itself (`local`): what the f64 reference makes of the dump's own inputs of it is what it should
 //!           be, and how far off the reference is in the dump's type, on the same inputs, is what it may be
 //! explain   what the first wrong stage looks like, and what such a dump leaves open
@@ -16,6 +17,7 @@ mod conclusion;
 mod dump;
 mod explain;
 mod judge;
+pub(crate) mod last_tokens;
 mod near_ties;
 mod request;
 mod truth;
@@ -24,8 +26,10 @@ use crate::error::Result;
 use crate::judge::Verdict;
 use crate::precision::Precision;
 use crate::trace::Trace;
+use align::Aligned;
 pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
+pub use explain::Hint;
 pub use judge::{AssumedTie, EndToEnd};
 pub use request::Request;
 
@@ -42,16 +46,18 @@ pub struct Checked {
     pub unknown: Vec<String>,
     /// Tensors that came in another layout, and were judged all the same.
     pub layouts: Vec<Recognised>,
+    /// What is taken for granted of the whole dump.
+    pub assumed: Vec<String>,
     /// How many tokens of a layer go to other experts than in the truth because of a near tie, which is no fault.
     pub near_ties: Vec<(String, usize)>,
     /// Near ties that were taken to have fallen the other way, although the dump does not hold the choice.
-    pub assumed: Vec<AssumedTie>,
+    pub assumed_ties: Vec<AssumedTie>,
     /// The end of the computation, if near ties fell the other way.
     pub end_to_end: Option<EndToEnd>,
     /// For each stage that the dump holds and that is not judged from its very inputs: those that it lacks.
     pub spans: Vec<(String, Vec<String>)>,
     /// What the first wrong stage looks like.
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
     /// Mutants that would not have been caught, because the dump lacks the stages where they show.
     pub uncatchable: Vec<&'static str>,
     /// The dump as it was judged: in the model's layouts.
@@ -89,20 +95,24 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 
 fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
-    let dump = dump::read(request)?;
+    let mut dump = dump::read(request)?;
+    let found = last_tokens::recognise(request, &mut dump);
+    let request = found.as_ref().unwrap_or(request);
     let truth = truth::compute(request, &dump)?;
     dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
-    let dump = align::align(dump, &truth);
-    let (judged, truth) = judge::judge(request, &dump, truth)?;
+    let Aligned { dump, truth, local } = align::align(request, dump, truth)?;
+    let (judged, truth) = judge::judge(request, &dump, truth, local)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
+    let read_as = request.candidate.notes().iter().map(|(name, says)| Recognised::new(name, says));
     Ok(Checked {
         verdict: judged.verdict.with_not_held(truth.names.iter().map(String::as_str)),
         inconclusive: judged.inconclusive,
         precision: dump.precision,
-        unknown: told.unknown,
-        layouts: dump.recognised,
+        unknown: told.unknown.into_iter().chain(request.candidate.unread().iter().cloned()).collect(),
+        layouts: read_as.chain(dump.recognised).collect(),
+        assumed: dump.assumed,
         near_ties: truth.near_ties,
-        assumed: judged.assumed,
+        assumed_ties: judged.assumed,
         end_to_end: judged.end_to_end,
         spans: told.spans,
         hint: told.hint,

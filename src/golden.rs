@@ -7,6 +7,8 @@ mod case_file;
 mod folder;
 
 pub use case_file::{CaseFile, StageInfo, Weights};
+use std::sync::Arc;
+
 use dsv2_metrics::Metrics;
 use dsv2_reference::config::Head;
 use dsv2_reference::model::causal_lm::LogitsToKeep;
@@ -59,13 +61,13 @@ impl GoldenCase {
 
         let mut unpacked = None;
         let mut config = file.config.clone();
-        let weights: Box<dyn WeightSource + Send + Sync> = match &file.weights {
-            Weights::Generated { seed, rules } => Box::new(GeneratedWeights { seed: *seed, rules: rules.clone() }),
+        let weights: Arc<dyn WeightSource + Send + Sync> = match &file.weights {
+            Weights::Generated { seed, rules } => Arc::new(GeneratedWeights { seed: *seed, rules: rules.clone() }),
             Weights::Checkpoint { path } => {
                 let (checkpoint, holder) = folder.on_disk(path)?;
                 unpacked = holder;
                 config = read_json(&checkpoint.join("config.json"))?;
-                Box::new(Checkpoint::open(&checkpoint)?)
+                Arc::new(Checkpoint::open(&checkpoint)?)
             }
         };
         let case = Case {

@@ -10,6 +10,7 @@
 //! are those of fp32, rounded once.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::*;
@@ -118,7 +119,7 @@ fn whole_numbers(case: &Case) -> Result<Case> {
         config,
         head: case.head,
         dialect: case.dialect,
-        weights: Box::new(WholeNumbers),
+        weights: Arc::new(WholeNumbers),
         inputs: case.inputs.clone(),
         use_cache: case.use_cache,
         chunks: case.chunks.clone(),

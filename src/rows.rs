@@ -2,7 +2,7 @@
 
 use dsv2_metrics::Comparison;
 use dsv2_reference::stage::{Layout, Stage};
-use ndarray::{Array2, ArrayD};
+use ndarray::{Array2, ArrayD, Axis};
 
 use crate::inputs::{AttentionMask, Inputs};
 use crate::values::{Values, fit};
@@ -42,6 +42,18 @@ impl ComparedRows {
     pub fn measure(&self, stage: &str, got: &Values, want: &Values) -> Option<Comparison> {
         let (got, want) = (fit(got.real()?, want.shape())?, want.real()?);
         Some(self.compare(&Stage::parse(stage)?, &got, want))
+    }
+
+    /// `a` with the rows that nobody may read as in `own`, of the same shape.
+    pub fn with_unread_of<A: Clone>(&self, stage: &Stage, mut a: ArrayD<A>, own: &ArrayD<A>) -> ArrayD<A> {
+        let Some(read) = self.of_stage(stage, a.shape()).filter(|_| a.shape() == own.shape()) else { return a };
+        let last = Axis(a.ndim() - 1);
+        for ((mut row, own), _) in
+            a.lanes_mut(last).into_iter().zip(own.lanes(last)).zip(read).filter(|(_, read)| !read)
+        {
+            row.assign(&own);
+        }
+        a
     }
 
     /// How many tokens the rows of a stage belong to; the heads of a token err together.

@@ -2,6 +2,7 @@
 //! reading numbers in a narrower type.
 
 mod assumed;
+mod drawn;
 mod forced;
 mod recorder;
 pub mod storage;
@@ -9,6 +10,7 @@ pub mod storage;
 use dsv2_reference::tap::{StageValue, Tap};
 
 pub use assumed::Assumed;
+pub use drawn::Drawn;
 pub use forced::Forced;
 pub use recorder::Recorder;
 

@@ -52,18 +52,19 @@ pub struct EndToEnd {
     pub free: f64,
 }
 
-/// Judges each stage by itself, and says what its error came to, by the truth that goes where the dump goes; or by what the request says that it should be.
+/// Judges each stage by itself, and says what its error came to, by the truth that goes where the dump goes; or by what the
+/// request says that it should be. `local` is what each stage should be by itself, if that is known already.
 ///
 /// # Errors
 /// If the reference refuses the case, or the expected tensors are not the model's.
-pub fn judge(request: &Request, dump: &Dump, truth: Truth) -> Result<(Judged, Truth)> {
+pub fn judge(request: &Request, dump: &Dump, truth: Truth, local: Option<Local>) -> Result<(Judged, Truth)> {
     let case = &request.case;
     if let Some(expected) = &request.expected {
         let verdict = expected::judge_by(request, dump, expected, &truth)?;
         let end_to_end = end_to_end(dump, &truth);
         return Ok((Judged { verdict, inconclusive: None, local: None, assumed: Vec::new(), end_to_end }, truth));
     }
-    let Followed { local, verdict, assumed, inconclusive } = near_ties::follow(request, dump, &truth)?;
+    let Followed { local, verdict, assumed, inconclusive } = near_ties::follow(request, dump, &truth, local)?;
     let (verdict, truth) = if assumed.is_empty() {
         (verdict, truth)
     } else {

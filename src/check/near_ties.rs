@@ -29,11 +29,11 @@ use crate::budget::Budgets;
 use crate::case::Case;
 use crate::error::Result;
 use crate::judge::{self, Disposition, Verdict};
-use crate::local::Local;
+use crate::local::{Local, factors};
 use crate::rows::ComparedRows;
 use crate::taps::Assumed;
 use crate::trace::Trace;
-use moves::Accepted;
+use moves::{Accepted, Moves};
 use reach::{Span, choice_of};
 use search::{Found, Search};
 
@@ -61,20 +61,21 @@ pub struct Followed {
     pub inconclusive: Option<Inconclusive>,
 }
 
-/// A tie is assumed only if the logits need be off by no more than this many times what they may be off in the mean.
-const STRAIN: f64 = 1.5;
+/// Ties so far from equal fall the other way in one of 20 right runs: what needs them explained is left open.
+const LEAST_LIKELY: f64 = 0.05;
 /// How often the budgets are made anew for what was assumed.
 const ROUNDS: usize = 3;
 
-/// What each stage should be, with the near ties that explain what is off, if some do.
+/// What each stage should be, with the near ties that explain what is off, if some do. `first` is what it should be without
+/// any, if that is known already.
 ///
 /// # Errors
 /// If the reference refuses the case.
-pub fn follow(request: &Request, dump: &Dump, truth: &Truth) -> Result<Followed> {
+pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local>) -> Result<Followed> {
     let case = &request.case;
     let local =
         |assumed: &Assumed| Local::assuming(case, &dump.trace, &truth.trace, dump.precision, request.cache, assumed);
-    let first = local(&Assumed::default())?;
+    let first = first.map_or_else(|| local(&Assumed::default()), Ok)?;
     let verdict = judged(case, dump, truth, &first)?;
     if verdict.passes() {
         return Ok(Followed { local: first, verdict, assumed: Vec::new(), inconclusive: None });
@@ -115,7 +116,10 @@ pub fn follow(request: &Request, dump: &Dump, truth: &Truth) -> Result<Followed>
         let settled = local(&accepted.assumed(&question))?;
         let verdict = judged(case, dump, truth, &settled)?;
         if verdict.passes() {
-            if accepted.strain() > STRAIN {
+            let layers = open.iter().flat_map(|(stage, _)| Span::of(stage, &question).layers);
+            let layers: BTreeSet<usize> = layers.collect();
+            let moves = Moves::of(first.trace(), layers.into_iter(), first.budgets(), &question);
+            if accepted.likelihood(&moves, factors(dump.precision).l2) < LEAST_LIKELY {
                 let why = undecided(&open, STRAINED, &question);
                 return Ok(as_it_is(first, Some(why)));
             }

@@ -25,4 +25,10 @@ impl Request {
     pub fn new(case: Case, candidate: Trace) -> Self {
         Request { case, candidate, expected: None, precision: None, cache: CacheFormat::Plain }
     }
+
+    /// The same question about a case that was found to be another one. The dump has been taken in before.
+    pub(super) fn about(&self, case: Case) -> Self {
+        let Request { expected, precision, cache, .. } = self;
+        Request { case, candidate: Trace::default(), expected: expected.clone(), precision: *precision, cache: *cache }
+    }
 }

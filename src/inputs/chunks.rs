@@ -2,14 +2,14 @@
 
 use ndarray::{Axis, Slice};
 
-use super::{AttentionMask, Inputs, Tokens};
+use super::{AttentionMask, Inputs, LogitsToKeep, Tokens};
 use crate::error::{Error, Result};
 
 impl Inputs {
     /// The inputs of the forward passes that feed the sequence in chunks of the given lengths, one after the other.
     ///
     /// # Errors
-    /// If the lengths do not add up to the sequence, or labels or chosen logits would have to be cut.
+    /// If the lengths do not add up to the sequence, or labels or logits other than the last would have to be cut.
     pub fn chunks(&self, lengths: &[usize]) -> Result<Vec<Inputs>> {
         let total = lengths.iter().try_fold(0usize, |sum, &length| sum.checked_add(length));
         if total != Some(self.length()) || lengths.contains(&0) {
@@ -19,14 +19,20 @@ impl Inputs {
         if lengths.len() == 1 {
             return Ok(vec![self.clone()]);
         }
-        if self.labels.is_some() || self.logits_to_keep.is_some() {
+        let last = match self.logits_to_keep {
+            None => Some(self.length()),
+            Some(LogitsToKeep::Last(last)) if last > 0 => Some(last as usize),
+            Some(_) => None,
+        };
+        let Some(last) = last.filter(|_| self.labels.is_none()) else {
             return Err(Error::request("--chunks", "inputs without labels and logits_to_keep", "such inputs"));
-        }
+        };
         let mut start = 0;
         let chunk = |length: &usize| {
             let range = start..start + length;
             start = range.end;
-            self.chunk(range)
+            let kept = range.len().min(range.end.saturating_sub(self.length().saturating_sub(last)));
+            Inputs { logits_to_keep: self.logits_to_keep.as_ref().map(|_| last_of_chunk(kept)), ..self.chunk(range) }
         };
         Ok(lengths.iter().map(chunk).collect())
     }
@@ -51,6 +57,11 @@ impl Inputs {
             num_items_in_batch: None,
         }
     }
+}
+
+/// The last logits of a chunk; in Python's words, 0 of them would be all.
+fn last_of_chunk(kept: usize) -> LogitsToKeep {
+    if kept > 0 { LogitsToKeep::Last(kept as i64) } else { LogitsToKeep::Positions(Vec::new()) }
 }
 
 #[cfg(test)]

@@ -69,12 +69,14 @@ pub struct CheckReport {
     pub end_to_end: Option<EndToEnd>,
     /// Tensors that came in another layout, and were judged all the same.
     pub layouts: Vec<LayoutReport>,
+    /// What is taken for granted of the whole dump, and what of the request has no effect.
+    pub assumed: Vec<String>,
     /// Tensors of the dump that no stage of the model goes by, and that nobody looked at.
     pub unknown: Vec<String>,
     /// Stages that were judged from further back, because the dump lacks inputs of theirs.
     pub spans: Vec<Span>,
-    /// What the first wrong stage looks like, and which mutants look the same.
-    pub hint: Option<String>,
+    /// What the first wrong stage looks like, and which mutants compute it.
+    pub hint: Option<HintReport>,
     /// The mutants that compute what the dump holds, the best first (`--explain`).
     pub explanation: Vec<ExplanationReport>,
     /// Mutants that would not have been caught, because the dump lacks the stages where they show.
@@ -88,6 +90,15 @@ pub struct Compared {
     pub stages: usize,
     /// So many numbers in them.
     pub elements: usize,
+}
+
+/// What there is to say of the first wrong stage.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct HintReport {
+    /// Sentences, the facts first.
+    pub says: Vec<String>,
+    /// The mutants that compute what the dump holds; if there are several, no one can tell them apart there.
+    pub names: Vec<String>,
 }
 
 /// A mutant that computes what the dump holds.

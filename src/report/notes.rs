@@ -29,7 +29,7 @@ pub fn causes(report: &CheckReport) -> Vec<Note> {
         format!("{} ({}; off by {}{link})", found.mutant, found.what.trim_end_matches('.'), number(found.error.0))
     });
     there_are([
-        ("hint", report.hint.iter().cloned().collect()),
+        ("hint", report.hint.iter().map(|hint| hint.says.join("; ")).collect()),
         ("the dump is what this known bug computes", explanation.collect()),
     ])
 }
@@ -49,6 +49,7 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
         _ => "other experts than in the truth's own run (tokens; followed)",
     };
     there_are([
+        ("assumed", report.assumed.clone()),
         ("recognised layouts", layouts(report)),
         ("not looked at (no stage of this model)", report.unknown.clone()),
         ("judged from further back", spans.collect()),

@@ -97,7 +97,7 @@ fn pieces_that_are_not_the_sequence() {
         ("v2", "-7,18", "--chunks"),
         ("v2", "", "--chunks"),
         ("labels", "7,4", "--chunks: expected inputs without labels and logits_to_keep"),
-        ("no-cache", "5,4", "--chunks: expected one piece where there is no cache (use_cache is false), found 2"),
+        ("no-cache", "5,4", "--chunks: expected one chunk where there is no cache (use_cache is false), found 2"),
     ] {
         let room = Room::of(case);
         let line = run(room.trace().arg(format!("--chunks={chunks}"))).refused();
@@ -125,7 +125,7 @@ fn places_that_cannot_be_written() {
         let line = trace(&output);
         assert!(words.iter().all(|word| line.contains(word)), "{}: {line}", output.display());
         assert_eq!(names(&room.path().join("out")), ["taken"]);
-        assert_eq!(names(room.path()), ["model", "out"]);
+        assert_eq!(names(room.path()), ["case", "model", "out"]);
     }
 
     // the report of a check, in the place of a file

@@ -30,8 +30,8 @@ pub fn judge_by(request: &Request, dump: &Dump, expected: &Trace, truth: &Truth)
                 Settings { precision, attention, stages: Some(&wanted), replay: Some(&choices), ..Settings::default() };
             Reference.run(&request.case, &settings, &mut NoTap)
         };
-        let mut both = noise(&run(AttentionForm::Expanded)?, model, rows);
-        let absorbed = noise(&run(AttentionForm::Absorbed)?, model, rows);
+        let mut both = noise(&[run(AttentionForm::Expanded)?], model, rows);
+        let absorbed = noise(&[run(AttentionForm::Absorbed)?], model, rows);
         for (stage, noise) in &mut both {
             let other = absorbed.get(stage).copied().unwrap_or(*noise);
             *noise = noise.zip(&other, |a, b| a + b);

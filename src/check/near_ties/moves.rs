@@ -71,10 +71,19 @@ impl Accepted {
         assumed
     }
 
-    /// The largest strain of any.
-    pub fn strain(&self) -> f64 {
-        self.iter().map(|m| m.strain).fold(0.0, f64::max)
+    /// How often a right run would have a tie fall the other way that is at least as far from equal as the furthest of these:
+    /// so many, in the mean, among all that there `are`. `factor` is that of the budgets, of which the noise is one part.
+    pub fn likelihood(&self, are: &Moves, factor: f64) -> f64 {
+        let furthest = self.iter().map(|m| m.strain).fold(0.0, f64::max);
+        let as_far = are.nearest().filter(|m| m.strain >= furthest);
+        // the gap is twice the error that is needed, and the noise of a difference is that of two logits
+        as_far.map(|m| beyond(2.0_f64.sqrt() * factor * m.strain)).sum()
     }
+}
+
+/// How much of a normal distribution is beyond `z` standard deviations on one side, to within a few per cent.
+fn beyond(z: f64) -> f64 {
+    0.5 * (-0.717 * z - 0.416 * z * z).exp()
 }
 
 /// All moves of the tokens of a run.

@@ -52,7 +52,7 @@ impl<'a> Held<'a> {
         let row = |(at, (got, want))| Row {
             at,
             owner: Owner::of(&self.stage, self.got.shape(), at, question),
-            size: self.size(got, want, want, &usual),
+            size: self.size(&difference(got, want), want, &usual),
         };
         Some(over.map(row).collect())
     }
@@ -64,12 +64,23 @@ impl<'a> Held<'a> {
         Some(self.excess(self.lanes(&self.got).nth(at)?, self.lanes(&want).nth(at)?, &usual))
     }
 
-    /// How far a row is from one run to the other, in what it may be off.
-    pub fn moved(&self, at: usize, from: &Trace, to: &Trace, question: &Question<'_>) -> Option<f64> {
+    /// How far a row is from one run to the other.
+    pub fn moved(&self, at: usize, from: &Trace, to: &Trace) -> Option<Vec<f64>> {
         let (from, to) = (self.want(from)?, self.want(to)?);
-        let usual = self.usual(&from, question.rows.of_stage(&self.stage, from.shape()).as_deref());
-        let want = self.lanes(&from).nth(at)?;
-        Some(self.size(self.lanes(&to).nth(at)?, want, want, &usual))
+        Some(difference(self.lanes(&to).nth(at)?, self.lanes(&from).nth(at)?))
+    }
+
+    /// How far a row of the dump is from a run.
+    pub fn error(&self, at: usize, run: &Trace) -> Option<Vec<f64>> {
+        let want = self.want(run)?;
+        Some(difference(self.lanes(&self.got).nth(at)?, self.lanes(&want).nth(at)?))
+    }
+
+    /// How large a difference of a row is, in what it may be off from a run.
+    pub fn measure(&self, at: usize, difference: &[f64], run: &Trace, question: &Question<'_>) -> Option<f64> {
+        let want = self.want(run)?;
+        let usual = self.usual(&want, question.rows.of_stage(&self.stage, want.shape()).as_deref());
+        Some(self.size(difference, self.lanes(&want).nth(at)?, &usual))
     }
 
     fn want(&self, run: &Trace) -> Option<ArrayD<f64>> {
@@ -94,9 +105,9 @@ impl<'a> Held<'a> {
         ((square / count.max(1) as f64).sqrt(), (square / elements.max(1) as f64).sqrt())
     }
 
-    /// How large the difference of `a` and `b` is, in what a row of `want` may be off: as the metric `row` has it.
-    fn size(&self, a: &[f64], b: &[f64], want: &[f64], (row, _): &(f64, f64)) -> f64 {
-        let difference = norm(a.iter().zip(b).map(|(a, b)| a - b));
+    /// How large a difference is, in what the row `want` may be off: as the metric `row` has it.
+    fn size(&self, difference: &[f64], want: &[f64], (row, _): &(f64, f64)) -> f64 {
+        let difference = norm(difference.iter().copied());
         let allowed = match self.by_sum {
             true => row * self.budget.l2,
             false => norm(want.iter().copied()).max(0.1 * row) * self.budget.row,
@@ -105,10 +116,14 @@ impl<'a> Held<'a> {
     }
 
     fn excess(&self, got: &[f64], want: &[f64], usual: &(f64, f64)) -> f64 {
-        let size = self.size(got, want, want, usual);
+        let size = self.size(&difference(got, want), want, usual);
         let largest = got.iter().zip(want).map(|(a, b)| (a - b).abs()).filter(|d| d.is_finite()).fold(0.0, f64::max);
         if self.by_sum { size } else { size.max(part(largest, usual.1 * self.budget.max)) }
     }
+}
+
+fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
 
 fn norm(of: impl Iterator<Item = f64>) -> f64 {

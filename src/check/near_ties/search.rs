@@ -74,15 +74,16 @@ impl<'a> Search<'a> {
             return Ok(Found::Refuted);
         }
         // all at once: an error far beyond what that does is none of theirs
-        let mut all = accepted.assumed(question);
-        moves.nearest().for_each(|m| m.assume(&mut all));
-        let Some(run) = self.run(&wanted, &all)? else { return Ok(Found::Open) };
-        if gross(&stages, start, &run, question) {
+        let mut together = accepted.assumed(question);
+        moves.nearest().for_each(|m| m.assume(&mut together));
+        let Some(all) = self.run(&wanted, &together)? else { return Ok(Found::Open) };
+        if gross(&stages, start, &all, question) {
             return Ok(Found::Refuted);
         }
 
         let (mut start, mut moves) = (start.clone(), moves);
         let mut settled_sequences = BTreeSet::new();
+        let mut settled_nothing = true;
         loop {
             // What was assumed before may be wrong, where attention carries it on: then nothing is proved.
             let refuted = |units: &[Unit<'_>]| {
@@ -93,7 +94,9 @@ impl<'a> Search<'a> {
                 };
                 units.iter().any(|unit| unit.state == State::Impossible && nothing_before(unit))
             };
-            let mut units = units(&stages, &start, &moves, question);
+            // only of the start is it known what all near ties together do
+            let together = settled_nothing.then_some(&all);
+            let mut units = units(&stages, &start, together, &moves, question);
             if units.is_empty() {
                 let off =
                     |(held, _): &(Held<'_>, Span)| held.over(&start, question).is_none_or(|rows| !rows.is_empty());
@@ -122,6 +125,7 @@ impl<'a> Search<'a> {
             if units.iter().any(|unit| unit.state != State::Settled) {
                 return Ok(Found::Open);
             }
+            settled_nothing = false;
             for unit in &units {
                 unit.moves.iter().for_each(|m| accepted.accept(m));
                 settled_sequences.extend(unit.row.owner.sequence.filter(|_| !unit.span.is_by_token()));
@@ -155,13 +159,21 @@ impl<'a> Search<'a> {
 fn gross(stages: &[(Held<'_>, Span)], start: &Trace, all: &Trace, question: &Question<'_>) -> bool {
     stages.iter().any(|(held, _)| {
         let rows = held.over(start, question).unwrap_or_default();
-        rows.iter()
-            .any(|row| held.moved(row.at, start, all, question).is_some_and(|moved| row.size > 1.0 + GROSS * moved))
+        rows.iter().any(|row| {
+            let moved = held.moved(row.at, start, all).and_then(|moved| held.measure(row.at, &moved, start, question));
+            moved.is_some_and(|moved| row.size > 1.0 + GROSS * moved)
+        })
     })
 }
 
 /// The rows to be explained next.
-fn units<'a>(stages: &'a [(Held<'a>, Span)], start: &Trace, moves: &Moves, question: &Question<'_>) -> Vec<Unit<'a>> {
+fn units<'a>(
+    stages: &'a [(Held<'a>, Span)],
+    start: &Trace,
+    together: Option<&Trace>,
+    moves: &Moves,
+    question: &Question<'_>,
+) -> Vec<Unit<'a>> {
     let mut taken = BTreeSet::new();
     let mut units = Vec::new();
     for (held, span) in stages {
@@ -176,7 +188,7 @@ fn units<'a>(stages: &'a [(Held<'a>, Span)], start: &Trace, moves: &Moves, quest
             let alike = (row.owner.sequence, row.owner.place.filter(|_| span.is_by_token()));
             if !claimed.contains(&alike) {
                 claimed.push(alike);
-                units.push(Unit::new(held, span, row, moves, question));
+                units.push(Unit::new(held, span, row, (start, together), moves, question));
             }
         }
     }

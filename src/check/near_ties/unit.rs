@@ -59,13 +59,24 @@ pub struct Unit<'a> {
     pub moves: Vec<Move>,
     frontier: Vec<Node>,
     complete: bool,
-    /// How far single moves take the row; by layer and token.
-    alone: BTreeMap<(usize, usize), Option<f64>>,
+    /// How far single moves take the row, by layer and token: the nearest of each first.
+    alone: BTreeMap<(usize, usize), Vec<Vec<f64>>>,
+    /// How far all moves together do, if that is known.
+    together: Option<Vec<f64>>,
+    rounds: usize,
 }
 
 impl<'a> Unit<'a> {
-    /// The search for a row, from the run in which it is off.
-    pub fn new(held: &'a Held<'a>, span: &'a Span, row: Row, moves: &Moves, question: &Question<'_>) -> Self {
+    /// The search for a row, from the run in which it is off, and that with all moves together, if that is known.
+    pub fn new(
+        held: &'a Held<'a>,
+        span: &'a Span,
+        row: Row,
+        (start, together): (&Trace, Option<&Trace>),
+        moves: &Moves,
+        question: &Question<'_>,
+    ) -> Self {
+        let together = together.and_then(|together| held.moved(row.at, start, together));
         let mut unit = Unit {
             held,
             span,
@@ -75,17 +86,22 @@ impl<'a> Unit<'a> {
             frontier: Vec::new(),
             complete: true,
             alone: BTreeMap::new(),
+            together,
+            rounds: 0,
         };
         unit.grow(unit.row.size, moves, question);
-        let keys = unit.frontier.iter().map(|node| (node.moves[0].layer, node.moves[0].token));
-        unit.alone = keys.map(|key| (key, None)).collect();
-        unit.look_for_an_end();
+        unit.look_for_an_end(start, question);
         unit
     }
 
     /// The next moves to try, if there is need for any.
     pub fn next(&mut self) {
-        let best = (0..self.frontier.len()).min_by(|&a, &b| self.frontier[a].order(&self.frontier[b]));
+        // Every other time it is a single move: what these do tells what all can do.
+        self.rounds += 1;
+        let single = |at: &usize| self.frontier[*at].moves.len() == 1;
+        let singles = self.rounds % 2 == 0 && (0..self.frontier.len()).any(|at| single(&at));
+        let among = (0..self.frontier.len()).filter(|at| !singles || single(at));
+        let best = among.min_by(|&a, &b| self.frontier[a].order(&self.frontier[b]));
         if let (State::Searching, Some(best)) = (self.state, best) {
             self.moves = self.frontier.swap_remove(best).moves;
         }
@@ -99,12 +115,11 @@ impl<'a> Unit<'a> {
             return;
         }
         if let [only] = &self.moves[..] {
-            let moved = self.held.moved(self.row.at, start, run, question).unwrap_or(f64::INFINITY);
-            let alone = self.alone.entry((only.layer, only.token)).or_default();
-            *alone = Some(alone.unwrap_or(0.0).max(moved));
+            let moved = self.held.moved(self.row.at, start, run);
+            self.alone.entry((only.layer, only.token)).or_default().extend(moved);
         }
         self.grow(excess, moves, question);
-        self.look_for_an_end();
+        self.look_for_an_end(start, question);
     }
 
     /// The nodes below the one that was tried last.
@@ -126,15 +141,74 @@ impl<'a> Unit<'a> {
         }
     }
 
-    fn look_for_an_end(&mut self) {
+    fn look_for_an_end(&mut self, start: &Trace, question: &Question<'_>) {
         let singles_tried = !self.frontier.iter().any(|node| node.moves.len() == 1);
-        let reach: Option<f64> = self.alone.values().copied().sum();
-        let beyond = singles_tried && self.complete && reach.is_some_and(|reach| self.row.size > 1.0 + reach);
+        let beyond = singles_tried && self.complete && self.is_beyond(start, question).unwrap_or(false);
         self.state = match () {
             () if beyond => State::Impossible,
             () if !self.frontier.is_empty() => State::Searching,
             () if self.complete => State::Impossible,
             () => State::Open,
         };
+    }
+
+    /// Whether the row is further off than all moves together can take it, or in another direction; each of them was tried
+    /// alone.
+    fn is_beyond(&self, start: &Trace, question: &Question<'_>) -> Option<bool> {
+        let size = |difference: &[f64]| self.held.measure(self.row.at, difference, start, question);
+        let mut reach = 0.0;
+        for shifts in self.alone.values() {
+            let sizes = shifts.iter().map(|shift| size(shift)).collect::<Option<Vec<_>>>()?;
+            reach += sizes.into_iter().fold(0.0, f64::max);
+        }
+        if self.row.size > 1.0 + reach {
+            return Some(true);
+        }
+        // What no sum of them can be, less what they do to each other.
+        let Some(together) = &self.together else { return Some(false) };
+        let mut mutual = together.clone();
+        for shift in self.alone.values().filter_map(|shifts| shifts.first()) {
+            mutual.iter_mut().zip(shift).for_each(|(left, shift)| *left -= shift);
+        }
+        let error = self.held.error(self.row.at, start)?;
+        let left = outside(error, self.alone.values().flatten());
+        Some(size(&left)? > 1.0 + size(&mutual)?)
+    }
+}
+
+/// The part of `error` that is at right angles to all `shifts`.
+fn outside<'b>(mut error: Vec<f64>, shifts: impl Iterator<Item = &'b Vec<f64>>) -> Vec<f64> {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let remove = |from: &mut Vec<f64>, unit: &[f64]| {
+        let along = dot(from, unit);
+        from.iter_mut().zip(unit).for_each(|(x, unit)| *x -= along * unit);
+    };
+    let mut units: Vec<Vec<f64>> = Vec::new();
+    for shift in shifts {
+        let mut new = shift.clone();
+        // twice, since once is not exact
+        for _ in 0..2 {
+            units.iter().for_each(|unit| remove(&mut new, unit));
+        }
+        let length = dot(&new, &new).sqrt();
+        if length > 1e-9 * dot(shift, shift).sqrt() {
+            new.iter_mut().for_each(|x| *x /= length);
+            remove(&mut error, &new);
+            units.push(new);
+        }
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_outside_is_at_right_angles() {
+        let shifts = [vec![1.0, 0.0, 0.0], vec![2.0, 0.0, 0.0], vec![1.0, 1.0, 0.0]];
+        assert_eq!(outside(vec![3.0, 4.0, 5.0], shifts.iter()), [0.0, 0.0, 5.0]);
+        assert_eq!(outside(vec![3.0, 4.0, 5.0], shifts[..2].iter()), [0.0, 4.0, 5.0]);
+        assert_eq!(outside(vec![3.0], [].iter()), [3.0]);
     }
 }

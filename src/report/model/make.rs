@@ -6,10 +6,11 @@ use dsv2_metrics::{Element, Metrics};
 use dsv2_reference::stage::flow;
 
 use super::{
-    CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, LayoutReport, Metric,
-    NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport, WaiverReport,
+    CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, HintReport,
+    LayoutReport, Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport,
+    WaiverReport,
 };
-use crate::check::{self, AssumedTie, Checked, Recognised, Request};
+use crate::check::{self, AssumedTie, Checked, Hint, Recognised, Request};
 use crate::judge::{Disposition, StageVerdict, Verdict};
 use crate::mutants::explain::Explanation;
 use crate::outcome::Waiver;
@@ -26,11 +27,11 @@ impl Report {
 impl CheckReport {
     /// Of what was asked and what came of it.
     pub fn new(request: &Request, checked: &Checked, files: Files) -> Self {
-        let Checked { verdict, precision, unknown, layouts, near_ties, end_to_end, spans, .. } = checked;
+        let Checked { verdict, precision, unknown, layouts, assumed, near_ties, end_to_end, spans, .. } = checked;
         let stages: Vec<_> = verdict.stages.iter().map(StageReport::from).collect();
         let first = first_failure(&stages);
         let judged_by_itself = first.filter(|_| request.expected.is_none());
-        let near_ties = near_ties.iter().map(NearTies::from).chain(assumed(&checked.assumed));
+        let near_ties = near_ties.iter().map(NearTies::from).chain(assumed_ties(&checked.assumed_ties));
         let spans = spans.iter().map(|(stage, lacking)| Span { stage: stage.clone(), lacking: lacking.clone() });
         CheckReport {
             verdict: checked.conclusion(),
@@ -47,9 +48,10 @@ impl CheckReport {
             near_ties: near_ties.collect(),
             end_to_end: end_to_end.as_ref().map(EndToEnd::from),
             layouts: layouts.iter().map(LayoutReport::from).collect(),
+            assumed: assumed.clone(),
             unknown: unknown.clone(),
             spans: spans.collect(),
-            hint: checked.hint.clone(),
+            hint: checked.hint.as_ref().map(HintReport::from),
             explanation: Vec::new(),
             uncatchable: checked.uncatchable.iter().map(|mutant| (*mutant).to_owned()).collect(),
             stages,
@@ -83,7 +85,7 @@ fn first_failure(stages: &[StageReport]) -> Option<&StageReport> {
 }
 
 /// The near ties that were assumed, stage by stage.
-fn assumed(ties: &[AssumedTie]) -> Vec<NearTies> {
+fn assumed_ties(ties: &[AssumedTie]) -> Vec<NearTies> {
     let mut stages = Vec::<NearTies>::new();
     for AssumedTie { stage, sequence, token, .. } in ties {
         if stages.last().is_none_or(|last| last.stage != *stage) {
@@ -263,6 +265,12 @@ impl From<&Element> for ElementReport {
 impl From<&(String, usize)> for NearTies {
     fn from((stage, tokens): &(String, usize)) -> Self {
         NearTies { stage: stage.clone(), tokens: *tokens, assumed: false, at: Vec::new() }
+    }
+}
+
+impl From<&Hint> for HintReport {
+    fn from(Hint { says, names }: &Hint) -> Self {
+        HintReport { says: says.clone(), names: names.iter().map(|name| (*name).to_owned()).collect() }
     }
 }
 

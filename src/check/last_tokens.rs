@@ -1,0 +1,114 @@
+//! Logits of the last tokens alone: engines compute no others, and nobody tells the judge. The shape does.
+
+use dsv2_reference::stage::table::LM_HEAD;
+use ndarray::{Array2, Axis};
+
+use super::dump::{Dump, Recognised};
+use super::request::Request;
+use crate::case::Case;
+use crate::inputs::{AttentionMask, Inputs, LogitsToKeep};
+use crate::trace::Trace;
+use crate::values::Values;
+
+/// The same question where the logits that the dump has are all that the model computes, if they are those of the last
+/// tokens alone.
+pub fn recognise(request: &Request, dump: &mut Dump) -> Option<Request> {
+    let LastTokens { inputs, logits, says } = LastTokens::of(&request.case, &dump.trace)?;
+    let expected = request.expected.as_ref().map(|expected| {
+        let all = expected.get(LM_HEAD).and_then(|values| last_of_all(values, &request.case, &inputs));
+        all.into_iter().fold(expected.clone(), |expected, logits| expected.with(LM_HEAD, logits))
+    });
+    dump.trace = std::mem::take(&mut dump.trace).with(LM_HEAD, logits);
+    dump.recognised.push(Recognised { stage: LM_HEAD.to_owned(), layout: says });
+    Some(Request { expected, ..request.about(Case { inputs, ..request.case.clone() }) })
+}
+
+/// The case in which the logits that `dump` has are all that the model computes.
+pub fn case_of(case: &Case, dump: &Trace) -> Case {
+    let inputs = LastTokens::of(case, dump).map(|found| found.inputs);
+    Case { inputs: inputs.unwrap_or_else(|| case.inputs.clone()), ..case.clone() }
+}
+
+struct LastTokens {
+    /// Which logits they are.
+    inputs: Inputs,
+    /// `[B,kept,V]`
+    logits: Values,
+    /// What a report says.
+    says: String,
+}
+
+impl LastTokens {
+    /// Of a dump with `[B,kept,V]` logits, or the same flattened, of fewer tokens than there are.
+    fn of(case: &Case, dump: &Trace) -> Option<Self> {
+        let (inputs, logits) = (&case.inputs, dump.get(LM_HEAD)?);
+        let (batch, length) = (inputs.batch(), inputs.length());
+        let rows = rows(logits, case)?;
+        let kept = rows.checked_div(batch).filter(|kept| kept * batch == rows && (1..length).contains(kept))?;
+        let by_sequence = match *logits.shape() {
+            [first, second, _] => (first, second) == (batch, kept) || batch == 1 || kept == 1,
+            ref shape => shape.len() <= 2,
+        };
+        // a loss is one of the logits that are kept, and its labels are as many
+        let free = inputs.logits_to_keep.is_none() && (inputs.labels.is_none() || dump.get("loss").is_none());
+        let keep = last(inputs, kept, case.chunks.len() == 1).filter(|_| by_sequence && free)?;
+        let tokens = if kept == 1 { "token".to_owned() } else { format!("{kept} tokens") };
+        Some(LastTokens {
+            says: format!("the last {tokens} of each sequence alone, [B, {kept}, V]"),
+            inputs: Inputs { logits_to_keep: Some(keep), labels: None, ..inputs.clone() },
+            logits: in_shape(logits, [batch, kept, case.config.vocab_size])?,
+        })
+    }
+}
+
+/// How many rows of logits there are.
+fn rows(logits: &Values, case: &Case) -> Option<usize> {
+    let vocab = case.config.vocab_size;
+    (logits.shape().last() == Some(&vocab) && logits.real().is_some()).then_some(logits.len() / vocab)
+}
+
+fn in_shape(logits: &Values, shape: [usize; 3]) -> Option<Values> {
+    let Values::Real(dtype, a) = logits else { return None };
+    Some(Values::Real(*dtype, a.to_shape(shape).ok()?.into_owned().into_dyn()))
+}
+
+/// The last `kept` tokens. Where some are padding, the last one is the last real one of each sequence; the last two could be
+/// either.
+fn last(inputs: &Inputs, kept: usize, whole: bool) -> Option<LogitsToKeep> {
+    let behind = inputs.length() - kept;
+    let Some(AttentionMask::Padding(attend)) = &inputs.attention_mask else {
+        return Some(LogitsToKeep::Last(kept as i64));
+    };
+    if attend.slice_axis(Axis(1), ndarray::Slice::from(behind..)).iter().all(|real| *real) {
+        return Some(LogitsToKeep::Last(kept as i64));
+    }
+    let last_real = |row: ndarray::ArrayView1<'_, bool>| row.iter().rposition(|real| *real).unwrap_or(behind) as i64;
+    let positions = attend.outer_iter().map(last_real).collect();
+    (kept == 1 && whole)
+        .then(|| LogitsToKeep::PerSample(Array2::from_shape_vec((attend.nrows(), 1), positions).expect("one of each")))
+}
+
+/// Of the logits of all tokens, those that the inputs keep.
+fn last_of_all(logits: &Values, case: &Case, inputs: &Inputs) -> Option<Values> {
+    let (batch, length) = (inputs.batch(), inputs.length());
+    let Values::Real(dtype, _) = logits else { return None };
+    let all = in_shape(logits, [batch, length, case.config.vocab_size])
+        .filter(|_| rows(logits, case) == Some(batch * length))?;
+    let all = all.real()?;
+    let kept = match inputs.logits_to_keep.as_ref()? {
+        LogitsToKeep::Last(kept) => all.slice_axis(Axis(1), ndarray::Slice::from(length - *kept as usize..)).to_owned(),
+        LogitsToKeep::PerSample(positions) => {
+            let rows = positions
+                .iter()
+                .enumerate()
+                .map(|(b, &s)| all.index_axis(Axis(0), b).index_axis_move(Axis(0), s as usize));
+            let rows: Vec<_> = rows.collect();
+            ndarray::stack(Axis(0), &rows).ok()?.insert_axis(Axis(1))
+        }
+        LogitsToKeep::Positions(_) | LogitsToKeep::Mask(_) => return None,
+    };
+    Some(Values::Real(*dtype, kept))
+}
+
+#[cfg(test)]
+mod tests;
