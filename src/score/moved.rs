@@ -51,7 +51,7 @@ pub fn moved(case: &Case, held: &Trace, precision: Precision) -> Result<Moved> {
     let truth = run(Precision::F64, None, false)?;
     let plain = run(plain(precision), Some(&truth.choices()), true)?;
     let rows = ComparedRows::of(&case.inputs);
-    let mut noise = noise(&plain, &truth, &rows);
+    let mut noise = noise(&[plain], &truth, &rows);
     let mut factors = LOCAL_FACTORS;
     if let Some(narrow) = precision.narrow() {
         factors = NARROW_LOCAL_FACTORS;

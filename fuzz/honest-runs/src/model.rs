@@ -1,5 +1,7 @@
 //! A random model that is possible, and inputs for it.
 
+use std::sync::Arc;
+
 use dsv2::Result;
 use dsv2::case::Case;
 use dsv2::inputs::{AttentionMask, Inputs, Labels, LogitsToKeep, Tokens};

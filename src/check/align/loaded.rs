@@ -3,6 +3,7 @@
 //! stored; a stage that fails so and passes with all of them rounded is judged by these, and that is said.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use dsv2_reference::stage::flow;
 use dsv2_reference::weights::WeightSource;
@@ -83,15 +84,7 @@ fn rounded(case: &Case, narrow: Dtype) -> Result<Option<Case>> {
         };
         tensors.insert(name, tensor);
     }
-    let case = || Case {
-        config: case.config.clone(),
-        head: case.head,
-        dialect: case.dialect,
-        weights: Box::new(Held(tensors)),
-        inputs: case.inputs.clone(),
-        use_cache: case.use_cache,
-        chunks: case.chunks.clone(),
-    };
+    let case = || Case { weights: Arc::new(Held(tensors)), ..case.clone() };
     Ok(any.then(case))
 }
 

@@ -3,6 +3,7 @@
 mod ways;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use dsv2_reference::stage::convention::{name, place, value};
 use dsv2_reference::stage::{Stage, table};
@@ -269,7 +270,7 @@ fn a_copy_of_what_the_dump_itself_holds_is_right_in_either_rounding() {
 }
 
 /// Weights that bf16 does not have; of some tensors, as a program has them that rounds those on load.
-struct Inexact(Box<dyn WeightSource + Send + Sync>, fn(&str) -> bool);
+struct Inexact(Arc<dyn WeightSource + Send + Sync>, fn(&str) -> bool);
 
 impl WeightSource for Inexact {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, dsv2_reference::Error> {
@@ -288,7 +289,7 @@ impl WeightSource for Inexact {
 fn weights_that_are_not_exact_may_be_rounded_on_load_or_not() {
     let inexact = |rounded: fn(&str) -> bool| {
         let case = case("v2");
-        Case { weights: Box::new(Inexact(case.weights, rounded)), ..case }
+        Case { weights: Arc::new(Inexact(case.weights, rounded)), ..case }
     };
     let none: fn(&str) -> bool = |_| false;
     let ways: [(&str, fn(&str) -> bool, bool); 4] = [

@@ -1,5 +1,7 @@
 use super::*;
 
+use crate::Dialect::Deepseek;
+
 /// What is refused, by reading or by validating.
 pub(super) fn refusal(value: Value, dialect: Dialect) -> String {
     let config = DeepseekV2Config::from_value(value.clone());

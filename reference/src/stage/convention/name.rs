@@ -124,7 +124,7 @@ pub fn other_name(tensor: &str) -> Option<(&'static OtherName, usize)> {
     let (pattern, layer) = pattern(tensor);
     let layer = layer?;
     let own = |of: &&str| **of == pattern && name(of, layer) == tensor;
-    let other = OTHER_NAMES.iter().find(|other| other.names.iter().any(|of| own(&of)))?;
+    let other = OTHER_NAMES.iter().find(|other| other.names.iter().any(&own))?;
     Some((other, layer))
 }
 
