@@ -44,7 +44,7 @@ pub fn case(rng: &mut Rng) -> Result<Case> {
     let inputs = inputs(&sizes, &config, head, use_cache, rng);
     let whole = !use_cache || inputs.labels.is_some() || inputs.logits_to_keep.is_some() || rng.f64() < 0.8;
     let chunks = if whole || head != Head::CausalLm { vec![inputs.length()] } else { pieces(inputs.length(), rng) };
-    let weights = Box::new(weights(rng));
+    let weights = Arc::new(weights(rng));
     Case { config, head, dialect, weights, inputs, use_cache, chunks }.checked()
 }
 
