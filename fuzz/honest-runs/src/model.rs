@@ -1,5 +1,7 @@
 //! A random model that is possible, and inputs for it.
 
+use std::sync::Arc;
+
 use dsv2::Result;
 use dsv2::case::Case;
 use dsv2::inputs::{AttentionMask, Inputs, Labels, LogitsToKeep, Tokens};
@@ -42,7 +44,7 @@ pub fn case(rng: &mut Rng) -> Result<Case> {
     let inputs = inputs(&sizes, &config, head, use_cache, rng);
     let whole = !use_cache || inputs.labels.is_some() || inputs.logits_to_keep.is_some() || rng.f64() < 0.8;
     let chunks = if whole || head != Head::CausalLm { vec![inputs.length()] } else { pieces(inputs.length(), rng) };
-    let weights = Box::new(weights(rng));
+    let weights = Arc::new(weights(rng));
     Case { config, head, dialect, weights, inputs, use_cache, chunks }.checked()
 }
 
