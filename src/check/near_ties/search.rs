@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use dsv2_reference::stage::sibling;
+
 use super::Question;
 use super::moves::{Accepted, Moves};
 use super::reach::{Span, choice_of};
@@ -54,9 +56,10 @@ impl<'a> Search<'a> {
         accepted: &mut Accepted,
     ) -> Result<Found> {
         let question = self.question;
-        let held = failing.iter().filter_map(|name| Held::new(name, budgets.get(name)?, start, question));
-        let stages: Vec<(Held<'_>, Span)> =
-            held.map(|held| (Span::of(held.name, question), held)).map(|(s, h)| (h, s)).collect();
+        let with_span = failing
+            .iter()
+            .filter_map(|name| Some((Held::new(name, budgets.get(name)?, start, question)?, Span::of(name, question))));
+        let stages: Vec<(Held<'_>, Span)> = with_span.collect();
         if stages.len() < failing.len() {
             return Ok(Found::Open);
         }
@@ -64,7 +67,7 @@ impl<'a> Search<'a> {
         let wanted = |name: &str| {
             let routing = |layer: &usize| {
                 let choice = choice_of(*layer);
-                name == choice || name == dsv2_reference::stage::sibling(&choice, "router_logits")
+                name == choice || name == sibling(&choice, "router_logits")
             };
             failing.contains(&name) || layers.iter().any(routing)
         };
