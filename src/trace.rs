@@ -45,7 +45,7 @@ impl Trace {
     /// The same with another tensor for a stage.
     #[must_use]
     pub fn with(mut self, stage: &str, values: Values) -> Self {
-        self.0.insert(stage.to_owned(), values);
+        self.stages.insert(stage.to_owned(), values);
         self
     }
 
