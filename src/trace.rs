@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dsv2_reference::Dtype;
-use dsv2_reference::stage::convention::other_name;
+use dsv2_reference::stage::convention::name::{other_name, unwrapped};
 use dsv2_reference::stage::table::{COS, SIN};
 use dsv2_reference::stage::{Layout, Stage, canonical, forward_order};
 use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
@@ -28,7 +28,8 @@ const COMPLEX_TABLES: [&str; 4] = ["model.rotary_emb", "model.rotary_emb.freqs_c
 
 /// Whether a tensor of this name may be a stage, or hold some.
 fn is_named(name: &str) -> bool {
-    Stage::parse(name).is_some() || other_name(name).is_some() || COMPLEX_TABLES.contains(&name)
+    let as_it_is = Stage::parse(name).is_some() || other_name(name).is_some() || COMPLEX_TABLES.contains(&name);
+    as_it_is || unwrapped(name).is_some()
 }
 
 impl Trace {

@@ -5,13 +5,13 @@
 use std::str::FromStr;
 
 use dsv2_reference::stage::Stage;
-use dsv2_reference::stage::convention::other_name;
+use dsv2_reference::stage::convention::name::{other_name, unwrapped};
 use dsv2_reference::stage::table::*;
 use glob::Pattern;
 
 use crate::error::{Error, Result};
 
-/// A fused projection, whose columns on each rank are those of both: [gate | up].
+/// A fused projection, whose columns on each rank are those of both: [gate | up], or the other way round.
 pub const GATE_UP_PROJ: &str = "model.layers.*.mlp.gate_up_proj";
 
 /// How the ranks' tensors make one.
@@ -139,9 +139,14 @@ impl Rule {
 
 /// The kind of stage that a tensor is or holds.
 pub fn kind(name: &str) -> Option<&'static str> {
-    // a fused projection is a name of its own
-    let fused = other_name(name).map(|(other, _)| other.name).filter(|other| *other == GATE_UP_PROJ);
-    fused.or_else(|| Stage::parse(name).map(|stage| stage.kind))
+    let bare = unwrapped(name).map_or_else(|| name.to_owned(), |(bare, _)| bare);
+    Stage::parse(&bare).map(|stage| stage.kind).or_else(|| match other_name(&bare)?.0.holds {
+        [part] => Some(part.kind),
+        [first, second] if [first.kind, second.kind].iter().all(|kind| [GATE_PROJ, UP_PROJ].contains(kind)) => {
+            Some(GATE_UP_PROJ)
+        }
+        _ => None,
+    })
 }
 
 impl FromStr for Rule {
