@@ -8,7 +8,7 @@ pub mod storage;
 
 use dsv2_reference::tap::{StageValue, Tap};
 
-pub use drawn::Drawn;
+pub use drawn::{Drawn, DrawnWeights};
 pub use forced::Forced;
 pub use recorder::Recorder;
 
