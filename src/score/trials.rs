@@ -5,7 +5,7 @@ use dsv2_reference::stage::Stage;
 use dsv2_reference::tap::NoTap;
 
 use super::dumps::{ALL, Cut, DumpKind, HOOKS};
-use super::moved::moved as moved_by;
+use super::moved;
 use super::{Finding, Hinted, Kill, Outcome, Pass, Subjects};
 use crate::backend::{Backend, Reference, Settings};
 use crate::check::last_tokens::case_of;
@@ -97,17 +97,18 @@ fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<V
                     }
                     _ => false,
                 };
-                let exact = |mutant: &Mutant| -> Result<Trace> {
-                    let (exact, _) = mutate(&weights, mutant, Precision::F64)?;
-                    Ok(cut.cut(&exact, &golden.case.config))
-                };
+                let exact = |mutant: &Mutant| -> Result<Trace> { Ok(mutate(&weights, mutant, Precision::F64)?.0) };
+                let dump = |exact: &Trace| cut.cut(exact, &golden.case.config);
                 let (mut moved, mut hinted) = (None, None);
                 match (mutant.class, outcome) {
                     (Class::Structural, Outcome::Passed) => {
                         let exact = exact(mutant)?;
-                        moved = Some(moved_by(&case_of(&golden.case, &exact), &exact, precision)?);
+                        let (held, choices) = (&dump(&exact), &exact.choices());
+                        let case = &case_of(&golden.case, held);
+                        moved = Some(moved::Planted { case, held, choices, precision }.moved()?);
                     }
                     (Class::Structural, Outcome::Killed) if hints => {
+                        let exact = |mutant: &Mutant| Ok(dump(&exact(mutant)?));
                         hinted = Some(Hinted::of(checked.hint.as_ref(), mutant, exact)?);
                     }
                     _ => {}
