@@ -11,7 +11,7 @@ use std::path::Path;
 
 use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::case::Case;
-use dsv2::check::{Request, check};
+use dsv2::check::{Conclusion, Request, check};
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
 use dsv2::mutants::explain::explain;
@@ -33,7 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let checked = check(&request)?;
         println!("{program}: {} stages of {} compared", checked.verdict.compared(), checked.precision);
         match checked.verdict.first_failure() {
-            None => println!("  pass"),
+            None if checked.conclusion() == Conclusion::Pass => println!("  pass"),
+            None => println!("  no verdict: {:?}", checked.inconclusive),
             Some(stage) => {
                 let l2 = |metrics: Option<dsv2::metrics::Metrics>| metrics.map_or(f64::NAN, |metrics| metrics.l2);
                 println!("  FAIL: first wrong stage {}", stage.stage);

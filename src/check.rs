@@ -19,6 +19,7 @@ mod dump;
 mod explain;
 mod judge;
 pub(crate) mod last_tokens;
+mod near_ties;
 mod request;
 pub mod shards;
 mod truth;
@@ -31,7 +32,7 @@ use align::Aligned;
 pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
 pub use explain::Hint;
-pub use judge::EndToEnd;
+pub use judge::{AssumedTie, EndToEnd};
 pub use request::Request;
 
 /// What came of it.
@@ -51,6 +52,8 @@ pub struct Checked {
     pub assumed: Vec<String>,
     /// How many tokens of a layer go to other experts than in the truth because of a near tie, which is no fault.
     pub near_ties: Vec<(String, usize)>,
+    /// Near ties that were taken to have fallen the other way, although the dump does not hold the choice.
+    pub assumed_ties: Vec<AssumedTie>,
     /// The end of the computation, if near ties fell the other way.
     pub end_to_end: Option<EndToEnd>,
     /// For each stage that the dump holds and that is not judged from its very inputs: those that it lacks.
@@ -101,7 +104,7 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     let truth = truth::compute(request, &dump)?;
     dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
     let Aligned { dump, truth, local } = align::align(request, dump, truth)?;
-    let judged = judge::judge(request, &dump, &truth, local)?;
+    let (judged, truth) = judge::judge(request, &dump, truth, local)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
     let read_as = came.notes().iter().map(|(name, says)| Recognised::new(name, says));
     Ok(Checked {
@@ -112,6 +115,7 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
         layouts: read_as.chain(dump.recognised).collect(),
         assumed: dump.assumed,
         near_ties: truth.near_ties,
+        assumed_ties: judged.assumed,
         end_to_end: judged.end_to_end,
         spans: told.spans,
         hint: told.hint,

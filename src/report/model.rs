@@ -247,6 +247,10 @@ pub struct NearTies {
     pub stage: String,
     /// How many tokens go elsewhere.
     pub tokens: usize,
+    /// Whether the dump does not hold the choice, and the judge took it to be so because nothing else explains the dump.
+    pub assumed: bool,
+    /// If it was assumed, which tokens: sequence and place.
+    pub at: Vec<[usize; 2]>,
 }
 
 /// The error of the last stage, with the candidate's choice of experts and without.

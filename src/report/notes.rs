@@ -4,7 +4,7 @@ use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
 use super::describe::{compared, few, number, short_kind};
-use super::model::{CheckReport, EndToEnd};
+use super::model::{CheckReport, DecidedBy, EndToEnd, NearTies};
 use crate::check::Conclusion;
 use crate::judge::Disposition;
 
@@ -15,6 +15,9 @@ pub struct Note {
     /// One line for each thing.
     pub lines: Vec<String>,
 }
+
+/// So many stages between a stage and the dump are a stretch of the model.
+const FAR_BACK: usize = 3;
 
 /// How many names a line holds before it counts.
 const NAMES_IN_A_LINE: usize = 3;
@@ -37,7 +40,9 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
         let lacking: Vec<String> = span.lacking.iter().map(|name| leaf(name)).collect();
         format!("{} (without {})", span.stage, few(lacking.iter().map(String::as_str), NAMES_IN_A_LINE))
     });
-    let near_ties = report.near_ties.iter().map(|near| format!("{} ({})", near.stage, near.tokens));
+    let seen = report.near_ties.iter().filter(|near| !near.assumed);
+    let near_ties = seen.map(|near| format!("{} ({})", near.stage, near.tokens));
+    let assumed = report.near_ties.iter().filter(|near| near.assumed).map(assumed);
     // behind a wrong stage, tokens go elsewhere without any tie
     let elsewhere = match report.verdict {
         Conclusion::Pass => "near ties that fell the other way (tokens; allowed, and followed)",
@@ -49,9 +54,14 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
         ("not looked at (no stage of this model)", report.unknown.clone()),
         ("judged from further back", spans.collect()),
         (elsewhere, near_ties.collect()),
+        (
+            "near ties assumed to have fallen the other way (sequence and token; the dump lacks the choice)",
+            assumed.collect(),
+        ),
         ("end to end", report.end_to_end.iter().map(end_to_end).collect()),
         ("compared", vec![compared(report.compared)]),
         ("not judged", not_judged(report)),
+        ("resolving power", resolving_power(report)),
         ("known bugs that such a dump cannot show", uncatchable(report)),
     ])
 }
@@ -79,6 +89,23 @@ fn layouts(report: &CheckReport) -> Vec<String> {
 fn end_to_end(EndToEnd { stage, replayed, free }: &EndToEnd) -> String {
     let (replayed, free) = (number(replayed.0), number(free.0));
     format!("{stage} is off by {replayed} if the truth follows these experts, by {free} if it goes its own way")
+}
+
+fn assumed(near: &NearTies) -> String {
+    let tokens: Vec<String> = near.at.iter().map(|at| format!("{at:?}")).collect();
+    format!("{} ({})", near.stage, few(tokens.iter().map(String::as_str), NAMES_IN_A_LINE))
+}
+
+/// What a pass says nothing about, if the last stage was judged from far back.
+fn resolving_power(report: &CheckReport) -> Vec<String> {
+    let compared = report.stages.iter().filter(|stage| stage.disposition == Disposition::Pass);
+    let last = compared.filter(|stage| stage.decided_by == Some(DecidedBy::Local)).next_back();
+    let far_back = |stage: &str| report.spans.iter().any(|span| span.stage == stage && span.lacking.len() >= FAR_BACK);
+    let told = last.filter(|last| report.verdict == Conclusion::Pass && far_back(&last.stage)).and_then(|last| {
+        let budget = number(last.budget?.l2.0);
+        Some(format!("differences of less than {budget} (l2) at {} cannot be seen in such a dump", last.stage))
+    });
+    told.into_iter().collect()
 }
 
 fn uncatchable(report: &CheckReport) -> Vec<String> {

@@ -10,7 +10,7 @@ use time::{Date, Month};
 use super::model::{CheckReport, Files, Number, VerifyReport};
 use super::*;
 use crate::budget::{Budgets, FACTORS};
-use crate::check::{Checked, EndToEnd, Hint, Recognised, Request};
+use crate::check::{AssumedTie, Checked, EndToEnd, Hint, Recognised, Request};
 use crate::golden::GoldenCases;
 use crate::judge::{LocalTruth, Truth, Verdict, judge};
 use crate::outcome::Outcome;
@@ -89,6 +89,13 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
         layouts: ["self_attn.q_proj", "mlp", "input_layernorm", "self_attn.o_proj"].map(layer).map(flattened).into(),
         assumed: Vec::new(),
         near_ties: vec![(EXPERTS.into(), 2)],
+        assumed_ties: vec![AssumedTie {
+            stage: EXPERTS.into(),
+            sequence: 1,
+            token: 3,
+            experts: vec![2, 3],
+            strain: 0.5,
+        }],
         end_to_end: Some(EndToEnd { stage: "model.norm".into(), replayed: 0.003, free: 0.12 }),
         spans: vec![(
             layer("self_attn.attn_output"),
