@@ -6,8 +6,8 @@ use dsv2_metrics::{Element, Metrics};
 use dsv2_reference::stage::flow;
 
 use super::{
-    ChangeReport, CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, HintReport,
-    LayoutReport, Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport,
+    ChangeReport, CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files,
+    HintReport, LayoutReport, Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport,
     WaiverReport,
 };
 use crate::check::{self, Checked, Hint, Recognised, Request};
