@@ -114,16 +114,16 @@ pub fn explain(question: &Question<'_>, mut step: impl FnMut(usize, usize, &str)
 
     let singles: Vec<&'static Mutant> = applicable(case).collect();
     let (mut found, mut ranked) = (Vec::new(), Vec::new());
-    for (done, mutant) in singles.iter().copied().enumerate() {
+    for (place, mutant) in singles.iter().copied().enumerate() {
         let distances = trials.distances(&[mutant]);
         if explains(&distances) {
             found.push(explanation(&[mutant], &distances));
         }
-        ranked.push((distances.left(), mutant));
-        step(done + 1, singles.len(), mutant.id);
+        ranked.push((distances.left(), place));
+        step(place + 1, singles.len(), mutant.id);
     }
     if found.is_empty() {
-        let pairs = pairs(ranked, by_reference.left());
+        let pairs = pairs(&singles, ranked, by_reference.left());
         let runs = singles.len() + pairs.len();
         for (done, pair) in pairs.iter().enumerate() {
             let distances = trials.distances(pair);
@@ -141,15 +141,15 @@ pub fn applicable(case: &Case) -> impl Iterator<Item = &'static Mutant> {
     catalogue().filter(move |mutant| (mutant.applies)(case))
 }
 
-/// Which two mutants to try together, in forward order: those first that leave least by themselves. One that changes
-/// nothing in the dump (it leaves what the reference leaves, `nothing`) can add nothing.
-fn pairs(mut ranked: Vec<(f64, &'static Mutant)>, nothing: f64) -> Vec<[&'static Mutant; 2]> {
+/// Which two mutants to try together: those first that leave least by themselves, of what is `ranked` (what a mutant leaves,
+/// and its place). One that changes nothing in the dump (it leaves what the reference leaves, `nothing`) can add nothing.
+fn pairs(mutants: &[&'static Mutant], mut ranked: Vec<(f64, usize)>, nothing: f64) -> Vec<[&'static Mutant; 2]> {
     ranked.retain(|(left, _)| (left - nothing).abs() > 1e-9 * nothing);
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut pairs: Vec<(usize, [&'static Mutant; 2])> = Vec::new();
-    for (i, (_, first)) in ranked.iter().enumerate() {
-        for (j, (_, second)) in ranked.iter().enumerate().skip(i + 1) {
-            pairs.push(((i + 1) * (j + 1), [first, second]));
+    let mut pairs = Vec::new();
+    for (i, (_, a)) in ranked.iter().enumerate() {
+        for (j, (_, b)) in ranked.iter().enumerate().skip(i + 1) {
+            pairs.push(((i + 1) * (j + 1), [a.min(b), a.max(b)].map(|place| mutants[*place])));
         }
     }
     pairs.sort_by_key(|(rank, _)| *rank);

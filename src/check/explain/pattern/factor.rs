@@ -23,13 +23,8 @@ const NORMED: &[&str] = &[EMBED_TOKENS, INPUT_LAYERNORM, POST_ATTENTION_LAYERNOR
 /// All of them, the likeliest first.
 const QUANTITIES: &[Quantity] = &[
     Quantity { name: "routed_scaling_factor", at: WEIGHTED, of: |case| Some(case.config.routed_scaling_factor) },
-    Quantity {
-        name: "mscale²",
-        at: SCORES,
-        of: |case| Some(softmax_scale(&case.config, case.dialect).ok()? * (case.config.qk_head_dim() as f64).sqrt()),
-    },
     Quantity { name: "mscale", at: &[ATTN_SCORES, ATTN_WEIGHTS], of: mscale },
-    Quantity { name: "mscale² of mscale_all_dim", at: SCORES, of: |case| Some(mscale(case)?.powi(2)) },
+    Quantity { name: "mscale²", at: SCORES, of: |case| Some(mscale(case)?.powi(2)) },
     Quantity {
         name: "0.1 ln(factor) + 1",
         at: TABLES,

@@ -52,7 +52,11 @@ const CASES: &[(&str, Spoil, &[&str])] = &[
         |a| *a *= 16.0,
         &["every number is 16 times what it should be: routed_scaling_factor"],
     ),
-    (SCORES, |a| *a /= 1.5896, &["every number is 0.6291 times what it should be: 1/mscale²"]),
+    (
+        SCORES,
+        |a| *a /= (0.0707 * 40f64.ln() + 1.0).powi(2),
+        &["every number is 0.6291 times what it should be: 1/mscale²"],
+    ),
     ("model.embed_tokens", |a| *a *= 44f64.sqrt(), &["every number is 6.633 times what it should be: √hidden_size"]),
     ("model.layers.0.self_attn.o_proj", |a| *a *= 3.25, &["every number is 3.25 times what it should be"]),
     ("model.layers.0", |a| *a *= -1.0, &["every number has the wrong sign, and is right otherwise"]),
