@@ -7,13 +7,14 @@ use dsv2::backend::Precision;
 use dsv2::case::Case;
 use dsv2::check::shards::{self, plans::Rule};
 use dsv2::check::{Conclusion, Request};
-use dsv2::mutants::explain::explain;
+use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
 use dsv2::trace::Trace;
 use dsv2::{Result, report};
 use dsv2_reference::Dialect;
 use dsv2_reference::model::cache::CacheFormat;
 
+use super::progress::Progress;
 use super::{Done, cache_format, chunks, dialect, precision, styled};
 
 /// The arguments of `dsv2 check`.
@@ -51,7 +52,8 @@ pub struct CheckArgs {
     /// Write report.json (every number), junit.xml (for continuous integration) and report.html (to be read) to this folder
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// If it does not conform: which known bugs compute what the dump holds (one run of the model for each of them)
+    /// If it does not conform: which known bugs compute what the dump holds, or which two of them (one run of the model for
+    /// each, and 300 for pairs)
     #[arg(long)]
     explain: bool,
     /// Print one JSON object in place of a table
@@ -84,7 +86,10 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     let mut report = CheckReport::new(&request, &checked, files);
     let conforms = report.verdict == Conclusion::Pass;
     if args.explain && report.verdict == Conclusion::Fail {
-        report = report.explained(&explain(&request.case, &checked.candidate, checked.precision)?);
+        let cache = request.cache;
+        let question = Question { cache, ..Question::new(&request.case, &checked.candidate, checked.precision) };
+        let mut progress = Progress::of_something_slow();
+        report = report.explained(&explain(&question, |done, of, what| progress.reached(done, of, what))?);
     }
     let text = (!args.json).then(|| report::check_text(&report, styled()));
     let report = Report::Check(Box::new(report));

@@ -99,6 +99,7 @@ fn dumps_that_are_none_are_refused_and_wrong_ones_fail() {
         compare(&path.with_extension("failure"), verdict["first_failing_stage"].as_str().unwrap());
         let explained: Value = serde_json::from_str(&place.run(EXPLAIN).fails()).unwrap();
         assert_eq!(explained["first_failing_stage"], verdict["first_failing_stage"]);
+        assert!(verdict["explanation"].is_null() && explained["explanation"].is_array());
     });
 }
 
