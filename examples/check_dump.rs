@@ -14,7 +14,7 @@ use dsv2::case::Case;
 use dsv2::check::{Conclusion, Request, check};
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
-use dsv2::mutants::explain::explain;
+use dsv2::mutants::explain::{Question, explain};
 use dsv2::trace::Trace;
 use dsv2_reference::{Dialect, Real, StageValue, Tap};
 
@@ -41,8 +41,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                 println!("  local error {:.1e}, budget {:.1e}", l2(stage.local), l2(stage.budget));
                 println!("  propagated error {:.1e}", l2(stage.propagated));
                 // Every known bug is tried: which of them computes exactly what the dump holds?
-                for bug in explain(&request.case, &checked.candidate, checked.precision)? {
-                    println!("  explained by `{}`: {}", bug.mutant, bug.what);
+                let question = Question::new(&request.case, &checked.candidate, checked.precision);
+                for found in explain(&question, |_, _, _| {})? {
+                    for bug in found.changes {
+                        println!("  explained by `{}`: {}", bug.mutant, bug.what);
+                    }
                 }
             }
         }

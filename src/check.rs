@@ -1,6 +1,7 @@
 //! `dsv2 check`: a dump of somebody's stages against the model.
 //!
 //! ```text
+//! shards    one dump out of several files, one for each rank of a parallel run
 //! dump      which tensors are stages, and in which type they were computed
 //! shapes    what engines feed and dump in other shapes: logits of the last tokens alone
 //! truth     what each stage is by the f64 reference; where the dump's experts differ, it goes where the dump goes
@@ -20,6 +21,7 @@ mod judge;
 pub(crate) mod last_tokens;
 mod near_ties;
 mod request;
+pub mod shards;
 mod truth;
 
 use crate::error::Result;
@@ -95,6 +97,7 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 
 fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
+    let came = &request.candidate;
     let mut dump = dump::read(request)?;
     let found = last_tokens::recognise(request, &mut dump);
     let request = found.as_ref().unwrap_or(request);
@@ -103,12 +106,12 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     let Aligned { dump, truth, local } = align::align(request, dump, truth)?;
     let (judged, truth) = judge::judge(request, &dump, truth, local)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
-    let read_as = request.candidate.notes().iter().map(|(name, says)| Recognised::new(name, says));
+    let read_as = came.notes().iter().map(|(name, says)| Recognised::new(name, says));
     Ok(Checked {
         verdict: judged.verdict.with_not_held(truth.names.iter().map(String::as_str)),
         inconclusive: judged.inconclusive,
         precision: dump.precision,
-        unknown: told.unknown.into_iter().chain(request.candidate.unread().iter().cloned()).collect(),
+        unknown: told.unknown.into_iter().chain(came.unread().iter().cloned()).collect(),
         layouts: read_as.chain(dump.recognised).collect(),
         assumed: dump.assumed,
         near_ties: truth.near_ties,

@@ -10,7 +10,7 @@ pub mod storage;
 use dsv2_reference::tap::{StageValue, Tap};
 
 pub use assumed::Assumed;
-pub use drawn::Drawn;
+pub use drawn::{Drawn, DrawnWeights};
 pub use forced::Forced;
 pub use recorder::Recorder;
 

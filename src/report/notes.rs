@@ -4,7 +4,7 @@ use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
 use super::describe::{compared, few, number, short_kind};
-use super::model::{CheckReport, DecidedBy, EndToEnd, NearTies};
+use super::model::{ChangeReport, CheckReport, DecidedBy, EndToEnd, ExplanationReport, NearTies};
 use crate::check::Conclusion;
 use crate::judge::Disposition;
 
@@ -24,13 +24,22 @@ const NAMES_IN_A_LINE: usize = 3;
 
 /// What the first failure may come from.
 pub fn causes(report: &CheckReport) -> Vec<Note> {
-    let explanation = report.explanation.iter().map(|found| {
-        let link = found.report.as_ref().map(|link| format!("; {link}")).unwrap_or_default();
-        format!("{} ({}; off by {}{link})", found.mutant, found.what.trim_end_matches('.'), number(found.error.0))
-    });
+    let change = |change: &ChangeReport| {
+        let link = change.report.as_ref().map(|link| format!("; {link}")).unwrap_or_default();
+        format!("{} ({}{link})", change.mutant, change.what.trim_end_matches('.'))
+    };
+    let found = |found: &ExplanationReport| {
+        let changes: Vec<String> = found.changes.iter().map(change).collect();
+        format!("{}, off by {}", changes.join(" together with "), number(found.error.0))
+    };
+    let found: Option<Vec<String>> = report.explanation.as_ref().map(|all| all.iter().map(found).collect());
+    let nothing = found.as_ref().filter(|found| found.is_empty());
+    let nothing =
+        nothing.map(|_| "no known bug, and no pair of them that was tried, computes all of this dump".to_owned());
     there_are([
         ("hint", report.hint.iter().map(|hint| hint.says.join("; ")).collect()),
-        ("the dump is what this known bug computes", explanation.collect()),
+        ("the dump is what this known bug computes", found.unwrap_or_default()),
+        ("explanation", nothing.into_iter().collect()),
     ])
 }
 
@@ -71,10 +80,11 @@ fn there_are<const N: usize>(notes: [(&'static str, Vec<String>); N]) -> Vec<Not
     some.map(|(title, lines)| Note { title, lines }).collect()
 }
 
-/// The last part of a stage's name.
+/// The last part of a stage's name; a cached tensor has the name of what was put into the cache.
 fn leaf(name: &str) -> String {
     let kind = Stage::parse(name).map_or_else(|| name.to_owned(), |stage| short_kind(stage.kind));
-    kind.rsplit('.').next().unwrap_or_default().to_owned()
+    let last = kind.rsplit('.').next().unwrap_or_default();
+    if kind.starts_with("past_key_values") { format!("cached {last}") } else { last.to_owned() }
 }
 
 /// One line for each layout, with the stages that came in it.

@@ -5,7 +5,7 @@ use super::*;
 use crate::backend::{Backend, Reference, Settings};
 use crate::check::{Checked, check};
 use crate::golden::GoldenCases;
-use crate::mutants::explain::explain;
+use crate::mutants::explain::{Question, explain};
 use crate::precision::Precision;
 
 /// The logits of a run of a golden case, and the case.
@@ -108,6 +108,6 @@ fn they_are_explained_too() {
     let wrong = Reference.run(&case, &settings, &mut tap).unwrap();
     let own = last(wrong.get(LM_HEAD).unwrap().real().unwrap(), 1);
     let dump = Trace::default().with(LM_HEAD, Values::Real(Precision::F32.stored(LM_HEAD), own));
-    let found = explain(&case, &dump, Precision::F32).unwrap();
-    assert!(found.iter().any(|found| found.mutant == "scale_no_mscale"), "{found:?}");
+    let found = explain(&Question::new(&case, &dump, Precision::F32), |_, _, _| {}).unwrap();
+    assert!(found.iter().any(|found| found.changes[0].mutant == "scale_no_mscale"), "{found:?}");
 }

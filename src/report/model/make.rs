@@ -6,13 +6,13 @@ use dsv2_metrics::{Element, Metrics};
 use dsv2_reference::stage::flow;
 
 use super::{
-    CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, HintReport,
-    LayoutReport, Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport,
+    ChangeReport, CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files,
+    HintReport, LayoutReport, Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport,
     WaiverReport,
 };
 use crate::check::{self, AssumedTie, Checked, Hint, Recognised, Request};
 use crate::judge::{Disposition, StageVerdict, Verdict};
-use crate::mutants::explain::Explanation;
+use crate::mutants::explain::{Change, Explanation};
 use crate::outcome::Waiver;
 use crate::outcome::{Item, Outcome};
 use crate::report::describe;
@@ -52,22 +52,25 @@ impl CheckReport {
             unknown: unknown.clone(),
             spans: spans.collect(),
             hint: checked.hint.as_ref().map(HintReport::from),
-            explanation: Vec::new(),
+            explanation: None,
             uncatchable: checked.uncatchable.iter().map(|mutant| (*mutant).to_owned()).collect(),
             stages,
         }
     }
 
-    /// With the mutants that compute what the dump holds.
+    /// With what computes what the dump holds, which was asked for.
     #[must_use]
     pub fn explained(self, explanation: &[Explanation]) -> Self {
+        let change = |Change { mutant, what, report }: &Change| ChangeReport {
+            mutant: (*mutant).to_owned(),
+            what: (*what).to_owned(),
+            report: report.map(str::to_owned),
+        };
         let explanation = explanation.iter().map(|found| ExplanationReport {
-            mutant: found.mutant.to_owned(),
-            what: found.what.to_owned(),
-            report: found.report.map(str::to_owned),
+            changes: found.changes.iter().map(change).collect(),
             error: Number(found.error),
         });
-        CheckReport { explanation: explanation.collect(), ..self }
+        CheckReport { explanation: Some(explanation.collect()), ..self }
     }
 
     /// The stage that fails first.
