@@ -511,9 +511,9 @@ def archives():
         "structured-array.npz": npz((norm, npy(header="{'descr': [('x', '<f4')], 'fortran_order': False, 'shape': (1,), }"))),
         "shape-too-large.npz": npz((norm, npy(shape="(1, 3, 5)"))),
         "shape-overflows.npz": npz((norm, npy(shape="(4294967296, 4294967296)"))),
-        "header-nested-deeply.npy": npy(header="(" * 9000),  # must not overflow a stack
-        "header-cut-off.npy": npy()[:40],
-        "version-9.npy": b"\x93NUMPY\x09" + npy()[7:],
+        "header-nested-deeply.npz": npz((norm, npy(header="(" * 9000))),  # must not overflow a stack
+        "header-cut-off.npz": npz((norm, npy()[:40])),
+        "version-9.npz": npz((norm, b"\x93NUMPY\x09" + npy()[7:])),
         "bomb.npz": bomb,
         "checksum-wrong.npz": npz((norm, npy())).replace(b"\0" * 48, b"\1" + b"\0" * 47),
         "member-twice.npz": npz((norm, npy()), (norm, npy())),
