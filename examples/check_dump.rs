@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 println!("  local error {:.1e}, budget {:.1e}", l2(stage.local), l2(stage.budget));
                 println!("  propagated error {:.1e}", l2(stage.propagated));
                 // Every known bug is tried: which of them computes exactly what the dump holds?
-                for bug in explain(&request.case, &checked.candidate, checked.precision)? {
+                for bug in explain(&checked.case, &checked.candidate, checked.precision)? {
                     println!("  explained by `{}`: {}", bug.mutant, bug.what);
                 }
             }

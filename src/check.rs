@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! dump      which tensors are stages, and in which type they were computed
-//! shapes    what engines feed and dump in other shapes: logits of the last tokens alone
+//! shapes    what engines feed and dump in other shapes: varlen batches, one decoding step, the last logits, rows too many
 //! truth     what each stage is by the f64 reference; where the dump's experts differ, it goes where the dump goes
 //! align     the dump in the model's layouts
 //! judge     each stage by itself (`local`): what the f64 reference makes of the dump's own inputs of it is what it should
@@ -16,10 +16,11 @@ mod align;
 mod dump;
 mod explain;
 mod judge;
-pub(crate) mod last_tokens;
 mod request;
+mod shapes;
 mod truth;
 
+use crate::case::Case;
 use crate::error::Result;
 use crate::judge::Verdict;
 use crate::precision::Precision;
@@ -51,6 +52,8 @@ pub struct Checked {
     pub uncatchable: Vec<&'static str>,
     /// The dump as it was judged: in the model's layouts.
     pub candidate: Trace,
+    /// The case as it was judged: what the shapes of the dump say of it, included.
+    pub case: Case,
 }
 
 /// Checks a dump. Stages that it does not hold are not required.
@@ -72,9 +75,9 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
     let mut dump = dump::read(request)?;
-    let found = last_tokens::recognise(request, &mut dump);
-    let request = found.as_ref().unwrap_or(request);
+    let request = &shapes::recognise(request, &mut dump)?;
     let truth = truth::compute(request, &dump)?;
+    let dump = shapes::without_extra_rows(dump, &truth, &request.case);
     let dump = align::align(dump, &truth);
     let judged = judge::judge(request, &dump, &truth)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
@@ -89,5 +92,6 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
         hint: told.hint,
         uncatchable: told.uncatchable,
         candidate: dump.trace,
+        case: request.case.clone(),
     })
 }

@@ -33,6 +33,11 @@ impl Trace {
         self
     }
 
+    /// Keeps the stages whose name is wanted.
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.0.retain(|name, _| wanted(name));
+    }
+
     /// How many stages there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -15,7 +15,6 @@ use super::weights::Wide;
 use super::{Class, catalogue};
 use crate::backend::{Backend, Reference, Settings};
 use crate::case::Case;
-use crate::check::last_tokens::case_of;
 use crate::error::Result;
 use crate::judge::routing::elsewhere;
 use crate::local::{plain, usable};
@@ -53,7 +52,6 @@ const LEAST: f64 = 1.0 / (1 << 22) as f64;
 /// # Errors
 /// If the reference refuses the case.
 pub fn explain(case: &Case, candidate: &Trace, precision: Precision) -> Result<Vec<Explanation>> {
-    let case = &case_of(case, candidate);
     let held = |name: &str| candidate.get(name).is_some();
     let settings = Settings { precision: Precision::F64, stages: Some(&held), ..Settings::default() };
     let teacher = usable(candidate, &Reference.run(case, &settings, &mut NoTap)?, &case.config);

@@ -95,6 +95,7 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
         hint: (norm == 2.5).then(|| "the first token is right".into()),
         uncatchable: vec!["mask_off_by_one"],
         candidate: Trace::default(),
+        case: request.case.clone(),
     };
     let files = Files { model: "M".into(), inputs: "I".into(), candidate: "C".into(), expected: None };
     CheckReport::new(&request, &checked, files)

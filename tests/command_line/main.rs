@@ -8,5 +8,6 @@ mod materialize;
 mod process;
 mod refused;
 mod requests;
+mod shapes;
 mod trace;
 mod verify;
