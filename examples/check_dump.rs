@@ -13,7 +13,7 @@ use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::case::Case;
 use dsv2::check::{Request, check};
 use dsv2::golden::GoldenCases;
-use dsv2::materialize::materialize;
+use dsv2::materialize::{Feed, materialize};
 use dsv2::mutants::explain::explain;
 use dsv2::trace::Trace;
 use dsv2_reference::{Dialect, Real, StageValue, Tap};
@@ -21,9 +21,9 @@ use dsv2_reference::{Dialect, Real, StageValue, Tap};
 fn main() -> Result<(), Box<dyn Error>> {
     // The model and its inputs: a golden case, written as a Hugging Face folder. Any checkpoint and any inputs will do.
     let folder = tempfile::tempdir()?;
-    let model = folder.path().join("v2");
-    materialize(&GoldenCases::embedded().load("v2")?, &model)?;
-    let inputs = model.join("inputs.safetensors");
+    let v2 = folder.path().join("v2");
+    materialize(&GoldenCases::embedded().load("v2")?, &v2, Feed::Whole)?;
+    let (model, inputs) = (v2.join("model"), v2.join("case/inputs.safetensors"));
 
     for (program, bug) in [("right", 1.0), ("without the shared experts", 0.0)] {
         let dump = folder.path().join("dump.safetensors");

@@ -33,7 +33,7 @@ class Dsv2:
         return done.stdout
 
     def materialize(self, case: str) -> pathlib.Path:
-        """The folder of a case, made on first use."""
+        """The folder of a case, with `model` and `case` in it, made on first use."""
         folder = self.folder / case
         if not folder.exists():
             self.run("materialize", case, folder)

@@ -64,7 +64,7 @@ def dump(description: str, load: Load, run: Run, options: dict[str, dict] | None
     libraries are loaded once, and a run that dies takes nothing along.
     """
     path = pathlib.Path
-    options = {"dtype": {"choices": ["f32", "bf16"]}, **(options or {})}
+    options = {"dtype": {"choices": ["f32", "bf16", "f16"]}, **(options or {})}
     reader = parser(description, {"model": path, "inputs": path, "output": path}, options)
     if len(sys.argv) > 1:
         sys.exit(attempt(load, run, reader.parse_args()))

@@ -37,8 +37,8 @@ def cases_for(peer: Peer, pattern: str) -> list[dict]:
 
 def judge(dsv2: Dsv2, dumps: Dumps, peer: Peer, setting: dict, dtype: str, case: dict) -> dict:
     """What the row of a case says beyond its name."""
-    model = dsv2.materialize(case["name"])
-    inputs, candidate = model / "inputs.safetensors", model.with_suffix(".candidate")
+    folder = dsv2.materialize(case["name"])
+    model, inputs, candidate = folder / "model", folder / "case/inputs.safetensors", folder / "candidate"
     candidate.unlink(missing_ok=True)
     row = {}
     dropped = sorted(case["inputs"].keys() - {"input_ids"}) if peer.ids_only else []
@@ -46,7 +46,7 @@ def judge(dsv2: Dsv2, dumps: Dumps, peer: Peer, setting: dict, dtype: str, case:
         kept = {"input_ids": tensors.read(inputs)["input_ids"]}
         if peer.last_position:
             kept["logits_to_keep"] = ("I64", [], (1).to_bytes(8, "little"))
-        tensors.write(inputs := model / "narrow-inputs.safetensors", kept)
+        tensors.write(inputs := folder / "case/narrow-inputs.safetensors", kept)
     if dropped:
         row["without"] = dropped
     chunks = ",".join(map(str, case["options"].get("chunks", [])))

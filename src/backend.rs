@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs, Labels};
 pub use crate::precision::{Choice, Precision};
 use crate::taps::storage::{PlainErrors, Tf32Operands};
-use crate::taps::{AnyTap, Forced, Recorder, again};
+use crate::taps::{AnyTap, Drawn, Forced, Recorder, again};
 use crate::trace::Trace;
 
 pub use device::OnDevice;
@@ -44,6 +44,9 @@ pub struct Settings<'a> {
     pub cache: CacheFormat,
     /// Whether it errs as much as a plain implementation ([`PlainErrors`]).
     pub plain_errors: bool,
+    /// Which of many plain implementations that is: the first rounds where the reference does, others err at random
+    /// ([`Drawn`]).
+    pub draw: u64,
     /// A trace whose stages (as a rule, its choice of experts) take the place of the computed ones.
     pub replay: Option<&'a Trace>,
     /// The same, but what is recorded is what was computed: each stage as it follows from the trace's own values of the
@@ -108,7 +111,7 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
     let forced = |trace| Forced::new(trace, case.inputs.tokens.dim());
     let (mut replay, mut teacher) = (settings.replay.map(forced), settings.teacher.map(forced));
     let narrow = settings.precision.narrow();
-    let mut plain_errors = settings.plain_errors.then(|| PlainErrors::new(&case.config, narrow));
+    let mut plain_errors = settings.plain_errors.then(|| PlainErrors::new(&case.config, narrow, settings.draw));
     let mut rounding = narrow.map(RoundingTap);
     let mut operands = (settings.precision == Precision::Tf32).then_some(Tf32Operands { cached: case.use_cache });
     let past = case.inputs.past();
@@ -118,16 +121,25 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
         Some(CACHED_KV | CACHED_K_PE) if case.inputs.cache_before => fed.get() < past,
         _ => fed.get() >= past,
     };
+    let drawn = settings.plain_errors && settings.draw > 0;
+    let mut stored = drawn.then(|| Drawn::stored(settings.precision, settings.draw));
+    let mut read = drawn.then(|| Drawn::read(settings.precision, settings.draw, settings.teacher, operands));
     let mut taps = |name: &str, mut value: StageValue<'_, T>| {
         let mut show =
             |tap: Option<&mut dyn Tap<T>>| tap.into_iter().for_each(|tap| tap.stage(name, again(&mut value)));
         show(replay.as_mut().map(|tap| tap as _));
         show(Some(&mut *tap));
         show(plain_errors.as_mut().map(|tap| tap as _));
-        show(rounding.as_mut().map(|tap| tap as _));
+        match &mut stored {
+            Some(stored) => show(Some(stored)),
+            None => show(rounding.as_mut().map(|tap| tap as _)),
+        }
         show(looked_at(name).then_some(&mut recorder as _));
         show(teacher.as_mut().map(|tap| tap as _));
-        show(operands.as_mut().map(|tap| tap as _));
+        match &mut read {
+            Some(read) => show(Some(read)),
+            None => show(operands.as_mut().map(|tap| tap as _)),
+        }
     };
 
     let model = Model::<T>::load(case)?;

@@ -18,7 +18,7 @@
 //! No budget is typed in.
 
 pub use dsv2_metrics::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
-use dsv2_metrics::{Metrics, Spread, with_floors};
+use dsv2_metrics::{Metrics, Spread, for_so_many, with_floors};
 use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
@@ -40,9 +40,19 @@ impl Budgets {
         let counted = |(name, own): (&String, &Metrics)| {
             let usual = own.zip(&medians[kind(name)], f64::max);
             let (spread, tokens) = spread(name, truth, rows).unwrap_or_default();
+            let factors = for_so_many(factors, spread.independent_elements);
             (name.clone(), with_floors(usual, spread, tokens).zip(&factors, |noise, factor| noise * factor))
         };
         Budgets(noise.iter().map(counted).collect())
+    }
+
+    /// The same with those of some stages from elsewhere.
+    #[must_use]
+    pub fn with(mut self, other: &Budgets, these: impl Fn(&str) -> bool) -> Self {
+        for (name, budget) in other.0.iter().filter(|(name, _)| these(name)) {
+            self.0.insert(name.clone(), *budget);
+        }
+        self
     }
 
     /// The budget of a stage; `None` if nothing is known of its noise.
@@ -55,11 +65,12 @@ fn kind(name: &str) -> &str {
     Stage::parse(name).map_or(name, |stage| stage.kind)
 }
 
-/// How the truth is spread, and over how many tokens.
-fn spread(name: &str, truth: &Trace, rows: &ComparedRows) -> Option<(Spread, usize)> {
+/// How the truth is spread, and over how many tokens whose errors are independent.
+fn spread(name: &str, truth: &Trace, rows: &ComparedRows) -> Option<(Spread, f64)> {
     let (stage, want) = (Stage::parse(name)?, truth.get(name)?.real()?);
     let spread = Spread::of(want.view(), rows.of_stage(&stage, want.shape()).as_deref());
-    Some((spread, ComparedRows::tokens(&stage, want.shape(), spread.rows)))
+    let tokens = ComparedRows::tokens(&stage, want.shape(), spread.rows) as f64 / spread.rows.max(1) as f64;
+    Some((spread, spread.independent_rows * tokens))
 }
 
 /// The noise of propagated errors: the loss is a single number and the pooled logits are a few rows, whose own draw says

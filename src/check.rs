@@ -4,7 +4,7 @@
 //! dump      which tensors are stages, and in which type they were computed
 //! shapes    what engines feed and dump in other shapes: varlen batches, one decoding step, the last logits, rows too many
 //! truth     what each stage is by the f64 reference; where the dump's experts differ, it goes where the dump goes
-//! align     the dump in the model's layouts
+//! align     the dump in the model's terms: layouts, and conventions of engines
 //! judge     each stage by itself (`local`): what the f64 reference makes of the dump's own inputs of it is what it should
 //!           be, and how far off the reference is in the dump's type, on the same inputs, is what it may be
 //! explain   what the first wrong stage looks like, and what such a dump leaves open
@@ -13,6 +13,7 @@
 //! A stage is judged by itself; the truth tells what its error came to.
 
 mod align;
+mod conclusion;
 mod dump;
 mod explain;
 mod judge;
@@ -25,7 +26,10 @@ use crate::error::Result;
 use crate::judge::Verdict;
 use crate::precision::Precision;
 use crate::trace::Trace;
+use align::Aligned;
+pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
+pub use explain::Hint;
 pub use judge::EndToEnd;
 pub use request::Request;
 
@@ -34,12 +38,16 @@ pub use request::Request;
 pub struct Checked {
     /// The verdict on every stage of the model.
     pub verdict: Verdict,
+    /// Why the dump cannot be decided, if it cannot.
+    pub inconclusive: Option<Inconclusive>,
     /// What the candidate is taken to compute in.
     pub precision: Precision,
     /// Tensors of the candidate that no stage of this model goes by, and that nobody looked at.
     pub unknown: Vec<String>,
     /// Tensors that came in another layout, and were judged all the same.
     pub layouts: Vec<Recognised>,
+    /// What is taken for granted of the whole dump.
+    pub assumed: Vec<String>,
     /// How many tokens of a layer go to other experts than in the truth because of a near tie, which is no fault.
     pub near_ties: Vec<(String, usize)>,
     /// The end of the computation, if near ties fell the other way.
@@ -47,7 +55,7 @@ pub struct Checked {
     /// For each stage that the dump holds and that is not judged from its very inputs: those that it lacks.
     pub spans: Vec<(String, Vec<String>)>,
     /// What the first wrong stage looks like.
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
     /// Mutants that would not have been caught, because the dump lacks the stages where they show.
     pub uncatchable: Vec<&'static str>,
     /// The dump as it was judged: in the model's layouts.
@@ -56,10 +64,23 @@ pub struct Checked {
     pub case: Case,
 }
 
+impl Checked {
+    /// The whole in a word. A stage that is surely wrong decides; a pass takes that something was compared.
+    pub fn conclusion(&self) -> Conclusion {
+        match () {
+            () if self.verdict.first_failure().is_some() => Conclusion::Fail,
+            () if self.inconclusive.is_some() || !self.verdict.passes() => Conclusion::Inconclusive,
+            () if self.verdict.compared() == 0 => Conclusion::NotJudged,
+            () => Conclusion::Pass,
+        }
+    }
+}
+
 /// Checks a dump. Stages that it does not hold are not required.
 ///
 /// # Errors
-/// If the reference refuses the case, no tensor of the dump is a stage, or the expected tensors are not the model's.
+/// If the reference refuses the case, no tensor of the dump is a stage of this model, or the expected tensors are not the
+/// model's, or none of them is in the dump.
 pub fn check(request: &Request) -> Result<Checked> {
     checked(request, true)
 }
@@ -77,15 +98,19 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     let mut dump = dump::read(request)?;
     let request = &shapes::recognise(request, &mut dump)?;
     let truth = truth::compute(request, &dump)?;
+    dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
     let dump = shapes::without_extra_rows(dump, &truth, &request.case);
-    let dump = align::align(dump, &truth);
-    let judged = judge::judge(request, &dump, &truth)?;
+    let Aligned { dump, truth, local } = align::align(request, dump, truth)?;
+    let judged = judge::judge(request, &dump, &truth, local)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
+    let read_as = request.candidate.notes().iter().map(|(name, says)| Recognised::new(name, says));
     Ok(Checked {
         verdict: judged.verdict.with_not_held(truth.names.iter().map(String::as_str)),
+        inconclusive: judged.inconclusive,
         precision: dump.precision,
-        unknown: told.unknown,
-        layouts: dump.recognised,
+        unknown: told.unknown.into_iter().chain(request.candidate.unread().iter().cloned()).collect(),
+        layouts: read_as.chain(dump.recognised).collect(),
+        assumed: dump.assumed,
         near_ties: truth.near_ties,
         end_to_end: judged.end_to_end,
         spans: told.spans,

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{Backend, OnDevice, Precision, Reference};
 use dsv2::golden::GoldenCases;
-use dsv2::materialize::materialize;
+use dsv2::materialize::{Feed, materialize};
 use dsv2::{Error, Result, golden};
 use dsv2_reference::Dialect;
 use dsv2_reference::model::attention::AttentionForm;
@@ -39,7 +39,7 @@ enum Command {
     Check(check::CheckArgs),
     /// Plant known bugs in the reference; count how many the judge finds, and which correct variants it flags
     Mutants(mutants::MutantsArgs),
-    /// Write a golden case as a Hugging Face folder, with its inputs and expected stages
+    /// Write a golden case as a Hugging Face folder, and its inputs and expected stages beside it
     Materialize(MaterializeArgs),
     /// What a token costs in the cache, and how far a memory goes: MHA, GQA, MQA and MLA, in bf16, fp8 and 6 bits
     KvCache(kv_cache::KvCacheArgs),
@@ -55,8 +55,11 @@ enum Command {
 struct MaterializeArgs {
     /// The name of the case
     case: String,
-    /// The folder to write; it must not exist, or be empty
+    /// The folder to write: DIR/model and DIR/case; it must not exist, or be empty
     dir: PathBuf,
+    /// Token ids alone, for engines that take nothing else: no masks, positions or labels
+    #[arg(long)]
+    ids_only: bool,
     #[command(flatten)]
     golden: GoldenArgs,
 }
@@ -157,7 +160,8 @@ impl Cli {
             Command::Mutants(args) => mutants::run(&args),
             Command::Materialize(args) => {
                 let golden = args.golden.all()?.load(&args.case)?;
-                materialize(&golden, &args.dir)?;
+                let feed = if args.ids_only { Feed::IdsOnly } else { Feed::Whole };
+                materialize(&golden, &args.dir, feed)?;
                 Ok(Done { output: format!("{}: {}", args.dir.display(), golden.file.description), conforms: true })
             }
             Command::KvCache(args) => kv_cache::run(&args),

@@ -54,6 +54,7 @@ fn combine(carried: Held, own: Option<Held>) -> StageVerdict {
         (carried.disposition, carried.element, carried.note)
     };
     StageVerdict {
+        elements: own.elements.max(carried.elements),
         local: own.error,
         budget: own.budget,
         propagated: carried.error,
@@ -121,7 +122,9 @@ fn judge_numbers(
         Some(_) => Disposition::OverBudget,
     };
     let note = nonfinite.as_ref().map(|at| format!("{} at {:?} where {} is expected", at.got, at.index, at.want));
+    let width = want.shape().last().copied().unwrap_or(1);
     Held {
+        elements: if disposition.compared() { rows * width } else { 0 },
         error: (rows > 0 && nonfinite.is_none()).then_some(metrics),
         budget,
         element: nonfinite.or(worst),

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`case`], [`golden`], [`inputs`] | what is run |
 //! | [`precision`], [`backend`], [`taps`], [`trace`], [`values`] | running it and keeping every stage |
+//! | [`files`] | tensors that other programs wrote |
 //! | [`mod@stage`], [`rows`], [`metrics`], [`budget`], [`judge`], [`local`] | comparing |
 //! | [`outcome`], [`waivers`], [`report`], [`output`] | saying what came of it |
 //! | [`mutants`], [`score`] | known bugs, planted: whether the judge finds them, and what a wrong dump comes from |
@@ -22,6 +23,7 @@ pub mod case;
 pub mod check;
 pub mod conformance;
 mod error;
+pub mod files;
 pub mod golden;
 pub mod inputs;
 pub mod integers;

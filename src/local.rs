@@ -8,11 +8,12 @@
 
 use std::collections::BTreeSet;
 
-use dsv2_metrics::Metrics;
+use dsv2_metrics::{Metrics, are_few};
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::stage::flow;
+use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, SCORE};
+use dsv2_reference::stage::{Stage, flow};
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
 use ndarray::ArrayD;
@@ -43,15 +44,17 @@ impl Local {
     /// # Errors
     /// If the reference refuses the case.
     pub fn of(case: &Case, candidate: &Trace, model: &Trace, precision: Precision, cache: CacheFormat) -> Result<Self> {
-        let teacher = usable(candidate, model, &case.config);
+        let rows = ComparedRows::of(&case.inputs);
+        let teacher = usable(candidate, model, &case.config, &rows);
         // weights of experts are compared with the help of the logits, even if the trace does not hold these
         let wanted = |name: &str| model.get(name).is_some();
-        let run = |precision, cache, plain_errors| {
+        let run = |precision, cache, plain_errors, draw| {
             let settings = Settings {
                 precision,
                 cache,
                 plain_errors,
-                attention: AttentionForm::Expanded,
+                draw,
+                attention: form(draw, &teacher),
                 stages: Some(&wanted),
                 teacher: Some(&teacher),
                 replay: None,
@@ -60,13 +63,13 @@ impl Local {
         };
         // Each run has parts that use one processor only; side by side they fill the others.
         let (truth, plain) = std::thread::scope(|scope| {
-            let plain = scope.spawn(|| run(plain(precision), cache, true));
-            let truth = run(Precision::F64, CacheFormat::Plain, false);
+            let draws = 0..draws(case);
+            let plain = scope.spawn(|| draws.map(|draw| run(plain(precision), cache, true, draw)).collect());
+            let truth = run(Precision::F64, CacheFormat::Plain, false, 0);
             (truth, plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let (truth, plain) = (truth?, plain?);
-        let rows = ComparedRows::of(&case.inputs);
-        let mut noise = noise(&plain, &truth, &rows);
+        let (truth, plain): (Trace, Result<Vec<Trace>>) = (truth?, plain);
+        let mut noise = noise(&plain?, &truth, &rows);
         for (name, noise) in &mut noise {
             let Some(narrow) = precision.narrow() else { break };
             let written = matches!(teacher.get(name), Some(Values::Real(dtype, _)) if *dtype == narrow);
@@ -93,7 +96,7 @@ impl Local {
                 let values = match (values, teacher.get(name)) {
                     // the weights that follow are those of the trace's own choice
                     (Values::Index(_), Some(chosen)) => chosen.clone(),
-                    (Values::Real(_, a), _) if exact.contains(name) => stored(precision, name, a),
+                    (Values::Real(_, a), Some(got)) if exact.contains(name) => copied(precision, name, a, got, &rows),
                     _ => values.clone(),
                 };
                 (name.to_owned(), values)
@@ -104,6 +107,27 @@ impl Local {
         let factors = if case.inputs.past() > 0 { factors.zip(&FACTORS, f64::max) } else { factors };
         let budgets = Budgets::new(&noise, &trace, &rows, factors);
         Ok(Local { trace, budgets, exact })
+    }
+
+    /// With everything but these stages as in `other`, of the same model and trace.
+    pub fn take_others_from(&mut self, other: &Local, these: &[String]) {
+        let own = |name: &str| these.iter().any(|this| this == name);
+        let stages = other.trace.iter().map(|(name, values)| {
+            let values = self.trace.get(name).filter(|_| own(name)).unwrap_or(values);
+            (name.to_owned(), values.clone())
+        });
+        self.trace = stages.collect();
+        self.budgets = other.budgets.clone().with(&self.budgets, own);
+    }
+
+    /// What a stage should be.
+    pub fn stage(&self, name: &str) -> Option<&Values> {
+        self.trace.get(name)
+    }
+
+    /// How far off it may be.
+    pub fn budget(&self, name: &str) -> Option<Metrics> {
+        self.budgets.get(name)
     }
 
     /// For the judge.
@@ -122,16 +146,27 @@ pub fn plain(precision: Precision) -> Precision {
     if precision == Precision::F64 { Precision::F32 } else { precision }
 }
 
-/// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice.
-pub fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config) -> Trace {
+/// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice. Rows that
+/// nobody may read hold anything, NaN as well: there, the model's own values stand.
+pub fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config, rows: &ComparedRows) -> Trace {
     let experts = config.num_experts();
     let fits = |(name, values): (&str, &Values)| {
-        let values = values.fit(model.get(name)?.shape())?;
-        if let Values::Index(chosen) = &values {
-            let sets = chosen.rows().into_iter().all(|row| as_choice(row, experts).is_some());
-            return sets.then(|| (name.to_owned(), values));
-        }
-        matches!(model.get(name)?, Values::Real(..)).then(|| (name.to_owned(), values))
+        let (stage, own) = (Stage::parse(name)?, model.get(name)?);
+        let fitted = match (values.fit(own.shape())?, own) {
+            (Values::Index(chosen), Values::Index(own)) => {
+                let chosen = rows.with_unread_of(&stage, chosen, own);
+                chosen
+                    .rows()
+                    .into_iter()
+                    .all(|row| as_choice(row, experts).is_some())
+                    .then_some(Values::Index(chosen))?
+            }
+            // a loss may read what a mask masks
+            (values @ Values::Real(..), Values::Real(..)) if [LM_HEAD, SCORE].contains(&stage.kind) => values,
+            (Values::Real(dtype, a), Values::Real(_, own)) => Values::Real(dtype, rows.with_unread_of(&stage, a, own)),
+            _ => return None,
+        };
+        Some((name.to_owned(), fitted))
     };
     candidate.iter().filter_map(fits).collect()
 }
@@ -149,9 +184,60 @@ pub fn stored(precision: Precision, name: &str, a: &ArrayD<f64>) -> Values {
     Values::Real(dtype, tensor.to_array())
 }
 
-/// How far each stage of `plain` is from the truth.
-pub fn noise(plain: &Trace, truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
-    let of =
-        |(name, want): (&str, &Values)| Some((name.to_owned(), rows.measure(name, plain.get(name)?, want)?.metrics));
+/// What a copy of `a` should be: stored as the computation stores it, or left as it is, if that is what the trace `got`.
+fn copied(precision: Precision, name: &str, a: &ArrayD<f64>, got: &Values, rows: &ComparedRows) -> Values {
+    let as_it_is = Values::Real(precision.stored(name), a.clone());
+    let same = |want: &Values| {
+        let compared = rows.measure(name, got, want);
+        compared.is_some_and(|compared| compared.nonfinite.is_none() && compared.worst.is_none())
+    };
+    if same(&as_it_is) { as_it_is } else { stored(precision, name, a) }
+}
+
+/// The form of attention of a plain run: the candidate may have the other one, unless it holds what only this one computes.
+fn form(draw: u64, teacher: &Trace) -> AttentionForm {
+    let expands = |name: &str| Stage::parse(name).is_some_and(|stage| stage.kind == KV_B_PROJ);
+    match draw % 2 == 0 || teacher.iter().any(|(name, _)| expands(name)) {
+        true => AttentionForm::Expanded,
+        false => AttentionForm::Absorbed,
+    }
+}
+
+/// How many plain runs tell how much noise there is: one, unless the model is so narrow, and the inputs so short, that the
+/// error of some stage is that of a few numbers. (Then a run costs nothing.)
+fn draws(case: &Case) -> u64 {
+    let config = &case.config;
+    let narrowest = [
+        config.hidden_size,
+        config.kv_lora_rank,
+        config.q_lora_rank.unwrap_or(config.hidden_size),
+        config.qk_rope_head_dim,
+        config.num_attention_heads * config.v_head_dim,
+        config.intermediate_size,
+        config.moe_intermediate_size,
+    ];
+    let tokens = case.inputs.batch() * case.inputs.length();
+    let few = narrowest.into_iter().min().is_some_and(|width| are_few((tokens * width) as f64));
+    let affordable = config.parameter_count() * (tokens as u64) < AFFORDABLE;
+    if few && affordable { DRAWS } else { 1 }
+}
+
+/// How many plain runs of a small model are made.
+const DRAWS: u64 = 16;
+/// Weights times tokens of what is a small model.
+const AFFORDABLE: u64 = 1 << 24;
+
+/// How far each stage of the `plain` runs is from the truth, in the mean.
+pub fn noise(plain: &[Trace], truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
+    let of = |(name, want): (&str, &Values)| {
+        let seen: Option<Vec<Metrics>> =
+            plain.iter().map(|plain| Some(rows.measure(name, plain.get(name)?, want)?.metrics)).collect();
+        Some((name.to_owned(), root_mean_square(&seen?)))
+    };
     truth.iter().filter_map(of).collect()
+}
+
+fn root_mean_square(seen: &[Metrics]) -> Metrics {
+    let squares = seen.iter().fold(Metrics::default(), |sum, seen| sum.zip(seen, |sum, x| sum + x * x));
+    Metrics::from_values(squares.values().map(|sum| (sum / seen.len() as f64).sqrt()))
 }

@@ -1,11 +1,17 @@
-//! `dsv2 materialize`: a golden case as a complete Hugging Face folder, for a program in any language.
+//! `dsv2 materialize`: a golden case as a complete Hugging Face folder, and beside it what goes in and what must come out,
+//! for a program in any language.
 //!
 //! | file | content |
 //! |---|---|
-//! | `config.json`, `model.safetensors` (or shards and their index) | the model |
-//! | `inputs.safetensors` | what goes in, in the form that `dsv2 trace --inputs` reads |
-//! | `expected.safetensors` | every stage that Transformers computed |
-//! | `case.json` | what the case is, and how far off each stage may be |
+//! | `model/config.json`, `model/model.safetensors` (or shards and their index) | the model |
+//! | `case/inputs.safetensors` | what goes in, in the form that `dsv2 trace --inputs` reads |
+//! | `case/expected.safetensors` | every stage that Transformers computed |
+//! | `case/case.json` | what the case is, and how far off each stage may be |
+//!
+//! **Trap.** Engines (vLLM among them) take every `*.safetensors` file of a model's folder for weights, so nothing else may
+//! lie there.
+
+mod ids_only;
 
 use std::fs;
 use std::path::Path;
@@ -20,18 +26,41 @@ use crate::golden::{GoldenCase, Weights};
 use crate::output;
 use crate::values::{self, Values};
 
+/// What is given of a case's inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Feed {
+    /// All of them.
+    #[default]
+    Whole,
+    /// Token ids alone: many engines take nothing else.
+    IdsOnly,
+}
+
 /// Writes the folder `dir`, whole or not at all.
 ///
 /// # Errors
-/// If there is something at `dir` already (other than an empty folder), or it cannot be written.
-pub fn materialize(golden: &GoldenCase, dir: &Path) -> Result<()> {
+/// If there is something at `dir` already (other than an empty folder), or it cannot be written. With [`Feed::IdsOnly`] also
+/// if the case is another computation without its other inputs.
+pub fn materialize(golden: &GoldenCase, dir: &Path, feed: Feed) -> Result<()> {
+    if feed == Feed::IdsOnly {
+        ids_only::check(golden)?;
+    }
     output::write_folder(dir, |new| {
-        write_model(golden, new)?;
-        write_inputs(golden, &new.join("inputs.safetensors"))?;
-        for file in ["expected.safetensors", "case.json"] {
-            output::write_file(&new.join(file), &golden.folder.read(file)?)?;
+        let (model, case) = (new.join("model"), new.join("case"));
+        for folder in [&model, &case] {
+            fs::create_dir(folder).map_err(Error::io(folder, "write"))?;
         }
-        Ok(())
+        write_model(golden, &model)?;
+        match feed {
+            Feed::Whole => {
+                write_inputs(golden, &case.join("inputs.safetensors"))?;
+                for file in ["expected.safetensors", "case.json"] {
+                    output::write_file(&case.join(file), &golden.folder.read(file)?)?;
+                }
+                Ok(())
+            }
+            Feed::IdsOnly => ids_only::write(golden, &case),
+        }
     })
 }
 

@@ -51,6 +51,18 @@ impl ComparedRows {
         Some(self.compare(&Stage::parse(stage)?, &got, want))
     }
 
+    /// `a` with the rows that nobody may read as in `own`, of the same shape.
+    pub fn with_unread_of<A: Clone>(&self, stage: &Stage, mut a: ArrayD<A>, own: &ArrayD<A>) -> ArrayD<A> {
+        let Some(read) = self.of_stage(stage, a.shape()).filter(|_| a.shape() == own.shape()) else { return a };
+        let last = Axis(a.ndim() - 1);
+        for ((mut row, own), _) in
+            a.lanes_mut(last).into_iter().zip(own.lanes(last)).zip(read).filter(|(_, read)| !read)
+        {
+            row.assign(&own);
+        }
+        a
+    }
+
     /// How many tokens the rows of a stage belong to; the heads of a token err together.
     pub fn tokens(stage: &Stage, shape: &[usize], rows: usize) -> usize {
         match stage.layout {

@@ -1,20 +1,51 @@
-//! The mutation score: which mutants the judge catches, where, and by how much; and whom it accuses wrongly.
+//! The mutation score: which mutants the judge catches, where, and by how much; and whom it accuses wrongly. All of that for
+//! dumps of every stage, and for those that programs really give ([`dumps`]).
 
+mod by_dump;
+pub mod dumps;
+mod hints;
+mod moved;
 pub mod report;
 mod summary;
 mod trials;
 
+pub use by_dump::{DumpScore, Survivor};
+pub use hints::{HintScore, Hinted};
+pub use moved::Moved;
 pub use summary::{BenignScore, InPrecision, MutantScore, Score, Totals};
 pub use trials::{Trials, run};
 
+use crate::check::{Checked, Conclusion};
 use crate::mutants::benign::Benign;
 use crate::mutants::{Class, Mutant};
 use crate::precision::Precision;
+use dumps::DumpKind;
 
 /// Structural mutants that may survive in a type, and why: none.
 pub const ALLOWED: &[(&str, Precision, &str)] = &[];
 
-/// One mutant on one case in one type.
+/// What the judge says of a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// That it is wrong.
+    Killed,
+    /// That it cannot tell.
+    Inconclusive,
+    /// That it is right.
+    Passed,
+}
+
+impl Outcome {
+    fn of(checked: &Checked) -> Self {
+        match checked.conclusion() {
+            Conclusion::Pass => Outcome::Passed,
+            Conclusion::Fail => Outcome::Killed,
+            Conclusion::Inconclusive | Conclusion::NotJudged => Outcome::Inconclusive,
+        }
+    }
+}
+
+/// One mutant on one case in one type, in one kind of dump.
 #[derive(Clone, Debug)]
 pub struct Kill {
     /// The mutant's index in the trials.
@@ -23,6 +54,14 @@ pub struct Kill {
     pub case: String,
     /// The type.
     pub precision: Precision,
+    /// The kind of dump.
+    pub dump: &'static DumpKind,
+    /// What the judge says.
+    pub outcome: Outcome,
+    /// How far it moves what the dump holds, if it is structural and passes.
+    pub moved: Option<Moved>,
+    /// What became of the hint, if it is structural and found, and hints were asked for.
+    pub hinted: Option<Hinted>,
     /// The kinds of stage at which the mutant changed something, the first one first.
     pub planted: Vec<&'static str>,
     /// The kind of the first stage that failed, if one did.
@@ -60,6 +99,10 @@ pub struct Pass {
     pub case: String,
     /// The type.
     pub precision: Precision,
+    /// The kind of dump.
+    pub dump: &'static DumpKind,
+    /// What the judge says.
+    pub outcome: Outcome,
     /// The stage that was flagged, if one was, and why.
     pub flagged: Option<String>,
     /// How much of its budget the worst stage takes.
@@ -95,12 +138,6 @@ pub fn module(kind: &str) -> &'static str {
         ("model.", "residual stream"),
     ];
     parts.iter().find(|(part, _)| kind.contains(part)).map_or("head", |(_, module)| module)
-}
-
-/// Whether a stage is an output: of attention, of a layer, of the model.
-pub fn is_output(stage: &str) -> bool {
-    let inside = ["self_attn.q", "self_attn.k", "attn_scores", "attn_weights", "rotary_emb", "past_key_values"];
-    !inside.iter().any(|part| stage.contains(part))
 }
 
 /// Whether a mutant must be found in a type: structural ones in each, imprecise ones where there is precision to lose.

@@ -1,12 +1,14 @@
 //! The taps of the judge: recording a trace, putting somebody else's values in place of the computed ones, and storing or
 //! reading numbers in a narrower type.
 
+mod drawn;
 mod forced;
 mod recorder;
 pub mod storage;
 
 use dsv2_reference::tap::{StageValue, Tap};
 
+pub use drawn::Drawn;
 pub use forced::Forced;
 pub use recorder::Recorder;
 

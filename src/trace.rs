@@ -1,51 +1,68 @@
 //! A trace: the stages of one forward pass, each in the type it was computed in.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use dsv2_reference::Dtype;
+use dsv2_reference::stage::convention::name::{other_name, unwrapped};
+use dsv2_reference::stage::table::{COS, SIN};
 use dsv2_reference::stage::{Layout, Stage, canonical, forward_order};
 use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis, concatenate};
 
 use crate::error::{Error, Result};
-use crate::values::{self, Values};
+use crate::files::{Decoded, TensorFile};
+use crate::values::Values;
 
 /// The stages of a forward pass by name, in forward order.
 #[derive(Clone, Debug, Default)]
-pub struct Trace(IndexMap<String, Values>);
+pub struct Trace {
+    stages: IndexMap<String, Values>,
+    unread: Vec<String>,
+    notes: Vec<(String, String)>,
+}
+
+/// What complex rotary tables are called, cos + i sin: the output of Transformers' module, and a name of its own.
+const COMPLEX_TABLES: [&str; 4] = ["model.rotary_emb", "model.rotary_emb.freqs_cis", "model.freqs_cis", "freqs_cis"];
+
+/// Whether a tensor of this name may be a stage, or hold some.
+fn is_named(name: &str) -> bool {
+    let as_it_is = Stage::parse(name).is_some() || other_name(name).is_some() || COMPLEX_TABLES.contains(&name);
+    as_it_is || unwrapped(name).is_some()
+}
 
 impl Trace {
     /// A stage, or nothing if the trace does not hold it.
     pub fn get(&self, stage: &str) -> Option<&Values> {
-        self.0.get(stage)
+        self.stages.get(stage)
     }
 
     /// Name and tensor of every stage, in forward order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Values)> {
-        self.0.iter().map(|(name, values)| (name.as_str(), values))
+        self.stages.iter().map(|(name, values)| (name.as_str(), values))
     }
 
     /// The same with another tensor for a stage.
     #[must_use]
     pub fn with(mut self, stage: &str, values: Values) -> Self {
-        self.0.insert(stage.to_owned(), values);
+        self.stages.insert(stage.to_owned(), values);
         self
     }
 
     /// Keeps the stages whose name is wanted.
     pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
-        self.0.retain(|name, _| wanted(name));
+        self.stages.retain(|name, _| wanted(name));
     }
 
     /// How many stages there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.stages.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.stages.is_empty()
     }
 
     /// The choices of experts alone.
@@ -54,20 +71,70 @@ impl Trace {
         choices.map(|(name, values)| (name.to_owned(), values.clone())).collect()
     }
 
-    /// A trace or a dump from a safetensors file. Tensors that are no stage are kept, after all others.
+    /// The tensors of its file that nobody looked at, since they are named as no stage.
+    pub fn unread(&self) -> &[String] {
+        &self.unread
+    }
+
+    /// Which tensors of its file came in another form than a stage has, and in which.
+    pub fn notes(&self) -> &[(String, String)] {
+        &self.notes
+    }
+
+    /// The same stages, of which this is to be said.
+    pub fn with_notes(mut self, unread: Vec<String>, notes: Vec<(String, String)>) -> Self {
+        self.unread.extend(unread);
+        self.notes.extend(notes);
+        self
+    }
+
+    /// A trace or a dump from a file of any [format](crate::files). A tensor that is named as no stage is not decoded, of
+    /// whatever type it is; it is listed in [`Trace::unread`].
     ///
     /// # Errors
-    /// If the file cannot be read or is no safetensors file.
+    /// If the file cannot be read, is of no format that is known, or holds a stage in a type that none has.
     pub fn read(path: &Path) -> Result<Self> {
-        Ok(values::read(path)?.into_iter().collect())
+        Self::of_file(path, &TensorFile::open(path)?)
     }
 
     /// The same of a file that lies in memory; `path` is for messages.
     ///
     /// # Errors
-    /// If it is no safetensors file.
+    /// As [`Trace::read`].
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self> {
-        Ok(values::parse(path, bytes)?.into_iter().collect())
+        Self::of_file(path, &TensorFile::from_bytes(path, Arc::new(bytes))?)
+    }
+
+    fn of_file(path: &Path, file: &TensorFile) -> Result<Self> {
+        let (mut stages, mut unread, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        for name in file.names() {
+            if !is_named(name) {
+                unread.push(name.clone());
+                continue;
+            }
+            let table = COMPLEX_TABLES.contains(&name.as_str());
+            match file.tensor(name)? {
+                Decoded::Complex(dtype, parts) if table => {
+                    notes.push((name.clone(), "complex rotary tables: cos + i sin".to_owned()));
+                    let parts = [COS, SIN].into_iter().zip(parts);
+                    stages.extend(parts.map(|(stage, a)| (stage.to_owned(), Values::Real(dtype, a))));
+                }
+                Decoded::Complex(..) => {
+                    let expected = format!("real numbers in `{name}` (complex rotary tables are called `freqs_cis`)");
+                    return Err(Error::file(path, expected, "complex ones"));
+                }
+                _ if table => unread.push(name.clone()),
+                Decoded::Narrow(stored, a) => {
+                    notes.push((name.clone(), format!("stored as {stored}, without a scale")));
+                    stages.push((name.clone(), Values::Real(Dtype::Bf16, a)));
+                }
+                Decoded::Values(values) => stages.push((name.clone(), values)),
+            }
+        }
+        if stages.iter().filter(|(name, _)| name == COS || name == SIN).count() > 2 {
+            return Err(Error::file(path, format!("`{COS}` and `{SIN}` once"), "them again, in complex tables"));
+        }
+        Ok(stages.into_iter().collect::<Trace>().with_notes(unread, notes))
     }
 
     /// Writes a safetensors file, whole or not at all.
@@ -102,7 +169,7 @@ impl FromIterator<(String, Values)> for Trace {
         });
         let mut stages: IndexMap<String, Values> = named.collect();
         stages.sort_by_key(|name, _| forward_order(name));
-        Trace(stages)
+        Trace { stages, ..Trace::default() }
     }
 }
 

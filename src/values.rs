@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dsv2_reference::weights::safetensors_file::{Data, SafetensorsFile, read_safetensors};
+use dsv2_reference::weights::safetensors_file::Data;
 use dsv2_reference::{Dtype, Tensor};
 use ndarray::ArrayD;
 
-use crate::error::Result;
+use crate::error::{Error, Result, one_line};
+use crate::files::{Decoded, TensorFile};
 
 /// A tensor whose type is known only when it is looked at.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,16 +74,6 @@ impl Values {
     }
 }
 
-impl From<Data> for Values {
-    fn from(data: Data) -> Self {
-        match data {
-            Data::Real(tensor) => Values::Real(tensor.dtype(), tensor.to_array()),
-            Data::Index(a) => Values::Index(a),
-            Data::Bool(a) => Values::Bool(a),
-        }
-    }
-}
-
 impl From<&Values> for Data {
     fn from(values: &Values) -> Self {
         match values {
@@ -99,39 +90,55 @@ pub fn fit<T: Clone>(a: &ArrayD<T>, shape: &[usize]) -> Option<ArrayD<T>> {
     (long(a.shape()) == long(shape)).then(|| a.to_shape(shape).ok().map(|a| a.to_owned())).flatten()
 }
 
-/// Reads all tensors of a safetensors file.
+/// Reads all tensors of a file, of any [format](crate::files).
 ///
 /// # Errors
-/// If it cannot be read, or is no safetensors file.
+/// If it cannot be read, is of no format that is known, or holds complex numbers.
 pub fn read(path: &Path) -> Result<Vec<(String, Values)>> {
-    Ok(read_safetensors(path)?.into_iter().map(|(name, data)| (name, data.into())).collect())
+    all(path, TensorFile::open(path)?)
 }
 
 /// The same of a file that lies in memory; `path` is for messages.
 ///
 /// # Errors
-/// If it is no safetensors file.
+/// As [`read`].
 pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Vec<(String, Values)>> {
-    let file = SafetensorsFile::from_bytes(path, Arc::new(bytes))?;
-    file.names().into_iter().map(|name| Ok((name.clone(), file.data(&name)?.into()))).collect()
+    all(path, TensorFile::from_bytes(path, Arc::new(bytes))?)
+}
+
+fn all(path: &Path, file: TensorFile) -> Result<Vec<(String, Values)>> {
+    let read = |name: &String| match file.tensor(name)? {
+        Decoded::Values(values) => Ok((name.clone(), values)),
+        Decoded::Narrow(_, a) => Ok((name.clone(), Values::Real(Dtype::Bf16, a))),
+        Decoded::Complex(..) => Err(Error::file(path, format!("real numbers in `{}`", one_line(name)), "complex ones")),
+    };
+    file.names().iter().map(read).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use dsv2_reference::weights::safetensors_file::write_safetensors;
     use ndarray::array;
 
     use super::*;
 
     #[test]
     fn every_type_survives_the_way_to_disk() {
-        for values in [
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("all.safetensors");
+        let all = [
             Values::Real(Dtype::Bf16, array![1.0, -0.5].into_dyn()),
+            Values::Real(Dtype::F16, array![1.0, -0.5].into_dyn()),
             Values::Real(Dtype::F64, array![[1e-300]].into_dyn()),
             Values::Real(Dtype::F32, ndarray::arr0(f64::NEG_INFINITY).into_dyn()),
             Values::Index(array![-100, 7].into_dyn()),
             Values::Bool(array![true, false].into_dyn()),
-        ] {
-            assert_eq!(Values::from(Data::from(&values)), values);
+        ];
+        let named: Vec<_> = all.iter().enumerate().map(|(i, values)| (i.to_string(), values.into())).collect();
+        write_safetensors(&path, &named).unwrap();
+        let read = read(&path).unwrap();
+        for (i, values) in all.iter().enumerate() {
+            assert_eq!(read.iter().find(|(name, _)| *name == i.to_string()).unwrap().1, *values);
         }
         assert_eq!(Values::Index(array![[1, 2]].into_dyn()).describe(), "I64 [1, 2]");
     }

@@ -7,8 +7,9 @@ use dsv2::mutants::explain::explain;
 use dsv2::mutants::tap::Planted;
 use dsv2::mutants::weights::Wide;
 use dsv2::mutants::{Class, Mutant, catalogue};
+use dsv2::score::dumps::{ALL, DumpKind, KINDS};
 use dsv2::score::report::{self, short};
-use dsv2::score::{MutantScore, Score, Subjects, Trials, run};
+use dsv2::score::{DumpScore, MutantScore, Score, Subjects, Survivor, Trials, run};
 use dsv2_reference::Dialect;
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -53,13 +54,16 @@ const SPECIAL_CASES: [&str; 19] = [
     "odd-dims",
 ];
 
-fn score(cases: &[&str], most: usize, subjects: Subjects) -> Score {
+fn score(cases: &[&str], most: usize, dumps: Vec<&'static DumpKind>, subjects: Subjects) -> Score {
     let golden = GoldenCases::embedded();
     let cases = cases.iter().map(|&case| case.to_owned()).collect();
-    let plan = Trials { golden: &golden, cases, precisions: PRECISIONS.to_vec(), subjects, most };
+    let plan = Trials { golden: &golden, cases, precisions: PRECISIONS.to_vec(), dumps, hints: false, subjects, most };
     let findings = run(&plan, |_, _| {}).unwrap();
-    Score::new(&plan.subjects, &findings)
+    Score::new(&plan, &findings)
 }
+
+/// Cases on which a judge that takes an expert's near tie for noise lets wrong dumps pass, and flags right ones.
+const NEAR_TIES: [&str; 3] = ["v2", "v2-5", "left-padding"];
 
 /// Kill, stage named and order of magnitude of the ratio, for each type.
 fn line(score: &MutantScore) -> String {
@@ -80,10 +84,10 @@ fn line(score: &MutantScore) -> String {
 
 #[test]
 fn planted_bugs_are_found_where_they_are_and_right_implementations_pass() {
-    let common = score(&CASES, 2, Subjects { mutants: catalogue().collect(), benign: benign().collect() });
+    let common = score(&CASES, 2, vec![&ALL], Subjects { mutants: catalogue().collect(), benign: benign().collect() });
     let tried: Vec<&str> = common.mutants.iter().map(|score| score.mutant.id).collect();
     let rest = catalogue().filter(|mutant| !tried.contains(&mutant.id)).collect();
-    let special = score(&SPECIAL_CASES, 1, Subjects { mutants: rest, benign: Vec::new() });
+    let special = score(&SPECIAL_CASES, 1, vec![&ALL], Subjects { mutants: rest, benign: Vec::new() });
 
     for score in [&common, &special] {
         assert!(score.totals().good(), "{}\n{}", report::faults(score).join("\n"), report::totals(score));
@@ -94,6 +98,24 @@ fn planted_bugs_are_found_where_they_are_and_right_implementations_pass() {
     let mut lines: Vec<String> = tried.into_iter().map(line).collect();
     lines.push(format!("not tried: {}", untried.join(", ")));
     insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn nothing_wrong_that_shows_passes_in_dumps_that_programs_give_and_nothing_right_fails() {
+    let dumps = KINDS.into_iter().filter(|kind| !kind.is(&ALL)).collect();
+    let score = score(&NEAR_TIES, 1, dumps, Subjects { mutants: catalogue().collect(), benign: benign().collect() });
+    let mut lines = vec![report::dumps_table(&score, false)];
+    for of in &score.dumps {
+        let named = |survivors: &[Survivor]| {
+            let named = survivors.iter().map(|of| format!("{} on {}", of.mutant, of.case));
+            named.collect::<Vec<_>>().join(", ")
+        };
+        let of_kind = format!("{} in {}", of.dump.name, of.precision);
+        lines.push(format!("{of_kind}, inconclusive: {}", named(&of.inconclusive)));
+        lines.push(format!("{of_kind}, invisible: {}", named(&of.invisible)));
+    }
+    insta::assert_snapshot!(lines.join("\n"));
+    assert!(score.dumps.iter().all(DumpScore::good), "{}", report::faults(&score).join("\n"));
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use dsv2::backend::{Precision, Reference};
-use dsv2::check::{Request, check};
+use dsv2::check::{Conclusion, Request, check};
 use dsv2::golden::GoldenCases;
 use dsv2::report::html;
-use dsv2::report::model::{CheckReport, Files, PassOrFail, Report, VerifyReport};
+use dsv2::report::model::{CheckReport, Files, Report, VerifyReport};
 use dsv2::values::Values;
 use dsv2::verify::{Plan, verify};
 use dsv2::waivers::Waivers;
@@ -81,7 +81,7 @@ fn page(report: CheckReport) -> String {
 
 fn every_stage_of_a_check_is_there() {
     let report = report("v2", |_, _| (), "stranger");
-    assert_eq!(report.verdict, PassOrFail::Pass);
+    assert_eq!(report.verdict, Conclusion::Pass);
     let stages = report.stages.clone();
     let page = page(report);
     assert!(page.contains("<strong>pass</strong>") && page.contains("stranger"), "{page}");

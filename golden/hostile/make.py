@@ -423,6 +423,13 @@ def dumps():
         # refused
         "of-nothing": {},
         "without-a-stage": {"transformer.h.0": filled("F32", [1, 3, 4])},
+        # nothing to compare: names that are stages of other models, or of none
+        "layer-beyond-the-last": {f"model.layers.{layer}": filled("F32", [1, 3, 4]) for layer in (1, 99)},
+        "layer-with-zeros": {"model.layers.00.mlp": filled("F32", [1, 3, 4])},
+        "layer-with-a-sign": {"model.layers.+0.mlp": filled("F32", [1, 3, 4])},
+        "stage-of-a-classifier": {"score": filled("F32", [1, 3, 2]), "pooled_logits": filled("F32", [1, 2])},
+        "stage-of-a-query-latent": {f"{LAYER}.self_attn.q_a_proj": filled("F32", [1, 3, 3])},
+        "loss-without-labels": {"loss": filled("F32", [])},
         "stage-of-8-bit-floats": {"model.norm": filled("F8_E4M3", [1, 3, 4])},
         "stage-of-unsigned": {"model.norm": filled("U32", [1, 3, 4])},
         "truth-neither-0-nor-1": {"model.norm": filled("BOOL", [1, 3, 4], 2)},

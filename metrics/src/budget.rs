@@ -18,13 +18,40 @@ pub const FACTORS: Metrics = Metrics { l2: 2.7, row: 4.8, max: 5.7, gain: 3.4 };
 /// One rounding to fp32 on each side of the comparison: 2·2⁻²⁴.
 pub const FP32_ROUNDINGS: f64 = f32::EPSILON as f64;
 
-/// The noise of one draw, raised to its floors: for a tensor of such a spread, over so many tokens.
-pub fn with_floors(noise: Metrics, spread: Spread, tokens: usize) -> Metrics {
+/// By how much the factors are above what was seen.
+const MARGIN: f64 = 1.5;
+
+/// A normal number is above it once in a million times: so seldom may luck fail a right stage.
+const DEVIATIONS: f64 = 4.7534;
+
+/// The factors for a tensor of so many independent numbers. Their margin is for luck, of which a tensor of few numbers has
+/// more.
+pub fn for_so_many(factors: Metrics, numbers: f64) -> Metrics {
+    let wider = (luck(numbers) / MARGIN).max(1.0);
+    Metrics::from_values(factors.values().map(|factor| factor * wider))
+}
+
+/// Whether so many numbers are so few that the margin of the factors is less than their luck: up to about 50.
+pub fn are_few(numbers: f64) -> bool {
+    luck(numbers) > MARGIN
+}
+
+/// The norm of so many errors, in units of its usual size, that is exceeded once in a million times: √(χ²/n), where the
+/// chi-square distribution has as many degrees of freedom.
+fn luck(numbers: f64) -> f64 {
+    // Wilson and Hilferty: the cube root of χ²/n is nearly normal
+    let variance = 2.0 / (9.0 * numbers.max(1.0));
+    (1.0 - variance + DEVIATIONS * variance.sqrt()).powi(3).sqrt()
+}
+
+/// The noise of one draw, raised to its floors: for a tensor of such a spread, over so many tokens whose errors are
+/// independent.
+pub fn with_floors(noise: Metrics, spread: Spread, tokens: f64) -> Metrics {
     let l2 = noise.l2.max(FP32_ROUNDINGS);
     Metrics {
         l2,
         row: noise.row.max(l2 * spread.smallest_row),
         max: noise.max.max(l2 * spread.largest_element),
-        gain: noise.gain.max(l2 / (tokens.max(1) as f64).sqrt()),
+        gain: noise.gain.max(l2 / tokens.max(1.0).sqrt()),
     }
 }

@@ -12,11 +12,13 @@
 #![deny(missing_docs)]
 
 mod budget;
+mod spread;
 
 use ndarray::ArrayViewD;
 use serde::{Deserialize, Serialize};
 
-pub use budget::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS, with_floors};
+pub use budget::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS, are_few, for_so_many, with_floors};
+pub use spread::Spread;
 
 /// One number for each way of measuring an error (or a budget for it).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -154,51 +156,6 @@ impl Sums {
         let row = self.rows.iter().map(|(d, n)| d.sqrt() / n.sqrt().max(least)).fold(0.0, f64::max);
         let max = self.worst.map_or(0.0, |(_, error)| error) / (norm / self.elements as f64).sqrt();
         Metrics { l2: (difference / norm).sqrt(), row, max, gain: (self.product / norm).abs() }
-    }
-}
-
-/// How unevenly a tensor is spread over its rows and elements.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
-    /// How many rows there are.
-    pub rows: usize,
-    /// `rms_t ‖b_t‖` over the norm of the smallest row, as far as the metric `row` tells rows apart: 10 at most.
-    pub smallest_row: f64,
-    /// `max|b| / rms(b)`
-    pub largest_element: f64,
-}
-
-impl Default for Spread {
-    /// Of one element.
-    fn default() -> Self {
-        Spread { rows: 1, smallest_row: 1.0, largest_element: 1.0 }
-    }
-}
-
-impl Spread {
-    /// Of a tensor, over the rows for which `compared` holds (all, if there is none); what is not finite counts as 0.
-    pub fn of(b: ArrayViewD<'_, f64>, compared: Option<&[bool]>) -> Self {
-        let width = b.shape().last().copied().unwrap_or(1);
-        let b = b.as_standard_layout();
-        let elements = b.as_slice().expect("row-major");
-        let rows = elements.chunks(width.max(1)).enumerate().filter(|(row, _)| compared.is_none_or(|rows| rows[*row]));
-        let (mut norms, mut largest) = (Vec::new(), 0.0f64);
-        for (_, row) in rows {
-            let finite = row.iter().filter(|x| x.is_finite());
-            largest = finite.clone().fold(largest, |largest, x| largest.max(x.abs()));
-            norms.push(finite.map(|x| x * x).sum::<f64>());
-        }
-        let square: f64 = norms.iter().sum();
-        if square == 0.0 {
-            return Spread { rows: norms.len().max(1), ..Spread::default() };
-        }
-        let rms_row = (square / norms.len() as f64).sqrt();
-        let smallest = norms.iter().copied().fold(f64::INFINITY, f64::min).sqrt();
-        Spread {
-            rows: norms.len(),
-            smallest_row: rms_row / smallest.max(LEAST_ROW * rms_row),
-            largest_element: largest / (square / (norms.len() * width) as f64).sqrt(),
-        }
     }
 }
 

@@ -3,7 +3,7 @@
     VENV/bin/python dump.py MODEL INPUTS OUTPUT f32|bf16 [--pad-values]
 
 mistral.rs takes text and gives log-probabilities. So every token id gets a word of its own (`t7`), and the rows are written
-as `lm_head` after a shift by one constant each, which a softmax does not know: to the mean of `MODEL/expected.safetensors`.
+as `lm_head` after a shift by one constant each, which a softmax does not know: to the mean of `MODEL/../case/expected.safetensors`.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def run(runner: Runner, args: argparse.Namespace) -> None:
     size = read_config(args.model)["vocab_size"]
     ids = load_file(args.inputs)["input_ids"].tolist()
     rows = np.stack([log_probabilities(runner, row, size) for row in ids])
-    expected = load_file(args.model / "expected.safetensors")["lm_head"][:, -1]
+    expected = load_file(args.model.parent / "case/expected.safetensors")["lm_head"][:, -1]
     rows += (expected.astype(np.float64) - rows).mean(axis=-1, keepdims=True)
     save_file({"lm_head": rows[:, None].astype(np.float32)}, args.output)
 

@@ -10,7 +10,7 @@ import transformers  # noqa: E402
 from transformers import DeepseekV2ForCausalLM, DeepseekV2ForSequenceClassification  # noqa: E402
 
 ARCHITECTURES = {model.__name__: model for model in (DeepseekV2ForCausalLM, DeepseekV2ForSequenceClassification)}
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def load(folder: pathlib.Path, dtype: str, **settings: str | None) -> torch.nn.Module:

@@ -8,6 +8,7 @@
 //! |---|---|---|---|
 //! | softmax scale times mscale² ([`folds_mscale_into_softmax_scale`](Dialect::folds_mscale_into_softmax_scale)) | yes | **no** | yes |
 //! | YaRN attention factor when only one of `mscale`, `mscale_all_dim` is set ([`attention_factor_honours_lone_mscale`](Dialect::attention_factor_honours_lone_mscale)) | ignores it | ignores it | uses it |
+//! | `attention_factor` of YaRN ([`honours_attention_factor`](Dialect::honours_attention_factor)) | replaces the ratio of the two | replaces it | ignored |
 //! | `norm_topk_prob` ([`honours_norm_topk_prob`](Dialect::honours_norm_topk_prob)) | ignored | ignored | normalises **instead of** scaling |
 //! | `moe_layer_freq` ([`honours_moe_layer_freq`](Dialect::honours_moe_layer_freq)) | ignored | ignored | MoE layers are its multiples |
 //! | `n_routed_experts: null` ([`allows_null_routed_experts`](Dialect::allows_null_routed_experts)) | refused | refused | every layer is dense |
@@ -32,8 +33,9 @@
 //!   DeepSeek-VL2 repository, and V3, multiply in both cases. This dialect is the V2 file. Transformers ignores
 //!   the field, although its documentation describes it (removed in the review of #36400).
 //! * **YaRN without `original_max_position_embeddings`.** DeepSeek's code takes 4096, Transformers
-//!   `max_position_embeddings`. [`Dialect::Deepseek`] therefore insists on the key. It also refuses `attention_factor`,
+//!   `max_position_embeddings`. [`Dialect::Deepseek`] therefore insists on the key. It also refuses
 //!   `truncate: false` and a `rope_type` other than `type`, because DeepSeek's code reads `type` and knows no other.
+//!   It ignores `attention_factor`, as that code does.
 //! * **moe_layer_freq, scoring_func** left Transformers in the same review. All released V2 models have 1 and
 //!   `softmax`, so nothing notices.
 //! * **Pooling.** Transformers pools at the last token that is not padding, wherever the padding is; DeepSeek's code at
@@ -94,6 +96,11 @@ impl Dialect {
     /// ratio needs both to be present and not 0, and ms(factor, 1) stands in for it.
     pub fn attention_factor_honours_lone_mscale(self) -> bool {
         self == Dialect::Deepseek
+    }
+
+    /// Does YaRN's `attention_factor` count, where config.json gives it?
+    pub fn honours_attention_factor(self) -> bool {
+        self != Dialect::Deepseek
     }
 
     /// Does `norm_topk_prob` (with k > 1) replace the multiplication by `routed_scaling_factor` by a division by the

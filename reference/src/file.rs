@@ -1,8 +1,11 @@
-//! Reading a whole file: config.json, an index, the record of a case.
+//! Reading a whole file: config.json, an index, the record of a case; or mapping one that holds tensors.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use crate::weights::safetensors_file::SharedBytes;
 use crate::{Error, Result};
 
 /// The content of the file `path`. Anything that is no file (a pipe would make us wait for ever) is refused.
@@ -11,6 +14,27 @@ use crate::{Error, Result};
 /// If there is no such file, it is none, or it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     read_up_to(path, u64::MAX)
+}
+
+/// The bytes of the file `path`, mapped into memory: a page is read when it is first touched. `what` says in a message what
+/// kind of file was expected.
+///
+/// # Errors
+/// If there is no such file, it is none, or it cannot be read.
+pub fn map(path: &Path, what: &str) -> Result<SharedBytes> {
+    let cannot = |source| Error::Io { path: path.to_owned(), action: "read", source };
+    match fs::metadata(path) {
+        // Opening a pipe would wait for somebody to write to it.
+        Ok(found) if !found.is_file() => return Err(Error::file(path, "a file", what_is(&found))),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::file(path, what, "no such file")),
+        Err(error) => return Err(cannot(error)),
+    }
+    let file = File::open(path).map_err(cannot)?;
+    // SAFETY: nobody may change or shorten the file while it is mapped. A program cannot enforce that, but this
+    // crate keeps to it: it never writes into a file that exists, it puts a new one in its place by renaming.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(cannot)?;
+    Ok(Arc::new(map))
 }
 
 /// The same of a file that no sensible program makes longer than `limit` bytes.

@@ -50,9 +50,13 @@ impl Stage {
     }
 }
 
-/// The name with `*` for its layer, and the layer if there is one.
+/// The name with `*` for its layer, and the layer if there is one: as Hugging Face writes it, without zeros or a sign
+/// before it.
 fn pattern(name: &str) -> (String, Option<usize>) {
-    match name.split('.').find_map(|part| Some((part, part.parse::<usize>().ok()?))) {
+    match name
+        .split('.')
+        .find_map(|part| Some((part, part.parse::<usize>().ok().filter(|layer| layer.to_string() == part)?)))
+    {
         Some((digits, layer)) => (name.replacen(&format!(".{digits}"), ".*", 1), Some(layer)),
         None => (name.to_owned(), None),
     }
@@ -100,7 +104,9 @@ mod tests {
         assert_eq!(Stage::parse(&layer_path(3)).unwrap().kind, "model.layers.*");
         assert_eq!(Stage::parse("loss").unwrap().layout, Layout::Whole);
         assert_eq!(Stage::parse("logits"), Stage::parse("lm_head"));
-        assert_eq!(Stage::parse("model.layers.x.mlp"), None);
+        for none in ["x", "00", "+0", "01", "-1", "0 ", "99999999999999999999"] {
+            assert_eq!(Stage::parse(&format!("model.layers.{none}.mlp")), None, "{none}");
+        }
         assert_eq!(Stage::parse("transformer.h.0"), None);
     }
 

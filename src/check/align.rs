@@ -1,102 +1,291 @@
-//! The dump in the model's layouts: the same numbers in another place are no error, and it is said which.
+//! The dump in the model's terms: the same numbers in another place, or under another rule that comes to the same, are no
+//! error, and it is said which.
+//!
+//! A stage is first read as its shape allows; where that leaves several ways, in the one that is by far the nearest to the
+//! truth. Then the dump is judged, stage by stage. If a stage fails, its other readings are tried, and whatever
+//! [conventions](dsv2_reference::stage::convention) there are for it; one of them counts only if the stage is within its
+//! budget by it. A dump that is right as it came costs nothing more.
+
+mod loaded;
+mod places;
+mod restated;
+
+use std::collections::BTreeMap;
 
 use dsv2_reference::stage::Stage;
-use dsv2_reference::stage::convention::{self, Turn};
-use ndarray::{Array, ArrayD, Axis, Slice};
+use indexmap::IndexMap;
+use ndarray::{ArrayD, Axis, concatenate};
 
-use super::dump::{Dump, Recognised};
-use super::truth::Truth;
-use crate::rows::ComparedRows;
-use crate::values::{Values, fit};
+use super::dump::{Dump, Recognised, order};
+use super::request::Request;
+use super::truth::{self, Truth};
+use crate::budget::Budgets;
+use crate::error::Result;
+use crate::judge::{self, Disposition};
+use crate::local::Local;
+use crate::trace::Trace;
+use crate::values::Values;
+use places::{Reading, readings};
 
-/// Brings the stages of a dump into the shapes and the order of the model's, by the [conventions](convention) that it knows.
+/// How often readings are tried anew: one that was wrong may have hidden another.
+const ROUNDS: usize = 3;
+/// What part of the error may be left for another reading to be tried first.
+const BY_FAR: f64 = 0.25;
+/// A relative error that no other order of the numbers could make much smaller.
+const IN_ORDER: f64 = 0.1;
+
+/// A dump in the model's terms.
+pub struct Aligned {
+    /// The dump.
+    pub dump: Dump,
+    /// The truth about it.
+    pub truth: Truth,
+    /// What each stage should be by itself; not, if the request says what the stages should be.
+    pub local: Option<Local>,
+}
+
+/// Brings a dump into the model's terms.
 ///
-/// Where the shape does not decide, the numbers do: an order is taken for another if that brings them four times nearer.
-pub fn align(dump: Dump, truth: &Truth) -> Dump {
-    let Dump { trace, precision, mut recognised } = dump;
-    let stages = trace.iter().map(|(name, values)| {
-        let found = truth.trace.get(name).and_then(|want| in_place(name, values, want, &truth.rows));
-        let (values, says) = found.unwrap_or_else(|| (values.clone(), Vec::new()));
-        recognised.extend(says.into_iter().map(|says| Recognised::new(name, says)));
-        (name.to_owned(), values)
-    });
-    let trace = stages.collect();
-    Dump { trace, precision, recognised }
+/// # Errors
+/// If the reference refuses the case.
+pub fn align(request: &Request, mut dump: Dump, mut truth: Truth) -> Result<Aligned> {
+    let mut placed = Placed::new(request, &dump.trace, &truth);
+    if request.expected.is_some() {
+        dump.recognised.extend(placed.recognised());
+        return Ok(Aligned { dump: Dump { trace: placed.trace, ..dump }, truth, local: None });
+    }
+    let mut judged = Judged::new(request, &dump, &truth, &placed.trace)?;
+    let (batch, length) = (request.case.inputs.batch(), request.case.inputs.length());
+    if judged.failures() > 0 && batch == length && batch > 1 {
+        // Shapes do not tell. A single stage may be transposed by mistake, a whole dump hardly.
+        let (turned, says) = order::batch_first(&dump.trace, batch, length, true);
+        let other = Placed::new(request, &turned, &truth);
+        let by_other = Judged::new(request, &dump, &truth, &other.trace)?;
+        if says.len() > 1 && 4 * by_other.failures() <= judged.failures() {
+            dump.trace = turned;
+            dump.recognised.extend(says);
+            truth = truth::compute(request, &dump)?;
+            (placed, judged) = (other, by_other);
+        }
+    }
+    for _ in 0..ROUNDS {
+        if judged.failures() == 0 || !placed.reread(request, &dump, &truth, &judged)? {
+            break;
+        }
+        judged = Judged::new(request, &dump, &truth, &placed.trace)?;
+    }
+    if placed.forget_unexplained(&dump.trace, &truth, &judged) {
+        judged = Judged::new(request, &dump, &truth, &placed.trace)?;
+    }
+    dump.recognised.extend(placed.recognised());
+    dump.trace = placed.trace;
+    if let Some(restated) = restated::restate(request, &dump, &truth, &judged)? {
+        dump.trace = restated.trace;
+        dump.recognised.extend(restated.recognised);
+        (truth, judged) = (restated.truth, restated.judged);
+    }
+    if let Some(rounded) = loaded::with_rounded_weights(request, &dump, &truth, &judged)? {
+        dump.assumed.push(rounded.says);
+        judged = rounded.judged;
+    }
+    Ok(Aligned { dump, truth, local: Some(judged.local) })
+}
+
+/// A dump, judged stage by stage.
+struct Judged {
+    local: Local,
+    dispositions: BTreeMap<String, Disposition>,
+}
+
+impl Judged {
+    fn new(request: &Request, dump: &Dump, truth: &Truth, trace: &Trace) -> Result<Self> {
+        let local = Local::of(&request.case, trace, &truth.trace, dump.precision, request.cache)?;
+        let dispositions = dispositions(request, &local, truth, trace)?;
+        Ok(Judged { local, dispositions })
+    }
+
+    fn of(&self, stage: &str) -> Option<Disposition> {
+        self.dispositions.get(stage).copied()
+    }
+
+    fn fails(&self, stage: &str) -> bool {
+        self.of(stage).is_some_and(Disposition::fails)
+    }
+
+    fn passes(&self, stage: &str) -> bool {
+        self.of(stage) == Some(Disposition::Pass)
+    }
+
+    fn failures(&self) -> usize {
+        self.dispositions.values().filter(|disposition| disposition.fails()).count()
+    }
+
+    /// Whether these of `stages` would pass, each by itself.
+    fn explains(&self, request: &Request, truth: &Truth, stages: &Trace, these: &[&str]) -> Result<bool> {
+        let found = dispositions(request, &self.local, truth, stages)?;
+        Ok(these.iter().all(|name| found.get(*name) == Some(&Disposition::Pass)))
+    }
+}
+
+/// What becomes of each stage of `trace` by itself.
+fn dispositions(
+    request: &Request,
+    local: &Local,
+    truth: &Truth,
+    trace: &Trace,
+) -> Result<BTreeMap<String, Disposition>> {
+    let budgets = Budgets::default();
+    let propagated = judge::Truth { trace: &truth.trace, budgets: &budgets, rows: &truth.rows };
+    let own = local.truth(&request.case.config, &truth.rows)?;
+    let verdict = judge::judge(trace, &propagated, Some(&own), |_| false);
+    Ok(verdict.stages.into_iter().map(|stage| (stage.stage, stage.disposition)).collect())
+}
+
+/// A dump whose tensors have been read in some way.
+struct Placed {
+    trace: Trace,
+    says: IndexMap<String, Vec<&'static str>>,
+}
+
+impl Placed {
+    /// Read as the shapes allow; where that leaves several ways, in the order in which they come unless another one is by
+    /// far nearer to the truth.
+    fn new(request: &Request, dump: &Trace, truth: &Truth) -> Self {
+        let mut placed = Placed { trace: Trace::default(), says: IndexMap::new() };
+        placed.trace = dump
+            .iter()
+            .map(|(name, values)| {
+                let (values, says) =
+                    first_reading(request, name, values, truth).unwrap_or((values.clone(), Vec::new()));
+                placed.says.insert(name.to_owned(), says);
+                (name.to_owned(), values)
+            })
+            .collect();
+        placed
+    }
+
+    /// Reads stages that fail in another way, if they pass by it. Says whether there were some.
+    fn reread(&mut self, request: &Request, dump: &Dump, truth: &Truth, judged: &Judged) -> Result<bool> {
+        let mut found = Vec::new();
+        for (name, values) in dump.trace.iter().filter(|(name, _)| judged.fails(name)) {
+            for (values, says) in all_readings(request, name, values, truth) {
+                let stage: Trace = [(name.to_owned(), values)].into_iter().collect();
+                if self.says.get(name) != Some(&says) && judged.explains(request, truth, &stage, &[name])? {
+                    found.extend(stage.iter().map(|(name, values)| (name.to_owned(), values.clone(), says.clone())));
+                    break;
+                }
+            }
+        }
+        for [first, second] in &dump.pairs {
+            let swapped = self.says.get(first).is_some_and(|says| says.contains(&OTHER_ORDER));
+            if swapped || !(judged.fails(first) || judged.fails(second)) {
+                continue;
+            }
+            let Some([a, b]) = other_order(dump.trace.get(first), dump.trace.get(second)) else { continue };
+            let read = |name: &String, values| {
+                let (values, mut says) = first_reading(request, name, values, truth)?;
+                says.push(OTHER_ORDER);
+                Some((name.clone(), values, says))
+            };
+            let (Some(a), Some(b)) = (read(first, &a), read(second, &b)) else { continue };
+            let pair: Trace = [&a, &b].into_iter().map(|(name, values, _)| (name.clone(), values.clone())).collect();
+            if judged.explains(request, truth, &pair, &[first.as_str(), second.as_str()])? {
+                found.retain(|(name, ..)| name != first && name != second);
+                found.extend([a, b]);
+            }
+        }
+        let any = !found.is_empty();
+        for (name, values, says) in found {
+            self.put(&name, values, says);
+        }
+        Ok(any)
+    }
+
+    /// Goes back to the order in which a stage came where another one explains nothing: neither this stage nor any of its
+    /// kind passes by it. Says whether there were some.
+    fn forget_unexplained(&mut self, dump: &Trace, truth: &Truth, judged: &Judged) -> bool {
+        let kind = |name: &str| Stage::parse(name).map(|stage| stage.kind);
+        let explained = |name: &str, says: &Vec<&str>| {
+            let alike = self.says.iter().filter(|(other, of)| kind(other) == kind(name) && *of == says);
+            alike.into_iter().any(|(other, _)| judged.passes(other))
+        };
+        let as_it_came = |name: &str| {
+            let values = dump.get(name)?;
+            (values.shape() == truth.trace.get(name)?.shape()).then(|| values.clone())
+        };
+        let unexplained: Vec<(String, Values)> = self
+            .says
+            .iter()
+            .filter(|(name, says)| !says.is_empty() && judged.fails(name) && !explained(name, says))
+            .filter_map(|(name, _)| Some((name.clone(), as_it_came(name)?)))
+            .collect();
+        let any = !unexplained.is_empty();
+        unexplained.into_iter().for_each(|(name, values)| self.put(&name, values, Vec::new()));
+        any
+    }
+
+    fn put(&mut self, name: &str, values: Values, says: Vec<&'static str>) {
+        let others = self.trace.iter().filter(|(other, _)| *other != name);
+        let others: Vec<_> = others.map(|(name, values)| (name.to_owned(), values.clone())).collect();
+        self.trace = others.into_iter().chain([(name.to_owned(), values)]).collect();
+        self.says.insert(name.to_owned(), says);
+    }
+
+    fn recognised(&self) -> Vec<Recognised> {
+        let all = self.says.iter().flat_map(|(name, says)| says.iter().map(move |says| Recognised::new(name, says)));
+        all.collect()
+    }
+}
+
+/// What is said of two stages in one tensor, if the second comes first.
+const OTHER_ORDER: &str = "in one tensor with another stage, the second before the first";
+
+/// All ways to read a tensor of numbers.
+fn all_readings(request: &Request, name: &str, values: &Values, truth: &Truth) -> Vec<(Values, Vec<&'static str>)> {
+    let (Values::Real(dtype, got), Some(stage), Some(want)) = (values, Stage::parse(name), truth.trace.get(name))
+    else {
+        return Vec::new();
+    };
+    let readings = readings(&stage, got, want.shape(), request.case.config.num_attention_heads);
+    readings.into_iter().map(|Reading { values, says }| (Values::Real(*dtype, values), says)).collect()
 }
 
 /// A tensor as the model has it, and what is said of the way it came.
-type Found<A> = (ArrayD<A>, Vec<&'static str>);
-
-fn in_place(name: &str, got: &Values, want: &Values, rows: &ComparedRows) -> Option<(Values, Vec<&'static str>)> {
-    let stage = Stage::parse(name)?;
-    match (got, want) {
+fn first_reading(request: &Request, name: &str, values: &Values, truth: &Truth) -> Option<(Values, Vec<&'static str>)> {
+    let (stage, want) = (Stage::parse(name)?, truth.trace.get(name)?);
+    let heads = request.case.config.num_attention_heads;
+    match (values, want) {
         (Values::Index(got), Values::Index(want)) => {
-            let (got, says) = in_shape(&stage, got, want.shape())?;
-            Some((Values::Index(got), says))
+            let Reading { values, says } = readings(&stage, got, want.shape(), heads).into_iter().next()?;
+            Some((Values::Index(values), says))
         }
         (Values::Real(dtype, got), Values::Real(_, want)) => {
-            let error = |a: &ArrayD<f64>| rows.compare(&stage, a, want).metrics.l2;
-            let mut found = in_shape(&stage, got, want.shape());
-            for convention in convention::of(&stage) {
-                let Some((turned, mut says)) = turned(convention.turn, got, found.as_ref(), want.shape()) else {
-                    continue;
-                };
-                if found.as_ref().is_none_or(|(a, _)| error(&turned) < 0.25 * error(a)) {
-                    says.push(convention.says);
-                    found = Some((turned, says));
+            let error = |a: &ArrayD<f64>| truth.rows.compare(&stage, a, want).metrics.l2;
+            if got.shape() == want.shape() && error(got) < IN_ORDER {
+                return Some((values.clone(), Vec::new()));
+            }
+            let mut readings = readings(&stage, got, want.shape(), heads).into_iter();
+            let mut found = readings.next()?;
+            let mut least = error(&found.values);
+            for reading in readings {
+                let error = error(&reading.values);
+                if error < BY_FAR * least {
+                    (found, least) = (reading, error);
                 }
             }
-            let (a, says) = found?;
-            Some((Values::Real(*dtype, a), says))
+            Some((Values::Real(*dtype, found.values), found.says))
         }
         _ => None,
     }
 }
 
-/// The same numbers in the model's shape, where their order is the same.
-fn in_shape<A: Clone>(stage: &Stage, got: &ArrayD<A>, shape: &[usize]) -> Option<Found<A>> {
-    if got.shape() == shape {
-        return Some((got.clone(), Vec::new()));
-    }
-    let row = |shape: &[usize]| shape.last().copied();
-    convention::of(stage).find_map(|convention| {
-        let fitted = match convention.turn {
-            Turn::UnitAxes => fit(got, shape),
-            Turn::Rows { fewer } if fewer == (got.ndim() < shape.len()) && row(got.shape()) == row(shape) => {
-                got.to_shape(shape).ok().map(|a| a.to_owned())
-            }
-            Turn::Rows { .. } | Turn::HeadsBehind | Turn::Halves => None,
-        };
-        fitted.map(|a| (a, vec![convention.says]))
-    })
-}
-
-/// The numbers in another order, with what was said of them before: of the tensor as it came, or as it was `found` to be.
-fn turned(turn: Turn, got: &ArrayD<f64>, found: Option<&Found<f64>>, shape: &[usize]) -> Option<Found<f64>> {
-    match turn {
-        Turn::UnitAxes | Turn::Rows { .. } => None,
-        Turn::HeadsBehind => Some((heads_in_front(got, shape)?, Vec::new())),
-        Turn::Halves => found.map(|(a, says)| (pairs_of_halves(a), says.clone())),
-    }
-}
-
-/// `[B, S, H, ..]` or `[B·S, H, ..]` to `[B, H, S, ..]`.
-fn heads_in_front(got: &ArrayD<f64>, shape: &[usize]) -> Option<ArrayD<f64>> {
-    let &[batch, heads, length, width] = shape else { return None };
-    let ends = if heads == 1 { got.len() == batch * length * width } else { got.shape().ends_with(&[heads, width]) };
-    let behind = got.to_shape((batch, length, heads, width)).ok().filter(|_| ends)?;
-    Some(behind.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned().into_dyn())
-}
-
-/// x[0], x[r/2], x[1], x[r/2 + 1], .. along the last axis.
-fn pairs_of_halves(a: &ArrayD<f64>) -> ArrayD<f64> {
-    let last = Axis(a.ndim() - 1);
-    let half = a.len_of(last) / 2;
-    let mut paired = Array::zeros(a.raw_dim());
-    for (start, from) in [(0, Slice::from(..half)), (1, Slice::from(half..2 * half))] {
-        paired.slice_axis_mut(last, Slice::new(start, None, 2)).assign(&a.slice_axis(last, from));
-    }
-    paired
+/// Two stages that came side by side in one tensor, if they are in it the other way round.
+fn other_order(first: Option<&Values>, second: Option<&Values>) -> Option<[Values; 2]> {
+    let (Values::Real(dtype, a), Values::Real(_, b)) = (first?, second?) else { return None };
+    let last = Axis(a.ndim().checked_sub(1)?);
+    let whole = concatenate(last, &[a.view(), b.view()]).ok()?;
+    let (b, a) = whole.view().split_at(last, b.len_of(last));
+    Some([a, b].map(|part| Values::Real(*dtype, part.to_owned())))
 }
 
 #[cfg(test)]

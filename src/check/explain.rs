@@ -5,6 +5,8 @@ mod uncatchable;
 
 use dsv2_reference::stage::flow;
 
+pub use hint::Hint;
+
 use super::dump::Dump;
 use super::judge::Judged;
 use super::request::Request;
@@ -14,7 +16,7 @@ use crate::error::Result;
 /// What is said.
 pub struct Told {
     /// What the first wrong stage looks like.
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
     /// The stages that are not judged from their very inputs, and which of these the dump lacks.
     pub spans: Vec<(String, Vec<String>)>,
     /// Tensors that are no stage of this model.

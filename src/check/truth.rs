@@ -3,6 +3,7 @@
 use dsv2_reference::stage::{Stage, sibling};
 use dsv2_reference::tap::{StageValue, Tap};
 use indexmap::IndexSet;
+use ndarray::ArrayD;
 
 use super::dump::Dump;
 use super::request::Request;
@@ -43,10 +44,10 @@ pub fn compute(request: &Request, dump: &Dump) -> Result<Truth> {
         let settings = Settings { precision: Precision::F64, stages: Some(wanted), replay, ..Settings::default() };
         Reference.run(case, &settings, &mut names)
     };
-    let choices = if request.expected.is_none() { choices(dump, case) } else { Trace::default() };
+    let rows = ComparedRows::of(&case.inputs);
+    let choices = if request.expected.is_none() { choices(dump, case, &rows) } else { Trace::default() };
     let trace = run(Some(&choices), &wanted)?;
 
-    let rows = ComparedRows::of(&case.inputs);
     let near_ties = near_ties(&choices, &trace, &rows, case)?;
     let last = trace.iter().filter(|(name, want)| want.real().is_some() && dump.get(name).is_some()).last();
     let last = last.filter(|_| !near_ties.is_empty());
@@ -55,15 +56,18 @@ pub fn compute(request: &Request, dump: &Dump) -> Result<Truth> {
 }
 
 /// The candidate's choice of experts, layer by layer, where it is one: as many as the model's, all of which exist, none twice.
-fn choices(candidate: &Trace, case: &Case) -> Trace {
+fn choices(candidate: &Trace, case: &Case, rows: &ComparedRows) -> Trace {
     let tokens = case.inputs.batch() * case.inputs.looked_at();
     let experts = case.config.num_experts();
     let k = case.config.experts_per_token().unwrap_or(0);
     let usable = |(name, values): (&str, &Values)| {
         let chosen = values.index().filter(|_| name.ends_with(".topk_indices"))?;
-        let chosen = chosen.to_shape((tokens, k)).ok().filter(|_| k > 0)?;
+        let chosen = chosen.to_shape((tokens, k)).ok().filter(|_| k > 0)?.to_owned().into_dyn();
+        // what nobody may read is any choice
+        let any = ArrayD::from_shape_fn(chosen.raw_dim(), |at| at[1] as i64);
+        let chosen = rows.with_unread_of(&Stage::parse(name)?, chosen, &any);
         let sets = chosen.rows().into_iter().all(|row| as_choice(row, experts).is_some());
-        sets.then(|| (name.to_owned(), Values::Index(chosen.to_owned().into_dyn())))
+        sets.then(|| (name.to_owned(), Values::Index(chosen)))
     };
     candidate.iter().filter_map(usable).collect()
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use dsv2::backend::Precision;
 use dsv2::case::{Case, Feed, Layers};
-use dsv2::check::{Request, check};
+use dsv2::check::{Conclusion, Request, check};
 use dsv2::mutants::explain::explain;
-use dsv2::report::model::{CheckReport, Files, PassOrFail, Report};
+use dsv2::report::model::{CheckReport, Files, Report};
 use dsv2::trace::Trace;
 use dsv2::{Result, report};
 use dsv2_reference::model::cache::CacheFormat;
@@ -78,8 +78,8 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     };
     let checked = check(&request)?;
     let mut report = CheckReport::new(&request, &checked, files);
-    let conforms = report.verdict == PassOrFail::Pass;
-    if args.explain && !conforms {
+    let conforms = report.verdict == Conclusion::Pass;
+    if args.explain && report.verdict == Conclusion::Fail {
         report = report.explained(&explain(&checked.case, &checked.candidate, checked.precision)?);
     }
     let text = (!args.json).then(|| report::check_text(&report, styled()));

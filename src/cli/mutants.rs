@@ -6,7 +6,7 @@ use clap::Args;
 use dsv2::backend::Precision;
 use dsv2::mutants::benign::benign;
 use dsv2::mutants::catalogue;
-use dsv2::score::{Finding, Score, Subjects, Trials, report, run as run_trials};
+use dsv2::score::{Finding, Outcome, Score, Subjects, Trials, dumps, report, run as run_trials};
 use dsv2::{Error, Result, golden};
 
 use super::progress::Progress;
@@ -24,6 +24,12 @@ pub struct MutantsArgs {
     /// Only this type [default: f32 and bf16]
     #[arg(long, value_name = "DTYPE", value_parser = precision)]
     dtype: Option<Precision>,
+    /// Kinds of dump, with commas between them: all (every stage), logits, last-token, hidden-states, hooks; or each
+    #[arg(long = "dump", value_name = "KIND", value_delimiter = ',', default_value = "all")]
+    dumps: Vec<String>,
+    /// Judge the hints on what is found, too: what they name, and on how many failures there is one
+    #[arg(long)]
+    hints: bool,
     /// Print one JSON object in place of tables
     #[arg(long)]
     json: bool,
@@ -41,19 +47,28 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
     if subjects.mutants.is_empty() && subjects.benign.is_empty() {
         return Err(Error::request("--mutant", "a pattern that matches a mutant", format!("\"{pattern}\"")));
     }
+    let dumps = dumps::named(&args.dumps)?;
     let precisions = args.dtype.map_or_else(|| vec![Precision::F32, Precision::Bf16], |dtype| vec![dtype]);
-    let trials = Trials { golden: &golden, cases, precisions: precisions.clone(), subjects, most: usize::MAX };
+    let trials = Trials {
+        golden: &golden,
+        cases,
+        precisions: precisions.clone(),
+        dumps,
+        hints: args.hints,
+        subjects,
+        most: usize::MAX,
+    };
 
     let start = Instant::now();
     let mut progress = Progress::new(trials.cases.len());
     let findings = run_trials(&trials, |case, findings| {
-        let killed = |finding: &&Finding| matches!(finding, Finding::Kill(kill) if kill.named.is_some());
+        let killed = |finding: &&Finding| matches!(finding, Finding::Kill(kill) if kill.outcome == Outcome::Killed);
         let runs = findings.iter().filter(|finding| matches!(finding, Finding::Kill(_))).count();
         progress.step(&format!("{case}: {} of {runs} runs of mutants found", findings.iter().filter(killed).count()));
     })?;
     drop(progress);
-    let score = Score::new(&trials.subjects, &findings);
-    let conforms = score.totals().good();
+    let score = Score::new(&trials, &findings);
+    let conforms = score.good();
     if args.json {
         return Ok(Done { output: report::json(&score).to_string(), conforms });
     }
@@ -65,10 +80,19 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
     if !score.benign.is_empty() {
         parts.push(report::benign_table(&score, styled()));
     }
+    if args.dumps != ["all"] {
+        parts.push(report::dumps_table(&score, styled()));
+    }
+    if args.hints {
+        parts.push(report::hints_table(&score, styled()));
+    }
     let faults = report::faults(&score);
     if !faults.is_empty() {
         parts.push(faults.join("\n"));
     }
-    parts.push(format!("{}\n{:.1} s", report::totals(&score), start.elapsed().as_secs_f64()));
+    if trials.dumps.iter().any(|kind| kind.is(&dumps::ALL)) {
+        parts.push(report::totals(&score));
+    }
+    parts.push(format!("{:.1} s", start.elapsed().as_secs_f64()));
     Ok(Done { output: parts.join("\n\n"), conforms })
 }

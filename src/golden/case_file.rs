@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dsv2_metrics::Metrics;
+use dsv2_reference::weights::checkpoint::is_plain_name;
 use dsv2_reference::weights::generator::Rule;
 use indexmap::IndexMap;
 use serde::Deserialize;
@@ -142,6 +143,13 @@ impl CaseFile {
         if file.name != folder {
             return Err(Error::file(path, format!("the name `{folder}`, as the folder has it"), file.name));
         }
+        // As a checkpoint's index: a case must not make us read, or copy, files elsewhere.
+        if let Weights::Checkpoint { path: named } = &file.weights
+            && !is_plain_name(named)
+        {
+            let found = format!("`{}`", named.escape_debug());
+            return Err(Error::file(path, "the name of a folder beside it as `weights.path`", found));
+        }
         Ok(file)
     }
 }
@@ -173,5 +181,13 @@ mod tests {
             ]
             .join("\n")
         );
+    }
+
+    #[test]
+    fn weights_lie_in_the_folder_of_the_case() {
+        for elsewhere in ["../secret", "/etc", "..", ".", "", "checkpoint/..", "a/b"] {
+            let line = refused(&SMALL.replace("\"path\": \"checkpoint\"", &format!("\"path\": \"{elsewhere}\"")));
+            assert!(line.ends_with(&format!("as `weights.path`, found `{elsewhere}`")), "{line}");
+        }
     }
 }

@@ -9,6 +9,9 @@ use tempfile::TempDir;
 use super::GoldenCase;
 use crate::error::{Error, Result};
 
+/// The cases that the published package leaves out, because they are large (`include` in Cargo.toml).
+const NOT_PACKAGED: [&str; 2] = ["trained-tiny-greedy", "trained-tiny-grouped"];
+
 static CASES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/golden/cases");
 
 /// A set of golden cases.
@@ -57,7 +60,13 @@ impl GoldenCases {
     /// If there is no such case, or it is at fault.
     pub fn load(&self, name: &str) -> Result<GoldenCase> {
         if !self.names.iter().any(|other| other == name) {
-            return Err(Error::request("CASE", "the name of a golden case", format!("{name:?}")));
+            let expected = match NOT_PACKAGED.contains(&name) {
+                true => {
+                    "a golden case of this build (the published package lacks this one; the repository has it: --golden golden/cases)"
+                }
+                false => "the name of a golden case",
+            };
+            return Err(Error::request("CASE", expected, format!("{name:?}")));
         }
         let folder = match &self.root {
             Some(root) => Folder::Disk { name: name.to_owned(), path: root.join(name) },
@@ -153,6 +162,26 @@ mod tests {
             let case = golden.load(name).unwrap();
             assert_eq!(case.name(), name);
         }
+    }
+
+    /// `include` in Cargo.toml leaves out what the message names, and nothing else.
+    #[test]
+    fn a_case_that_the_package_lacks_is_said_to_be_in_the_repository() {
+        let manifest: toml::Table = include_str!("../../Cargo.toml").parse().unwrap();
+        let include = manifest["package"]["include"].as_array().unwrap();
+        let left_out: Vec<glob::Pattern> = include
+            .iter()
+            .filter_map(|pattern| pattern.as_str().unwrap().strip_prefix("!/golden/cases/"))
+            .map(|pattern| glob::Pattern::new(pattern).unwrap())
+            .collect();
+        let golden = GoldenCases::embedded();
+        let absent: Vec<&String> =
+            golden.names.iter().filter(|name| left_out.iter().any(|p| p.matches(name))).collect();
+        assert_eq!(absent, NOT_PACKAGED);
+
+        let packaged = GoldenCases { root: None, names: vec!["v2".into()] };
+        let refused = packaged.load("trained-tiny-greedy").err().unwrap().to_string();
+        assert!(refused.contains("the repository has it"), "{refused}");
     }
 
     #[test]

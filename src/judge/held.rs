@@ -36,6 +36,8 @@ pub struct LocalTruth<'a> {
 pub struct Held {
     /// What became of it.
     pub disposition: Disposition,
+    /// How many elements were compared.
+    pub elements: usize,
     /// Its error.
     pub error: Option<Metrics>,
     /// What that may be.
@@ -49,7 +51,7 @@ pub struct Held {
 impl Held {
     /// Nothing but what became of it.
     pub fn new(disposition: Disposition) -> Self {
-        Held { disposition, error: None, budget: None, element: None, note: None }
+        Held { disposition, elements: 0, error: None, budget: None, element: None, note: None }
     }
 
     /// With what is wrong in words.

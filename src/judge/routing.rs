@@ -21,17 +21,19 @@ pub fn judge_experts(got: &ArrayD<i64>, want: &ArrayD<i64>, rows: Option<&[bool]
     if want.ndim() == 0 {
         return Held::new(if got == *want { Disposition::Pass } else { Disposition::WrongRouting });
     }
-    let mut compared = compared_tokens(&got, want, rows).peekable();
-    if compared.peek().is_none() {
+    let width = want.shape().last().copied().unwrap_or(1);
+    let elements = width * compared_tokens(&got, want, rows).count();
+    if elements == 0 {
         return Held::new(Disposition::NotCompared);
     }
-    match compared.find(|(_, (got, want))| sorted(*got) != sorted(*want)) {
-        None => Held::new(Disposition::Pass),
+    match compared_tokens(&got, want, rows).find(|(_, (got, want))| sorted(*got) != sorted(*want)) {
+        None => Held { elements, ..Held::new(Disposition::Pass) },
         Some((token, (got, want))) => {
             let slot = got.iter().position(|expert| !want.iter().any(|other| other == expert)).unwrap_or(0);
             let missed = want.iter().find(|&expert| !got.iter().any(|other| other == expert)).unwrap_or(&want[slot]);
             let note = format!("token {token} goes to experts {:?} in place of {:?}", sorted(got), sorted(want));
             Held {
+                elements,
                 element: Some(Element { index: vec![token, slot], got: got[slot] as f64, want: *missed as f64 }),
                 ..Held::noted(Disposition::WrongRouting, note)
             }
@@ -62,14 +64,16 @@ pub fn judge_choice(
     let (tokens, k) = (*want.first()?, *want.last()?);
     let got = got.to_shape((tokens, k)).ok()?;
     let rows = Stage::parse(name).and_then(|stage| truth.rows.of_stage(&stage, &[tokens, k]));
-    let experts = logits.shape()[1];
+    let experts = *logits.shape().last()?;
+    let mut elements = 0;
     for (token, (chosen, z)) in got.rows().into_iter().zip(logits.lanes(last(&logits))).enumerate() {
         if rows.as_ref().is_some_and(|rows| !rows[token]) || z.iter().any(|z| !z.is_finite()) {
             continue;
         }
+        elements += k;
         let Some(set) = as_choice(chosen, experts) else {
             let note = format!("token {token} goes to experts {:?}, which are not {k} of {experts}", sorted(chosen));
-            return Some(Held::noted(Disposition::WrongRouting, note));
+            return Some(Held { elements, ..Held::noted(Disposition::WrongRouting, note) });
         };
         let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         // Scores are fp32: exp(z - max) errs by the rounding of z - max, and a few units of its own.
@@ -82,10 +86,12 @@ pub fn judge_choice(
                 "token {token} goes to experts {:?}, which the router does not select from these logits, nor from any within {epsilon:.1e}",
                 sorted(chosen)
             );
-            return Some(Held::noted(Disposition::WrongRouting, note));
+            return Some(Held { elements, ..Held::noted(Disposition::WrongRouting, note) });
         }
     }
-    Some(Held::new(Disposition::Pass))
+    // where no token was looked at, nothing was found right
+    let disposition = if elements == 0 { Disposition::NotCompared } else { Disposition::Pass };
+    Some(Held { elements, ..Held::new(disposition) })
 }
 
 /// The experts of a token as a set, if all of them are among the model's `experts` and none is there twice.

@@ -15,6 +15,8 @@ pub enum Disposition {
     Pass,
     /// An error is over its budget.
     OverBudget,
+    /// An error is over its budget, but a choice of experts that the dump does not hold may explain it.
+    Inconclusive,
     /// NaN or infinity where the truth has none, or the other way round.
     NonFinite,
     /// Another shape than the truth's, size-1 axes aside; or indices in place of numbers.
@@ -32,7 +34,7 @@ pub enum Disposition {
 impl Disposition {
     /// Whether it makes the whole fail.
     pub fn fails(self) -> bool {
-        !matches!(self, Disposition::Pass | Disposition::NotHeld | Disposition::NotCompared)
+        !matches!(self, Disposition::Pass | Disposition::Inconclusive | Disposition::NotHeld | Disposition::NotCompared)
     }
 
     /// Whether the stage was compared with the truth.
@@ -48,6 +50,8 @@ pub struct StageVerdict {
     pub stage: String,
     /// What became of it.
     pub disposition: Disposition,
+    /// How many elements were compared.
+    pub elements: usize,
     /// Its own errors: against the reference on the candidate's own inputs.
     pub local: Option<Metrics>,
     /// What these may be.
@@ -68,6 +72,7 @@ impl StageVerdict {
         StageVerdict {
             stage: stage.to_owned(),
             disposition,
+            elements: 0,
             local: None,
             budget: None,
             propagated: None,
@@ -122,9 +127,10 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether no stage fails.
+    /// Whether no stage fails, and none is left open.
     pub fn passes(&self) -> bool {
-        self.first_failure().is_none()
+        let open = |stage: &StageVerdict| stage.disposition == Disposition::Inconclusive;
+        self.first_failure().is_none() && !self.stages.iter().any(open)
     }
 
     /// The first stage in forward order that fails: where to look for the bug.
@@ -150,5 +156,10 @@ impl Verdict {
     /// How many stages were compared.
     pub fn compared(&self) -> usize {
         self.stages.iter().filter(|stage| stage.disposition.compared()).count()
+    }
+
+    /// How many elements of these were.
+    pub fn elements(&self) -> usize {
+        self.stages.iter().map(|stage| stage.elements).sum()
     }
 }

@@ -54,8 +54,9 @@ const LEAST: f64 = 1.0 / (1 << 22) as f64;
 pub fn explain(case: &Case, candidate: &Trace, precision: Precision) -> Result<Vec<Explanation>> {
     let held = |name: &str| candidate.get(name).is_some();
     let settings = Settings { precision: Precision::F64, stages: Some(&held), ..Settings::default() };
-    let teacher = usable(candidate, &Reference.run(case, &settings, &mut NoTap)?, &case.config);
-    let dump = Dump { case, candidate, teacher, rows: ComparedRows::of(&case.inputs) };
+    let rows = ComparedRows::of(&case.inputs);
+    let teacher = usable(candidate, &Reference.run(case, &settings, &mut NoTap)?, &case.config, &rows);
+    let dump = Dump { case, candidate, teacher, rows };
     let truth = dump.run(Precision::F64, &mut NoTap)?;
     let noise = dump.errors(&dump.run(plain(precision), &mut NoTap)?, &truth);
     let allowed = |stage: &str| NOISE * noise.get(stage).copied().unwrap_or(0.0).max(LEAST);

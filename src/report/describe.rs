@@ -2,10 +2,14 @@
 
 use dsv2_reference::stage::table::LAYER;
 
-use super::model::{DecidedBy, ElementReport, Shown, StageReport};
+use super::model::{Compared, DecidedBy, ElementReport, Shown, StageReport};
+use crate::check::{self, Inconclusive};
 use crate::error::one_line;
 use crate::judge::Disposition;
 use crate::outcome::{Conclusion, Outcome};
+
+/// How many of the tensors to add a line names.
+const TENSORS_TO_ADD: usize = 8;
 
 /// A number of an error or a budget.
 pub fn number(x: f64) -> String {
@@ -54,6 +58,7 @@ pub fn disposition(disposition: Disposition) -> &'static str {
     match disposition {
         Disposition::Pass => "pass",
         Disposition::OverBudget => "FAIL: over budget",
+        Disposition::Inconclusive => "inconclusive: over budget",
         Disposition::NonFinite => "FAIL: NaN or infinity",
         Disposition::WrongShape => "FAIL: wrong shape",
         Disposition::WrongRouting => "FAIL: wrong experts",
@@ -72,6 +77,28 @@ pub fn outcome_failure(outcome: &Outcome, first: Option<&StageReport>) -> Option
         Outcome::Waived(outcome, _) => outcome_failure(outcome, first),
         Outcome::NotSupported(_) | Outcome::NotJudged(_) => None,
     }
+}
+
+/// What a check comes to, in a word or two.
+pub fn check_word(verdict: check::Conclusion) -> &'static str {
+    match verdict {
+        check::Conclusion::Pass => "pass",
+        check::Conclusion::Fail => "FAIL",
+        check::Conclusion::Inconclusive => "INCONCLUSIVE",
+        check::Conclusion::NotJudged => "NOT JUDGED",
+    }
+}
+
+/// How much was compared.
+pub fn compared(compared: Compared) -> String {
+    let count = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
+    format!("{} ({})", count(compared.stages, "stage"), count(compared.elements, "number"))
+}
+
+/// Why a dump cannot be decided, and what to add to it.
+pub fn inconclusive(Inconclusive { reason, add }: &Inconclusive) -> String {
+    let add = few(add.iter().map(String::as_str), TENSORS_TO_ADD);
+    format!("{reason}; to decide it, add to the dump: {add}")
 }
 
 /// A conclusion in a word or two.

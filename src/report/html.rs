@@ -8,8 +8,8 @@ mod verify;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
-use super::describe::number;
-use super::model::{PassOrFail, Report};
+use super::describe::{check_word, number};
+use super::model::Report;
 
 const STYLE: &str = include_str!("html/style.css");
 
@@ -23,14 +23,13 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
 /// The page.
 pub fn html(report: &Report) -> String {
     let page = match report {
-        Report::Check(report) => page("dsv2 check", report.verdict, check::body(report)),
-        Report::Verify(report) => page("dsv2 verify", report.verdict, verify::body(report)),
+        Report::Check(report) => page("dsv2 check", check_word(report.verdict), check::body(report)),
+        Report::Verify(report) => page("dsv2 verify", verify::word(report), verify::body(report)),
     };
     page.into_string()
 }
 
-fn page(command: &str, verdict: PassOrFail, body: Markup) -> Markup {
-    let word = verdict_word(verdict);
+fn page(command: &str, word: &str, body: Markup) -> Markup {
     markup! {
         (DOCTYPE)
         html lang="en" {
@@ -51,18 +50,11 @@ fn page(command: &str, verdict: PassOrFail, body: Markup) -> Markup {
     }
 }
 
-fn verdict_word(verdict: PassOrFail) -> &'static str {
-    match verdict {
-        PassOrFail::Pass => "pass",
-        PassOrFail::Fail => "FAIL",
-    }
-}
-
 /// The verdict on everything, large.
-fn banner(verdict: PassOrFail, text: Markup) -> Markup {
-    let class = if verdict == PassOrFail::Pass { "banner pass" } else { "banner fail" };
+fn banner(passes: bool, word: &str, text: Markup) -> Markup {
+    let class = if passes { "banner pass" } else { "banner fail" };
     markup! {
-        p #verdict class=(class) { strong { (verdict_word(verdict)) } " " (text) }
+        p #verdict class=(class) { strong { (word) } " " (text) }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | | suite | test case | failure | error | skipped |
 //! |---|---|---|---|---|---|
-//! | `check` | the check | a stage that the dump holds | it fails | | nothing of it can be compared |
+//! | `check` | the check | a stage that the dump holds, and the whole if it is undecided or nothing was compared | it fails | it is undecided; nothing was compared | nothing of it can be compared |
 //! | `verify` | a backend in a type | a golden case | it fails | it crashes | not supported, not judged, waived |
 
 use std::time::Duration;
@@ -10,10 +10,11 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use quick_junit::{NonSuccessKind, SerializeError, TestCase, TestCaseStatus, TestSuite};
 
-use super::describe::{conclusion, disposition, failure};
+use super::describe::{check_word, conclusion, disposition, failure, inconclusive};
 use super::model::{CheckReport, Report, RunReport, StageReport, VerifyReport};
+use crate::check::Conclusion;
 use crate::judge::Disposition;
-use crate::outcome::Conclusion;
+use crate::outcome::Conclusion as RunConclusion;
 
 /// The text of junit.xml. Characters that XML cannot hold are left out.
 ///
@@ -38,6 +39,17 @@ fn check_suite(report: &CheckReport) -> TestSuite {
         case.set_classname(name.as_str());
         case
     }));
+    let undecided = match report.verdict {
+        Conclusion::Pass | Conclusion::Fail => None,
+        Conclusion::Inconclusive => Some(report.inconclusive.as_ref().map(inconclusive).unwrap_or_default()),
+        Conclusion::NotJudged => Some("nothing could be compared".to_owned()),
+    };
+    suite.add_test_cases(undecided.map(|why| {
+        let words = check_word(report.verdict).to_lowercase();
+        let mut case = TestCase::new("verdict", non_success(NonSuccessKind::Error, &words, &why));
+        case.set_classname(name.as_str());
+        case
+    }));
     suite
 }
 
@@ -45,6 +57,8 @@ fn stage_status(stage: &StageReport) -> TestCaseStatus {
     let words = disposition(stage.disposition);
     if stage.disposition.fails() {
         non_success(NonSuccessKind::Failure, words.trim_start_matches("FAIL: "), &failure(stage))
+    } else if stage.disposition == Disposition::Inconclusive {
+        non_success(NonSuccessKind::Error, "inconclusive", &failure(stage))
     } else if stage.disposition.compared() {
         TestCaseStatus::success()
     } else {
@@ -68,13 +82,13 @@ fn run_status(run: &RunReport) -> TestCaseStatus {
     let words = conclusion(run.conclusion);
     let why = run.failure.as_deref().or(run.reason.as_deref()).unwrap_or(words);
     match (run.conclusion, &run.waiver) {
-        (Conclusion::Pass, _) => TestCaseStatus::success(),
-        (Conclusion::Fail, _) => non_success(NonSuccessKind::Failure, &words.to_lowercase(), why),
-        (Conclusion::Crashed, _) => non_success(NonSuccessKind::Error, &words.to_lowercase(), why),
-        (Conclusion::Waived, Some(waiver)) => {
+        (RunConclusion::Pass, _) => TestCaseStatus::success(),
+        (RunConclusion::Fail, _) => non_success(NonSuccessKind::Failure, &words.to_lowercase(), why),
+        (RunConclusion::Crashed, _) => non_success(NonSuccessKind::Error, &words.to_lowercase(), why),
+        (RunConclusion::Waived, Some(waiver)) => {
             skipped(&format!("waived until {}: {} ({}); {why}", waiver.expires, waiver.reason, waiver.link))
         }
-        (Conclusion::NotSupported | Conclusion::NotJudged | Conclusion::Waived, _) => {
+        (RunConclusion::NotSupported | RunConclusion::NotJudged | RunConclusion::Waived, _) => {
             skipped(&format!("{words}: {why}"))
         }
     }

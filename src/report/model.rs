@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
+use crate::check::{self, Inconclusive};
 use crate::judge::Disposition;
 use crate::outcome::Conclusion;
 
@@ -25,7 +26,7 @@ pub enum Report {
     Verify(VerifyReport),
 }
 
-/// The whole in a word.
+/// A verification in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PassOrFail {
@@ -38,8 +39,10 @@ pub enum PassOrFail {
 /// What came of checking a dump.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CheckReport {
-    /// Whether no stage fails.
-    pub verdict: PassOrFail,
+    /// What the check comes to.
+    pub verdict: check::Conclusion,
+    /// Why the dump cannot be decided, if it cannot, and the tensors to add to it.
+    pub inconclusive: Option<Inconclusive>,
     /// The first stage in forward order that fails, if one does: where to look for the bug.
     pub first_failing_stage: Option<String>,
     /// What is wrong with it, in one line.
@@ -54,8 +57,10 @@ pub struct CheckReport {
     pub dtype: String,
     /// How it keeps its cache.
     pub cache: String,
-    /// How many stages were compared.
-    pub compared: usize,
+    /// What was compared.
+    pub compared: Compared,
+    /// How many stages of the model were not.
+    pub not_compared: usize,
     /// Every stage of the model, in forward order.
     pub stages: Vec<StageReport>,
     /// Where tokens go to other experts than in the truth because of a near tie, which is no fault.
@@ -64,16 +69,36 @@ pub struct CheckReport {
     pub end_to_end: Option<EndToEnd>,
     /// Tensors that came in another layout, and were judged all the same.
     pub layouts: Vec<LayoutReport>,
+    /// What is taken for granted of the whole dump, and what of the request has no effect.
+    pub assumed: Vec<String>,
     /// Tensors of the dump that no stage of the model goes by, and that nobody looked at.
     pub unknown: Vec<String>,
     /// Stages that were judged from further back, because the dump lacks inputs of theirs.
     pub spans: Vec<Span>,
-    /// What the first wrong stage looks like, and which mutants look the same.
-    pub hint: Option<String>,
+    /// What the first wrong stage looks like, and which mutants compute it.
+    pub hint: Option<HintReport>,
     /// The mutants that compute what the dump holds, the best first (`--explain`).
     pub explanation: Vec<ExplanationReport>,
     /// Mutants that would not have been caught, because the dump lacks the stages where they show.
     pub uncatchable: Vec<String>,
+}
+
+/// How much a verdict rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Compared {
+    /// So many stages.
+    pub stages: usize,
+    /// So many numbers in them.
+    pub elements: usize,
+}
+
+/// What there is to say of the first wrong stage.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct HintReport {
+    /// Sentences, the facts first.
+    pub says: Vec<String>,
+    /// The mutants that compute what the dump holds; if there are several, no one can tell them apart there.
+    pub names: Vec<String>,
 }
 
 /// A mutant that computes what the dump holds.
@@ -132,8 +157,10 @@ pub struct RunReport {
     pub failure: Option<String>,
     /// How long it took.
     pub seconds: f64,
-    /// How many stages were compared.
-    pub compared: usize,
+    /// What was compared.
+    pub compared: Compared,
+    /// How many stages of the golden case were not.
+    pub not_compared: usize,
     /// Every stage of the golden case, in forward order; none, if it did not run.
     pub stages: Vec<StageReport>,
 }

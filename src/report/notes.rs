@@ -3,8 +3,9 @@
 use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
-use super::describe::{few, number, short_kind};
-use super::model::{CheckReport, EndToEnd, PassOrFail};
+use super::describe::{compared, few, number, short_kind};
+use super::model::{CheckReport, EndToEnd};
+use crate::check::Conclusion;
 use crate::judge::Disposition;
 
 /// Something to know about a check.
@@ -25,7 +26,7 @@ pub fn causes(report: &CheckReport) -> Vec<Note> {
         format!("{} ({}; off by {}{link})", found.mutant, found.what.trim_end_matches('.'), number(found.error.0))
     });
     there_are([
-        ("hint", report.hint.iter().cloned().collect()),
+        ("hint", report.hint.iter().map(|hint| hint.says.join("; ")).collect()),
         ("the dump is what this known bug computes", explanation.collect()),
     ])
 }
@@ -39,15 +40,17 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
     let near_ties = report.near_ties.iter().map(|near| format!("{} ({})", near.stage, near.tokens));
     // behind a wrong stage, tokens go elsewhere without any tie
     let elsewhere = match report.verdict {
-        PassOrFail::Pass => "near ties that fell the other way (tokens; allowed, and followed)",
-        PassOrFail::Fail => "other experts than in the truth's own run (tokens; followed)",
+        Conclusion::Pass => "near ties that fell the other way (tokens; allowed, and followed)",
+        _ => "other experts than in the truth's own run (tokens; followed)",
     };
     there_are([
+        ("assumed", report.assumed.clone()),
         ("recognised layouts", layouts(report)),
         ("not looked at (no stage of this model)", report.unknown.clone()),
         ("judged from further back", spans.collect()),
         (elsewhere, near_ties.collect()),
         ("end to end", report.end_to_end.iter().map(end_to_end).collect()),
+        ("compared", vec![compared(report.compared)]),
         ("not judged", not_judged(report)),
         ("known bugs that such a dump cannot show", uncatchable(report)),
     ])

@@ -28,7 +28,7 @@ pub fn verify_table(report: &VerifyReport, styled: bool) -> String {
             Cell::new(&run.case),
             Cell::new(&run.backend),
             Cell::new(&run.dtype),
-            Cell::new(run.compared),
+            Cell::new(run.compared.stages),
             Cell::new(stage.map_or("", |stage| &stage.stage)),
             Cell::new(metric),
             Cell::new(error),

@@ -10,7 +10,7 @@ use time::{Date, Month};
 use super::model::{CheckReport, Files, Number, VerifyReport};
 use super::*;
 use crate::budget::{Budgets, FACTORS};
-use crate::check::{Checked, EndToEnd, Recognised, Request};
+use crate::check::{Checked, EndToEnd, Hint, Recognised, Request};
 use crate::golden::GoldenCases;
 use crate::judge::{LocalTruth, Truth, Verdict, judge};
 use crate::outcome::Outcome;
@@ -82,17 +82,19 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
     let flattened = |stage: String| Recognised { stage, layout: "the batch flattened, [B·S, ..]".into() };
     let names = ["model.norm", EXPERTS, "lm_head", "loss"];
     let checked = Checked {
+        inconclusive: None,
         verdict: verdict(norm, [1, 3], own).with_not_held(names.into_iter()),
         precision: Precision::Bf16,
         unknown: vec!["vision\u{1b}[2J".into()],
         layouts: ["self_attn.q_proj", "mlp", "input_layernorm", "self_attn.o_proj"].map(layer).map(flattened).into(),
+        assumed: Vec::new(),
         near_ties: vec![(EXPERTS.into(), 2)],
         end_to_end: Some(EndToEnd { stage: "model.norm".into(), replayed: 0.003, free: 0.12 }),
         spans: vec![(
             layer("self_attn.attn_output"),
             ["self_attn.attn_scores", "self_attn.attn_weights"].map(layer).into(),
         )],
-        hint: (norm == 2.5).then(|| "the first token is right".into()),
+        hint: (norm == 2.5).then(|| Hint { says: vec!["the first token is right".into()], names: vec!["no_rope_q"] }),
         uncatchable: vec!["mask_off_by_one"],
         candidate: Trace::default(),
         case: request.case.clone(),

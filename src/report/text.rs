@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::describe::{conclusion, few};
+use super::describe::{check_word, conclusion, few, inconclusive};
 use super::model::{CheckReport, RunReport, VerifyReport};
 use super::notes::{Note, causes, remarks};
 use super::tables::{check_table, verify_table};
+use crate::check;
 use crate::error::one_line;
 use crate::outcome::{Conclusion, Item};
 
@@ -14,10 +15,13 @@ const LINES_OF_A_NOTE: usize = 3;
 
 /// A check: the table of its stages, what else there is to know, and the verdict. `styled` adds colour.
 pub fn check_text(report: &CheckReport, styled: bool) -> String {
-    let verdict = match &report.failure {
-        None => format!("pass: {} stages, as {} computes them", report.compared, report.dtype),
-        Some(failure) => format!("FAIL: first wrong stage {failure}"),
+    let found = match (&report.failure, &report.inconclusive) {
+        (Some(failure), _) => format!("first wrong stage {failure}"),
+        (None, Some(open)) => inconclusive(open),
+        (None, None) if report.verdict == check::Conclusion::NotJudged => "nothing could be compared".to_owned(),
+        (None, None) => format!("{} stages, as {} computes them", report.compared.stages, report.dtype),
     };
+    let verdict = format!("{}: {found}", check_word(report.verdict));
     let notes = |notes: Vec<Note>| notes.iter().map(note).collect::<Vec<_>>().join("\n");
     let parts = [check_table(report, styled), notes(remarks(report)), notes(causes(report)), verdict];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n")
@@ -81,5 +85,5 @@ pub(super) fn counts(report: &VerifyReport) -> String {
 
 /// How many stages were compared in all runs.
 fn compared(report: &VerifyReport) -> usize {
-    report.runs.iter().map(|run| run.compared).sum()
+    report.runs.iter().map(|run| run.compared.stages).sum()
 }

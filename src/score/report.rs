@@ -4,7 +4,7 @@ use comfy_table::Cell;
 use dsv2_reference::stage::table::LAYER;
 use serde_json::{Value, json};
 
-use super::{BenignScore, InPrecision, MutantScore, Score};
+use super::{BenignScore, DumpScore, HintScore, InPrecision, MutantScore, Score, Survivor};
 use crate::precision::Precision;
 use crate::table::{align_right, table};
 
@@ -61,6 +61,54 @@ pub fn weakest_table(score: &Score, styled: bool) -> String {
     table.trim_fmt()
 }
 
+/// One line for each kind of dump and type: what became of the structural mutants, and of what is right.
+pub fn dumps_table(score: &Score, styled: bool) -> String {
+    let header = ["dump", "dtype", "runs", "killed", "inconclusive", "passed", "invisible", "right", "false alarms"];
+    let mut table = table(styled, &[&header[..], &["inconclusive right"]].concat());
+    for column in 2..=header.len() {
+        align_right(&mut table, column);
+    }
+    for of in &score.dumps {
+        table.add_row([
+            of.dump.name.to_owned(),
+            of.precision.to_string(),
+            of.runs.to_string(),
+            of.killed.to_string(),
+            share(of.inconclusive.len(), of.runs),
+            of.passed.len().to_string(),
+            of.invisible.len().to_string(),
+            of.right.to_string(),
+            of.false_alarms.len().to_string(),
+            share(of.right_inconclusive, of.right),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// One line for each kind of dump and type: on how many failures there is a hint, how many of these name mutants, and how
+/// many of these the planted one, or one with the same numbers.
+pub fn hints_table(score: &Score, styled: bool) -> String {
+    let header = ["dump", "dtype", "failures", "with a hint", "naming bugs", "the planted one", "its equal"];
+    let mut table = table(styled, &header);
+    for column in 2..header.len() {
+        align_right(&mut table, column);
+    }
+    let rows = score.dumps.iter().map(|of| (of.dump.name, of.precision.to_string(), of.hints));
+    for (dump, precision, hints) in rows.chain([("together", String::new(), score.hints())]) {
+        let HintScore { failures, given, naming, right, same } = hints;
+        table.add_row([
+            dump.to_owned(),
+            precision,
+            failures.to_string(),
+            share(given, failures),
+            naming.to_string(),
+            share(right, naming),
+            share(same, naming),
+        ]);
+    }
+    table.trim_fmt()
+}
+
 /// What is not as it should be, one line each.
 pub fn faults(score: &Score) -> Vec<String> {
     let mut faults = Vec::new();
@@ -77,6 +125,28 @@ pub fn faults(score: &Score) -> Vec<String> {
     }
     for benign in &score.benign {
         faults.extend(benign.flagged.iter().map(|at| format!("false alarm: {} on {at}", benign.benign.id)));
+    }
+    faults.extend(score.dumps.iter().flat_map(dump_faults));
+    if !score.hints().good() {
+        faults.push(
+            "hints: fewer than 95 of 100 that name bugs name the planted one, or than 60 failures of 100 have one"
+                .to_owned(),
+        );
+    }
+    faults
+}
+
+fn dump_faults(score: &DumpScore) -> Vec<String> {
+    let DumpScore { dump, precision, runs, inconclusive, .. } = score;
+    let of = format!("{} in {precision}", dump.name);
+    let passed = score.passed.iter().map(|Survivor { mutant, case, moved }| {
+        let over = ratio(moved.unwrap_or_default().budgets);
+        format!("{of}: {mutant} on {case} passes, though it is {over} times over what is right")
+    });
+    let mut faults: Vec<String> = passed.collect();
+    faults.extend(score.false_alarms.iter().map(|who| format!("{of}: false alarm: {who}")));
+    if inconclusive.len() * 10 > *runs {
+        faults.push(format!("{of}: {} of {runs} runs are inconclusive, more than a tenth", inconclusive.len()));
     }
     faults
 }
@@ -119,10 +189,24 @@ pub fn json(score: &Score) -> Value {
             "flagged": score.flagged,
         })
     };
+    let survivor = |of: &Survivor| {
+        let moved = of.moved.map(|moved| json!({"budgets": finite(moved.budgets), "noises": finite(moved.noises)}));
+        json!({"mutant": of.mutant, "case": of.case, "moved": moved})
+    };
+    let survivors = |of: &[Survivor]| of.iter().map(survivor).collect::<Vec<_>>();
+    let dump = |of: &DumpScore| {
+        json!({
+            "dump": of.dump.name, "what": of.dump.what, "dtype": of.precision.to_string(), "runs": of.runs,
+            "killed": of.killed, "inconclusive": survivors(&of.inconclusive), "passed": survivors(&of.passed),
+            "invisible": survivors(&of.invisible), "within_budget": of.within_budget(), "right": of.right,
+            "hints": of.hints, "false_alarms": of.false_alarms, "right_inconclusive": of.right_inconclusive, "good": of.good(),
+        })
+    };
     json!({
         "schema": "dsv2-mutants/1",
         "totals": score.totals(),
-        "good": score.totals().good(),
+        "good": score.good(),
+        "dumps": score.dumps.iter().map(dump).collect::<Vec<_>>(),
         "mutants": score.mutants.iter().map(mutant).collect::<Vec<_>>(),
         "benign": score.benign.iter().map(benign).collect::<Vec<_>>(),
     })
@@ -132,6 +216,10 @@ pub fn json(score: &Score) -> Value {
 pub fn short(kind: &str) -> &str {
     let below = kind.strip_prefix(LAYER).and_then(|rest| rest.strip_prefix('.'));
     below.map_or(kind, |below| below.strip_prefix("self_attn.").unwrap_or(below))
+}
+
+fn share(part: usize, all: usize) -> String {
+    if part == 0 { "0".to_owned() } else { format!("{part} ({:.1} %)", 100.0 * part as f64 / all as f64) }
 }
 
 fn killed(of: &InPrecision) -> String {

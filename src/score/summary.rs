@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Finding, Kill, Pass, Subjects, module, must_die};
+use super::by_dump::{DumpScore, by_dump};
+use super::dumps::ALL;
+use super::{Finding, HintScore, Kill, Pass, Trials, module, must_die};
 use crate::mutants::benign::Benign;
 use crate::mutants::{Class, Mutant};
 use crate::precision::Precision;
@@ -65,12 +67,14 @@ pub struct BenignScore {
 
 /// The mutation score.
 pub struct Score {
-    /// The mutants that apply to a case, in the order of the catalogue.
+    /// The mutants that apply to a case, in the order of the catalogue, as dumps of every stage show them.
     pub mutants: Vec<MutantScore>,
-    /// The benign variants.
+    /// The benign variants, as dumps of every stage show them.
     pub benign: Vec<BenignScore>,
     /// Of each module and type, the mutant that is nearest to survival, with its ratio; structural ones only.
     pub weakest: BTreeMap<(&'static str, String), (&'static str, f64)>,
+    /// What came of each kind of dump, type by type.
+    pub dumps: Vec<DumpScore>,
 }
 
 /// The sums.
@@ -107,17 +111,20 @@ impl Totals {
 }
 
 impl Score {
-    /// Adds up what was found about `subjects`.
-    pub fn new(subjects: &Subjects, findings: &[Finding]) -> Self {
-        let kills =
-            findings.iter().filter_map(|finding| if let Finding::Kill(kill) = finding { Some(kill) } else { None });
-        let passes =
-            findings.iter().filter_map(|finding| if let Finding::Pass(pass) = finding { Some(pass) } else { None });
-        let (kills, passes): (Vec<&Kill>, Vec<&Pass>) = (kills.collect(), passes.collect());
-        let mutants: Vec<_> =
-            subjects.mutants.iter().enumerate().map(|(i, mutant)| mutant_score(mutant, i, &kills)).collect();
-        let mutants: Vec<_> = mutants.into_iter().filter(|score| !score.in_precision.is_empty()).collect();
-        let benign = subjects.benign.iter().enumerate().map(|(i, benign)| benign_score(benign, i, &passes)).collect();
+    /// Adds up what was found in `trials`.
+    pub fn new(trials: &Trials<'_>, findings: &[Finding]) -> Self {
+        let (mut kills, mut passes) = (Vec::new(), Vec::new());
+        for finding in findings {
+            match finding {
+                Finding::Kill(kill) if kill.dump.is(&ALL) => kills.push(kill),
+                Finding::Pass(pass) if pass.dump.is(&ALL) => passes.push(pass),
+                _ => {}
+            }
+        }
+        let scores = trials.subjects.mutants.iter().enumerate().map(|(i, mutant)| mutant_score(mutant, i, &kills));
+        let mutants: Vec<_> = scores.filter(|score| !score.in_precision.is_empty()).collect();
+        let scores = trials.subjects.benign.iter().enumerate().map(|(i, benign)| benign_score(benign, i, &passes));
+        let benign = scores.filter(|score| score.runs > 0).collect();
         let mut weakest = BTreeMap::new();
         for score in mutants.iter().filter(|score| score.mutant.class == Class::Structural) {
             for of in &score.in_precision {
@@ -128,10 +135,20 @@ impl Score {
                 }
             }
         }
-        Score { mutants, benign, weakest }
+        Score { mutants, benign, weakest, dumps: by_dump(trials, findings) }
     }
 
-    /// The sums.
+    /// Whether the judge is good enough, in dumps of every stage and in all others.
+    pub fn good(&self) -> bool {
+        self.totals().good() && self.dumps.iter().all(DumpScore::good) && self.hints().good()
+    }
+
+    /// What became of the hints, over all kinds of dump and types.
+    pub fn hints(&self) -> HintScore {
+        self.dumps.iter().map(|of| of.hints).fold(HintScore::default(), HintScore::and)
+    }
+
+    /// The sums over dumps of every stage.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for score in &self.mutants {

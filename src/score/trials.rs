@@ -4,9 +4,11 @@ use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::tap::NoTap;
 
-use super::{Finding, Kill, Pass, Subjects, is_output};
+use super::dumps::{ALL, Cut, DumpKind, HOOKS};
+use super::moved::moved as moved_by;
+use super::{Finding, Hinted, Kill, Outcome, Pass, Subjects};
 use crate::backend::{Backend, Reference, Settings};
-use crate::check::{Request, check_without_hint};
+use crate::check::{Request, check, check_without_hint};
 use crate::error::Result;
 use crate::golden::{GoldenCase, GoldenCases};
 use crate::judge::{Disposition, StageVerdict, Verdict};
@@ -26,6 +28,10 @@ pub struct Trials<'a> {
     pub cases: Vec<String>,
     /// In which types.
     pub precisions: Vec<Precision>,
+    /// In which kinds of dump.
+    pub dumps: Vec<&'static DumpKind>,
+    /// Whether hints are judged, too, which takes longer.
+    pub hints: bool,
     /// What is planted.
     pub subjects: Subjects,
     /// A mutant is tried on no more cases than this: the first ones to which it applies.
@@ -60,47 +66,100 @@ fn turns(trials: &Trials<'_>, cases: &[GoldenCase]) -> Vec<Vec<usize>> {
 }
 
 fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<Finding>> {
-    let name = golden.name().to_owned();
-    let mut request = Request::new(golden.case, Trace::default());
-    let weights = Wide::new(&request.case);
-    let mut findings = Vec::new();
-    for &precision in &trials.precisions {
+    let name = golden.name();
+    let cuts: Vec<Cut> = trials.dumps.iter().filter_map(|kind| kind.of(&golden.case)).collect();
+    let mut request = Request::new(golden.case.clone(), Trace::default());
+    let mut ask = |cut: &Cut, candidate: &Trace, precision, hints| {
+        request.candidate = cut.cut(candidate, &golden.case.config);
         request.precision = Some(precision);
-        for &place in turn {
-            let mutant = trials.subjects.mutants[place];
+        if hints { check(&request) } else { check_without_hint(&request) }
+    };
+    let outputs = HOOKS.of(&golden.case);
+    let weights = Wide::new(&golden.case);
+    let mut findings = Vec::new();
+    for &place in turn {
+        let mutant = trials.subjects.mutants[place];
+        for &precision in &trials.precisions {
             let (candidate, planted) = mutate(&weights, mutant, precision)?;
             // nothing, if it changes nothing on this case
             if planted.is_empty() {
                 continue;
             }
-            request.candidate = candidate;
-            let (named, ratio) = first_failure(&check_without_hint(&request)?.verdict);
-            let seen_at_outputs = mutant.class == Class::Equivalent && {
-                request.candidate = outputs(&request.candidate);
-                !check_without_hint(&request)?.verdict.passes()
-            };
-            let case = name.clone();
-            findings.push(Finding::Kill(Kill {
-                mutant: place,
-                case,
-                precision,
-                planted,
-                named,
-                ratio,
-                seen_at_outputs,
-            }));
+            for cut in cuts.iter().filter(|cut| shows(mutant, &planted, cut.kind, &golden)) {
+                let hints = trials.hints && mutant.class == Class::Structural;
+                let checked = ask(cut, &candidate, precision, hints)?;
+                let outcome = Outcome::of(&checked);
+                let (named, ratio) = first_failure(&checked.verdict);
+                let seen_at_outputs = match &outputs {
+                    Some(outputs) if mutant.class == Class::Equivalent && cut.kind.is(&ALL) => {
+                        Outcome::of(&ask(outputs, &candidate, precision, false)?) == Outcome::Killed
+                    }
+                    _ => false,
+                };
+                let exact = |mutant: &Mutant| -> Result<Trace> {
+                    let (exact, _) = mutate(&weights, mutant, Precision::F64)?;
+                    Ok(cut.cut(&exact, &golden.case.config))
+                };
+                let (mut moved, mut hinted) = (None, None);
+                match (mutant.class, outcome) {
+                    (Class::Structural, Outcome::Passed) => {
+                        let exact = exact(mutant)?;
+                        moved = Some(moved_by(&checked.case, &exact, precision)?);
+                    }
+                    (Class::Structural, Outcome::Killed) if hints => {
+                        hinted = Some(Hinted::of(checked.hint.as_ref(), mutant, exact)?);
+                    }
+                    _ => {}
+                }
+                findings.push(Finding::Kill(Kill {
+                    mutant: place,
+                    case: name.to_owned(),
+                    precision,
+                    dump: cut.kind,
+                    outcome,
+                    moved,
+                    hinted,
+                    planted: planted.clone(),
+                    named,
+                    ratio,
+                    seen_at_outputs,
+                }));
+            }
         }
-        for (place, benign) in trials.subjects.benign.iter().enumerate() {
-            if (benign.applies)(&request.case, precision) {
-                request.candidate = vary(&weights, benign, precision)?;
-                let verdict = check_without_hint(&request)?.verdict;
-                let ratio = verdict.worst().and_then(StageVerdict::ratio).unwrap_or(0.0);
-                let flagged = verdict.first_failure().map(why);
-                findings.push(Finding::Pass(Pass { benign: place, case: name.clone(), precision, flagged, ratio }));
+    }
+    for (place, benign) in trials.subjects.benign.iter().enumerate() {
+        for &precision in &trials.precisions {
+            if !(benign.applies)(&golden.case, precision) {
+                continue;
+            }
+            let candidate = vary(&weights, benign, precision)?;
+            for cut in &cuts {
+                let checked = ask(cut, &candidate, precision, false)?;
+                findings.push(Finding::Pass(Pass {
+                    benign: place,
+                    case: name.to_owned(),
+                    precision,
+                    dump: cut.kind,
+                    outcome: Outcome::of(&checked),
+                    flagged: checked.verdict.first_failure().map(why),
+                    ratio: checked.verdict.worst().and_then(StageVerdict::ratio).unwrap_or(0.0),
+                }));
             }
         }
     }
     Ok(findings)
+}
+
+/// Whether such a dump says anything of a mutant. One that only computes less precisely than it could need not show in a part
+/// of the stages; what an equivalent one has in a part of them is right unless they are those where it is planted.
+fn shows(mutant: &Mutant, planted: &[&str], kind: &DumpKind, golden: &GoldenCase) -> bool {
+    let holds_planted = || planted.iter().any(|planted| kind.holds_kind(planted, &golden.case.config));
+    kind.is(&ALL)
+        || match mutant.class {
+            Class::Structural => true,
+            Class::Precision => false,
+            Class::Equivalent => !holds_planted(),
+        }
 }
 
 /// What a mutant has at every stage, and the kinds of stage that it changed.
@@ -127,11 +186,6 @@ fn why(stage: &StageVerdict) -> String {
         Some((metric, error, budget)) => format!("{} ({metric} {error:.1e}, budget {budget:.1e})", stage.stage),
         None => stage.stage.clone(),
     }
-}
-
-fn outputs(trace: &Trace) -> Trace {
-    let outputs = trace.iter().filter(|(name, _)| is_output(name));
-    outputs.map(|(name, values)| (name.to_owned(), values.clone())).collect()
 }
 
 /// The kind of the first stage that fails, and how far it is over its budget.

@@ -19,6 +19,7 @@ use ndarray::ArrayViewMutD;
 use crate::precision::unit_roundoff;
 
 /// Reads the operands of matrix products as TF32 does: rounded to 10 bits of fraction.
+#[derive(Clone, Copy)]
 pub struct Tf32Operands {
     /// Whether latents and rotary keys are read from a cache, and not as they were made.
     pub cached: bool,
@@ -43,7 +44,11 @@ const OPERANDS: [&str; 14] = [
 ];
 
 impl Tf32Operands {
-    fn reads(&self, name: &str) -> bool {
+    /// Half the distance of neighbours, relative.
+    pub const UNIT_ROUNDOFF: f64 = 1.0 / (1 << 11) as f64;
+
+    /// Whether the stage is such an operand.
+    pub fn reads(&self, name: &str) -> bool {
         let Some(Stage { kind, .. }) = Stage::parse(name) else { return false };
         let goes_to_cache = [KV_A_LAYERNORM, K_PE].contains(&kind);
         OPERANDS.contains(&kind) && !(self.cached && goes_to_cache)
@@ -80,6 +85,8 @@ fn tf32(x: f32) -> f32 {
 /// So much, drawn at random but always alike, is added to each stage.
 pub struct PlainErrors<'a> {
     config: &'a DeepseekV2Config,
+    /// Which of all draws it is.
+    draw: u64,
     /// What one rounding to the narrow type costs; 0 if there is none.
     rounding: f64,
     /// How many keys there are, from the last stage that has an axis of them.
@@ -90,8 +97,8 @@ pub struct PlainErrors<'a> {
 
 /// See [`PlainErrors`].
 const PLAIN_SUM: f64 = 0.17 / (1 << 24) as f64;
-/// See [`PlainErrors`].
-const ROUNDING: f64 = 0.42;
+/// What one rounding costs as a rule, in units of half the distance of neighbours.
+pub const ROUNDING: f64 = 0.42;
 
 /// How often a program of small kernels rounds on the way from one stage to the next, and whether what it rounds there is of
 /// the stage's own elements or of many that are then summed.
@@ -131,9 +138,11 @@ enum Rounded {
 
 impl<'a> PlainErrors<'a> {
     /// For a model of this config, stored in `narrow`, if that is narrower than fp32.
-    pub fn new(config: &'a DeepseekV2Config, narrow: Option<Dtype>) -> Self {
+    /// There are as many `draw`s of it as one likes.
+    pub fn new(config: &'a DeepseekV2Config, narrow: Option<Dtype>, draw: u64) -> Self {
         PlainErrors {
             config,
+            draw,
             rounding: narrow.map_or(0.0, |dtype| ROUNDING * unit_roundoff(dtype)),
             keys: 1,
             classifier: false,
@@ -141,24 +150,24 @@ impl<'a> PlainErrors<'a> {
     }
 
     /// Adds `of_all` times the stage's usual size, and `of_each` times the element's own.
-    fn add_error<T: Real>(name: &str, mut value: ArrayViewMutD<'_, T>, of_all: f64, of_each: f64) {
+    fn add_error<T: Real>(&self, name: &str, mut value: ArrayViewMutD<'_, T>, of_all: f64, of_each: f64) {
         let finite = value.iter().filter(|x| x.is_finite());
         let (square, count) =
             finite.fold((0.0, 0), |(square, count), x| (square + Real::to_f64(*x).powi(2), count + 1));
         let usual = (square / f64::from(count.max(1))).sqrt();
-        let seed = fnv1a64(name);
+        let seed = if self.draw == 0 { fnv1a64(name) } else { fnv1a64(name) ^ splitmix64(self.draw) };
         for (i, x) in value.iter_mut().enumerate().filter(|(_, x)| x.is_finite()) {
             let own = Real::to_f64(*x);
             let size = (of_all * usual).hypot(of_each * own);
             // one draw alone may be near 0
-            let draw = if count == 1 { 1.0 } else { normal(seed.wrapping_add(i as u64)) };
+            let draw = if count == 1 && self.draw == 0 { 1.0 } else { normal(seed.wrapping_add(i as u64)) };
             *x = T::from_f64(own + size * draw);
         }
     }
 }
 
 /// A number of mean 0 and variance 1: four uniform ones, summed.
-fn normal(seed: u64) -> f64 {
+pub fn normal(seed: u64) -> f64 {
     let bits = splitmix64(seed);
     let sum: u64 = (0..4).map(|field| (bits >> (16 * field)) & 0xffff).sum();
     (sum as f64 / 65536.0 - 2.0) * 3.0_f64.sqrt()
@@ -180,8 +189,8 @@ impl<T: Real> Tap<T> for PlainErrors<'_> {
         };
         match of {
             _ if sum == 0.0 && rounding == 0.0 => {}
-            Rounded::Elements => PlainErrors::add_error(name, value, sum, rounding),
-            Rounded::Sums => PlainErrors::add_error(name, value, sum.hypot(rounding), 0.0),
+            Rounded::Elements => self.add_error(name, value, sum, rounding),
+            Rounded::Sums => self.add_error(name, value, sum.hypot(rounding), 0.0),
         }
     }
 }
@@ -204,7 +213,7 @@ mod tests {
     fn sums_err_as_much_as_a_loop_does() {
         let config = DeepseekV2Config::preset("v2").unwrap();
         let mut logits = ndarray::Array2::from_elem((64, 64), 1.0f64);
-        PlainErrors::new(&config, None).stage("lm_head", StageValue::Real(logits.view_mut().into_dyn()));
+        PlainErrors::new(&config, None, 0).stage("lm_head", StageValue::Real(logits.view_mut().into_dyn()));
         let error = (logits.iter().map(|x| (x - 1.0).powi(2)).sum::<f64>() / 4096.0).sqrt();
         let expected = 0.17 * 5120.0_f64.sqrt() / f64::from(1 << 24);
         assert!((error / expected - 1.0).abs() < 0.05, "{error} {expected}");

@@ -10,4 +10,5 @@ mod refused;
 mod requests;
 mod shapes;
 mod trace;
+mod verdicts;
 mod verify;

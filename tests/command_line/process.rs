@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dsv2::golden::GoldenCases;
-use dsv2::materialize::materialize;
+use dsv2::materialize::{Feed, materialize};
 use dsv2::values::{self, Values};
 use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use indexmap::IndexMap;
@@ -88,7 +88,7 @@ pub fn run(command: &mut Command) -> Ran {
     Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// A golden case as a Hugging Face folder, and an empty folder beside it for what is written.
+/// A golden case as `materialize` writes it, and an empty folder beside it for what is written.
 pub struct Room {
     dir: TempDir,
 }
@@ -97,7 +97,7 @@ impl Room {
     /// With the golden case of that name.
     pub fn of(case: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        materialize(&GoldenCases::embedded().load(case).unwrap(), &dir.path().join("model")).unwrap();
+        materialize(&GoldenCases::embedded().load(case).unwrap(), dir.path(), Feed::Whole).unwrap();
         fs::create_dir(dir.path().join("out")).unwrap();
         Room { dir }
     }
@@ -107,9 +107,10 @@ impl Room {
         self.dir.path()
     }
 
-    /// A file of the case.
+    /// A file of the case or of its model.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.path().join("model").join(name)
+        let model = name == "config.json" || name.starts_with("model");
+        self.path().join(if model { "model" } else { "case" }).join(name)
     }
 
     /// A place for a file to be written.

@@ -125,7 +125,7 @@ fn places_that_cannot_be_written() {
         let line = trace(&output);
         assert!(words.iter().all(|word| line.contains(word)), "{}: {line}", output.display());
         assert_eq!(names(&room.path().join("out")), ["taken"]);
-        assert_eq!(names(room.path()), ["model", "out"]);
+        assert_eq!(names(room.path()), ["case", "model", "out"]);
     }
 
     // the report of a check, in the place of a file

@@ -106,10 +106,10 @@ fn keep_weights(room: &Room, keep: impl Fn(&str) -> bool) {
     let map: serde_json::Map<String, Value> = file
         .names()
         .into_iter()
-        .map(|name| (name.clone(), if kept.contains(&name) { "some" } else { "gone" }.into()))
+        .map(|name| (name.clone(), if kept.contains(&name) { "model-some" } else { "model-gone" }.into()))
         .collect();
     let kept: Vec<_> = kept.into_iter().map(|name| (name.clone(), file.data(&name).unwrap())).collect();
-    dsv2_reference::weights::safetensors_file::write_safetensors(&room.file("some"), &kept).unwrap();
+    dsv2_reference::weights::safetensors_file::write_safetensors(&room.file("model-some"), &kept).unwrap();
     drop(file);
     fs::remove_file(path).unwrap();
     let index = serde_json::json!({"metadata": {}, "weight_map": map});
@@ -124,7 +124,7 @@ fn layers_alone_need_their_own_weights_only() {
         let traced = room.out("trace.safetensors");
         keep_weights(&room, |name| name.starts_with("model.layers.1.") || name.starts_with("model.layers.2."));
         let line = run(&mut room.check(&traced)).refused();
-        assert!(line.contains("gone: "), "{line}");
+        assert!(line.contains("model-gone: "), "{line}");
         let args = ["--layers", "1..3", "--dtype", dtype];
         let stdout = run(room.check(&traced).args(args)).passes();
         assert!(stdout.contains("model.layers.0: enters layers 1 to 2, taken as it is"), "{stdout}");

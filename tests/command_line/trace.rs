@@ -10,7 +10,7 @@ use crate::process::{Room, names, read, run};
 /// The types in which a file holds its tensors.
 fn types(path: &Path) -> IndexMap<String, String> {
     let file = SafetensorsFile::open(path).unwrap();
-    file.names().into_iter().map(|name| (name.clone(), file.data(&name).unwrap().type_name())).collect()
+    file.names().into_iter().map(|name| (name.clone(), file.raw(&name).unwrap().dtype.to_string())).collect()
 }
 
 #[test]

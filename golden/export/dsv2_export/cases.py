@@ -260,6 +260,34 @@ case("v2-real-heads", "V2's real head sizes (128 + 64 / 128, latent 512, real Ya
                rope_scaling=yarn(original=4096), max_position_embeddings=163840, vocab_size=96),
      tokens(1, 17, attention_mask=ones(1, 17), position_ids=spread_positions(1, 17, 0, 4096)))  # fmt: skip
 
+# The released models' head sizes, which are all that engines' MLA kernels take, in few and narrow layers. Token ids say all
+# (but for the mask of unequal lengths): many engines take nothing else.
+
+
+def real(config: Callable = v2_config, **changes) -> dict:
+    return config(**{"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "qk_nope_head_dim": 128,
+                     "qk_rope_head_dim": 64, "v_head_dim": 128, "kv_lora_rank": 512, "intermediate_size": 96,
+                     "moe_intermediate_size": 32, "n_routed_experts": 8, "num_hidden_layers": 2, "vocab_size": 128,
+                     "rope_scaling": yarn(original=4096), "max_position_embeddings": 163840, **changes})  # fmt: skip
+
+
+RAGGED = mask("1110000", "1111111", "1111100")
+
+case("real-lite", "V2-Lite's head sizes (128 + 64 / 128, latent 512) and YaRN; no low-rank queries, no groups.",
+     "yarn greedy real-heads ids-only", real(lite_config), tokens(2, 7))  # fmt: skip
+case("real-v2", "V2's head sizes and YaRN, low-rank queries, eight groups of which three are kept, weights times 16.",
+     "q_lora yarn group_limited_greedy real-heads ids-only", real(q_lora_rank=96, n_routed_experts=16, n_group=8,
+     topk_group=3, num_experts_per_tok=4), tokens(2, 7))  # fmt: skip
+case("real-norope", "V2's head sizes without rope_scaling: plain rotary embedding and plain softmax scale.",
+     "rope-default greedy real-heads ids-only", real(lite_config, rope_scaling=None, max_position_embeddings=4096,
+     first_k_dense_replace=0, num_hidden_layers=1), tokens(2, 9))  # fmt: skip
+case("real-decode", "V2's head sizes: a prefill of nine tokens, then four single tokens through the cache of latents.",
+     "q_lora yarn group_limited_greedy cache chunked real-heads ids-only", real(q_lora_rank=96, n_group=4, topk_group=2,
+     num_experts_per_tok=3), tokens(1, 13), options={"use_cache": True, "chunks": [9, 1, 1, 1, 1]})  # fmt: skip
+case("real-varlen", "V2-Lite's head sizes: sequences of 3, 7 and 5 tokens, each by itself (padded on the right here).",
+     "yarn greedy padding real-heads", real(lite_config, first_k_dense_replace=0, num_hidden_layers=1),
+     tokens(3, 7, input_ids=padded_ids(RAGGED), attention_mask=RAGGED))  # fmt: skip
+
 # RoPE and the softmax scale
 
 case("mscale-differs", "mscale 1.0 and mscale_all_dim 0.707: cos and sin carry their quotient, the scale only the latter.",

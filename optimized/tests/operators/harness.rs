@@ -138,7 +138,7 @@ fn budget(truth: &ArrayD<f64>, plain: &ArrayD<f64>, element: Element) -> Metrics
     let stored = truth.mapv(|x| round(x, element));
     let error = |of: &ArrayD<f64>| compare(of.view(), truth.view(), None).metrics;
     let spread = Spread::of(truth.view(), None);
-    let noise = with_floors(error(plain).zip(&error(&stored), f64::max), spread, spread.rows);
+    let noise = with_floors(error(plain).zip(&error(&stored), f64::max), spread, spread.rows as f64);
     let factors = if element == Element::F32 { LOCAL_FACTORS } else { NARROW_LOCAL_FACTORS };
     noise.zip(&factors, |noise, factor| noise * factor)
 }

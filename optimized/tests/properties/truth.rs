@@ -63,7 +63,7 @@ impl Truth {
         let error = |of: &Played| compare(part(of).view(), truth.view(), None).metrics;
         let spread = Spread::of(truth.view(), None);
         let both = error(&self.plain[0]).zip(&error(&self.plain[1]), |a, b| a + b);
-        with_floors(both, spread, rows_that_count(&truth)).zip(&FACTORS, |noise, factor| noise * factor)
+        with_floors(both, spread, rows_that_count(&truth) as f64).zip(&FACTORS, |noise, factor| noise * factor)
     }
 
     /// That the logits of a run are near.

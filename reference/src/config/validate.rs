@@ -175,6 +175,18 @@ impl DeepseekV2Config {
         Ok(())
     }
 
+    /// Keys that are set and have no effect in this dialect, and why: one line for each.
+    pub fn without_effect(&self, dialect: Dialect) -> Vec<String> {
+        let Some((place, dict)) = self.rope_dict().filter(|_| !dialect.honours_attention_factor()) else {
+            return Vec::new();
+        };
+        let given = dict.get("attention_factor").filter(|value| !value.is_null());
+        given
+            .map(|value| format!("{place}.attention_factor, {value}, has no effect: DeepSeek's code has no such key"))
+            .into_iter()
+            .collect()
+    }
+
     /// What DeepSeek's code does not have, or has no default for that agrees with Transformers'.
     fn validate_deepseek(&self) -> Result<()> {
         if self.moe_layer_freq < 1 {
@@ -198,10 +210,6 @@ impl DeepseekV2Config {
                 let expected = "an integer: where it is missing, DeepSeek's code takes 4096 and Transformers \
                                 max_position_embeddings";
                 return Err(Error::config(format!("{place}.{key}"), expected, "nothing"));
-            }
-            if let Some(value) = dict.get("attention_factor").filter(|value| !value.is_null()) {
-                let expected = "nothing: DeepSeek's code has no such key";
-                return Err(Error::config(format!("{place}.attention_factor"), expected, value));
             }
             if dict.get("truncate") == Some(&false.into()) {
                 let expected = "true or nothing: DeepSeek's code has no such key";

@@ -129,3 +129,19 @@ stages! {
 
 /// Names that are taken for another without a word.
 pub const ALIASES: &[(&str, &str)] = &[("logits", LM_HEAD)];
+
+/// Kinds that no module returns by itself: a forward hook, which keeps what modules return, does not see them.
+pub const INSIDE: &[&str] = &[
+    COS,
+    SIN,
+    Q_PE,
+    K_PE,
+    CACHED_KV,
+    CACHED_K_PE,
+    ATTN_SCORES,
+    ATTN_WEIGHTS,
+    ATTN_OUTPUT,
+    TOPK_INDICES,
+    TOPK_WEIGHTS,
+    LOSS,
+];

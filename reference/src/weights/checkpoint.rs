@@ -162,7 +162,8 @@ fn read_weight_map(index: &Path) -> Result<Vec<(String, String)>> {
     weight_map.iter().map(shard_of).collect()
 }
 
-fn is_plain_name(file: &str) -> bool {
+/// Whether it is the name of something in a folder, and no way out of it.
+pub fn is_plain_name(file: &str) -> bool {
     matches!(Path::new(file).components().collect::<Vec<_>>()[..], [Component::Normal(name)] if name == file)
 }
 

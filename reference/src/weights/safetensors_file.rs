@@ -12,32 +12,32 @@
 //! reads a page when it is first touched, and may drop it again, since it can be read anew. A checkpoint of many
 //! gigabytes opens at once, and programs that use the same one share its pages.
 
-use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use ndarray::{ArrayD, IxDyn};
-use safetensors::{Dtype as FileDtype, tensor::Metadata};
+use ndarray::ArrayD;
+pub use safetensors::Dtype as FileDtype;
+use safetensors::tensor::Metadata;
 
 use crate::error::one_line;
-use crate::file::what_is;
-use crate::weights::tensor::SharedBytes;
+use crate::file;
+pub use crate::weights::tensor::SharedBytes;
 use crate::{Dtype, Error, Result, Tensor};
 
+mod foreign;
 mod header;
 mod write;
+pub use foreign::foreign;
 pub use write::write_safetensors;
 pub(crate) use write::{FileWriter, Unfinished, cannot};
 
-/// A tensor of a trace or of the inputs, which unlike a weight may hold token ids, positions or a mask.
+/// A tensor to be written, which unlike a weight may hold token ids, positions or a mask.
 #[derive(Clone, Debug)]
 pub enum Data {
-    /// Real numbers, in the type they are stored in (BF16, F16, F32, F64).
+    /// Real numbers, in their type (BF16, F16, F32, F64).
     Real(Tensor),
-    /// Integers. Read from any of I64, I32, I16, I8 and U8, written as I64.
+    /// Integers, written as I64.
     Index(ArrayD<i64>),
-    /// Truth values (BOOL).
+    /// Truth values, written as BOOL.
     Bool(ArrayD<bool>),
 }
 
@@ -51,11 +51,6 @@ impl Data {
         }
     }
 
-    /// The type it is written in, as safetensors calls it: "BF16", "F16", "F32", "F64", "I64" or "BOOL".
-    pub fn type_name(&self) -> String {
-        self.file_dtype().to_string()
-    }
-
     fn file_dtype(&self) -> FileDtype {
         match self {
             Data::Real(tensor) => to_file(tensor.dtype()),
@@ -65,13 +60,15 @@ impl Data {
     }
 }
 
-/// All tensors of a file, in the order in which they lie there. Real ones share the mapped file.
-///
-/// # Errors
-/// If the file cannot be read, is no safetensors file, or has a tensor of a type that [`Data`] has no room for.
-pub fn read_safetensors(path: &Path) -> Result<Vec<(String, Data)>> {
-    let file = SafetensorsFile::open(path)?;
-    file.names().into_iter().map(|name| file.data(&name).map(|data| (name, data))).collect()
+/// A tensor as it lies in a file, in whatever type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Raw<'a> {
+    /// The type of the elements.
+    pub dtype: FileDtype,
+    /// The lengths of the axes.
+    pub shape: &'a [usize],
+    /// The bytes of all elements, row-major and little-endian.
+    pub bytes: &'a [u8],
 }
 
 /// An open file, whose header has been read and found consistent with its length.
@@ -95,21 +92,7 @@ impl SafetensorsFile {
     /// # Errors
     /// If there is no such file, it cannot be read, or it is no safetensors file; also if it was cut short.
     pub fn open(path: &Path) -> Result<Self> {
-        let cannot_read = |source| Error::Io { path: path.to_owned(), action: "read", source };
-        match fs::metadata(path) {
-            // Opening a pipe would wait for somebody to write to it.
-            Ok(found) if !found.is_file() => return Err(Error::file(path, "a file", what_is(&found))),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::file(path, "a safetensors file", "no such file"));
-            }
-            Err(error) => return Err(cannot_read(error)),
-        }
-        let file = File::open(path).map_err(cannot_read)?;
-        // SAFETY: nobody may change or shorten the file while it is mapped. A program cannot enforce that, but this
-        // crate keeps to it: it never writes into a file that exists, it puts a new one in its place by renaming.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(cannot_read)?;
-        Self::from_bytes(path, Arc::new(map))
+        Self::from_bytes(path, file::map(path, "a safetensors file")?)
     }
 
     /// Reads a file that is in memory already; `path` is what messages call it.
@@ -152,48 +135,17 @@ impl SafetensorsFile {
         Tensor::new(name, dtype, &info.shape, self.bytes.clone(), self.start + start..self.start + end)
     }
 
-    /// A tensor of any type that traces and inputs have.
-    ///
-    /// # Errors
-    /// If there is no such tensor or it is of another type (complex, 8-bit floats and smaller).
-    pub fn data(&self, name: &str) -> Result<Data> {
-        let Some(info) = self.header.info(name) else { return self.real(name).map(Data::Real) };
+    /// A tensor of any type as it lies there; `None` if there is none of that name.
+    pub fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        let info = self.header.info(name)?;
         let (start, end) = info.data_offsets;
         let bytes = &(*self.bytes).as_ref()[self.start + start..self.start + end];
-        let integers = match info.dtype {
-            FileDtype::I64 => integers(bytes, i64::from_le_bytes),
-            FileDtype::I32 => integers(bytes, |b| i32::from_le_bytes(b).into()),
-            FileDtype::I16 => integers(bytes, |b| i16::from_le_bytes(b).into()),
-            FileDtype::I8 => integers(bytes, |b| i8::from_le_bytes(b).into()),
-            FileDtype::U8 => integers(bytes, |[b]| b.into()),
-            FileDtype::BOOL => {
-                if let Some(other) = bytes.iter().find(|&&b| b > 1) {
-                    return Err(self.refuse(format!("0 or 1 in the BOOL tensor `{}`", one_line(name)), other));
-                }
-                let values = bytes.iter().map(|&b| b == 1).collect();
-                return self.array(name, &info.shape, values).map(Data::Bool);
-            }
-            _ if from_file(info.dtype).is_some() => return self.real(name).map(Data::Real),
-            other => {
-                let expected = "BF16, F16, F32, F64, BOOL, I64, I32, I16, I8 or U8";
-                return Err(self.refuse(format!("{expected} for `{}`", one_line(name)), other));
-            }
-        };
-        self.array(name, &info.shape, integers).map(Data::Index)
-    }
-
-    fn array<V>(&self, name: &str, shape: &[usize], values: Vec<V>) -> Result<ArrayD<V>> {
-        let array = ArrayD::from_shape_vec(IxDyn(shape), values);
-        array.map_err(|error| self.refuse(format!("an array in `{}`", one_line(name)), error))
+        Some(Raw { dtype: info.dtype, shape: &info.shape, bytes })
     }
 
     fn refuse(&self, expected: impl Into<String>, found: impl ToString) -> Error {
         Error::file(&self.path, expected, found)
     }
-}
-
-fn integers<const N: usize>(bytes: &[u8], widen: impl Fn([u8; N]) -> i64) -> Vec<i64> {
-    bytes.as_chunks().0.iter().map(|&b| widen(b)).collect()
 }
 
 fn from_file(dtype: FileDtype) -> Option<Dtype> {

@@ -30,6 +30,15 @@ const NAMED: usize = 4;
 /// How many times the budget may be left when a common factor is taken out.
 const LEFT: f64 = 4.0;
 
+/// What there is to say of the first wrong stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hint {
+    /// Sentences, the facts first.
+    pub says: Vec<String>,
+    /// The mutants that compute what the dump holds; if there are several, no one can tell them apart there.
+    pub names: Vec<&'static str>,
+}
+
 /// What an error looks like.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Looks {
@@ -49,7 +58,7 @@ impl Looks {
 ///
 /// # Errors
 /// If a golden case cannot be run.
-pub fn hint(failed: &StageVerdict, candidate: &Trace, local: &LocalTruth<'_>, batch: usize) -> Result<Option<String>> {
+pub fn hint(failed: &StageVerdict, candidate: &Trace, local: &LocalTruth<'_>, batch: usize) -> Result<Option<Hint>> {
     let Some(stage) = Stage::parse(&failed.stage) else { return Ok(None) };
     let seen = looks(&failed.stage, candidate, &local.truth, batch);
     let mut hint = Vec::new();
@@ -70,7 +79,8 @@ pub fn hint(failed: &StageVerdict, candidate: &Trace, local: &LocalTruth<'_>, ba
         let others = if others > 0 { format!(", or {others} others") } else { String::new() };
         hint.push(format!("these known bugs look the same: {}{others}", named.collect::<Vec<_>>().join(", ")));
     }
-    Ok((!hint.is_empty()).then(|| hint.join("; ")))
+    let names = alike.iter().take(NAMED).map(|mutant| mutant.id).collect();
+    Ok((!hint.is_empty()).then_some(Hint { says: hint, names }))
 }
 
 /// The structural mutants planted at stages of this kind that look so.
@@ -161,7 +171,7 @@ mod tests {
             values => (name.to_owned(), values.clone()),
         };
         let candidate = trace.iter().map(spoilt).collect();
-        check(&Request::new(case, candidate)).unwrap().hint.unwrap_or_default()
+        check(&Request::new(case, candidate)).unwrap().hint.unwrap_or_default().says.join("; ")
     }
 
     #[test]

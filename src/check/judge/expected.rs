@@ -11,7 +11,7 @@ use crate::check::dump::{Dump, precision_of};
 use crate::check::request::Request;
 use crate::check::truth::Truth;
 use crate::error::{Error, Result};
-use crate::judge::{self, Verdict};
+use crate::judge::{self, Disposition, StageVerdict, Verdict};
 use crate::local::{noise, plain};
 use crate::precision::Precision;
 use crate::trace::Trace;
@@ -30,8 +30,8 @@ pub fn judge_by(request: &Request, dump: &Dump, expected: &Trace, truth: &Truth)
                 Settings { precision, attention, stages: Some(&wanted), replay: Some(&choices), ..Settings::default() };
             Reference.run(&request.case, &settings, &mut NoTap)
         };
-        let mut both = noise(&run(AttentionForm::Expanded)?, model, rows);
-        let absorbed = noise(&run(AttentionForm::Absorbed)?, model, rows);
+        let mut both = noise(&[run(AttentionForm::Expanded)?], model, rows);
+        let absorbed = noise(&[run(AttentionForm::Absorbed)?], model, rows);
         for (stage, noise) in &mut both {
             let other = absorbed.get(stage).copied().unwrap_or(*noise);
             *noise = noise.zip(&other, |a, b| a + b);
@@ -46,7 +46,10 @@ pub fn judge_by(request: &Request, dump: &Dump, expected: &Trace, truth: &Truth)
     let expected = same_shapes(expected, model)?;
     let budgets = Budgets::new(&budget::carried(total), &expected, rows, FACTORS);
     let expected = judge::Truth { trace: &expected, budgets: &budgets, rows };
-    Ok(judge::judge(&dump.trace, &expected, None, |_| false))
+    let mut verdict = judge::judge(&dump.trace, &expected, None, |_| false);
+    let unsaid = model.iter().filter(|(name, _)| dump.trace.get(name).is_some() && expected.trace.get(name).is_none());
+    verdict.stages.extend(unsaid.map(|(name, _)| StageVerdict::new(name, Disposition::NotCompared)));
+    Ok(verdict)
 }
 
 /// The stages of `truth` that the model has, in the model's shapes.

@@ -4,18 +4,21 @@ use maud::{Markup, html};
 
 use super::heat_map::{Detail, heat_map, legend, look};
 use super::{banner, optional};
+use crate::check::Conclusion;
 use crate::judge::Disposition;
-use crate::report::describe::{disposition, got_and_want, number};
+use crate::report::describe::{check_word, compared, disposition, got_and_want, inconclusive, number};
 use crate::report::model::{CheckReport, DecidedBy, StageReport};
 use crate::report::notes::{Note, causes, remarks};
 
 pub fn body(report: &CheckReport) -> Markup {
     html! {
-        (banner(report.verdict, html! {
-            @match report.first_failure() {
-                Some(first) => { "first wrong stage: " code { (first.stage) } }
-                None => { (report.compared) " stages, as " (report.dtype) " computes them" }
+        (banner(report.verdict == Conclusion::Pass, check_word(report.verdict), html! {
+            @match (report.first_failure(), &report.inconclusive) {
+                (Some(first), _) => { "first wrong stage: " code { (first.stage) } "; " (compared(report.compared)) " compared" }
+                (None, Some(open)) => { (inconclusive(open)) "; " (compared(report.compared)) " compared" }
+                (None, None) => { (compared(report.compared)) ", as " (report.dtype) " computes them" }
             }
+            "; " (report.not_compared) " stages of the model were not compared"
         }))
         (asked(report))
         @if let Some(first) = report.first_failure() { (failure(report, first)) }

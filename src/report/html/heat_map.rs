@@ -43,7 +43,9 @@ pub fn look(stage: &StageReport) -> (String, String) {
         Disposition::WrongRouting => (OVER, "≠".to_owned()),
         Disposition::Pass if stage.is_exact() => (WITHIN, "=".to_owned()),
         Disposition::OverBudget if stage.is_exact() => (OVER, "≠".to_owned()),
-        Disposition::Pass | Disposition::OverBudget => (step(stage.part()), short(stage.part())),
+        Disposition::Pass | Disposition::OverBudget | Disposition::Inconclusive => {
+            (step(stage.part()), short(stage.part()))
+        }
     };
     let hatched = if stage.is_exact() { " exact" } else { "" };
     (format!("{class}{hatched}"), text)

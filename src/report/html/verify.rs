@@ -7,14 +7,22 @@ use maud::{Markup, html};
 use super::banner;
 use super::heat_map::{Detail, heat_map, legend, look};
 use crate::outcome::Conclusion;
-use crate::report::describe::conclusion;
-use crate::report::model::{RunReport, VerifyReport};
+use crate::report::describe::{compared, conclusion};
+use crate::report::model::{PassOrFail, RunReport, VerifyReport};
 use crate::report::text::{counts, run_failure};
+
+/// The verdict in a word.
+pub fn word(report: &VerifyReport) -> &'static str {
+    match report.verdict {
+        PassOrFail::Pass => "pass",
+        PassOrFail::Fail => "FAIL",
+    }
+}
 
 pub fn body(report: &VerifyReport) -> Markup {
     let failures: Vec<String> = report.runs.iter().filter_map(run_failure).collect();
     html! {
-        (banner(report.verdict, html! { (counts(report)) }))
+        (banner(report.verdict == PassOrFail::Pass, word(report), html! { (counts(report)) }))
         @if !failures.is_empty() {
             section {
                 h2 { "What fails" }
@@ -102,7 +110,7 @@ fn details(at: usize, run: &RunReport) -> Markup {
                     (Some(failure), _) => { (failure) }
                     (None, Some(reason)) => { (reason) }
                     (None, None) => {
-                        (run.compared) " stages compared"
+                        (compared(run.compared)) " compared"
                         @if let Some(stage) = run.telling_stage() { "; nearest to its budget: " code { (stage.stage) } }
                     }
                 }

@@ -6,10 +6,11 @@ use dsv2_metrics::{Element, Metrics};
 use dsv2_reference::stage::flow;
 
 use super::{
-    CheckReport, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, LayoutReport, Metric, NearTies,
-    Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport, WaiverReport,
+    CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, HintReport,
+    LayoutReport, Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport,
+    WaiverReport,
 };
-use crate::check::{self, Checked, Recognised, Request};
+use crate::check::{self, Checked, Hint, Recognised, Request};
 use crate::judge::{Disposition, StageVerdict, Verdict};
 use crate::mutants::explain::Explanation;
 use crate::outcome::Waiver;
@@ -26,14 +27,15 @@ impl Report {
 impl CheckReport {
     /// Of what was asked and what came of it.
     pub fn new(request: &Request, checked: &Checked, files: Files) -> Self {
-        let Checked { verdict, precision, unknown, layouts, near_ties, end_to_end, spans, .. } = checked;
+        let Checked { verdict, precision, unknown, layouts, assumed, near_ties, end_to_end, spans, .. } = checked;
         let stages: Vec<_> = verdict.stages.iter().map(StageReport::from).collect();
         let first = first_failure(&stages);
         let judged_by_itself = first.filter(|_| request.expected.is_none());
         let near_ties = near_ties.iter().map(|(stage, tokens)| NearTies { stage: stage.clone(), tokens: *tokens });
         let spans = spans.iter().map(|(stage, lacking)| Span { stage: stage.clone(), lacking: lacking.clone() });
         CheckReport {
-            verdict: pass_or_fail(verdict.passes()),
+            verdict: checked.conclusion(),
+            inconclusive: checked.inconclusive.clone(),
             first_failing_stage: first.map(|stage| stage.stage.clone()),
             failure: first.map(describe::failure),
             computed_from: judged_by_itself.map(|stage| computed_from(stage, &stages, request)).unwrap_or_default(),
@@ -41,13 +43,15 @@ impl CheckReport {
             dialect: request.case.dialect.to_string(),
             dtype: precision.to_string(),
             cache: request.cache.to_string(),
-            compared: verdict.compared(),
+            compared: Compared::from(verdict),
+            not_compared: not_compared(verdict),
             near_ties: near_ties.collect(),
             end_to_end: end_to_end.as_ref().map(EndToEnd::from),
             layouts: layouts.iter().map(LayoutReport::from).collect(),
+            assumed: assumed.clone(),
             unknown: unknown.clone(),
             spans: spans.collect(),
-            hint: checked.hint.clone(),
+            hint: checked.hint.as_ref().map(HintReport::from),
             explanation: Vec::new(),
             uncatchable: checked.uncatchable.iter().map(|mutant| (*mutant).to_owned()).collect(),
             stages,
@@ -72,8 +76,8 @@ impl CheckReport {
     }
 }
 
-fn pass_or_fail(passes: bool) -> PassOrFail {
-    if passes { PassOrFail::Pass } else { PassOrFail::Fail }
+fn not_compared(verdict: &Verdict) -> usize {
+    verdict.stages.len() - verdict.compared()
 }
 
 fn first_failure(stages: &[StageReport]) -> Option<&StageReport> {
@@ -93,7 +97,7 @@ impl VerifyReport {
     /// Of all runs.
     pub fn new(items: &[Item]) -> Self {
         VerifyReport {
-            verdict: pass_or_fail(!items.iter().any(|item| item.outcome.fails())),
+            verdict: if items.iter().any(|item| item.outcome.fails()) { PassOrFail::Fail } else { PassOrFail::Pass },
             runs: items.iter().map(RunReport::from).collect(),
         }
     }
@@ -123,7 +127,8 @@ impl From<&Item> for RunReport {
             first_failing_stage: first_failure(&stages).map(|stage| stage.stage.clone()),
             failure: describe::outcome_failure(outcome, first_failure(&stages)),
             seconds: elapsed.as_secs_f64(),
-            compared: verdict.map_or(0, Verdict::compared),
+            compared: verdict.map(Compared::from).unwrap_or_default(),
+            not_compared: verdict.map_or(0, not_compared),
             stages,
         }
     }
@@ -230,9 +235,21 @@ impl From<Metrics> for Errors {
     }
 }
 
+impl From<&Verdict> for Compared {
+    fn from(verdict: &Verdict) -> Self {
+        Compared { stages: verdict.compared(), elements: verdict.elements() }
+    }
+}
+
 impl From<&Element> for ElementReport {
     fn from(Element { index, got, want }: &Element) -> Self {
         ElementReport { index: index.clone(), got: Number(*got), want: Number(*want) }
+    }
+}
+
+impl From<&Hint> for HintReport {
+    fn from(Hint { says, names }: &Hint) -> Self {
+        HintReport { says: says.clone(), names: names.iter().map(|name| (*name).to_owned()).collect() }
     }
 }
 

@@ -1,5 +1,7 @@
 use super::*;
 
+use crate::Dialect::Deepseek;
+
 /// What is refused, by reading or by validating.
 pub(super) fn refusal(value: Value, dialect: Dialect) -> String {
     let config = DeepseekV2Config::from_value(value.clone());
@@ -228,12 +230,6 @@ fn each_dialect_refuses_what_it_does_not_have() {
         (
             Deepseek,
             json!({ "rope_scaling":
-                {"type": "yarn", "factor": 2, "original_max_position_embeddings": 16, "attention_factor": 1} }),
-            "rope_scaling.attention_factor: expected nothing: DeepSeek's code has no such key, found 1",
-        ),
-        (
-            Deepseek,
-            json!({ "rope_scaling":
                 {"type": "yarn", "factor": 2, "original_max_position_embeddings": 16, "truncate": false} }),
             "rope_scaling.truncate: expected true or nothing: DeepSeek's code has no such key, found false",
         ),
@@ -241,6 +237,19 @@ fn each_dialect_refuses_what_it_does_not_have() {
     for (dialect, patch, expected) in cases {
         assert_eq!(refusal(small_with(patch), dialect), format!("config: {expected}"));
     }
+}
+
+#[test]
+fn deepseeks_code_has_no_attention_factor_and_it_is_said() {
+    let yarn = json!({ "rope_scaling":
+        {"type": "yarn", "factor": 2, "original_max_position_embeddings": 16, "attention_factor": 1.5} });
+    let config = accepted(small_with(yarn), Deepseek);
+    assert_eq!(
+        config.without_effect(Deepseek),
+        ["rope_scaling.attention_factor, 1.5, has no effect: DeepSeek's code has no such key"]
+    );
+    assert_eq!(config.without_effect(Dialect::Hf), [""; 0]);
+    assert_eq!(accepted(small(), Deepseek).without_effect(Deepseek), [""; 0]);
 }
 
 #[test]

@@ -22,6 +22,9 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
         return Err(refuse("a safetensors file, at least 8 bytes long".into(), format!("{held} bytes")));
     };
     let length = u64::from_le_bytes(*length);
+    if let Some(format) = super::foreign(bytes) {
+        return Err(refuse("a safetensors file".into(), format.into()));
+    }
     if length > rest.len() as u64 {
         let expected = format!("a safetensors header within the file's {held} bytes");
         return Err(refuse(expected, format!("a header length of {length}")));

@@ -1,0 +1,117 @@
+//! Honest runs of random models: the judge may not fail one of them.
+//!
+//! Nearly all sizes are from 1 to 5, where the noise of a stage is the noise of a few numbers. Every model is a function of
+//! its seed: `--seed N --models 1` makes one of them again.
+
+mod model;
+mod run;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use dsv2::Result;
+use fastrand::Rng;
+use run::Way;
+
+/// Honest runs of random models, which the judge may not fail.
+#[derive(Parser)]
+struct Arguments {
+    /// The seed of the first model; those after it have the seeds after it
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// How many models; as many as there is time for, if --seconds says so
+    #[arg(long, default_value_t = 1000)]
+    models: u64,
+    /// No model is begun after so many seconds
+    #[arg(long)]
+    seconds: Option<u64>,
+}
+
+/// What came of one model.
+struct Outcome {
+    case: String,
+    way: Way,
+    /// Of each dump, what was wrong with it.
+    dumps: Vec<(&'static str, Option<String>)>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let end = arguments.seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let models = if end.is_some() { u64::MAX } else { arguments.models };
+    let next = AtomicU64::new(0);
+    let seen: Mutex<BTreeMap<u64, Result<Outcome>>> = Mutex::default();
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let place = next.fetch_add(1, Relaxed);
+                    if place >= models || end.is_some_and(|end| Instant::now() >= end) {
+                        break;
+                    }
+                    let seed = arguments.seed.wrapping_add(place);
+                    let outcome = judged(seed);
+                    seen.lock().expect("nobody panics").insert(place, outcome);
+                }
+            });
+        }
+    });
+    let seen = seen.into_inner().expect("nobody panics");
+    report(arguments.seed, &seen)
+}
+
+fn judged(seed: u64) -> Result<Outcome> {
+    let mut rng = Rng::with_seed(seed);
+    let mut case = model::case(&mut rng)?;
+    let way = Way::any(&case, &mut rng);
+    let whole = way.run(&case)?;
+    let mut dumps = Vec::new();
+    for (dump, candidate) in run::dumps(&whole, &mut rng) {
+        let (judged, verdict) = run::judge(case, candidate, &way)?;
+        case = judged;
+        let failed = verdict.first_failure().map(|stage| -> Result<String> {
+            let flips = run::flips(&case, &whole)?;
+            Ok(format!("{}, {flips} layers with near ties that fell the other way", run::describe(stage)))
+        });
+        dumps.push((dump, failed.transpose()?));
+    }
+    let (batch, length) = (case.inputs.batch(), case.inputs.length());
+    let described = format!(
+        "B {batch}, S {length}, chunks {:?}, {:?}, {}, use_cache {}: {}",
+        case.chunks,
+        case.head,
+        case.dialect.name(),
+        case.use_cache,
+        serde_json::to_string(&case.config).unwrap_or_default(),
+    );
+    Ok(Outcome { case: described, way, dumps })
+}
+
+fn report(first: u64, seen: &BTreeMap<u64, Result<Outcome>>) -> ExitCode {
+    let (mut dumps, mut wrong) = (0, 0);
+    for (place, outcome) in seen {
+        let seed = first.wrapping_add(*place);
+        match outcome {
+            Err(error) => {
+                wrong += 1;
+                println!("seed {seed}: refused: {error}");
+            }
+            Ok(outcome) => {
+                for (dump, failed) in &outcome.dumps {
+                    dumps += 1;
+                    let Some(failed) = failed else { continue };
+                    wrong += 1;
+                    println!("seed {seed}: false alarm: {dump}, {:?}: {failed}\n  {}", outcome.way, outcome.case);
+                }
+            }
+        }
+    }
+    println!("{} models, {dumps} dumps: {wrong} false alarms", seen.len());
+    if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

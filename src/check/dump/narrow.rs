@@ -1,0 +1,181 @@
+//! In which type a dump was computed: as its tensors are stored, or as their numbers tell. NumPy has no bf16, so that many
+//! bf16 runs are saved as F32; then every number of nearly every tensor is one that bf16 has.
+
+use dsv2_reference::Dtype;
+use dsv2_reference::round::RoundingTap;
+use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::table::EMBED_TOKENS;
+use half::{bf16, f16};
+use ndarray::ArrayD;
+
+use crate::precision::Precision;
+use crate::trace::Trace;
+use crate::values::Values;
+
+/// The type that most of a trace is stored in.
+pub fn precision_of(trace: &Trace) -> Precision {
+    by_most(trace.iter().filter_map(|(_, values)| match values {
+        Values::Real(dtype, _) => Some(*dtype),
+        _ => None,
+    }))
+}
+
+/// The trace with each tensor in the type that its numbers have, and what is to be said, if most of it was saved in a
+/// wider type than it was computed in.
+pub fn as_computed(trace: &Trace) -> Option<(Trace, Precision, String)> {
+    let told = |name: &str, values: &Values| match values {
+        // what comes from the checkpoint, or is fp32 in any run, tells nothing
+        Values::Real(Dtype::F32 | Dtype::F64, a)
+            if RoundingTap::rounds(name) && Stage::parse(name).is_some_and(|stage| stage.kind != EMBED_TOKENS) =>
+        {
+            narrow(a)
+        }
+        _ => None,
+    };
+    let telling: Vec<(&str, Option<Dtype>, &Values)> = trace
+        .iter()
+        .filter(|(name, values)| {
+            RoundingTap::rounds(name)
+                && matches!(values, Values::Real(..))
+                && Stage::parse(name).is_some_and(|stage| stage.kind != EMBED_TOKENS)
+        })
+        .map(|(name, values)| (name, told(name, values), values))
+        .collect();
+    let types = telling.iter().map(|(_, told, values)| match (told, values) {
+        (Some(dtype), _) => *dtype,
+        (None, Values::Real(dtype, _)) => *dtype,
+        (None, _) => Dtype::F32,
+    });
+    let precision = by_most(types);
+    let dtype = precision.narrow()?;
+    let found = telling.iter().filter(|(_, told, _)| *told == Some(dtype)).count();
+    if precision_of(trace) == precision {
+        return None;
+    }
+    let retyped = trace.iter().map(|(name, values)| match values {
+        // also of those that are fp32 by definition: whoever rounded them to bf16 stored them so
+        Values::Real(Dtype::F32 | Dtype::F64, a) if narrow(a) == Some(dtype) => {
+            (name.to_owned(), Values::Real(dtype, a.clone()))
+        }
+        _ => (name.to_owned(), values.clone()),
+    });
+    let says = format!(
+        "judged as {precision}: every number of {found} of {} tensors that are stored wider is one of {precision} \
+         (--dtype f32 judges it as it is stored)",
+        telling.len()
+    );
+    Some((retyped.collect(), precision, says))
+}
+
+/// The narrow type, if most are of one.
+fn by_most(types: impl Iterator<Item = Dtype>) -> Precision {
+    let (mut bf16, mut f16, mut wide) = (0, 0, 0);
+    for dtype in types {
+        match dtype {
+            Dtype::Bf16 => bf16 += 1,
+            Dtype::F16 => f16 += 1,
+            Dtype::F32 | Dtype::F64 => wide += 1,
+        }
+    }
+    match () {
+        () if bf16 + f16 <= wide => Precision::F32,
+        () if f16 > bf16 => Precision::F16,
+        () => Precision::Bf16,
+    }
+}
+
+/// What part of the numbers of a narrow type must use its last bit to show that they were rounded to it: half of them do.
+/// Zeros, powers of two and small whole numbers are numbers of any type, and tell nothing.
+const USE_LAST_BIT: f64 = 0.25;
+/// So many numbers must use it.
+const LEAST: usize = 4;
+
+/// The narrow type that all numbers have, if there is one.
+fn narrow(a: &ArrayD<f64>) -> Option<Dtype> {
+    let finite = || a.iter().copied().filter(|x| x.is_finite() && *x != 0.0);
+    let all = finite().count();
+    let tells = |is: &dyn Fn(f64) -> bool, bits: i32| {
+        if !finite().all(is) {
+            return false;
+        }
+        let last = finite().filter(|x| uses_bit(*x, bits)).count();
+        last >= LEAST && last as f64 >= USE_LAST_BIT * all as f64
+    };
+    // any number of bf16 may be one of f16, too, but not the other way round
+    if tells(&|x| f64::from(bf16::from_f64(x)) == x, 7) {
+        Some(Dtype::Bf16)
+    } else if tells(&|x| f64::from(f16::from_f64(x)) == x, 10) {
+        Some(Dtype::F16)
+    } else {
+        None
+    }
+}
+
+/// Whether the last of `bits` bits of the fraction is set, as it is in a number that no shorter fraction has.
+fn uses_bit(x: f64, bits: i32) -> bool {
+    let fraction = x.to_bits() & ((1 << 52) - 1);
+    fraction.trailing_zeros() as i32 == 52 - bits
+}
+
+#[cfg(test)]
+mod tests {
+    use dsv2_reference::Tensor;
+    use dsv2_reference::weights::generator::splitmix64;
+
+    use super::*;
+
+    fn numbers(dtype: Dtype, seed: u64) -> ArrayD<f64> {
+        let uniform = |i: u64| (splitmix64(100 * seed + i) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0;
+        Tensor::from_values(dtype, &[4, 8], (0..32).map(uniform)).to_array()
+    }
+
+    fn trace(types: &[(&str, Dtype)]) -> Trace {
+        let stored = |(i, (name, dtype)): (usize, &(&str, Dtype))| {
+            ((*name).to_owned(), Values::Real(Dtype::F32, numbers(*dtype, i as u64)))
+        };
+        types.iter().enumerate().map(stored).collect()
+    }
+
+    fn judged_as(types: &[(&str, Dtype)]) -> Option<Precision> {
+        as_computed(&trace(types)).map(|(_, precision, _)| precision)
+    }
+
+    #[test]
+    fn a_narrow_run_saved_as_f32_is_recognised_by_its_numbers() {
+        use Dtype::{Bf16, F16, F32};
+        let run = |dtype| [("model.norm", dtype), ("lm_head", dtype), ("model.layers.0", dtype)];
+        assert_eq!(judged_as(&run(Bf16)), Some(Precision::Bf16));
+        assert_eq!(judged_as(&run(F16)), Some(Precision::F16));
+        assert_eq!(judged_as(&run(F32)), None);
+        // most decide
+        assert_eq!(
+            judged_as(&[("model.norm", Bf16), ("lm_head", Bf16), ("model.layers.0", F32)]),
+            Some(Precision::Bf16)
+        );
+        assert_eq!(judged_as(&[("model.norm", Bf16), ("lm_head", F32), ("model.layers.0", F32)]), None);
+        // neither what is a checkpoint's nor what is fp32 in any run
+        let rotary = "model.rotary_emb.cos";
+        assert_eq!(judged_as(&[("model.embed_tokens", Bf16), ("lm_head", F32)]), None);
+        assert_eq!(
+            judged_as(&[(rotary, F32), ("model.rotary_emb.sin", F32), ("lm_head", Bf16)]),
+            Some(Precision::Bf16)
+        );
+    }
+
+    #[test]
+    fn small_whole_numbers_zeros_and_powers_of_two_tell_nothing() {
+        for f in [|i: u64| (i % 17) as f64, |_| 0.0, |i: u64| 0.5f64.powi((i % 9) as i32), |i: u64| i as f64 / 8.0] {
+            let a = ArrayD::from_shape_fn(vec![4, 8], |at| f((8 * at[0] + at[1]) as u64));
+            let trace = [("lm_head".to_owned(), Values::Real(Dtype::F32, a))].into_iter().collect();
+            assert!(as_computed(&trace).is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_stored_in_a_narrow_type_needs_no_word() {
+        let a = numbers(Dtype::Bf16, 1);
+        let trace = [("lm_head".to_owned(), Values::Real(Dtype::Bf16, a))].into_iter().collect();
+        assert!(as_computed(&trace).is_none());
+        assert_eq!(precision_of(&trace), Precision::Bf16);
+    }
+}

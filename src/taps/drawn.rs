@@ -1,0 +1,69 @@
+//! Errors drawn at random where a computation rounds: one more implementation of the same precision.
+//!
+//! Two plain implementations round at other places and add in another order. On a large tensor both err alike; on one of a
+//! few numbers, one of them may be lucky, or a sum cancels to nearly nothing in the one and not in the other. So each number
+//! is moved by an error of a rounding's usual size: where it is stored, in place of the rounding, and where it is read. What
+//! a sum makes of that is in proportion to its terms, not to what is left of them.
+
+use dsv2_reference::Real;
+use dsv2_reference::tap::{StageValue, Tap};
+use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
+
+use super::storage::{ROUNDING, Tf32Operands, normal};
+use crate::precision::{Precision, unit_roundoff};
+use crate::trace::Trace;
+
+/// Where the errors are made.
+#[derive(Clone, Copy)]
+enum Where<'a> {
+    /// Where numbers are stored in a narrow type.
+    Stored,
+    /// Where they are read. Those that the trace holds came rounded, and another implementation may not have stored them.
+    Read { held: Option<&'a Trace>, operands: Option<Tf32Operands> },
+}
+
+/// See the module.
+pub struct Drawn<'a> {
+    precision: Precision,
+    draw: u64,
+    place: Where<'a>,
+}
+
+impl<'a> Drawn<'a> {
+    /// In place of rounding to the type in which numbers are stored.
+    pub fn stored(precision: Precision, draw: u64) -> Self {
+        Drawn { precision, draw, place: Where::Stored }
+    }
+
+    /// In place of what reading them costs: the numbers of `held` are given, and matrix products read `operands` as TF32.
+    pub fn read(precision: Precision, draw: u64, held: Option<&'a Trace>, operands: Option<Tf32Operands>) -> Self {
+        Drawn { precision, draw, place: Where::Read { held, operands } }
+    }
+
+    /// What is lost, relative to a number.
+    fn size(&self, name: &str) -> f64 {
+        let stored = self.precision.stored(name);
+        match &self.place {
+            Where::Stored if Some(stored) == self.precision.narrow() => unit_roundoff(stored),
+            Where::Stored => 0.0,
+            Where::Read { operands: Some(operands), .. } if operands.reads(name) => Tf32Operands::UNIT_ROUNDOFF,
+            Where::Read { held: Some(held), .. } if held.get(name).is_some() => unit_roundoff(stored),
+            Where::Read { .. } => unit_roundoff(dsv2_reference::Dtype::F32),
+        }
+    }
+}
+
+impl<T: Real> Tap<T> for Drawn<'_> {
+    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
+        let StageValue::Real(mut value) = value else { return };
+        let size = ROUNDING * self.size(name);
+        if size == 0.0 {
+            return;
+        }
+        let place = u64::from(matches!(self.place, Where::Stored));
+        let seed = fnv1a64(name) ^ splitmix64(2 * self.draw + place);
+        for (i, x) in value.iter_mut().enumerate() {
+            *x = T::from_f64(Real::to_f64(*x) * (1.0 + size * normal(seed.wrapping_add(i as u64))));
+        }
+    }
+}
