@@ -96,19 +96,20 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
     let mut dump = dump::read(request)?;
-    let request = &shapes::recognise(request, &mut dump)?;
+    let asked = request;
+    let request = &shapes::recognise(asked, &mut dump)?;
     let truth = truth::compute(request, &dump)?;
     dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
     let dump = shapes::without_extra_rows(dump, &truth, &request.case);
     let Aligned { dump, truth, local } = align::align(request, dump, truth)?;
     let judged = judge::judge(request, &dump, &truth, local)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
-    let read_as = request.candidate.notes().iter().map(|(name, says)| Recognised::new(name, says));
+    let read_as = asked.candidate.notes().iter().map(|(name, says)| Recognised::new(name, says));
     Ok(Checked {
         verdict: judged.verdict.with_not_held(truth.names.iter().map(String::as_str)),
         inconclusive: judged.inconclusive,
         precision: dump.precision,
-        unknown: told.unknown.into_iter().chain(request.candidate.unread().iter().cloned()).collect(),
+        unknown: told.unknown.into_iter().chain(asked.candidate.unread().iter().cloned()).collect(),
         layouts: read_as.chain(dump.recognised).collect(),
         assumed: dump.assumed,
         near_ties: truth.near_ties,

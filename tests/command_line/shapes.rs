@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use dsv2::values::Values;
-use dsv2_reference::weights::safetensors_file::SafetensorsFile;
+use dsv2_reference::weights::safetensors_file::{Data, SafetensorsFile, write_safetensors};
 use ndarray::{Axis, Slice, array};
 use serde_json::Value;
 
@@ -108,8 +108,8 @@ fn keep_weights(room: &Room, keep: impl Fn(&str) -> bool) {
         .into_iter()
         .map(|name| (name.clone(), if kept.contains(&name) { "model-some" } else { "model-gone" }.into()))
         .collect();
-    let kept: Vec<_> = kept.into_iter().map(|name| (name.clone(), file.data(&name).unwrap())).collect();
-    dsv2_reference::weights::safetensors_file::write_safetensors(&room.file("model-some"), &kept).unwrap();
+    let kept: Vec<_> = kept.into_iter().map(|name| (name.clone(), Data::Real(file.real(&name).unwrap()))).collect();
+    write_safetensors(&room.file("model-some"), &kept).unwrap();
     drop(file);
     fs::remove_file(path).unwrap();
     let index = serde_json::json!({"metadata": {}, "weight_map": map});
