@@ -11,10 +11,10 @@ use std::path::Path;
 
 use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::case::Case;
-use dsv2::check::{Request, check};
+use dsv2::check::{Conclusion, Request, check};
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
-use dsv2::mutants::explain::explain;
+use dsv2::mutants::explain::{Question, explain};
 use dsv2::trace::Trace;
 use dsv2_reference::{Dialect, Real, StageValue, Tap};
 
@@ -33,15 +33,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         let checked = check(&request)?;
         println!("{program}: {} stages of {} compared", checked.verdict.compared(), checked.precision);
         match checked.verdict.first_failure() {
-            None => println!("  pass"),
+            None if checked.conclusion() == Conclusion::Pass => println!("  pass"),
+            None => println!("  no verdict: {:?}", checked.inconclusive),
             Some(stage) => {
                 let l2 = |metrics: Option<dsv2::metrics::Metrics>| metrics.map_or(f64::NAN, |metrics| metrics.l2);
                 println!("  FAIL: first wrong stage {}", stage.stage);
                 println!("  local error {:.1e}, budget {:.1e}", l2(stage.local), l2(stage.budget));
                 println!("  propagated error {:.1e}", l2(stage.propagated));
                 // Every known bug is tried: which of them computes exactly what the dump holds?
-                for bug in explain(&checked.case, &checked.candidate, checked.precision)? {
-                    println!("  explained by `{}`: {}", bug.mutant, bug.what);
+                let question = Question::new(&checked.case, &checked.candidate, checked.precision);
+                for found in explain(&question, |_, _, _| {})? {
+                    for bug in found.changes {
+                        println!("  explained by `{}`: {}", bug.mutant, bug.what);
+                    }
                 }
             }
         }

@@ -50,6 +50,9 @@ for path in [*HOSTILE.glob("inputs/*.safetensors"), *HOSTILE.glob("dump/*.safete
     write("dump", f"{path.parent.name}-{path.stem}", b"\1" + without_length_prefix(file))
 for path in HOSTILE.glob("safetensors/*.safetensors"):
     write("dump", f"file-{path.stem}", b"\0" + path.read_bytes())
+for path in [*HOSTILE.glob("archive/*.[np][pt]*"), *GOLDEN.glob("files/*.[np][pt]*")]:
+    if path.stat().st_size < SMALL:
+        write("archive", path.name, path.read_bytes())
 for folder in [HOSTILE / "good", *HOSTILE.glob("checkpoint/*/")]:
     write("checkpoint", folder.name, as_checkpoint(folder))
 for path in GOLDEN.glob("cases/*/inputs.safetensors"):

@@ -1,6 +1,6 @@
 """Counts false alarms: runs Hugging Face Transformers, which is right, on the golden cases and has `dsv2 check` judge dumps.
 
-    python peers/false_alarms.py --dsv2 target/release/dsv2 --with VENV/bin/python [--with VENV_5_24/bin/python] [--case 'v2*']
+    python peers/false_alarms.py --dsv2 target/release/dsv2 --with VENV_5_23/bin/python --with VENV_5_24/bin/python [--case 'v2*']
 
 Every case of the dialect `hf`, in f32, bf16 and f16, eager and as it comes, as five kinds of dump. Right runs must never
 fail. The exit status is 1 if one does. `--keep DIR` keeps model, inputs and dump of every alarm; `--work DIR` keeps what
@@ -105,6 +105,7 @@ def main() -> int:
     parser.add_argument("--with", dest="pythons", action="append", required=True, metavar="PYTHON")
     parser.add_argument("--dsv2", default="dsv2", help="the program [default: dsv2]")
     parser.add_argument("--case", default="*", help="only cases whose name matches")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="with commas between them [default: %(default)s]")
     parser.add_argument("--work", type=pathlib.Path, metavar="DIR", help="a folder for cases and dumps, to be used again")
     parser.add_argument("--keep", type=pathlib.Path, metavar="DIR", help="a new folder for what repeats each alarm")
     args = parser.parse_args()
@@ -126,7 +127,7 @@ def main() -> int:
                 mask = padding(tensors.read(folder / "case/inputs.safetensors"))
                 chunks = ",".join(map(str, case["options"].get("chunks", [])))
                 for setting, options in SETTINGS.items():
-                    for dtype in DTYPES:
+                    for dtype in args.dtypes.split(","):
                         dump = folder / f"{version}, {setting}, {dtype}.safetensors"
                         arguments = [folder / "model", folder / "case/inputs.safetensors", dump, dtype, *options]
                         more = ["--chunks", chunks] if chunks else []

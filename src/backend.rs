@@ -19,6 +19,7 @@ use dsv2_reference::round::RoundingTap;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV};
 use dsv2_reference::tap::{StageValue, Tap};
+use dsv2_reference::weights::WeightSource;
 use ndarray::{Array3, Axis, Slice};
 
 use crate::case::{Case, Part};
@@ -26,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs, Labels};
 pub use crate::precision::{Choice, Precision};
 use crate::taps::storage::{PlainErrors, Tf32Operands};
-use crate::taps::{AnyTap, Drawn, Forced, Recorder, again};
+use crate::taps::{AnyTap, Drawn, DrawnWeights, Forced, Recorder, again};
 use crate::trace::Trace;
 
 pub use device::OnDevice;
@@ -142,7 +143,13 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
         }
     };
 
-    let model = Model::<T>::load(case)?;
+    let weights = DrawnWeights {
+        weights: &*case.weights,
+        config: &case.config,
+        precision: settings.precision,
+        draw: settings.draw,
+    };
+    let model = Model::<T>::load(case, if drawn { &weights } else { &*case.weights })?;
     let mut cache = case.use_cache.then(|| LatentCache::with_format(&case.config, batch, settings.cache));
     let run = Run { attention: settings.attention, ..Run::default() };
     for chunk in case.inputs.chunks(&case.chunks)? {
@@ -160,8 +167,8 @@ enum Model<T> {
 }
 
 impl<T: Real> Model<T> {
-    fn load(case: &Case) -> Result<Self> {
-        let (config, weights) = (&case.config, &*case.weights);
+    fn load(case: &Case, weights: &dyn WeightSource) -> Result<Self> {
+        let config = &case.config;
         if let Some(Part { layers, entering }) = &case.part {
             let Some(entering) = entering.clone() else {
                 return Err(Error::request("--layers", "the residual stream that enters them", "none"));

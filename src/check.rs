@@ -1,6 +1,7 @@
 //! `dsv2 check`: a dump of somebody's stages against the model.
 //!
 //! ```text
+//! shards    one dump out of several files, one for each rank of a parallel run
 //! dump      which tensors are stages, and in which type they were computed
 //! shapes    what engines feed and dump in other shapes: varlen batches, one decoding step, the last logits, rows too many
 //! truth     what each stage is by the f64 reference; where the dump's experts differ, it goes where the dump goes
@@ -17,8 +18,10 @@ mod conclusion;
 mod dump;
 mod explain;
 mod judge;
+mod near_ties;
 mod request;
 mod shapes;
+pub mod shards;
 mod truth;
 
 use crate::case::Case;
@@ -30,8 +33,9 @@ use align::Aligned;
 pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
 pub use explain::Hint;
-pub use judge::EndToEnd;
+pub use judge::{AssumedTie, EndToEnd};
 pub use request::Request;
+pub(crate) use shapes::last_tokens;
 
 /// What came of it.
 #[derive(Debug)]
@@ -50,6 +54,8 @@ pub struct Checked {
     pub assumed: Vec<String>,
     /// How many tokens of a layer go to other experts than in the truth because of a near tie, which is no fault.
     pub near_ties: Vec<(String, usize)>,
+    /// Near ties that were taken to have fallen the other way, although the dump does not hold the choice.
+    pub assumed_ties: Vec<AssumedTie>,
     /// The end of the computation, if near ties fell the other way.
     pub end_to_end: Option<EndToEnd>,
     /// For each stage that the dump holds and that is not judged from its very inputs: those that it lacks.
@@ -95,6 +101,7 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 
 fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
+    let came = &request.candidate;
     let mut dump = dump::read(request)?;
     let asked = request;
     let request = &shapes::recognise(asked, &mut dump)?;
@@ -102,17 +109,18 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
     let dump = shapes::without_extra_rows(dump, &truth, &request.case);
     let Aligned { dump, truth, local } = align::align(request, dump, truth)?;
-    let judged = judge::judge(request, &dump, &truth, local)?;
+    let (judged, truth) = judge::judge(request, &dump, truth, local)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
-    let read_as = asked.candidate.notes().iter().map(|(name, says)| Recognised::new(name, says));
+    let read_as = came.notes().iter().map(|(name, says)| Recognised::new(name, says));
     Ok(Checked {
         verdict: judged.verdict.with_not_held(truth.names.iter().map(String::as_str)),
         inconclusive: judged.inconclusive,
         precision: dump.precision,
-        unknown: told.unknown.into_iter().chain(asked.candidate.unread().iter().cloned()).collect(),
+        unknown: told.unknown.into_iter().chain(came.unread().iter().cloned()).collect(),
         layouts: read_as.chain(dump.recognised).collect(),
         assumed: dump.assumed,
         near_ties: truth.near_ties,
+        assumed_ties: judged.assumed,
         end_to_end: judged.end_to_end,
         spans: told.spans,
         hint: told.hint,

@@ -4,7 +4,9 @@
 //! The reference runs once in f64 under a teacher: it computes a stage, the result is recorded, and then the trace's own
 //! value takes its place, so that all stages after it are computed from what the trace holds. A stage that the trace does
 //! not hold stays as computed, and the next one is then judged from further back ([`flow::sources`]). The same run in the
-//! trace's own precision, against the first, gives the noise that a budget is a multiple of.
+//! trace's own precision, against the first, gives the noise that a budget is a multiple of. Where the trace does not say which
+//! experts a token went to, the second run goes where the first goes: a choice that could go either way is no noise, and must
+//! not widen a budget.
 
 use std::collections::BTreeSet;
 
@@ -12,13 +14,13 @@ use dsv2_metrics::{Metrics, are_few};
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, SCORE};
-use dsv2_reference::stage::{Stage, flow};
+use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, SCORE, TOPK_INDICES};
+use dsv2_reference::stage::{self, Stage, flow};
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
 use ndarray::ArrayD;
 
-use crate::backend::{Backend, Reference, Settings};
+use crate::backend::{Backend, Choice, Reference, Settings};
 use crate::budget::{Budgets, FACTORS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
 use crate::case::Case;
 use crate::error::Result;
@@ -26,7 +28,7 @@ use crate::judge::routing::as_choice;
 use crate::judge::{LocalTruth, Truth};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
-use crate::taps::storage;
+use crate::taps::{Assumed, storage};
 use crate::trace::Trace;
 use crate::values::Values;
 
@@ -35,6 +37,8 @@ pub struct Local {
     trace: Trace,
     budgets: Budgets,
     exact: BTreeSet<String>,
+    /// The stages of the candidate that took the place of the reference's.
+    teacher: Trace,
 }
 
 impl Local {
@@ -44,32 +48,58 @@ impl Local {
     /// # Errors
     /// If the reference refuses the case.
     pub fn of(case: &Case, candidate: &Trace, model: &Trace, precision: Precision, cache: CacheFormat) -> Result<Self> {
+        Self::assuming(case, candidate, model, precision, cache, &Assumed::default())
+    }
+
+    /// The same where some tokens are taken to have gone to certain experts, of which the trace says nothing.
+    ///
+    /// # Errors
+    /// As [`Local::of`].
+    pub fn assuming(
+        case: &Case,
+        candidate: &Trace,
+        model: &Trace,
+        precision: Precision,
+        cache: CacheFormat,
+        assumed: &Assumed,
+    ) -> Result<Self> {
         let rows = ComparedRows::of(&case.inputs);
         let teacher = usable(candidate, model, &case.config, &rows);
         // weights of experts are compared with the help of the logits, even if the trace does not hold these
-        let wanted = |name: &str| model.get(name).is_some();
-        let run = |precision, cache, plain_errors, draw| {
+        let wanted = |name: &str| model.get(name).is_some() || is_choice(name);
+        let plain_run = |choices: Option<&Trace>, draw| {
             let settings = Settings {
-                precision,
+                precision: plain(precision),
                 cache,
-                plain_errors,
+                plain_errors: true,
                 draw,
                 attention: form(draw, &teacher),
                 stages: Some(&wanted),
                 teacher: Some(&teacher),
-                replay: None,
+                replay: choices,
             };
             Reference.run(case, &settings, &mut NoTap)
         };
-        // Each run has parts that use one processor only; side by side they fill the others.
-        let (truth, plain) = std::thread::scope(|scope| {
-            let draws = 0..draws(case);
-            let plain = scope.spawn(|| draws.map(|draw| run(plain(precision), cache, true, draw)).collect());
-            let truth = run(Precision::F64, CacheFormat::Plain, false, 0);
-            (truth, plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        });
-        let (truth, plain): (Trace, Result<Vec<Trace>>) = (truth?, plain);
-        let mut noise = noise(&plain?, &truth, &rows);
+        let plain_runs =
+            |choices: Option<&Trace>| (0..draws(case)).map(|draw| plain_run(choices, draw)).collect::<Result<Vec<_>>>();
+        let truth_run = || taught(case, &teacher, &wanted, assumed);
+        let layers = 0..case.config.num_hidden_layers;
+        let open = layers.filter(|layer| case.config.is_moe_layer(*layer, case.dialect));
+        let all_held = open.map(|layer| stage::name(TOPK_INDICES, layer)).all(|name| teacher.get(&name).is_some());
+        let (truth, plain) = if all_held {
+            // Each run has parts that use one processor only; side by side they fill the others.
+            let (truth, plain) = std::thread::scope(|scope| {
+                let plain = scope.spawn(|| plain_runs(None));
+                (truth_run(), plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            });
+            (truth?, plain?)
+        } else {
+            // A token that goes elsewhere is no noise: the plain run goes where the truth goes.
+            let truth = truth_run()?;
+            let plain = plain_runs(Some(&truth.choices()))?;
+            (truth, plain)
+        };
+        let mut noise = noise(&plain, &truth, &rows);
         for (name, noise) in &mut noise {
             let Some(narrow) = precision.narrow() else { break };
             let written = matches!(teacher.get(name), Some(Values::Real(dtype, _)) if *dtype == narrow);
@@ -102,11 +132,26 @@ impl Local {
                 (name.to_owned(), values)
             })
             .collect();
-        let factors = if precision.narrow().is_some() { NARROW_LOCAL_FACTORS } else { LOCAL_FACTORS };
         // what is cached before the new tokens has come through the whole model
-        let factors = if case.inputs.past() > 0 { factors.zip(&FACTORS, f64::max) } else { factors };
+        let own = factors(precision);
+        let factors = if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own };
         let budgets = Budgets::new(&noise, &trace, &rows, factors);
-        Ok(Local { trace, budgets, exact })
+        Ok(Local { trace, budgets, exact, teacher })
+    }
+
+    /// The stages of the candidate that took the place of the reference's.
+    pub fn teacher(&self) -> &Trace {
+        &self.teacher
+    }
+
+    /// What each stage should be.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// How far off it may be.
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
     }
 
     /// With everything but these stages as in `other`, of the same model and trace.
@@ -138,6 +183,26 @@ impl Local {
         let truth = Truth { trace: &self.trace, budgets: &self.budgets, rows };
         Ok(LocalTruth { truth, exact: &self.exact, method: Some(config.topk_method()?) })
     }
+}
+
+/// What the f64 reference makes of a trace's own inputs of each stage for which `wanted` holds; some tokens are taken to have
+/// gone to certain experts.
+///
+/// # Errors
+/// If the reference refuses the case.
+pub fn taught(case: &Case, teacher: &Trace, wanted: Choice<'_>, assumed: &Assumed) -> Result<Trace> {
+    let (stages, teacher) = (Some(wanted), Some(teacher));
+    let settings = Settings { precision: Precision::F64, stages, teacher, ..Settings::default() };
+    Reference.run(case, &settings, &mut assumed.tap())
+}
+
+fn is_choice(name: &str) -> bool {
+    Stage::parse(name).is_some_and(|stage| stage.kind == TOPK_INDICES)
+}
+
+/// How many times the noise a stage may be off by itself.
+pub fn factors(precision: Precision) -> Metrics {
+    if precision.narrow().is_some() { NARROW_LOCAL_FACTORS } else { LOCAL_FACTORS }
 }
 
 /// What a plain implementation computes in: an f64 candidate is held to what f32 can do, since parts of the model are fp32 by

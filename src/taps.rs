@@ -1,6 +1,7 @@
 //! The taps of the judge: recording a trace, putting somebody else's values in place of the computed ones, and storing or
 //! reading numbers in a narrower type.
 
+mod assumed;
 mod drawn;
 mod forced;
 mod recorder;
@@ -8,7 +9,8 @@ pub mod storage;
 
 use dsv2_reference::tap::{StageValue, Tap};
 
-pub use drawn::Drawn;
+pub use assumed::Assumed;
+pub use drawn::{Drawn, DrawnWeights};
 pub use forced::Forced;
 pub use recorder::Recorder;
 

@@ -3,7 +3,7 @@
 use dsv2::backend::{Backend, Precision, Reference, Settings};
 use dsv2::golden::GoldenCases;
 use dsv2::mutants::benign::benign;
-use dsv2::mutants::explain::explain;
+use dsv2::mutants::explain::{Question, explain};
 use dsv2::mutants::tap::Planted;
 use dsv2::mutants::weights::Wide;
 use dsv2::mutants::{Class, Mutant, catalogue};
@@ -128,7 +128,8 @@ fn a_dump_that_ignores_norm_topk_prob_is_explained_in_the_dialect_that_honours_i
     let settings = Settings { precision: Precision::F32, stages: Some(&logits), ..Settings::default() };
     let mut tap = Planted::new(&mutant.variant, &weights, Precision::F32).unwrap();
     let dump = Reference.run(&case, &settings, &mut tap).unwrap();
-    let found: Vec<&str> = explain(&case, &dump, Precision::F32).unwrap().iter().map(|e| e.mutant).collect();
+    let found = explain(&Question::new(&case, &dump, Precision::F32), |_, _, _| {}).unwrap();
+    let found: Vec<&str> = found.iter().flat_map(|found| &found.changes).map(|change| change.mutant).collect();
     assert_eq!(found, ["norm_topk_ignored"]);
 }
 

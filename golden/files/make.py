@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent
 EIGHT_BITS = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"]
@@ -76,6 +76,17 @@ arrays = {name: tensor.numpy() for name, tensor in tensors.items() if name not i
 arrays["bfloat16"] = tensors["bfloat16"].view(torch.int16).numpy().view("V2")  # as ml_dtypes' bfloat16 is saved
 np.savez(HERE / "types.npz", **arrays)
 np.savez_compressed(HERE / "compressed.npz", **arrays)
-np.savez(HERE / "turned.npz", **{name: np.asfortranarray(array.astype(array.dtype.newbyteorder(">")))
+np.savez(HERE / "turned.npz", **{name: np.array(array.astype(array.dtype.newbyteorder(">")), order="F")
                                  for name, array in arrays.items()})
 np.save(HERE / "float32.npy", arrays["float32"])
+
+# The good model's inputs and dump (../hostile/good), to be given to the program.
+GOOD = HERE.parent / "hostile" / "good"
+inputs, dump = load_file(GOOD / "inputs.safetensors"), load_file(GOOD / "dump.safetensors")
+torch.save(inputs, HERE / "inputs.pt")
+np.savez_compressed(HERE / "inputs.npz", **{name: tensor.numpy().astype(np.uint16) for name, tensor in inputs.items()})
+torch.save({"run": 1, **dump}, HERE / "dump.pt")
+np.savez(HERE / "dump.npz", **{name: tensor.view(torch.int16).numpy().view("V2") for name, tensor in dump.items()})
+strange = {"scales": torch.zeros(2, dtype=torch.float8_e8m0fnu), "positions": torch.tensor([1], dtype=torch.uint32),
+           "freqs": torch.zeros(2, dtype=torch.complex64)}
+save_file({**dump, **strange}, HERE / "dump-with-strangers.safetensors")

@@ -5,9 +5,11 @@
 Standard library only. The lines that refuse them (*.error, *.failure) are not written here: they are what `dsv2` says.
 """
 
+import io
 import json
 import math
 import struct
+import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +54,8 @@ def tensor(dtype, shape, values):
     assert len(values) == math.prod(shape)
     if dtype == "BF16":  # all of ours are multiples of an eighth: the low half of the float is zero
         return dtype, shape, b"".join(struct.pack("<f", x)[2:] for x in values)
-    code = {"F16": "e", "F32": "f", "F64": "d", "I64": "q", "I32": "i", "U32": "I", "BOOL": "B", "F8_E4M3": "B"}[dtype]
+    code = {"F16": "e", "F32": "f", "F64": "d", "I64": "q", "I32": "i", "U32": "I", "U64": "Q", "BOOL": "B",
+            "F8_E4M3": "B"}[dtype]
     return dtype, shape, struct.pack(f"<{len(values)}{code}", *values)
 
 
@@ -401,7 +404,7 @@ def inputs():
         "lengths-beside-a-mask": lengths | {"attention_mask": filled("I64", [1, 3], 1)},
         "lengths-beside-labels": lengths | {"labels": tensor("I64", [1, 3], IDS)},
         "lengths-beside-chosen-logits": lengths | {"logits_to_keep": tensor("I64", [], [1])},
-        "type-unsigned": {"input_ids": tensor("U32", [1, 3], IDS)},
+        "ids-beyond-63-bits": {"input_ids": tensor("U64", [1, 3], [1, 2**63, 2])},
         "truth-neither-0-nor-1": added("attention_mask", "BOOL", [1, 3], [1, 1, 2]),
     }
     for what, tensors in cases.items():
@@ -430,14 +433,16 @@ def dumps():
         "stage-of-a-classifier": {"score": filled("F32", [1, 3, 2]), "pooled_logits": filled("F32", [1, 2])},
         "stage-of-a-query-latent": {f"{LAYER}.self_attn.q_a_proj": filled("F32", [1, 3, 3])},
         "loss-without-labels": {"loss": filled("F32", [])},
-        "stage-of-8-bit-floats": {"model.norm": filled("F8_E4M3", [1, 3, 4])},
-        "stage-of-unsigned": {"model.norm": filled("U32", [1, 3, 4])},
+        "stage-of-4-bit-floats": {"model.norm": ("F4", [1, 3, 4], b"\0" * 6)},
+        "stage-complex": {"model.norm": ("C64", [1, 3, 4], b"\0" * 96)},
         "truth-neither-0-nor-1": {"model.norm": filled("BOOL", [1, 3, 4], 2)},
         # judged a failure
         "stage-of-wrong-shape": {"lm_head": filled("F32", [3])},
         "stage-of-wrong-rank": {"lm_head": filled("F32", [3, 7, 2])},
         "stage-of-no-element": {"lm_head": filled("F32", [1, 0, 7])},
         "stage-of-integers": {"lm_head": filled("I64", [1, 3, 7])},
+        "stage-of-8-bit-floats": {"model.norm": filled("F8_E4M3", [1, 3, 4])},
+        "stage-of-unsigned": {"model.norm": filled("U32", [1, 3, 4])},
         "stage-infinite": {"lm_head": filled("F16", [1, 3, 7], math.inf)},
         "stage-nan": {"model.norm": filled("F32", [1, 3, 4], math.nan)},
         "score-nan-where-masked": scores_with(math.nan),
@@ -455,5 +460,98 @@ def dumps():
         write(f"dump/{what}.safetensors", safetensors(tensors))
 
 
+def archives():
+    norm = "model.norm"
+
+    def zipped(*members, method=zipfile.ZIP_STORED):
+        """A zip archive of names and bytes, in this order; a name may be there twice."""
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", method) as archive:
+            for name, content in members:
+                info = zipfile.ZipInfo(name)
+                info.compress_type = method
+                archive.writestr(info, content)
+        return out.getvalue()
+
+    def npy(descr="<f4", shape="(1, 3, 4)", data=b"\0" * 48, header=None):
+        text = header or "{'descr': '%s', 'fortran_order': False, 'shape': %s, }\n" % (descr, shape)
+        return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text.encode() + data
+
+    def npz(*arrays, **how):
+        return zipped(*[(f"{name}.npy", content) for name, content in arrays], **how)
+
+    def text(string):
+        return b"X" + struct.pack("<I", len(string)) + string.encode()
+
+    def number(n):
+        return b"\x8a\x08" + struct.pack("<q", n)
+
+    def numbers(ns):
+        return b"(" + b"".join(number(n) for n in ns) + b"t"
+
+    def tensor(offset=0, shape=(1, 3, 4), strides=(12, 4, 1), function=b"ctorch._utils\n_rebuild_tensor_v2\n"):
+        """The instructions that put a tensor together, out of storage 0."""
+        storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(12) + b"tQ"
+        rest = b"\x89ccollections\nOrderedDict\n)R"
+        return function + b"(" + storage + number(offset) + numbers(shape) + numbers(strides) + rest + b"tR"
+
+    def of(instructions):
+        """A dictionary with the one stage that the instructions make."""
+        return b"\x80\x02}" + text(norm) + instructions + b"s."
+
+    def pt(pickle, storage=b"\0" * 48, more=(), **how):
+        return zipped(("a/data.pkl", pickle), *([("a/data/0", storage)] if storage is not None else []), *more, **how)
+
+    # A bomb: the archive says that a few bytes become 2^40.
+    small = npz((norm, npy()), method=zipfile.ZIP_DEFLATED)
+    directory = small.rindex(b"PK\1\2")
+    bomb = small[: directory + 24] + struct.pack("<I", 2**31) + small[directory + 28 :]
+
+    contents = {
+        "calls-os-system.pt": pt(of(b"cposix\nsystem\n" + text("touch /tmp/x") + b"\x85R")),
+        "calls-eval-of-a-newer-pickle.pt": pt(of(text("builtins") + text("eval") + b"\x93" + text("1") + b"\x85R")),
+        "calls-a-function-of-torch.pt": pt(of(b"ctorch\nload\n" + text("x") + b"\x85R")),
+        "makes-an-object.pt": pt(of(b"ctorch\nFloatStorage\n)\x81")),
+        "a-program.pt": pt(of(tensor()), more=[("a/code/model.py", "pass")]),
+        "pickle-empty.pt": pt(b""),
+        "pickle-cut-off.pt": pt(of(tensor())[:-9]),
+        "pickle-nested-deeply.pt": pt(b"\x80\x02" + b"]" * 9000 + b"a" * 8999 + b"."),  # must not overflow a stack
+        "pickle-contains-itself.pt": pt(b"\x80\x02]q\0h\0a."),
+        "pickle-doubles.pt": pt(b"\x80\x02" + tensor() + b"q\0" + b"h\0h\0\x86q\0" * 40 + b"."),  # 2^40 tensors
+        "pickle-without-a-memo.pt": pt(of(b"h\0")),
+        "storage-missing.pt": pt(of(tensor()), None),
+        "storage-too-short.pt": pt(of(tensor()), b"\0" * 44),
+        "storage-compressed.pt": pt(of(tensor()), method=zipfile.ZIP_DEFLATED),
+        "tensor-beyond-its-storage.pt": pt(of(tensor(offset=1))),
+        "tensor-of-negative-strides.pt": pt(of(tensor(offset=11, strides=(-12, -4, -1)))),
+        "tensor-of-overflowing-strides.pt": pt(of(tensor(strides=(12, 2**62, 2**62)))),
+        "tensor-of-too-few-strides.pt": pt(of(tensor(strides=(4, 1)))),
+        "tensor-expanded-beyond-memory.pt": pt(of(tensor(shape=(2**20, 2**20, 4), strides=(0, 0, 1)))),
+        "tensor-of-an-impossible-shape.pt": pt(of(tensor(shape=(0, 2**62, 2**62)))),
+        "big-endian.pt": pt(of(tensor()), more=[("a/byteorder", "big")]),
+        "old-format.pt": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",
+        "object-array.npz": npz((norm, npy("|O"))),
+        "structured-array.npz": npz((norm, npy(header="{'descr': [('x', '<f4')], 'fortran_order': False, 'shape': (1,), }"))),
+        "shape-too-large.npz": npz((norm, npy(shape="(1, 3, 5)"))),
+        "shape-overflows.npz": npz((norm, npy(shape="(4294967296, 4294967296)"))),
+        "header-nested-deeply.npy": npy(header="(" * 9000),  # must not overflow a stack
+        "header-cut-off.npy": npy()[:40],
+        "version-9.npy": b"\x93NUMPY\x09" + npy()[7:],
+        "bomb.npz": bomb,
+        "checksum-wrong.npz": npz((norm, npy())).replace(b"\0" * 48, b"\1" + b"\0" * 47),
+        "member-twice.npz": npz((norm, npy()), (norm, npy())),
+        "member-with-a-path.npz": npz(("../../etc/passwd", npy())),
+        "member-named-with-a-line-break.npz": zipped(("a\nb", b"")),
+        "directory-cut-off.npz": npz((norm, npy()))[:-30],
+        "of-texts.npz": zipped(("readme.txt", "x")),
+        "gzip.npz": b"\x1f\x8b\x08\0\0\0\0\0\0\3" + b"\0" * 20,
+        "hdf5.safetensors": b"\x89HDF\r\n\x1a\n" + b"\0" * 40,
+        "git-lfs-pointer.safetensors": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "pickle-alone.pt": b"\x80\x04\x95" + b"\0" * 30,
+    }
+    for what, content in contents.items():
+        write(f"archive/{what}", content)
+
+
 if __name__ == "__main__":
-    good(), configs(), files(), checkpoints(), inputs(), dumps()
+    good(), configs(), files(), checkpoints(), inputs(), dumps(), archives()

@@ -9,7 +9,7 @@ import contract
 import torch
 import transformers
 from dsv2_hooks import record
-from model import DTYPES, load
+from model import CACHE, DTYPES, load
 from safetensors.torch import load_file
 
 
@@ -31,7 +31,7 @@ def prepare(args: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, torch.
 def run(loaded: tuple, args: argparse.Namespace) -> None:
     """Feeds the inputs, in pieces through one cache if there are `chunks`."""
     model, inputs = loaded
-    cached = {} if args.chunks is None else {"past_key_values": transformers.DynamicCache(config=model.config)}
+    cached = {} if args.chunks is None else {CACHE: transformers.DynamicCache(config=model.config)}
     length = inputs.get("input_ids", inputs.get("inputs_embeds")).shape[1]
     start, out = 0, None
     with torch.no_grad(), record(model) as dump:
@@ -46,7 +46,7 @@ def run(loaded: tuple, args: argparse.Namespace) -> None:
             out = model(**piece, **cached)
             start += size
     last = {"pooled_logits": out.logits} if hasattr(model, "score") else {"logits": out.logits}
-    dump.write(str(args.output), past_key_values=out.past_key_values, loss=out.loss, **last)
+    dump.write(str(args.output), past_key_values=getattr(out, CACHE), loss=out.loss, **last)
 
 
 if __name__ == "__main__":

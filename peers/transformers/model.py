@@ -1,5 +1,6 @@
 """Hugging Face Transformers, loaded from a checkpoint folder."""
 
+import inspect
 import json
 import pathlib
 import warnings
@@ -11,6 +12,8 @@ from transformers import DeepseekV2ForCausalLM, DeepseekV2ForSequenceClassificat
 
 ARCHITECTURES = {model.__name__: model for model in (DeepseekV2ForCausalLM, DeepseekV2ForSequenceClassification)}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+CACHE = next(n for n in ("cache", "past_key_values") if n in inspect.signature(DeepseekV2ForCausalLM.forward).parameters)
+"""What argument and output are called: `cache` from 5.24 on."""
 
 
 def load(folder: pathlib.Path, dtype: str, **settings: str | None) -> torch.nn.Module:

@@ -27,7 +27,7 @@ class Transformers:
     def feed(self, ids: list[list[int]]) -> None:
         with torch.inference_mode():
             ids = torch.tensor(ids, device=self.device)
-            self.logits = self.model(input_ids=ids, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
+            self.logits = self.model(input_ids=ids, logits_to_keep=1, **{model.CACHE: self.cache}).logits[:, -1]
         if self.device == "cuda":
             torch.cuda.synchronize()
 

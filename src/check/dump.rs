@@ -108,9 +108,9 @@ pub fn holds_a_stage_of(names: &IndexSet<String>, dump: &Trace, expected: Option
 }
 
 fn nothing_to_compare(option: &str, expected: &str, found: &Trace) -> Error {
-    let names: Vec<String> =
-        found.iter().take(NAMES_IN_A_MESSAGE).map(|(name, _)| format!("`{}`", shown(name))).collect();
-    let found = match found.len().saturating_sub(names.len()) {
+    let all = found.iter().map(|(name, _)| name).chain(found.unread().iter().map(String::as_str));
+    let names: Vec<String> = all.take(NAMES_IN_A_MESSAGE).map(|name| format!("`{}`", shown(name))).collect();
+    let found = match (found.len() + found.unread().len()).saturating_sub(names.len()) {
         _ if names.is_empty() => "none".to_owned(),
         0 => names.join(", "),
         others => format!("{} and {others} more", names.join(", ")),

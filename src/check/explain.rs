@@ -1,6 +1,7 @@
 //! What there is to say beside the verdict.
 
 mod hint;
+mod pattern;
 mod uncatchable;
 
 use dsv2_reference::stage::flow;
@@ -12,6 +13,7 @@ use super::judge::Judged;
 use super::request::Request;
 use super::truth::Truth;
 use crate::error::Result;
+use crate::trace::Trace;
 
 /// What is said.
 pub struct Told {
@@ -28,12 +30,13 @@ pub struct Told {
 /// Looks at the first wrong stage, if `hints` are wanted, and at what the dump lacks.
 ///
 /// # Errors
-/// If a golden case cannot be run.
+/// If the config's way of routing is impossible.
 pub fn explain(request: &Request, dump: &Dump, truth: &Truth, judged: &Judged, hints: bool) -> Result<Told> {
     let case = &request.case;
     let hint = match (judged.verdict.first_failure(), &judged.local) {
         (Some(failed), Some(local)) if hints => {
-            hint::hint(failed, &dump.trace, &local.truth(&case.config, &truth.rows)?, case.inputs.batch())?
+            let local = local.truth(&case.config, &truth.rows)?;
+            hint::hint(failed, case, (dump, truth), &local, &Trace::default())
         }
         _ => None,
     };

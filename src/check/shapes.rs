@@ -9,7 +9,7 @@
 //! | one decoding step, and the cache before it or after it | the stages of a second chunk, and the cache after the first or the second |
 
 mod extra_rows;
-mod last_tokens;
+pub mod last_tokens;
 mod part;
 
 use dsv2_reference::stage::Stage;

@@ -35,6 +35,14 @@ pub struct Truth {
 /// # Errors
 /// If the reference refuses the case.
 pub fn compute(request: &Request, dump: &Dump) -> Result<Truth> {
+    following(request, dump, &Trace::default())
+}
+
+/// The same where the dump does not say everything about its choices, and `assumed` does.
+///
+/// # Errors
+/// If the reference refuses the case.
+pub fn following(request: &Request, dump: &Dump, assumed: &Trace) -> Result<Truth> {
     let (case, dump) = (&request.case, &dump.trace);
     // weights of experts are compared with the help of the choice of experts, and that with the help of the logits
     let routing = |name: &str| name.ends_with(".topk_indices") || name.ends_with(".router_logits");
@@ -46,11 +54,14 @@ pub fn compute(request: &Request, dump: &Dump) -> Result<Truth> {
     };
     let rows = ComparedRows::of(&case.inputs);
     let choices = if request.expected.is_none() { choices(dump, case, &rows) } else { Trace::default() };
-    let trace = run(Some(&choices), &wanted)?;
+    let held = choices.iter().map(|(name, chosen)| (name.to_owned(), chosen.clone()));
+    let not_held = assumed.iter().filter(|(name, _)| choices.get(name).is_none());
+    let followed = not_held.map(|(name, chosen)| (name.to_owned(), chosen.clone())).chain(held).collect();
+    let trace = run(Some(&followed), &wanted)?;
 
     let near_ties = near_ties(&choices, &trace, &rows, case)?;
     let last = trace.iter().filter(|(name, want)| want.real().is_some() && dump.get(name).is_some()).last();
-    let last = last.filter(|_| !near_ties.is_empty());
+    let last = last.filter(|_| !near_ties.is_empty() || !assumed.is_empty());
     let free = last.map(|(stage, _)| run(None, &|name| name == stage)).transpose()?;
     Ok(Truth { names: names.0, trace, free, near_ties, rows })
 }

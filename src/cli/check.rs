@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use dsv2::backend::Precision;
 use dsv2::case::{Case, Feed, Layers};
-use dsv2::check::{Conclusion, Request, check};
-use dsv2::mutants::explain::explain;
+use dsv2::check::shards::{self, plans::Rule};
+use dsv2::check::{Conclusion, Request};
+use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
 use dsv2::trace::Trace;
 use dsv2::{Result, report};
 use dsv2_reference::model::cache::CacheFormat;
 
 use super::feed::FeedArgs;
+use super::progress::Progress;
 use super::{Done, cache_format, precision, styled};
 
 /// The arguments of `dsv2 check`.
@@ -21,12 +23,17 @@ pub struct CheckArgs {
     /// A Hugging Face checkpoint folder: config.json and model.safetensors, or its shards and their index
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// A safetensors file: input_ids or inputs_embeds, and optionally attention_mask, position_ids, labels, ...
+    /// A file (safetensors, .npz or .pt): input_ids or inputs_embeds, and optionally attention_mask, position_ids, labels, ...
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
-    /// The stages to check: a safetensors file with any of them, named as Hugging Face's modules
-    #[arg(long, value_name = "FILE")]
-    candidate: PathBuf,
+    /// The stages to check: a file with any of them, named as Hugging Face's modules (safetensors, .npz, .npy or .pt); again
+    /// for each further file, in the order of the ranks
+    #[arg(long, value_name = "FILE", required = true)]
+    candidate: Vec<PathBuf>,
+    /// How the files of a parallel run make one dump: transformers, vllm, megatron, megatron-sequence, or PATTERN=HOW with how
+    /// one of replicated, columns, heads, sum, sequence; several with commas between them
+    #[arg(long, value_name = "RULE")]
+    shards: Option<Rule>,
     /// What they should be [default: what the f64 reference computes]
     #[arg(long, value_name = "FILE")]
     expected: Option<PathBuf>,
@@ -45,7 +52,8 @@ pub struct CheckArgs {
     /// Write report.json (every number), junit.xml (for continuous integration) and report.html (to be read) to this folder
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
-    /// If it does not conform: which known bugs compute what the dump holds (one run of the model for each of them)
+    /// If it does not conform: which known bugs compute what the dump holds, or which two of them (one run of the model for
+    /// each, and 300 for pairs)
     #[arg(long)]
     explain: bool,
     /// Print one JSON object in place of a table
@@ -58,8 +66,8 @@ fn layers(text: &str) -> Result<Layers> {
 }
 
 pub fn run(args: &CheckArgs) -> Result<Done> {
-    let request = Request {
-        candidate: Trace::read(&args.candidate)?,
+    let mut request = Request {
+        candidate: Trace::default(),
         expected: args.expected.as_deref().map(Trace::read).transpose()?,
         case: {
             let feed = Feed { layers: args.layers.clone(), ..args.feed.feed() };
@@ -68,19 +76,27 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         precision: args.dtype,
         cache: args.cache,
     };
-    args.report.as_deref().map(report::make_folder).transpose()?;
     let shown = |path: &Path| path.display().to_string();
+    let files = args.candidate.iter().map(|file| Ok((shown(file), Trace::read(file)?))).collect::<Result<Vec<_>>>()?;
+    let joined = match &args.shards {
+        Some(rule) => shards::join(&files, rule, &request.case)?,
+        None => shards::together(files)?,
+    };
+    args.report.as_deref().map(report::make_folder).transpose()?;
     let files = Files {
         model: shown(&args.model),
         inputs: shown(&args.inputs),
-        candidate: shown(&args.candidate),
+        candidate: args.candidate.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", "),
         expected: args.expected.as_deref().map(shown),
     };
-    let checked = check(&request)?;
+    let checked = shards::check_ranks(&mut request, joined)?;
     let mut report = CheckReport::new(&request, &checked, files);
     let conforms = report.verdict == Conclusion::Pass;
     if args.explain && report.verdict == Conclusion::Fail {
-        report = report.explained(&explain(&checked.case, &checked.candidate, checked.precision)?);
+        let cache = request.cache;
+        let question = Question { cache, ..Question::new(&checked.case, &checked.candidate, checked.precision) };
+        let mut progress = Progress::of_something_slow();
+        report = report.explained(&explain(&question, |done, of, what| progress.reached(done, of, what))?);
     }
     let text = (!args.json).then(|| report::check_text(&report, styled()));
     let report = Report::Check(Box::new(report));

@@ -1,6 +1,7 @@
 //! How far it is: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -9,7 +10,12 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     done: usize,
     steps: usize,
+    /// When to speak next, if not at every step.
+    quiet_until: Option<Instant>,
 }
+
+/// How long something may take before it is slow, and how long a slow thing is quiet on a plain stderr.
+const QUIET: Duration = Duration::from_secs(2);
 
 impl Progress {
     /// Nothing done yet.
@@ -18,7 +24,35 @@ impl Progress {
             let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}");
             ProgressBar::new(steps as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Progress { bar, done: 0, steps }
+        Progress { bar, done: 0, steps, quiet_until: None }
+    }
+
+    /// Nothing done yet of many small steps, which are told of only if they take their time.
+    pub fn of_something_slow() -> Self {
+        Progress { bar: None, done: 0, steps: 0, quiet_until: Some(Instant::now() + QUIET) }
+    }
+
+    /// So many of so many steps are done, the last of which was `what`.
+    pub fn reached(&mut self, done: usize, steps: usize, what: &str) {
+        let now = Instant::now();
+        if self.quiet_until.is_some_and(|until| now < until) {
+            return;
+        }
+        if self.bar.is_none() {
+            self.bar = Progress::new(steps).bar.take();
+        }
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(steps as u64);
+                bar.set_position(done as u64);
+                bar.set_message(what.to_owned());
+                self.quiet_until = None;
+            }
+            None => {
+                let _ = writeln!(std::io::stderr(), "[{done}/{steps}] {what}");
+                self.quiet_until = Some(now + QUIET);
+            }
+        }
     }
 
     /// One more step is done: `what`.

@@ -5,7 +5,9 @@
 
 mod pickle;
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+
+use indexmap::IndexMap;
 
 use super::archive::Archive;
 use super::element::{Decoded, Element, KNOWN};
@@ -23,7 +25,7 @@ pub struct TorchFile {
     archive: Archive,
     /// The folder that all members lie in, with a slash behind it.
     folder: String,
-    tensors: Vec<(String, Stored)>,
+    tensors: IndexMap<String, Stored>,
 }
 
 impl TorchFile {
@@ -54,7 +56,7 @@ impl TorchFile {
 
     /// The names of all tensors.
     pub fn names(&self) -> Vec<String> {
-        self.tensors.iter().map(|(name, _)| name.clone()).collect()
+        self.tensors.keys().cloned().collect()
     }
 
     /// Decodes a tensor.
@@ -62,8 +64,7 @@ impl TorchFile {
     /// # Errors
     /// If there is none, it is of another type than ours, or does not lie within its storage.
     pub fn tensor(&self, name: &str) -> Result<Decoded, Refusal> {
-        let found = self.tensors.iter().find(|(found, _)| found == name);
-        let (_, stored) = found.ok_or_else(|| Refusal::new("a tensor", "none"))?;
+        let stored = self.tensors.get(name).ok_or_else(|| Refusal::new("a tensor", "none"))?;
         let element = element(&stored.dtype).ok_or_else(|| Refusal::new(KNOWN, &stored.dtype))?;
         let storage = self.archive.stored(&format!("{}data/{}", self.folder, stored.storage))?;
         let bytes = gathered(stored, element, storage, self.archive.length())?;
@@ -78,21 +79,21 @@ fn folder(archive: &Archive) -> Option<String> {
 }
 
 /// The tensors of a structure, each by the keys and places on the way to it.
-fn named(built: &Built, alone: &str) -> Result<Vec<(String, Stored)>, Refusal> {
+fn named(built: &Built, alone: &str) -> Result<IndexMap<String, Stored>, Refusal> {
     let too_large = || {
         let expected = format!("a structure at most {DEEPEST} deep, with at most {NAMES} bytes of names");
         Refusal::new(expected, "a larger one")
     };
-    let (mut tensors, mut names) = (Vec::new(), HashSet::new());
+    let mut tensors = IndexMap::new();
     let mut open = vec![(String::new(), 0, built.root())];
     let mut left = NAMES;
     while let Some((path, depth, item)) = open.pop() {
         if let Some(stored) = built.tensor(item) {
             let name = if path.is_empty() { alone.to_owned() } else { path };
-            if !names.insert(name.clone()) {
+            if tensors.contains_key(&name) {
                 return Err(Refusal::new(format!("one tensor `{}`", shown(&name)), "two of that name"));
             }
-            tensors.push((name, stored.clone()));
+            tensors.insert(name, stored.clone());
             continue;
         }
         let first = open.len();
@@ -111,7 +112,7 @@ fn named(built: &Built, alone: &str) -> Result<Vec<(String, Stored)>, Refusal> {
 }
 
 /// The elements of a tensor one after another, out of a storage in which they may lie in any order, more than once.
-fn gathered(stored: &Stored, element: Element, storage: &[u8], file: usize) -> Result<Vec<u8>, Refusal> {
+fn gathered<'a>(stored: &Stored, element: Element, storage: &'a [u8], file: usize) -> Result<Cow<'a, [u8]>, Refusal> {
     let Stored { offset, shape, strides, .. } = stored;
     let size = element.size();
     let held = storage.len() / size;
@@ -124,7 +125,7 @@ fn gathered(stored: &Stored, element: Element, storage: &[u8], file: usize) -> R
     let bytes = element.bytes(shape).filter(|&bytes| bytes <= file.max(storage.len()));
     let bytes = bytes.ok_or_else(|| Refusal::new("a tensor no larger than its file", described()))?;
     if bytes == 0 {
-        return Ok(Vec::new());
+        return Ok(Cow::Borrowed(&[]));
     }
     let reach = shape
         .iter()
@@ -132,6 +133,11 @@ fn gathered(stored: &Stored, element: Element, storage: &[u8], file: usize) -> R
         .try_fold(*offset, |last, (&n, &stride)| (n - 1).checked_mul(stride).and_then(|far| last.checked_add(far)));
     if reach.is_none_or(|last| last >= held) {
         return Err(outside());
+    }
+    let in_order =
+        (0..shape.len()).all(|axis| shape[axis] == 1 || strides[axis] == shape[axis + 1..].iter().product::<usize>());
+    if in_order {
+        return Ok(Cow::Borrowed(&storage[offset * size..offset * size + bytes]));
     }
     let mut gathered = Vec::with_capacity(bytes);
     let mut index = vec![0; shape.len()];
@@ -147,7 +153,7 @@ fn gathered(stored: &Stored, element: Element, storage: &[u8], file: usize) -> R
             index[axis] = 0;
         }
     }
-    Ok(gathered)
+    Ok(Cow::Owned(gathered))
 }
 
 /// The type that a storage or a dtype of PyTorch stands for.

@@ -8,9 +8,13 @@
 //!   the lowest of S. Then raise the others of G as far as that allows, since they help G to be selected: the best expert of
 //!   each group of G must be no lower than the best of each other group.
 
+mod alternatives;
+
 use std::collections::BTreeSet;
 
 use dsv2_reference::config::TopkMethod;
+
+pub use alternatives::{Alternatives, alternatives};
 
 /// Whether `chosen` is a possible selection from `logits` known to within `epsilon`.
 pub fn acceptable(method: TopkMethod, logits: &[f64], chosen: &BTreeSet<usize>, epsilon: f64) -> bool {

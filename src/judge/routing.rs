@@ -50,15 +50,8 @@ pub fn judge_choice(
     truth: &Truth<'_>,
     method: TopkMethod,
 ) -> Option<Held> {
-    let logits_name = sibling(name, "router_logits");
-    let computed = truth.trace.get(&logits_name)?.real()?;
-    let held = candidate.get(&logits_name).and_then(|values| match values {
-        Values::Real(dtype, got) => Some((unit_roundoff(*dtype), fit(got, computed.shape())?)),
-        _ => None,
-    });
-    let allowed = allowed_error(&logits_name, computed, truth);
-    let (rounding, logits) = held.map_or((None, computed.clone()), |(rounding, logits)| (Some(rounding), logits));
-
+    let known = KnownLogits::of(name, candidate, truth)?;
+    let logits = &known.logits;
     let want = truth.trace.get(name)?.shape();
     let Some(got) = fit(got, want) else { return Some(Held::misshapen(got.shape(), want)) };
     let (tokens, k) = (*want.first()?, *want.last()?);
@@ -66,7 +59,7 @@ pub fn judge_choice(
     let rows = Stage::parse(name).and_then(|stage| truth.rows.of_stage(&stage, &[tokens, k]));
     let experts = *logits.shape().last()?;
     let mut elements = 0;
-    for (token, (chosen, z)) in got.rows().into_iter().zip(logits.lanes(last(&logits))).enumerate() {
+    for (token, (chosen, z)) in got.rows().into_iter().zip(logits.lanes(last(logits))).enumerate() {
         if rows.as_ref().is_some_and(|rows| !rows[token]) || z.iter().any(|z| !z.is_finite()) {
             continue;
         }
@@ -75,12 +68,8 @@ pub fn judge_choice(
             let note = format!("token {token} goes to experts {:?}, which are not {k} of {experts}", sorted(chosen));
             return Some(Held { elements, ..Held::noted(Disposition::WrongRouting, note) });
         };
-        let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        // Scores are fp32: exp(z - max) errs by the rounding of z - max, and a few units of its own.
-        let scores = z.iter().map(|z| largest - z + 8.0).fold(0.0, f64::max) * unit_roundoff(Dtype::F32);
-        let stored = rounding.map_or(allowed, |rounding| rounding * z.iter().fold(0.0, |m: f64, z| m.max(z.abs())));
-        let epsilon = scores + stored;
         let z = z.to_vec();
+        let epsilon = known.epsilon(&z);
         if !acceptable(method, &z, &set, epsilon) {
             let note = format!(
                 "token {token} goes to experts {:?}, which the router does not select from these logits, nor from any within {epsilon:.1e}",
@@ -94,6 +83,47 @@ pub fn judge_choice(
     Some(Held { elements, ..Held::new(disposition) })
 }
 
+/// The logits by which a choice is judged, and how well they are known: the dump's own, to within their rounding; else those
+/// of the truth, to within their budget.
+pub struct KnownLogits {
+    /// `[B·S,E]`
+    pub logits: ArrayD<f64>,
+    /// Relative to the largest of a token, if the dump holds them.
+    rounding: Option<f64>,
+    allowed: f64,
+    /// What they may be off in the mean.
+    mean: f64,
+}
+
+impl KnownLogits {
+    /// Those of the choice `name`.
+    pub fn of(name: &str, candidate: &Trace, truth: &Truth<'_>) -> Option<Self> {
+        let logits_name = sibling(name, "router_logits");
+        let computed = truth.trace.get(&logits_name)?.real()?;
+        let held = candidate.get(&logits_name).and_then(|values| match values {
+            Values::Real(dtype, got) => Some((unit_roundoff(*dtype), fit(got, computed.shape())?)),
+            _ => None,
+        });
+        let [allowed, mean] = allowed_error(&logits_name, computed, truth);
+        let (rounding, logits) = held.map_or((None, computed.clone()), |(rounding, logits)| (Some(rounding), logits));
+        Some(KnownLogits { logits, rounding, allowed, mean })
+    }
+
+    /// An error of the logits that the dump does not hold, in what they may be off in the mean.
+    pub fn strain(&self, error: f64) -> f64 {
+        if self.rounding.is_some() || error == 0.0 { 0.0 } else { error / self.mean }
+    }
+
+    /// How far off the logits `z` of a token may be.
+    pub fn epsilon(&self, z: &[f64]) -> f64 {
+        let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // Scores are fp32: exp(z - max) errs by the rounding of z - max, and a few units of its own.
+        let scores = z.iter().map(|z| largest - z + 8.0).fold(0.0, f64::max) * unit_roundoff(Dtype::F32);
+        let size = || z.iter().fold(0.0, |m: f64, z| m.max(z.abs()));
+        scores + self.rounding.map_or(self.allowed, |rounding| rounding * size())
+    }
+}
+
 /// The experts of a token as a set, if all of them are among the model's `experts` and none is there twice.
 pub fn as_choice(chosen: ArrayView1<'_, i64>, experts: usize) -> Option<BTreeSet<usize>> {
     let exists = |&expert: &i64| usize::try_from(expert).ok().filter(|&expert| expert < experts);
@@ -101,10 +131,10 @@ pub fn as_choice(chosen: ArrayView1<'_, i64>, experts: usize) -> Option<BTreeSet
     (set.len() == chosen.len()).then_some(set)
 }
 
-/// How far off a logit may be that the dump does not hold.
-fn allowed_error(name: &str, logits: &ArrayD<f64>, truth: &Truth<'_>) -> f64 {
+/// How far off a logit may be that the dump does not hold: any, and in the mean.
+fn allowed_error(name: &str, logits: &ArrayD<f64>, truth: &Truth<'_>) -> [f64; 2] {
     let rms = (logits.iter().map(|z| z * z).sum::<f64>() / logits.len().max(1) as f64).sqrt();
-    truth.budgets.get(name).map_or(0.0, |budget| budget.max * rms)
+    truth.budgets.get(name).map_or([0.0; 2], |budget| [budget.max * rms, budget.l2 * rms])
 }
 
 /// In how many tokens the choice is not the one that `logits` (of the truth) lead to.

@@ -1,169 +1,168 @@
 //! From a wrong dump to the bug: which mutant computes what the dump holds?
 //!
-//! The f64 reference runs once for each structural mutant, under a teacher: each stage is computed from the dump's own values
-//! of the stages before it, as far as the dump holds them. A mutant explains a dump if, by the mutant, every stage that the
-//! dump holds is within a few times the noise of a plain implementation. If the dump holds logits alone, the mutant must
-//! move the logits to exactly where they are, through the whole model, which is as good as a proof. What the dialects
-//! disagree about are mutants too.
+//! The f64 reference runs once for each mutant, under a teacher: each stage is computed from the dump's own values of the
+//! stages before it, as far as the dump holds them. A mutant explains a dump if, by the mutant, every stage that the dump
+//! holds is within its budget. If the dump holds logits alone, the mutant must move the logits to exactly where they are,
+//! through the whole model, which is as good as a proof. What the dialects disagree about are mutants too.
+//!
+//! [`explain`] tries every mutant, and pairs of them if none fits. [`named`] asks only what concerns the first wrong stage,
+//! which costs less: it is what the judge does of its own accord.
 
-use dsv2_reference::stage::Stage;
+mod named;
+mod trial;
+
+use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
-use indexmap::IndexMap;
 
-use super::tap::Planted;
-use super::weights::Wide;
-use super::{Class, catalogue};
+pub use named::{Named, named, work};
+pub use trial::{Distance, Distances, Trials};
+
+use super::{Mutant, catalogue};
 use crate::backend::{Backend, Reference, Settings};
 use crate::case::Case;
+use crate::check::last_tokens::case_of;
 use crate::error::Result;
-use crate::judge::routing::elsewhere;
-use crate::local::{plain, usable};
+use crate::local::Local;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
-use crate::taps::AnyTap;
 use crate::trace::Trace;
-use crate::values::{Values, fit};
+
+/// What is to be explained.
+pub struct Question<'a> {
+    /// The model and its inputs.
+    pub case: &'a Case,
+    /// The dump, in the model's layouts.
+    pub candidate: &'a Trace,
+    /// What it was computed in.
+    pub precision: Precision,
+    /// How its cache was kept.
+    pub cache: CacheFormat,
+    /// Choices of experts that are assumed where the dump holds none.
+    pub choices: Trace,
+}
+
+impl<'a> Question<'a> {
+    /// A dump with a cache that is not packed, of which nothing is assumed.
+    pub fn new(case: &'a Case, candidate: &'a Trace, precision: Precision) -> Self {
+        Question { case, candidate, precision, cache: CacheFormat::Plain, choices: Trace::default() }
+    }
+}
 
 /// What a dump may come from.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
-    /// The name of the mutant.
-    pub mutant: &'static str,
-    /// What it does.
-    pub what: &'static str,
-    /// Where an implementation that did so was reported.
-    pub report: Option<&'static str>,
+    /// What is done wrongly: one thing, or two at once.
+    pub changes: Vec<Change>,
     /// The first stage that is wrong by the reference.
     pub stage: String,
-    /// How far the dump is from the mutant there: relative error in the Euclidean norm, or the part of the tokens that go to
+    /// How far the dump is from that there: relative error in the Euclidean norm, or the part of the tokens that go to
     /// other experts.
     pub error: f64,
     /// How far it is from the reference there.
     pub unexplained: f64,
 }
 
-/// How many times the noise a right stage may be off.
-const NOISE: f64 = 8.0;
-/// What counts as no noise.
-const LEAST: f64 = 1.0 / (1 << 22) as f64;
+/// A thing that is done wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The name of the mutant.
+    pub mutant: &'static str,
+    /// What it does.
+    pub what: &'static str,
+    /// Where an implementation that did so was reported.
+    pub report: Option<&'static str>,
+}
 
-/// The mutants that explain `candidate`, the best first; none, if nothing is wrong with it, or nothing explains it.
+impl From<&Mutant> for Change {
+    fn from(mutant: &Mutant) -> Self {
+        Change { mutant: mutant.id, what: mutant.what, report: mutant.report }
+    }
+}
+
+/// How many pairs of mutants are tried.
+pub const PAIRS: usize = 300;
+/// How much further off than the best an explanation may be: two that compute the same numbers differ by nothing.
+const AS_GOOD: f64 = 1.25;
+
+/// The mutants that explain a dump, the best first, or pairs of them; none, if nothing is wrong with the dump, or nothing
+/// explains it. Every mutant costs a run of the model; if none of them fits, so do up to [`PAIRS`] pairs. `step` is told
+/// of each run: how many are done, how many there are as far as is known, and what was tried.
 ///
 /// # Errors
 /// If the reference refuses the case.
-pub fn explain(case: &Case, candidate: &Trace, precision: Precision) -> Result<Vec<Explanation>> {
+pub fn explain(question: &Question<'_>, mut step: impl FnMut(usize, usize, &str)) -> Result<Vec<Explanation>> {
+    let Question { candidate, precision, cache, choices, .. } = question;
+    let case = &case_of(question.case, candidate);
     let held = |name: &str| candidate.get(name).is_some();
     let settings = Settings { precision: Precision::F64, stages: Some(&held), ..Settings::default() };
+    let model = Reference.run(case, &settings, &mut NoTap)?;
+    let local = Local::of(case, candidate, &model, *precision, *cache)?;
     let rows = ComparedRows::of(&case.inputs);
-    let teacher = usable(candidate, &Reference.run(case, &settings, &mut NoTap)?, &case.config, &rows);
-    let dump = Dump { case, candidate, teacher, rows };
-    let truth = dump.run(Precision::F64, &mut NoTap)?;
-    let noise = dump.errors(&dump.run(plain(precision), &mut NoTap)?, &truth);
-    let allowed = |stage: &str| NOISE * noise.get(stage).copied().unwrap_or(0.0).max(LEAST);
-    let by_reference = dump.errors(candidate, &truth);
-    let Some((stage, &unexplained)) = by_reference.iter().find(|(stage, error)| **error > allowed(stage)) else {
-        return Ok(Vec::new());
+    let truth = local.truth(&case.config, &rows)?;
+    let trials = Trials::new((case, candidate, &model), truth.truth.budgets, &rows, choices);
+
+    let by_reference = trials.distances(&[]);
+    let Some(stage) = by_reference.wrong().next().map(str::to_owned) else { return Ok(Vec::new()) };
+    let explanation = |mutants: &[&'static Mutant], distances: &Distances| Explanation {
+        changes: mutants.iter().map(|mutant| Change::from(*mutant)).collect(),
+        stage: stage.clone(),
+        error: distances.get(&stage).error,
+        unexplained: by_reference.get(&stage).error,
     };
 
-    let weights = Wide::new(case);
-    let mut found = Vec::new();
-    for mutant in catalogue().filter(|mutant| mutant.class == Class::Structural && (mutant.applies)(case)) {
-        let mut tap = Planted::new(&mutant.variant, &weights, Precision::F64)?.taught(&dump.teacher);
-        let errors = dump.errors(candidate, &dump.run(Precision::F64, &mut tap)?);
-        if errors.iter().all(|(stage, error)| *error <= allowed(stage)) {
-            found.push(Explanation {
-                mutant: mutant.id,
-                what: mutant.what,
-                report: mutant.report,
-                stage: stage.clone(),
-                error: errors.get(stage).copied().unwrap_or(0.0),
-                unexplained,
-            });
+    let explains = |distances: &Distances| distances.fit() && distances.get(&stage).explains(by_reference.get(&stage));
+
+    let singles: Vec<&'static Mutant> = applicable(case).collect();
+    let (mut found, mut ranked) = (Vec::new(), Vec::new());
+    for (place, mutant) in singles.iter().copied().enumerate() {
+        let distances = trials.distances(&[mutant]);
+        if explains(&distances) {
+            found.push(explanation(&[mutant], &distances));
+        }
+        ranked.push((distances.left(), place));
+        step(place + 1, singles.len(), mutant.id);
+    }
+    if found.is_empty() {
+        let pairs = pairs(&singles, ranked, by_reference.left());
+        let runs = singles.len() + pairs.len();
+        for (done, pair) in pairs.iter().enumerate() {
+            let distances = trials.distances(pair);
+            if explains(&distances) {
+                found.push(explanation(pair, &distances));
+            }
+            step(singles.len() + done + 1, runs, &format!("{} and {}", pair[0].id, pair[1].id));
         }
     }
-    found.sort_by(|a, b| a.error.total_cmp(&b.error));
-    Ok(found)
+    Ok(best(found, |explanation| explanation.error))
 }
 
-struct Dump<'a> {
-    case: &'a Case,
-    candidate: &'a Trace,
-    /// What of it can stand in for the model's own values.
-    teacher: Trace,
-    rows: ComparedRows,
+/// The mutants that a dump may come from: those that can differ from the reference on this case.
+pub fn applicable(case: &Case) -> impl Iterator<Item = &'static Mutant> {
+    catalogue().filter(move |mutant| (mutant.applies)(case))
 }
 
-impl Dump<'_> {
-    /// The stages that the dump holds, each from the dump's own values of those before it.
-    fn run(&self, precision: Precision, tap: &mut dyn AnyTap) -> Result<Trace> {
-        let held = |name: &str| self.candidate.get(name).is_some();
-        let teacher = Some(&self.teacher);
-        let plain_errors = precision != Precision::F64;
-        let settings = Settings { precision, stages: Some(&held), teacher, plain_errors, ..Settings::default() };
-        Reference.run(self.case, &settings, tap)
+/// Which two mutants to try together: those first that leave least by themselves, of what is `ranked` (what a mutant leaves,
+/// and its place). One that changes nothing in the dump (it leaves what the reference leaves, `nothing`) can add nothing.
+fn pairs(mutants: &[&'static Mutant], mut ranked: Vec<(f64, usize)>, nothing: f64) -> Vec<[&'static Mutant; 2]> {
+    ranked.retain(|(left, _)| (left - nothing).abs() > 1e-9 * nothing);
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut pairs = Vec::new();
+    for (i, (_, a)) in ranked.iter().enumerate() {
+        for (j, (_, b)) in ranked.iter().enumerate().skip(i + 1) {
+            pairs.push(((i + 1) * (j + 1), [a.min(b), a.max(b)].map(|place| mutants[*place])));
+        }
     }
+    pairs.sort_by_key(|(rank, _)| *rank);
+    pairs.into_iter().map(|(_, pair)| pair).take(PAIRS).collect()
+}
 
-    /// How far each stage of `got` is from `want`, in forward order.
-    fn errors(&self, got: &Trace, want: &Trace) -> IndexMap<String, f64> {
-        let error = |(name, want): (&str, &Values)| {
-            let got = got.get(name)?;
-            let error = match (got.index(), want.index()) {
-                (Some(got), Some(want)) => {
-                    let rows = self.rows.of_stage(&Stage::parse(name)?, want.shape());
-                    elsewhere(&fit(got, want.shape())?, want, rows.as_deref())
-                }
-                _ => {
-                    let compared = self.rows.measure(name, got, want)?;
-                    if compared.nonfinite.is_some() { f64::INFINITY } else { compared.metrics.l2 }
-                }
-            };
-            Some((name.to_owned(), error))
-        };
-        want.iter().filter_map(error).collect()
-    }
+/// Those that are as good as the best, the best first.
+fn best<T>(mut found: Vec<T>, error: impl Fn(&T) -> f64) -> Vec<T> {
+    found.sort_by(|a, b| error(a).total_cmp(&error(b)));
+    let Some(least) = found.first().map(&error) else { return found };
+    found.retain(|one| error(one) <= AS_GOOD * least);
+    found
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::golden::GoldenCases;
-    use crate::mutants::Mutant;
-
-    fn dump(case: &Case, mutant: &Mutant, precision: Precision, held: &dyn Fn(&str) -> bool) -> Trace {
-        let weights = Wide::new(case);
-        let settings = Settings { precision, stages: Some(held), ..Settings::default() };
-        Reference.run(case, &settings, &mut Planted::new(&mutant.variant, &weights, precision).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn logits_alone_tell_which_rule_is_wrong() {
-        let golden = GoldenCases::embedded().load("trained-tiny-grouped").unwrap();
-        for id in ["scale_no_mscale", "group_top2", "renorm"] {
-            let mutant = catalogue().find(|mutant| mutant.id == id).unwrap();
-            let logits = dump(&golden.case, mutant, Precision::F32, &|name| name == "lm_head");
-            let found = explain(&golden.case, &logits, Precision::F32).unwrap();
-            let ids: Vec<_> = found.iter().map(|explanation| explanation.mutant).collect();
-            assert!(ids.contains(&id), "{id}: {ids:?}");
-            // renorm is softmax_after_topk
-            assert!(ids.len() <= 2, "{id}: {ids:?}");
-        }
-    }
-
-    #[test]
-    fn a_dump_of_all_stages_is_explained_stage_by_stage() {
-        let golden = GoldenCases::embedded().load("v2").unwrap();
-        let mutant = catalogue().find(|mutant| mutant.id == "kv_an_over_all").unwrap();
-        let all = dump(&golden.case, mutant, Precision::Bf16, &|_| true);
-        let found = explain(&golden.case, &all, Precision::Bf16).unwrap();
-        assert_eq!(found[0].mutant, "kv_an_over_all");
-        assert_eq!(found[0].stage, "model.layers.0.self_attn.kv_a_layernorm");
-    }
-
-    #[test]
-    fn nothing_is_explained_where_nothing_is_wrong() {
-        let golden = GoldenCases::embedded().load("v2").unwrap();
-        let settings = Settings { precision: Precision::F32, ..Settings::default() };
-        let right = Reference.run(&golden.case, &settings, &mut NoTap).unwrap();
-        assert_eq!(explain(&golden.case, &right, Precision::F32).unwrap(), []);
-    }
-}
+mod tests;

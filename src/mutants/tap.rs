@@ -19,7 +19,7 @@ use crate::trace::Trace;
 /// It remembers each stage as it is kept after the tap, rounded to the type of the computation, because that is what the
 /// stages after it are computed from.
 pub struct Planted<'a> {
-    variant: &'a Variant,
+    variants: Vec<&'a Variant>,
     scene: Scene<'a>,
     teacher: Option<Forced<'a>>,
     acted: Vec<&'static str>,
@@ -34,7 +34,15 @@ impl<'a> Planted<'a> {
     /// # Errors
     /// If the chunks of the case do not fit its inputs.
     pub fn new(variant: &'a Variant, weights: &'a Wide<'a>, precision: Precision) -> Result<Self> {
-        Ok(Planted { variant, scene: Scene::new(weights, precision)?, teacher: None, acted: Vec::new() })
+        Planted::all(vec![variant], weights, precision)
+    }
+
+    /// Several variants at once; where two act at one stage, the later one goes on from the other's value.
+    ///
+    /// # Errors
+    /// If the chunks of the case do not fit its inputs.
+    pub fn all(variants: Vec<&'a Variant>, weights: &'a Wide<'a>, precision: Precision) -> Result<Self> {
+        Ok(Planted { variants, scene: Scene::new(weights, precision)?, teacher: None, acted: Vec::new() })
     }
 
     /// The same where the stages that `trace` holds are put in place of the computed ones, after they have been recorded.
@@ -50,18 +58,27 @@ impl<'a> Planted<'a> {
     }
 
     fn plant<T: Real>(&mut self, stage: &Stage, value: &mut StageValue<'_, T>) {
+        for place in 0..self.variants.len() {
+            self.plant_one(self.variants[place], stage, value);
+        }
+    }
+
+    fn plant_one<T: Real>(&mut self, variant: &Variant, stage: &Stage, value: &mut StageValue<'_, T>) {
         let layer = stage.layer.unwrap_or(0);
+        if !variant.acts().any(|(kinds, _)| kinds.contains(&stage.kind)) {
+            return;
+        }
         let changed = match value {
             StageValue::Real(a) => {
                 let found = a.mapv(Real::to_f64);
-                let planted = self.variant.real(&self.scene, stage.kind, layer, &found);
+                let planted = variant.real(&self.scene, stage.kind, layer, &found);
                 planted.filter(|planted| planted.shape() == found.shape()).is_some_and(|planted| {
                     a.zip_mut_with(&planted, |to, from| *to = T::from_f64(*from));
                     differ(&found, &planted)
                 })
             }
             StageValue::Index(a) => {
-                let planted = self.variant.index(&self.scene, stage.kind, layer);
+                let planted = variant.index(&self.scene, stage.kind, layer);
                 planted.filter(|planted| planted.shape() == a.shape()).is_some_and(|planted| {
                     let differ = *a != planted;
                     a.assign(&planted);

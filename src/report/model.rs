@@ -77,8 +77,9 @@ pub struct CheckReport {
     pub spans: Vec<Span>,
     /// What the first wrong stage looks like, and which mutants compute it.
     pub hint: Option<HintReport>,
-    /// The mutants that compute what the dump holds, the best first (`--explain`).
-    pub explanation: Vec<ExplanationReport>,
+    /// What computes what the dump holds, the best first (`--explain`): empty if no mutant does, nor a pair of them; null if
+    /// nobody asked.
+    pub explanation: Option<Vec<ExplanationReport>>,
     /// Mutants that would not have been caught, because the dump lacks the stages where they show.
     pub uncatchable: Vec<String>,
 }
@@ -101,17 +102,24 @@ pub struct HintReport {
     pub names: Vec<String>,
 }
 
-/// A mutant that computes what the dump holds.
+/// What computes what the dump holds.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ExplanationReport {
+    /// The mutant, or the two that it takes.
+    pub changes: Vec<ChangeReport>,
+    /// How far the dump is from that at the first wrong stage: relative error in the Euclidean norm.
+    pub error: Number,
+}
+
+/// A mutant.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ChangeReport {
     /// Its name.
     pub mutant: String,
     /// What it does.
     pub what: String,
     /// Where an implementation that did so was reported.
     pub report: Option<String>,
-    /// How far the dump is from it: relative error in the Euclidean norm.
-    pub error: Number,
 }
 
 /// The files of a check, as they were named.
@@ -247,6 +255,10 @@ pub struct NearTies {
     pub stage: String,
     /// How many tokens go elsewhere.
     pub tokens: usize,
+    /// Whether the dump does not hold the choice, and the judge took it to be so because nothing else explains the dump.
+    pub assumed: bool,
+    /// If it was assumed, which tokens: sequence and place.
+    pub at: Vec<[usize; 2]>,
 }
 
 /// The error of the last stage, with the candidate's choice of experts and without.

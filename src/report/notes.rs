@@ -4,7 +4,7 @@ use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
 use super::describe::{compared, few, number, short_kind};
-use super::model::{CheckReport, EndToEnd};
+use super::model::{ChangeReport, CheckReport, DecidedBy, EndToEnd, ExplanationReport, NearTies};
 use crate::check::Conclusion;
 use crate::judge::Disposition;
 
@@ -16,18 +16,30 @@ pub struct Note {
     pub lines: Vec<String>,
 }
 
+/// So many stages between a stage and the dump are a stretch of the model.
+const FAR_BACK: usize = 3;
+
 /// How many names a line holds before it counts.
 const NAMES_IN_A_LINE: usize = 3;
 
 /// What the first failure may come from.
 pub fn causes(report: &CheckReport) -> Vec<Note> {
-    let explanation = report.explanation.iter().map(|found| {
-        let link = found.report.as_ref().map(|link| format!("; {link}")).unwrap_or_default();
-        format!("{} ({}; off by {}{link})", found.mutant, found.what.trim_end_matches('.'), number(found.error.0))
-    });
+    let change = |change: &ChangeReport| {
+        let link = change.report.as_ref().map(|link| format!("; {link}")).unwrap_or_default();
+        format!("{} ({}{link})", change.mutant, change.what.trim_end_matches('.'))
+    };
+    let found = |found: &ExplanationReport| {
+        let changes: Vec<String> = found.changes.iter().map(change).collect();
+        format!("{}, off by {}", changes.join(" together with "), number(found.error.0))
+    };
+    let found: Option<Vec<String>> = report.explanation.as_ref().map(|all| all.iter().map(found).collect());
+    let nothing = found.as_ref().filter(|found| found.is_empty());
+    let nothing =
+        nothing.map(|_| "no known bug, and no pair of them that was tried, computes all of this dump".to_owned());
     there_are([
         ("hint", report.hint.iter().map(|hint| hint.says.join("; ")).collect()),
-        ("the dump is what this known bug computes", explanation.collect()),
+        ("the dump is what this known bug computes", found.unwrap_or_default()),
+        ("explanation", nothing.into_iter().collect()),
     ])
 }
 
@@ -37,7 +49,9 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
         let lacking: Vec<String> = span.lacking.iter().map(|name| leaf(name)).collect();
         format!("{} (without {})", span.stage, few(lacking.iter().map(String::as_str), NAMES_IN_A_LINE))
     });
-    let near_ties = report.near_ties.iter().map(|near| format!("{} ({})", near.stage, near.tokens));
+    let seen = report.near_ties.iter().filter(|near| !near.assumed);
+    let near_ties = seen.map(|near| format!("{} ({})", near.stage, near.tokens));
+    let assumed = report.near_ties.iter().filter(|near| near.assumed).map(assumed);
     // behind a wrong stage, tokens go elsewhere without any tie
     let elsewhere = match report.verdict {
         Conclusion::Pass => "near ties that fell the other way (tokens; allowed, and followed)",
@@ -49,9 +63,14 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
         ("not looked at (no stage of this model)", report.unknown.clone()),
         ("judged from further back", spans.collect()),
         (elsewhere, near_ties.collect()),
+        (
+            "near ties assumed to have fallen the other way (sequence and token; the dump lacks the choice)",
+            assumed.collect(),
+        ),
         ("end to end", report.end_to_end.iter().map(end_to_end).collect()),
         ("compared", vec![compared(report.compared)]),
         ("not judged", not_judged(report)),
+        ("resolving power", resolving_power(report)),
         ("known bugs that such a dump cannot show", uncatchable(report)),
     ])
 }
@@ -61,10 +80,11 @@ fn there_are<const N: usize>(notes: [(&'static str, Vec<String>); N]) -> Vec<Not
     some.map(|(title, lines)| Note { title, lines }).collect()
 }
 
-/// The last part of a stage's name.
+/// The last part of a stage's name; a cached tensor has the name of what was put into the cache.
 fn leaf(name: &str) -> String {
     let kind = Stage::parse(name).map_or_else(|| name.to_owned(), |stage| short_kind(stage.kind));
-    kind.rsplit('.').next().unwrap_or_default().to_owned()
+    let last = kind.rsplit('.').next().unwrap_or_default();
+    if kind.starts_with("past_key_values") { format!("cached {last}") } else { last.to_owned() }
 }
 
 /// One line for each layout, with the stages that came in it.
@@ -79,6 +99,23 @@ fn layouts(report: &CheckReport) -> Vec<String> {
 fn end_to_end(EndToEnd { stage, replayed, free }: &EndToEnd) -> String {
     let (replayed, free) = (number(replayed.0), number(free.0));
     format!("{stage} is off by {replayed} if the truth follows these experts, by {free} if it goes its own way")
+}
+
+fn assumed(near: &NearTies) -> String {
+    let tokens: Vec<String> = near.at.iter().map(|at| format!("{at:?}")).collect();
+    format!("{} ({})", near.stage, few(tokens.iter().map(String::as_str), NAMES_IN_A_LINE))
+}
+
+/// What a pass says nothing about, if the last stage was judged from far back.
+fn resolving_power(report: &CheckReport) -> Vec<String> {
+    let compared = report.stages.iter().filter(|stage| stage.disposition == Disposition::Pass);
+    let last = compared.filter(|stage| stage.decided_by == Some(DecidedBy::Local)).next_back();
+    let far_back = |stage: &str| report.spans.iter().any(|span| span.stage == stage && span.lacking.len() >= FAR_BACK);
+    let told = last.filter(|last| report.verdict == Conclusion::Pass && far_back(&last.stage)).and_then(|last| {
+        let budget = number(last.budget?.l2.0);
+        Some(format!("differences of less than {budget} (l2) at {} cannot be seen in such a dump", last.stage))
+    });
+    told.into_iter().collect()
 }
 
 fn uncatchable(report: &CheckReport) -> Vec<String> {

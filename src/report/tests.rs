@@ -10,9 +10,10 @@ use time::{Date, Month};
 use super::model::{CheckReport, Files, Number, VerifyReport};
 use super::*;
 use crate::budget::{Budgets, FACTORS};
-use crate::check::{Checked, EndToEnd, Hint, Recognised, Request};
+use crate::check::{AssumedTie, Checked, EndToEnd, Hint, Recognised, Request};
 use crate::golden::GoldenCases;
 use crate::judge::{LocalTruth, Truth, Verdict, judge};
+use crate::mutants::explain::{Change, Explanation};
 use crate::outcome::Outcome;
 use crate::outcome::Waiver;
 use crate::precision::Precision;
@@ -89,6 +90,13 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
         layouts: ["self_attn.q_proj", "mlp", "input_layernorm", "self_attn.o_proj"].map(layer).map(flattened).into(),
         assumed: Vec::new(),
         near_ties: vec![(EXPERTS.into(), 2)],
+        assumed_ties: vec![AssumedTie {
+            stage: EXPERTS.into(),
+            sequence: 1,
+            token: 3,
+            experts: vec![2, 3],
+            strain: 0.5,
+        }],
         end_to_end: Some(EndToEnd { stage: "model.norm".into(), replayed: 0.003, free: 0.12 }),
         spans: vec![(
             layer("self_attn.attn_output"),
@@ -112,6 +120,20 @@ fn what_a_person_reads_of_a_verification() {
 fn what_a_person_reads_of_a_check() {
     let texts = [check(2.5, Some(2.4)), check(2.1, Some(2.1000001)), check(f64::INFINITY, None)];
     insta::assert_snapshot!(texts.map(|report| check_text(&report, false)).join("\n\n=====\n\n"));
+}
+
+#[test]
+fn an_explanation_that_was_asked_for_is_never_silent() {
+    let explained = |explanation: &[Explanation]| check_text(&check(2.5, Some(2.4)).explained(explanation), false);
+    let nothing = "explanation: no known bug, and no pair of them that was tried, computes all of this dump";
+    assert!(explained(&[]).lines().any(|line| line == nothing));
+    assert!(!check_text(&check(2.5, Some(2.4)), false).contains("explanation"));
+    let change = |mutant, what, report| Change { mutant, what, report };
+    let two = vec![change("no_gamma", "A factor is left out.", None), change("renorm", "A sum is 1.", Some("a/b#1"))];
+    let found = Explanation { changes: two, stage: "model.norm".into(), error: 0.0, unexplained: 1.0 };
+    let said = "the dump is what this known bug computes: \
+                no_gamma (A factor is left out) together with renorm (A sum is 1; a/b#1), off by 0";
+    assert!(explained(&[found]).lines().any(|line| line == said));
 }
 
 #[test]

@@ -5,13 +5,65 @@
 //! is moved by an error of a rounding's usual size: where it is stored, in place of the rounding, and where it is read. What
 //! a sum makes of that is in proportion to its terms, not to what is left of them.
 
-use dsv2_reference::Real;
+use dsv2_reference::stage::table::{DOWN_PROJ, EXPERTS, SHARED_EXPERTS};
 use dsv2_reference::tap::{StageValue, Tap};
+use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
+use dsv2_reference::{DeepseekV2Config, Dtype, Real, Tensor};
 
-use super::storage::{ROUNDING, Tf32Operands, normal};
+use ndarray::ArrayD;
+
+use super::storage::{ROUNDING, Tf32Operands, normal, roundings_inside};
 use crate::precision::{Precision, unit_roundoff};
 use crate::trace::Trace;
+
+/// A model's weights with such errors, for what is rounded inside a stage: each product of a sum has one of its own.
+pub struct DrawnWeights<'a> {
+    /// The weights as they are.
+    pub weights: &'a dyn WeightSource,
+    /// What kind of model has them.
+    pub config: &'a DeepseekV2Config,
+    /// What is computed in.
+    pub precision: Precision,
+    /// Which draw it is.
+    pub draw: u64,
+}
+
+impl DrawnWeights<'_> {
+    /// What is lost, relative to a product.
+    fn size(&self, name: &str) -> f64 {
+        let kind = match name.ends_with(".down_proj.weight") {
+            true if name.contains(".shared_experts.") => SHARED_EXPERTS,
+            true if name.contains(".experts.") => EXPERTS,
+            true => DOWN_PROJ,
+            false => return ROUNDING * unit_roundoff(Dtype::F32),
+        };
+        let (roundings, _) = roundings_inside(kind, self.config);
+        let unit = match self.precision {
+            Precision::Tf32 => Tf32Operands::UNIT_ROUNDOFF,
+            other => unit_roundoff(other.narrow().unwrap_or(Dtype::F32)),
+        };
+        ROUNDING * unit * (roundings as f64).sqrt()
+    }
+}
+
+impl WeightSource for DrawnWeights<'_> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> dsv2_reference::Result<Tensor> {
+        let exact = self.weights.tensor(name, shape)?;
+        // what is looked up is copied
+        if name.ends_with("embed_tokens.weight") {
+            return Ok(exact);
+        }
+        let exact: ArrayD<f64> = exact.to_array();
+        let (size, seed) = (self.size(name), fnv1a64(name) ^ splitmix64(self.draw));
+        let drawn = exact.iter().enumerate().map(|(i, x)| x * (1.0 + size * normal(seed.wrapping_add(i as u64))));
+        Ok(Tensor::from_values(Dtype::F64, shape, drawn))
+    }
+
+    fn names(&self) -> Option<Vec<String>> {
+        self.weights.names()
+    }
+}
 
 /// Where the errors are made.
 #[derive(Clone, Copy)]
@@ -48,7 +100,7 @@ impl<'a> Drawn<'a> {
             Where::Stored => 0.0,
             Where::Read { operands: Some(operands), .. } if operands.reads(name) => Tf32Operands::UNIT_ROUNDOFF,
             Where::Read { held: Some(held), .. } if held.get(name).is_some() => unit_roundoff(stored),
-            Where::Read { .. } => unit_roundoff(dsv2_reference::Dtype::F32),
+            Where::Read { .. } => unit_roundoff(Dtype::F32),
         }
     }
 }
@@ -60,10 +112,13 @@ impl<T: Real> Tap<T> for Drawn<'_> {
         if size == 0.0 {
             return;
         }
+        // The numbers of f16 are no closer together below its smallest normal one.
+        let least = if self.precision.stored(name) == Dtype::F16 { f64::from(half::f16::MIN_POSITIVE) } else { 0.0 };
         let place = u64::from(matches!(self.place, Where::Stored));
         let seed = fnv1a64(name) ^ splitmix64(2 * self.draw + place);
-        for (i, x) in value.iter_mut().enumerate() {
-            *x = T::from_f64(Real::to_f64(*x) * (1.0 + size * normal(seed.wrapping_add(i as u64))));
+        for (i, x) in value.iter_mut().enumerate().filter(|(_, x)| x.is_finite()) {
+            let own = Real::to_f64(*x);
+            *x = T::from_f64(own + size * own.abs().max(least) * normal(seed.wrapping_add(i as u64)));
         }
     }
 }

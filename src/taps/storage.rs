@@ -102,7 +102,7 @@ pub const ROUNDING: f64 = 0.42;
 
 /// How often a program of small kernels rounds on the way from one stage to the next, and whether what it rounds there is of
 /// the stage's own elements or of many that are then summed.
-fn roundings_inside(name: &str, config: &DeepseekV2Config) -> (usize, Rounded) {
+pub fn roundings_inside(name: &str, config: &DeepseekV2Config) -> (usize, Rounded) {
     match Stage::parse(name).map_or(name, |stage| stage.kind) {
         // normalised, before the gain
         INPUT_LAYERNORM | Q_A_LAYERNORM | KV_A_LAYERNORM | NORM => (1, Rounded::Elements),
@@ -131,8 +131,10 @@ pub fn usual_rounding(name: &str, config: &DeepseekV2Config, narrow: Dtype) -> f
 
 /// See `roundings_inside`.
 #[derive(Clone, Copy, PartialEq)]
-enum Rounded {
+pub enum Rounded {
+    /// The stage's own elements.
     Elements,
+    /// Many that are then summed.
     Sums,
 }
 

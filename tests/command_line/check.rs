@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use dsv2::trace::Trace;
 use dsv2::values::Values;
 use dsv2_reference::Dtype;
 use ndarray::{ArrayD, Axis, array};
@@ -240,4 +241,35 @@ fn what_is_wrong_with_a_stage_is_said() {
             "{words}: {last}"
         );
     }
+}
+
+#[test]
+fn several_files_are_one_dump_and_those_of_ranks_need_a_rule() {
+    let room = Room::of("v2-lite");
+    let traced = room.out("trace.safetensors");
+    run(&mut room.trace()).passes();
+    let stages = read(&traced);
+    let write = |name: &str, of: &dyn Fn(usize) -> bool| {
+        let part = stages.iter().enumerate().filter(|(i, _)| of(*i));
+        let part: Trace = part.map(|(_, (name, values))| (name.clone(), values.clone())).collect();
+        part.write(&room.out(name)).unwrap();
+        room.out(name)
+    };
+    let (even, odd) = (write("even", &|i| i % 2 == 0), write("odd", &|i| i % 2 == 1));
+    let both = |first: &Path, second: &Path| {
+        let mut check = room.check(first);
+        check.arg("--candidate").arg(second);
+        check
+    };
+    let whole = run(&mut room.check(&traced)).passes();
+    assert_eq!(run(&mut both(&even, &odd)).passes(), whole);
+    let refused = run(&mut both(&even, &even)).refused();
+    assert!(
+        refused.contains("`model.embed_tokens` in one file (or a rule for the ranks' files: --shards)"),
+        "{refused}"
+    );
+    // All that v2-lite has is whole on each rank here.
+    let told = run(both(&traced, &traced).args(["--shards", "transformers"])).passes();
+    assert!(told.contains("whole on each of 2 ranks"), "{told}");
+    run(both(&traced, &traced).args(["--shards", "tensor-parallel"])).refused();
 }

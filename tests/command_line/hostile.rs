@@ -23,7 +23,7 @@ fn each(kind: &str, hold: impl Fn(&Path)) {
         println!("{}", path.display()); // seen where it fails: the last one
         if path.extension().is_some_and(|extension| extension == "error" || extension == "failure") {
             let exists = |extension| path.with_extension(extension).exists();
-            assert!(["json", "safetensors", ""].into_iter().any(exists), "it belongs to nothing");
+            assert!(["json", "safetensors", "pt", "npz", "npy", ""].into_iter().any(exists), "it belongs to nothing");
         } else {
             hold(&path);
         }
@@ -99,7 +99,35 @@ fn dumps_that_are_none_are_refused_and_wrong_ones_fail() {
         compare(&path.with_extension("failure"), verdict["first_failing_stage"].as_str().unwrap());
         let explained: Value = serde_json::from_str(&place.run(EXPLAIN).fails()).unwrap();
         assert_eq!(explained["first_failing_stage"], verdict["first_failing_stage"]);
+        assert!(verdict["explanation"].is_null() && explained["explanation"].is_array());
     });
+}
+
+#[test]
+fn damaged_and_hostile_archives_are_refused_as_dump_and_as_truth() {
+    each("archive", |path| {
+        Place { dump: path.into(), ..Place::new() }.refuses(path, &[CHECK]);
+        Place { truth: Some(path.into()), ..Place::new() }.refuses_in_any_words(&[CHECK]);
+    });
+}
+
+#[test]
+fn inputs_and_dumps_are_read_in_every_format_and_what_is_no_stage_is_listed() {
+    let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/files").join(name);
+    for inputs in ["inputs.pt", "inputs.npz"] {
+        for (dump, unknown) in [
+            ("dump.pt", vec![]),
+            ("dump.npz", vec![]),
+            ("dump-with-strangers.safetensors", vec!["freqs", "positions", "scales"]),
+        ] {
+            let place = Place { inputs: file(inputs), dump: file(dump), truth: Some(file(dump)), ..Place::new() };
+            let report: Value = serde_json::from_str(&place.run(CHECK).passes()).unwrap();
+            let mut found: Vec<_> =
+                report["unknown"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+            found.sort_unstable();
+            assert_eq!(found, unknown, "{dump}");
+        }
+    }
 }
 
 /// A command of the program.
@@ -145,6 +173,15 @@ impl Place {
     /// Each command refuses the file `path` with the line beside it, and writes nothing.
     fn refuses(&self, path: &Path, commands: &[Subcommand]) {
         self.refuses_as(path, path, commands);
+    }
+
+    /// Each command refuses something, and writes nothing.
+    fn refuses_in_any_words(&self, commands: &[Subcommand]) {
+        for command in commands {
+            let line = self.run(command).refused();
+            assert!(!line.contains('\n') && line.starts_with("dsv2: "), "{line}");
+        }
+        assert_eq!(names(self.out.path()), [""; 0], "something was written");
     }
 
     /// The same where the program meets a copy of the file, at `shown`.

@@ -4,6 +4,7 @@ A fresh model is built for every run: dynamic RoPE keeps state between calls, an
 """
 
 import copy
+import inspect
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 PLAIN = {"dtype": torch.float32, **EAGER, "local_files_only": True}
 """How Transformers loads a checkpoint."""
+
+CACHE = next(n for n in ("cache", "past_key_values") if n in inspect.signature(DeepseekV2ForCausalLM.forward).parameters)
+"""What the argument is called: `cache` from 5.24 on."""
 
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
@@ -130,7 +134,7 @@ def run(case: dict, inputs: dict[str, np.ndarray], weights, dtype: torch.dtype, 
     last = None
     for size in chunks:
         end = start + size
-        call = dict(use_cache=use_cache, past_key_values=cache)
+        call = {"use_cache": use_cache, CACHE: cache}
         for name in ("input_ids", "inputs_embeds", "position_ids"):
             if name in given:
                 call[name] = given[name][:, start:end]

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use dsv2_reference::stage::flow;
+use dsv2_reference::stage::{Stage, flow};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{Dtype, Error, Tensor};
 use ndarray::{ArrayD, IxDyn};
@@ -23,9 +23,6 @@ pub struct Rounded {
     pub says: String,
     pub judged: Judged,
 }
-
-/// How many names a line holds.
-const NAMES: usize = 3;
 
 /// Judges the stages that fail with rounded weights, if there are weights to round.
 ///
@@ -56,13 +53,15 @@ pub fn with_rounded_weights(request: &Request, dump: &Dump, truth: &Truth, judge
     }
     local.take_others_from(&judged.local, &by_these);
     let dispositions = dispositions(request, &local, truth, &dump.trace)?;
-    let named = explained.iter().take(NAMES).copied().collect::<Vec<_>>().join(", ");
-    let more = explained.len().saturating_sub(NAMES);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let leaf = |name: &&str| Stage::parse(name)?.kind.rsplit('.').find(|part| *part != "*");
+    let mut kinds: Vec<&str> = explained.iter().filter_map(leaf).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
     let says = format!(
-        "weights that {} does not have are rounded to it on load, as {named}{more} shows (those of all other stages are \
-         not, or it makes no difference)",
-        dump.precision
+        "weights that {} does not have are rounded to it on load, as these show: {} (for all others it makes no difference, or \
+         they are not)",
+        dump.precision,
+        kinds.join(", "),
     );
     Ok(Some(Rounded { says, judged: Judged { local, dispositions } }))
 }

@@ -16,7 +16,7 @@ pub struct Reading<A> {
 }
 
 /// All readings that the shape allows, the most natural one first. (A dump with the sequence before the batch has been turned
-/// before.)
+/// before, except for what has heads.)
 pub fn readings<A: Clone>(stage: &Stage, got: &ArrayD<A>, shape: &[usize], heads: usize) -> Vec<Reading<A>> {
     let mut found = Vec::new();
     if got.shape() == shape {
@@ -62,6 +62,10 @@ fn turned<A: Clone>(turn: Turn, got: &ArrayD<A>, shape: &[usize], heads: usize) 
             let width = columns.checked_div(heads)?;
             let apart = permuted(got, &[batch, heads, length, width], &[batch, heads, length, width], [0, 2, 1, 3])?;
             reshaped(&apart, shape)
+        }
+        (Turn::SequenceFirst, &[batch, heads, length, width]) => {
+            let first = [length, batch, heads, width];
+            permuted(got, &first, &first, [1, 2, 0, 3])
         }
         (Turn::HeadsBehind, &[batch, heads, length, width]) => {
             let behind = [batch, length, heads, width];

@@ -41,10 +41,7 @@ pub fn batch_first(trace: &Trace, batch: usize, length: usize, flat: bool) -> (T
 fn turned<A: Clone>(stage: &Stage, got: &ArrayD<A>, batch: usize, length: usize) -> Option<ArrayD<A>> {
     place::of(stage).find(|convention| convention.turn == Turn::SequenceFirst)?;
     let (leading, rest) = match (stage.layout, got.shape()) {
-        (Layout::Heads, &[s, b, heads, width]) if (s, b) == (length, batch) => {
-            let turned = got.to_shape((s, b, heads, width)).ok()?.permuted_axes([1, 2, 0, 3]);
-            return Some(turned.as_standard_layout().into_owned().into_dyn());
-        }
+        // another order of four axes is tried with the numbers
         (Layout::Heads, _) => return None,
         (_, &[s, b, width]) if (s, b) == (length, batch) => (vec![b, s], width),
         (_, &[tokens, width]) if tokens == length * batch => (vec![tokens], width),

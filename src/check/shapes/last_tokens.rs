@@ -25,6 +25,12 @@ pub fn recognise(request: &Request, case: Case, dump: &mut Dump) -> Request {
     Request { expected, ..request.about(Case { inputs, ..case }) }
 }
 
+/// The case in which the logits that `dump` has are all that the model computes.
+pub fn case_of(case: &Case, dump: &Trace) -> Case {
+    let inputs = LastTokens::of(case, dump).map(|found| found.inputs);
+    Case { inputs: inputs.unwrap_or_else(|| case.inputs.clone()), ..case.clone() }
+}
+
 struct LastTokens {
     /// Which logits they are.
     inputs: Inputs,

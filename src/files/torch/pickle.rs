@@ -435,3 +435,24 @@ fn long(bytes: &[u8]) -> Option<i64> {
     all[..bytes.len()].copy_from_slice(bytes);
     Some(i64::from_le_bytes(all))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_counted() {
+        let many = [vec![b'N'; MOST + 1], vec![b'.']].concat();
+        assert_eq!(read(&many).unwrap_err().found, "one of more");
+        assert!(read(&many[2..]).is_ok());
+    }
+
+    #[test]
+    fn whole_numbers_have_any_length_up_to_64_bits() {
+        assert_eq!(long(&[]), Some(0));
+        assert_eq!(long(&[0xff]), Some(-1));
+        assert_eq!(long(&[0xff, 0]), Some(255));
+        assert_eq!(long(&i64::MIN.to_le_bytes()), Some(i64::MIN));
+        assert_eq!(long(&[0; 9]), None);
+    }
+}

@@ -14,7 +14,7 @@ pub const MUTANTS: &[Mutant] = &[
     )
     .when(|case| cached(case) && chunked(case))
     .at(&[CACHED_KV, CACHED_K_PE], shifted),
-    structural("append_reversed", "The new tokens of a piece are cached in the wrong order.")
+    structural("append_reversed", "The new tokens of a chunk are cached in the wrong order.")
         .when(|case| cached(case) && several_tokens(case))
         .at(&[CACHED_KV, CACHED_K_PE], |s, at| {
             let mut reversed = at.value.slice_axis(Axis(1), Slice::from(s.past()..)).to_owned();

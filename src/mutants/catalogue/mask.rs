@@ -39,7 +39,7 @@ pub const MUTANTS: &[Mutant] = &[
             |case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Padding(real)) if real.iter().any(|r| !r)),
         )
         .at(&[ATTN_SCORES], |s, at| also(s, at, |_, q, t| t <= s.past() + q)),
-    structural("mask_topleft", "The causal rule counts keys from the first cached one, queries from the piece's.")
+    structural("mask_topleft", "The causal rule counts keys from the first cached one, queries from the chunk's.")
         .when(|case| causal(case) && chunked(case))
         .at(&[ATTN_SCORES], |s, at| without(at, |_, q, t| s.past() > 0 && t > q)),
     structural("packed_ignored", "Packed sequences see each other.")

@@ -126,7 +126,7 @@ pub const MUTANTS: &[Mutant] = &[
     structural("rope_neg", "Vectors are turned the wrong way round: the sine has the wrong sign.")
         .when(fixed_rope)
         .at(&[SIN], |_, at| Some(-at.value)),
-    structural("rope_pos_zero_chunk", "Positions start at 0 again in every piece.")
+    structural("rope_pos_zero_chunk", "Positions start at 0 again in every chunk.")
         .when(|case| fixed_rope(case) && chunked(case))
         .at(TABLES, |s, at| {
             let positions = Array2::from_shape_fn(s.positions().dim(), |(_, i)| i as i64);

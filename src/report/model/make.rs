@@ -6,13 +6,13 @@ use dsv2_metrics::{Element, Metrics};
 use dsv2_reference::stage::flow;
 
 use super::{
-    CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files, HintReport,
-    LayoutReport, Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport,
+    ChangeReport, CheckReport, Compared, DecidedBy, ElementReport, EndToEnd, Errors, ExplanationReport, Files,
+    HintReport, LayoutReport, Metric, NearTies, Number, PassOrFail, Report, RunReport, Span, StageReport, VerifyReport,
     WaiverReport,
 };
-use crate::check::{self, Checked, Hint, Recognised, Request};
+use crate::check::{self, AssumedTie, Checked, Hint, Recognised, Request};
 use crate::judge::{Disposition, StageVerdict, Verdict};
-use crate::mutants::explain::Explanation;
+use crate::mutants::explain::{Change, Explanation};
 use crate::outcome::Waiver;
 use crate::outcome::{Item, Outcome};
 use crate::report::describe;
@@ -31,7 +31,7 @@ impl CheckReport {
         let stages: Vec<_> = verdict.stages.iter().map(StageReport::from).collect();
         let first = first_failure(&stages);
         let judged_by_itself = first.filter(|_| request.expected.is_none());
-        let near_ties = near_ties.iter().map(|(stage, tokens)| NearTies { stage: stage.clone(), tokens: *tokens });
+        let near_ties = near_ties.iter().map(NearTies::from).chain(assumed_ties(&checked.assumed_ties));
         let spans = spans.iter().map(|(stage, lacking)| Span { stage: stage.clone(), lacking: lacking.clone() });
         CheckReport {
             verdict: checked.conclusion(),
@@ -52,22 +52,25 @@ impl CheckReport {
             unknown: unknown.clone(),
             spans: spans.collect(),
             hint: checked.hint.as_ref().map(HintReport::from),
-            explanation: Vec::new(),
+            explanation: None,
             uncatchable: checked.uncatchable.iter().map(|mutant| (*mutant).to_owned()).collect(),
             stages,
         }
     }
 
-    /// With the mutants that compute what the dump holds.
+    /// With what computes what the dump holds, which was asked for.
     #[must_use]
     pub fn explained(self, explanation: &[Explanation]) -> Self {
+        let change = |Change { mutant, what, report }: &Change| ChangeReport {
+            mutant: (*mutant).to_owned(),
+            what: (*what).to_owned(),
+            report: report.map(str::to_owned),
+        };
         let explanation = explanation.iter().map(|found| ExplanationReport {
-            mutant: found.mutant.to_owned(),
-            what: found.what.to_owned(),
-            report: found.report.map(str::to_owned),
+            changes: found.changes.iter().map(change).collect(),
             error: Number(found.error),
         });
-        CheckReport { explanation: explanation.collect(), ..self }
+        CheckReport { explanation: Some(explanation.collect()), ..self }
     }
 
     /// The stage that fails first.
@@ -82,6 +85,21 @@ fn not_compared(verdict: &Verdict) -> usize {
 
 fn first_failure(stages: &[StageReport]) -> Option<&StageReport> {
     stages.iter().find(|stage| stage.disposition.fails())
+}
+
+/// The near ties that were assumed, stage by stage.
+fn assumed_ties(ties: &[AssumedTie]) -> Vec<NearTies> {
+    let mut stages = Vec::<NearTies>::new();
+    for AssumedTie { stage, sequence, token, .. } in ties {
+        if stages.last().is_none_or(|last| last.stage != *stage) {
+            stages.push(NearTies { stage: stage.clone(), tokens: 0, assumed: true, at: Vec::new() });
+        }
+        if let Some(last) = stages.last_mut() {
+            last.tokens += 1;
+            last.at.push([*sequence, *token]);
+        }
+    }
+    stages
 }
 
 /// The stages of the dump that `stage` was judged from, of all `stages` of the model.
@@ -244,6 +262,12 @@ impl From<&Verdict> for Compared {
 impl From<&Element> for ElementReport {
     fn from(Element { index, got, want }: &Element) -> Self {
         ElementReport { index: index.clone(), got: Number(*got), want: Number(*want) }
+    }
+}
+
+impl From<&(String, usize)> for NearTies {
+    fn from((stage, tokens): &(String, usize)) -> Self {
+        NearTies { stage: stage.clone(), tokens: *tokens, assumed: false, at: Vec::new() }
     }
 }
 

@@ -212,14 +212,16 @@ pub const WAYS: &[Way] = &[
         case: "v2",
         turn: |stages, _| weights_times(stages, false, |sum| 1.0 / sum),
         says: &["the weights are divided by their sum, which is applied in the sum over experts"],
-        found: &[WEIGHTS_2, EXPERTS_2, MLP_2],
+        // a common factor of the weights of a token is lost in their sum
+        found: &[EXPERTS_2, MLP_2],
     },
     Way {
         what: "renormalised weights, and the sum is applied last",
         case: "v2",
         turn: |stages, _| weights_times(stages, true, |sum| 1.0 / sum),
         says: &["the weights are divided by their sum, which is applied after the sum over experts"],
-        found: &[WEIGHTS_2, EXPERTS_2, MLP_2],
+        // a common factor of the weights of a token is lost in their sum
+        found: &[EXPERTS_2, MLP_2],
     },
     Way {
         what: "the shared experts inside",

@@ -5,7 +5,7 @@ use super::*;
 use crate::backend::{Backend, Reference, Settings};
 use crate::check::{Checked, check};
 use crate::golden::GoldenCases;
-use crate::mutants::explain::explain;
+use crate::mutants::explain::{Question, explain};
 use crate::precision::Precision;
 
 /// The logits of a run of a golden case, and the case.
@@ -109,6 +109,6 @@ fn they_are_explained_too() {
     let own = last(wrong.get(LM_HEAD).unwrap().real().unwrap(), 1);
     let dump = Trace::default().with(LM_HEAD, Values::Real(Precision::F32.stored(LM_HEAD), own));
     let checked = check(&Request::new(case.clone(), dump)).unwrap();
-    let found = explain(&checked.case, &checked.candidate, Precision::F32).unwrap();
-    assert!(found.iter().any(|found| found.mutant == "scale_no_mscale"), "{found:?}");
+    let found = explain(&Question::new(&checked.case, &checked.candidate, Precision::F32), |_, _, _| {}).unwrap();
+    assert!(found.iter().any(|found| found.changes[0].mutant == "scale_no_mscale"), "{found:?}");
 }

@@ -1,0 +1,196 @@
+//! The search for near ties that explain all that is off in a dump.
+//!
+//! Rows that a choice reaches only by itself (no attention between the choice and the stage) are searched side by side: each
+//! run of the reference tries something for every one of them. Where attention lies between, the first row of each sequence
+//! that is off comes first, since what it hears is least; sequences go side by side.
+
+use std::collections::BTreeSet;
+
+use super::Question;
+use super::moves::{Accepted, Moves};
+use super::reach::{Span, choice_of};
+use super::rows::{Held, Row};
+use super::unit::{State, Unit};
+use crate::budget::Budgets;
+use crate::error::Result;
+use crate::local::taught;
+use crate::taps::Assumed;
+use crate::trace::Trace;
+
+/// How often the reference is run for one dump. A bound on runs, not on time: a verdict must not depend on the machine.
+pub const MOST_RUNS: usize = 64;
+/// An error this many times what all near ties together do is none of theirs.
+const GROSS: f64 = 2.0;
+
+/// What came of the search.
+pub enum Found {
+    /// Near ties explain everything.
+    Settled,
+    /// A row is off that no near ties explain.
+    Refuted,
+    /// Neither, in so many runs.
+    Open,
+}
+
+/// A search; it goes on from dump to dump of budgets, and counts its runs.
+pub struct Search<'a> {
+    question: &'a Question<'a>,
+    runs: usize,
+}
+
+impl<'a> Search<'a> {
+    /// Nothing was tried yet.
+    pub fn new(question: &'a Question<'a>) -> Self {
+        Search { question, runs: 0 }
+    }
+
+    /// Looks for near ties that bring the `failing` stages within `budgets`, from `start` on, where they are off and nothing but
+    /// `accepted` is assumed. What explains them is added to it.
+    pub fn explain(
+        &mut self,
+        failing: &[&str],
+        start: &Trace,
+        budgets: &Budgets,
+        accepted: &mut Accepted,
+    ) -> Result<Found> {
+        let question = self.question;
+        let held = failing.iter().filter_map(|name| Held::new(name, budgets.get(name)?, start, question));
+        let stages: Vec<(Held<'_>, Span)> =
+            held.map(|held| (Span::of(held.name, question), held)).map(|(s, h)| (h, s)).collect();
+        if stages.len() < failing.len() {
+            return Ok(Found::Open);
+        }
+        let layers: BTreeSet<usize> = stages.iter().flat_map(|(_, span)| span.layers.iter().copied()).collect();
+        let wanted = |name: &str| {
+            let routing = |layer: &usize| {
+                let choice = choice_of(*layer);
+                name == choice || name == dsv2_reference::stage::sibling(&choice, "router_logits")
+            };
+            failing.contains(&name) || layers.iter().any(routing)
+        };
+        let moves_of = |run: &Trace| Moves::of(run, layers.iter().copied(), budgets, question);
+        let moves = moves_of(start);
+        if self.beyond_reach(&stages, start, &moves) {
+            return Ok(Found::Refuted);
+        }
+        // all at once: an error far beyond what that does is none of theirs
+        let mut together = accepted.assumed(question);
+        moves.nearest().for_each(|m| m.assume(&mut together));
+        let Some(all) = self.run(&wanted, &together)? else { return Ok(Found::Open) };
+        if gross(&stages, start, &all, question) {
+            return Ok(Found::Refuted);
+        }
+
+        let (mut start, mut moves) = (start.clone(), moves);
+        let mut settled_sequences = BTreeSet::new();
+        let mut settled_nothing = true;
+        loop {
+            // What was assumed before may be wrong, where attention carries it on: then nothing is proved.
+            let refuted = |units: &[Unit<'_>]| {
+                let nothing_before = |unit: &Unit<'_>| match unit.row.owner.sequence {
+                    _ if unit.span.is_by_token() => true,
+                    Some(sequence) => !settled_sequences.contains(&sequence),
+                    None => settled_sequences.is_empty(),
+                };
+                units.iter().any(|unit| unit.state == State::Impossible && nothing_before(unit))
+            };
+            // only of the start is it known what all near ties together do
+            let together = settled_nothing.then_some(&all);
+            let mut units = units(&stages, &start, together, &moves, question);
+            if units.is_empty() {
+                let off =
+                    |(held, _): &(Held<'_>, Span)| held.over(&start, question).is_none_or(|rows| !rows.is_empty());
+                return Ok(if stages.iter().any(off) { Found::Open } else { Found::Settled });
+            }
+            let start_of_units = start.clone();
+            while units.iter().any(|unit| unit.state == State::Searching) {
+                let mut trial = accepted.assumed(question);
+                for unit in &mut units {
+                    unit.next();
+                    unit.moves.iter().for_each(|m| m.assume(&mut trial));
+                }
+                let Some(run) = self.run(&wanted, &trial)? else { return Ok(Found::Open) };
+                let run_moves = moves_of(&run);
+                for unit in units.iter_mut().filter(|unit| unit.state == State::Searching) {
+                    unit.tried(&start_of_units, &run, &run_moves, question);
+                }
+                (start, moves) = (run, run_moves);
+                if refuted(&units) {
+                    return Ok(Found::Refuted);
+                }
+            }
+            if refuted(&units) {
+                return Ok(Found::Refuted);
+            }
+            if units.iter().any(|unit| unit.state != State::Settled) {
+                return Ok(Found::Open);
+            }
+            settled_nothing = false;
+            for unit in &units {
+                unit.moves.iter().for_each(|m| accepted.accept(m));
+                settled_sequences.extend(unit.row.owner.sequence.filter(|_| !unit.span.is_by_token()));
+            }
+        }
+    }
+
+    /// One run, if there is one left.
+    fn run(&mut self, wanted: &dyn Fn(&str) -> bool, assumed: &Assumed) -> Result<Option<Trace>> {
+        if self.runs == MOST_RUNS {
+            return Ok(None);
+        }
+        self.runs += 1;
+        taught(self.question.case, self.question.teacher, wanted, assumed).map(Some)
+    }
+
+    /// Whether a row is off that no near tie can move.
+    fn beyond_reach(&self, stages: &[(Held<'_>, Span)], start: &Trace, moves: &Moves) -> bool {
+        stages.iter().any(|(held, span)| {
+            let rows = held.over(start, self.question).unwrap_or_default();
+            let untouched = |row: &Row| {
+                let (reaching, complete) = moves.reaching(&row.owner, span, self.question);
+                reaching.is_empty() && complete
+            };
+            rows.is_empty() || rows.iter().any(untouched)
+        })
+    }
+}
+
+/// Whether a row is off by far more than what all near ties together do to it.
+fn gross(stages: &[(Held<'_>, Span)], start: &Trace, all: &Trace, question: &Question<'_>) -> bool {
+    stages.iter().any(|(held, _)| {
+        let rows = held.over(start, question).unwrap_or_default();
+        rows.iter().any(|row| {
+            let moved = held.moved(row.at, start, all).and_then(|moved| held.measure(row.at, &moved, start, question));
+            moved.is_some_and(|moved| row.size > 1.0 + GROSS * moved)
+        })
+    })
+}
+
+/// The rows to be explained next.
+fn units<'a>(
+    stages: &'a [(Held<'a>, Span)],
+    start: &Trace,
+    together: Option<&Trace>,
+    moves: &Moves,
+    question: &Question<'_>,
+) -> Vec<Unit<'a>> {
+    let mut taken = BTreeSet::new();
+    let mut units = Vec::new();
+    for (held, span) in stages {
+        let rows = held.over(start, question).unwrap_or_default();
+        // one choice cannot be searched for two stages at once
+        if rows.is_empty() || !span.layers.is_disjoint(&taken) {
+            continue;
+        }
+        taken.extend(span.layers.iter().copied());
+        let mut claimed = Vec::new();
+        for row in rows {
+            let alike = (row.owner.sequence, row.owner.place.filter(|_| span.is_by_token()));
+            if !claimed.contains(&alike) {
+                claimed.push(alike);
+                units.push(Unit::new(held, span, row, (start, together), moves, question));
+            }
+        }
+    }
+    units
+}
