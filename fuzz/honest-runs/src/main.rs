@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dsv2::Result;
+use dsv2::inputs::AttentionMask;
 use dsv2::judge::Disposition;
 use dsv2_reference::model::cache::CacheFormat;
 use fastrand::Rng;
@@ -101,7 +102,14 @@ fn judged(seed: u64, mutants: bool) -> Result<Outcome> {
     }
     let (batch, length) = (case.inputs.batch(), case.inputs.length());
     let described = format!(
-        "B {batch}, S {length}, chunks {:?}, {:?}, {}, use_cache {}: {}",
+        "B {batch}, S {length}, {}, logits_to_keep {:?}, chunks {:?}, {:?}, {}, use_cache {}: {}",
+        match &case.inputs.attention_mask {
+            None => "no mask".to_owned(),
+            Some(AttentionMask::Padding(attend)) =>
+                format!("{} tokens masked", attend.iter().filter(|real| !**real).count()),
+            Some(AttentionMask::Additive(_)) => "a 4-D mask".to_owned(),
+        },
+        case.inputs.logits_to_keep,
         case.chunks,
         case.head,
         case.dialect.name(),
