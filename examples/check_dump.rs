@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 println!("  local error {:.1e}, budget {:.1e}", l2(stage.local), l2(stage.budget));
                 println!("  propagated error {:.1e}", l2(stage.propagated));
                 // Every known bug is tried: which of them computes exactly what the dump holds?
-                let question = Question::new(&request.case, &checked.candidate, checked.precision);
+                let question = Question::new(&checked.case, &checked.candidate, checked.precision);
                 for found in explain(&question, |_, _, _| {})? {
                     for bug in found.changes {
                         println!("  explained by `{}`: {}", bug.mutant, bug.what);

@@ -2,20 +2,27 @@
 
 mod device;
 
+use std::cell::Cell;
+use std::sync::Arc;
+
 use dsv2_reference::Real;
 use dsv2_reference::config::Head;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::{CacheFormat, LatentCache};
 use dsv2_reference::model::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM};
+use dsv2_reference::model::layers::DecoderLayers;
 use dsv2_reference::model::loss::{CausalLmLabels, ClassificationLabels};
 use dsv2_reference::model::mask;
 use dsv2_reference::model::sequence_classification::DeepseekV2ForSequenceClassification;
 use dsv2_reference::model::{ModelInput, Run, Tokens};
 use dsv2_reference::round::RoundingTap;
+use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV};
 use dsv2_reference::tap::{StageValue, Tap};
 use dsv2_reference::weights::WeightSource;
+use ndarray::{Array3, Axis, Slice};
 
-use crate::case::Case;
+use crate::case::{Case, Part};
 use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs, Labels};
 pub use crate::precision::{Choice, Precision};
@@ -102,12 +109,19 @@ impl Backend for Reference {
 fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> Result<Trace> {
     let batch = case.inputs.batch();
     let mut recorder = Recorder::new(settings.precision, settings.stages);
-    let forced = |trace| Forced::new(trace, batch);
+    let forced = |trace| Forced::new(trace, case.inputs.tokens.dim());
     let (mut replay, mut teacher) = (settings.replay.map(forced), settings.teacher.map(forced));
     let narrow = settings.precision.narrow();
     let mut plain_errors = settings.plain_errors.then(|| PlainErrors::new(&case.config, narrow, settings.draw));
     let mut rounding = narrow.map(RoundingTap);
     let mut operands = (settings.precision == Precision::Tf32).then_some(Tf32Operands { cached: case.use_cache });
+    let past = case.inputs.past();
+    let fed = Cell::new(0);
+    // Of the tokens before those that are looked at, nothing is but what is cached.
+    let looked_at = |name: &str| match Stage::parse(name).map(|stage| stage.kind) {
+        Some(CACHED_KV | CACHED_K_PE) if case.inputs.cache_before => fed.get() < past,
+        _ => fed.get() >= past,
+    };
     let drawn = settings.plain_errors && settings.draw > 0;
     let mut stored = drawn.then(|| Drawn::stored(settings.precision, settings.draw));
     let mut read = drawn.then(|| Drawn::read(settings.precision, settings.draw, settings.teacher, operands));
@@ -121,7 +135,7 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
             Some(stored) => show(Some(stored)),
             None => show(rounding.as_mut().map(|tap| tap as _)),
         }
-        show(Some(&mut recorder));
+        show(looked_at(name).then_some(&mut recorder as _));
         show(teacher.as_mut().map(|tap| tap as _));
         match &mut read {
             Some(read) => show(Some(read)),
@@ -139,7 +153,8 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
     let mut cache = case.use_cache.then(|| LatentCache::with_format(&case.config, batch, settings.cache));
     let run = Run { attention: settings.attention, ..Run::default() };
     for chunk in case.inputs.chunks(&case.chunks)? {
-        model.forward(&chunk, cache.as_mut(), &run, &mut taps)?;
+        model.forward(&chunk, fed.get(), cache.as_mut(), &run, &mut taps)?;
+        fed.set(fed.get() + chunk.length());
     }
     Trace::join(recorder.into_chunks(), batch)
 }
@@ -147,11 +162,20 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
 enum Model<T> {
     CausalLm(DeepseekV2ForCausalLM<T>),
     Classifier(DeepseekV2ForSequenceClassification<T>),
+    /// Some layers, and the residual stream of all tokens that enters them.
+    Part(DecoderLayers<T>, Arc<Array3<f64>>),
 }
 
 impl<T: Real> Model<T> {
     fn load(case: &Case, weights: &dyn WeightSource) -> Result<Self> {
         let config = &case.config;
+        if let Some(Part { layers, entering }) = &case.part {
+            let Some(entering) = entering.clone() else {
+                return Err(Error::request("--layers", "the residual stream that enters them", "none"));
+            };
+            let layers = DecoderLayers::load(config, case.dialect, layers.0.clone(), weights)?;
+            return Ok(Model::Part(layers, entering));
+        }
         Ok(match case.head {
             Head::CausalLm => Model::CausalLm(DeepseekV2ForCausalLM::load(config, case.dialect, weights)?),
             Head::SequenceClassification => {
@@ -160,9 +184,11 @@ impl<T: Real> Model<T> {
         })
     }
 
+    /// Feeds a chunk of the sequence that comes after the first `fed` tokens.
     fn forward(
         &self,
         inputs: &Inputs,
+        fed: usize,
         cache: Option<&mut LatentCache<T>>,
         run: &Run,
         tap: &mut dyn Tap<T>,
@@ -177,6 +203,10 @@ impl<T: Real> Model<T> {
             Model::Classifier(model) => {
                 let labels = classification_labels(inputs)?;
                 model.forward(&input, labels.as_ref(), cache, run, tap)?;
+            }
+            Model::Part(layers, entering) => {
+                let chunk = entering.slice_axis(Axis(1), Slice::from(fed..fed + inputs.length()));
+                layers.forward(chunk.mapv(T::from_f64), &input, cache, run, tap)?;
             }
         }
         Ok(())

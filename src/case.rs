@@ -1,10 +1,13 @@
 //! A case: config, weights and inputs, and how the inputs are fed. Golden or not, every backend runs it the same way.
 
+mod part;
+
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dsv2_reference::config::Head;
+use dsv2_reference::config::{Head, RopeType};
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::weights::{WeightSource, check_complete};
@@ -12,6 +15,31 @@ use dsv2_reference::{DeepseekV2Config, Dialect, Tensor};
 
 use crate::error::{Error, Result};
 use crate::inputs::{self, Inputs};
+pub use part::{Layers, Part};
+
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Case { head, dialect, inputs, use_cache, chunks, .. } = self;
+        f.debug_tuple("Case").field(head).field(dialect).field(inputs).field(use_cache).field(chunks).finish()
+    }
+}
+
+/// How a checkpoint is fed, where its files do not say.
+#[derive(Clone, Debug, Default)]
+pub struct Feed {
+    /// Whose DeepSeek-V2 is meant.
+    pub dialect: Dialect,
+    /// The lengths of the chunks; one, if nobody says.
+    pub chunks: Option<Vec<usize>>,
+    /// Whether there is a cache; as config.json says, if nobody does.
+    pub use_cache: Option<bool>,
+    /// Whether the mask and the positions of the inputs are left out.
+    pub ids_only: bool,
+    /// How many tokens at the end of each sequence are looked at, after those before them have been cached.
+    pub decode: Option<usize>,
+    /// Layers that are looked at alone. Then no other weights are needed.
+    pub layers: Option<Layers>,
+}
 
 /// Something to run. A clone shares the weights.
 #[derive(Clone)]
@@ -30,6 +58,8 @@ pub struct Case {
     pub use_cache: bool,
     /// The lengths of the chunks in which the sequence is fed through the cache; one, if it is fed at once.
     pub chunks: Vec<usize>,
+    /// Which part of the model is run, if not all of it.
+    pub part: Option<Part>,
 }
 
 impl Case {
@@ -39,14 +69,32 @@ impl Case {
     /// # Errors
     /// If the config, the checkpoint or the inputs are at fault, or the chunks do not add up.
     pub fn open(model: &Path, inputs: &Path, dialect: Dialect, chunks: Option<Vec<usize>>) -> Result<Self> {
+        Self::open_as(model, inputs, Feed { dialect, chunks, ..Feed::default() })
+    }
+
+    /// The same, fed as `feed` says.
+    ///
+    /// # Errors
+    /// As [`Case::open`]; also if the inputs cannot be fed so.
+    pub fn open_as(model: &Path, inputs: &Path, feed: Feed) -> Result<Self> {
+        let Feed { dialect, chunks, use_cache, ids_only, decode, layers } = feed;
         let config = DeepseekV2Config::from_file(&model.join("config.json"))?;
         config.validate(dialect)?;
         let head = head(&config)?;
         let inputs = Inputs::read(inputs)?;
-        let weights = Arc::new(Checkpoint::open(model)?);
-        let chunks = chunks.unwrap_or_else(|| vec![inputs.length()]);
-        let use_cache = config.use_cache;
-        Case { config, head, dialect, weights, inputs, use_cache, chunks }.checked()
+        let inputs = if ids_only { inputs.ids_only()? } else { inputs };
+        let inputs = decode.into_iter().try_fold(inputs, Inputs::decoding)?;
+        if layers.is_some() && decode.is_some() {
+            return Err(Error::request("--layers", "whole sequences", "one decoding step (--decode)"));
+        }
+        let layers = layers.map(|layers| layers.of(&config)).transpose()?;
+        let needed = |weight: &str| layers.as_ref().is_none_or(|layers| layers.hold(weight));
+        let weights = Arc::new(Checkpoint::open_some(model, needed)?);
+        let part = layers.map(|layers| Part { layers, entering: None });
+        let at_once = || [inputs.past(), inputs.looked_at()].into_iter().filter(|&length| length > 0).collect();
+        let chunks = chunks.unwrap_or_else(at_once);
+        let use_cache = use_cache.unwrap_or(config.use_cache);
+        Case { config, head, dialect, weights, inputs, use_cache, chunks, part }.checked()
     }
 
     /// The case itself, if its parts fit together. Its weights are from now on looked at only once, however often it is run.
@@ -63,7 +111,11 @@ impl Case {
             num_labels: classifier.then(|| self.config.num_labels()),
         };
         inputs::check(&self.inputs, &expected)?;
+        self.check_packed()?;
         self.inputs.chunks(&self.chunks)?;
+        if self.inputs.new_tokens.is_some() && !self.use_cache {
+            return Err(Error::request("--decode", "a cache", "none (use_cache is false)"));
+        }
         if self.chunks.len() > 1 && !self.use_cache {
             return Err(Error::request(
                 "--chunks",
@@ -71,13 +123,35 @@ impl Case {
                 self.chunks.len(),
             ));
         }
-        let tolerated: &[&str] = if self.config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
-        check_complete(&*self.weights, &self.config.weight_shapes(self.head, self.dialect), tolerated)?;
+        let needed = |weight: &str| self.part.as_ref().is_none_or(|part| part.layers.hold(weight));
+        let shapes = self.config.weight_shapes(self.head, self.dialect);
+        let (needed, others): (Vec<_>, Vec<_>) = shapes.into_iter().partition(|(weight, _)| needed(weight));
+        let tied = self.config.tie_word_embeddings.then_some("lm_head.weight");
+        let tolerated: Vec<&str> = others.iter().map(|(weight, _)| weight.as_str()).chain(tied).collect();
+        check_complete(&*self.weights, &needed, &tolerated)?;
         Ok(Case { weights: Arc::new(Remembered::new(self.weights)), ..self })
     }
 }
 
 impl Case {
+    /// Whether sequences that are laid end to end mean something for this model.
+    fn check_packed(&self) -> Result<()> {
+        if self.inputs.packed.is_none() {
+            return Ok(());
+        }
+        let refused = |found: &str| {
+            let expected = "one sequence beside another, [B,S]: laid end to end they are another computation";
+            Err(Error::input("input_ids", expected, found))
+        };
+        match self.head {
+            Head::SequenceClassification => refused("a classifier, which reads the end of a row"),
+            _ if self.config.rope()?.rope_type == RopeType::Dynamic => {
+                refused("rope type dynamic, whose angles depend on the longest sequence")
+            }
+            Head::CausalLm => Ok(()),
+        }
+    }
+
     /// Whether there is a cache that could keep its numbers in this format.
     ///
     /// # Errors

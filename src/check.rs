@@ -3,7 +3,7 @@
 //! ```text
 //! shards    one dump out of several files, one for each rank of a parallel run
 //! dump      which tensors are stages, and in which type they were computed
-//! shapes    what engines feed and dump in other shapes: logits of the last tokens alone
+//! shapes    what engines feed and dump in other shapes: varlen batches, one decoding step, the last logits, rows too many
 //! truth     what each stage is by the f64 reference; where the dump's experts differ, it goes where the dump goes
 //! align     the dump in the model's terms: layouts, and conventions of engines
 //! judge     each stage by itself (`local`): what the f64 reference makes of the dump's own inputs of it is what it should
@@ -18,12 +18,13 @@ mod conclusion;
 mod dump;
 mod explain;
 mod judge;
-pub(crate) mod last_tokens;
 mod near_ties;
 mod request;
+mod shapes;
 pub mod shards;
 mod truth;
 
+use crate::case::Case;
 use crate::error::Result;
 use crate::judge::Verdict;
 use crate::precision::Precision;
@@ -34,6 +35,7 @@ pub use dump::Recognised;
 pub use explain::Hint;
 pub use judge::{AssumedTie, EndToEnd};
 pub use request::Request;
+pub(crate) use shapes::last_tokens;
 
 /// What came of it.
 #[derive(Debug)]
@@ -64,6 +66,8 @@ pub struct Checked {
     pub uncatchable: Vec<&'static str>,
     /// The dump as it was judged: in the model's layouts.
     pub candidate: Trace,
+    /// The case as it was judged: what the shapes of the dump say of it, included.
+    pub case: Case,
 }
 
 impl Checked {
@@ -99,10 +103,11 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
     request.case.check_cache(request.cache)?;
     let came = &request.candidate;
     let mut dump = dump::read(request)?;
-    let found = last_tokens::recognise(request, &mut dump);
-    let request = found.as_ref().unwrap_or(request);
+    let asked = request;
+    let request = &shapes::recognise(asked, &mut dump)?;
     let truth = truth::compute(request, &dump)?;
     dump::holds_a_stage_of(&truth.names, &dump.trace, request.expected.as_ref())?;
+    let dump = shapes::without_extra_rows(dump, &truth, &request.case);
     let Aligned { dump, truth, local } = align::align(request, dump, truth)?;
     let (judged, truth) = judge::judge(request, &dump, truth, local)?;
     let told = explain::explain(request, &dump, &truth, &judged, hints)?;
@@ -121,5 +126,6 @@ fn checked(request: &Request, hints: bool) -> Result<Checked> {
         hint: told.hint,
         uncatchable: told.uncatchable,
         candidate: dump.trace,
+        case: request.case.clone(),
     })
 }

@@ -1,6 +1,7 @@
 //! What can be asked for.
 
 mod check;
+mod feed;
 mod kv_cache;
 mod mutants;
 mod progress;

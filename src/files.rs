@@ -20,7 +20,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use dsv2_reference::file;
-use dsv2_reference::weights::safetensors_file::{SafetensorsFile, SharedBytes};
+use dsv2_reference::weights::safetensors_file::{SafetensorsFile, SharedBytes, foreign};
 
 use crate::error::{Error, Result, one_line};
 use archive::Archive;
@@ -79,6 +79,8 @@ impl TensorFile {
                     (Source::Npz(archive), names)
                 }
             }
+        } else if let Some(format) = foreign((*bytes).as_ref()) {
+            return Err(Refusal::new(WHAT, format).of(path));
         } else {
             let file = SafetensorsFile::from_bytes(path, bytes)?;
             let names = file.names();

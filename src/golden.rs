@@ -77,6 +77,7 @@ impl GoldenCase {
             weights,
             use_cache: file.options.use_cache,
             chunks: file.options.chunks.clone().unwrap_or_else(|| vec![inputs.length()]),
+            part: None,
             inputs,
         };
         Ok(GoldenCase { file, case: case.checked()?, expected, folder, _unpacked: unpacked })

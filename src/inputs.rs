@@ -9,9 +9,12 @@
 //! | `labels` | `[B,S]` int64; of a classifier `[B]` int64, or `[B]` or `[B,num_labels]` float | optional |
 //! | `logits_to_keep` | `[]`, `[n]` or `[B,n]` int64, or `[B,S]` bool | optional |
 //! | `num_items_in_batch` | `[]` int64 | optional |
+//! | `cu_seqlens` or `seq_lens` | `[n+1]` or `[n]` int64 | the tokens are those of n sequences, laid end to end ([`varlen`]) |
 
 mod check;
 mod chunks;
+mod feed;
+pub mod varlen;
 
 use std::path::Path;
 
@@ -22,8 +25,13 @@ use ndarray::{Array1, Array2, ArrayD, Dimension};
 
 use crate::error::{Error, Result};
 use crate::values::{self, Values};
+use varlen::Packed;
 
 pub use check::{Expected, check};
+
+/// The names of the inputs, but for those that say where sequences end.
+const KNOWN: [&str; 7] =
+    ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "labels", "logits_to_keep", "num_items_in_batch"];
 
 /// The sequences, in the type that files hold.
 pub type Tokens = model::Tokens<f32>;
@@ -57,6 +65,14 @@ pub struct Inputs {
     pub logits_to_keep: Option<LogitsToKeep>,
     /// What the sum of the losses is divided by, in place of the number of labels.
     pub num_items_in_batch: Option<i64>,
+    /// Where the sequences are, if they are laid end to end in one row of tokens.
+    pub packed: Option<Packed>,
+    /// How many tokens at the end are looked at, if those before them are in the cache.
+    pub new_tokens: Option<usize>,
+    /// Whether what is cached is looked at as it was before the new tokens.
+    pub cache_before: bool,
+    /// Inputs of the file that are not fed.
+    pub left_out: Vec<&'static str>,
 }
 
 impl Inputs {
@@ -69,6 +85,10 @@ impl Inputs {
             labels: None,
             logits_to_keep: None,
             num_items_in_batch: None,
+            packed: None,
+            new_tokens: None,
+            cache_before: false,
+            left_out: Vec::new(),
         }
     }
 
@@ -87,7 +107,12 @@ impl Inputs {
     pub fn from_tensors(path: &Path, tensors: Vec<(String, Values)>) -> Result<Self> {
         let mut tokens = None;
         let mut inputs = Inputs::new(Tokens::InputIds(Array2::zeros((0, 0))));
+        let lengths = varlen::lengths(&tensors)?;
         for (name, values) in tensors {
+            let values = match &lengths {
+                Some(_) if KNOWN.contains(&name.as_str()) => varlen::as_row(&name, values)?,
+                _ => values,
+            };
             match name.as_str() {
                 "input_ids" | "inputs_embeds" if tokens.is_some() => {
                     return Err(Error::file(path, "one of `input_ids` and `inputs_embeds`", "both"));
@@ -101,15 +126,20 @@ impl Inputs {
                 "labels" => inputs.labels = Some(labels(&values)?),
                 "logits_to_keep" => inputs.logits_to_keep = Some(logits_to_keep(&values)?),
                 "num_items_in_batch" => inputs.num_items_in_batch = Some(scalar("num_items_in_batch", &values)?),
+                name if varlen::LENGTHS.contains(&name) => {}
                 other => {
-                    let known = "`input_ids`, `inputs_embeds`, `attention_mask`, `position_ids`, `labels`, \
-                                 `logits_to_keep` or `num_items_in_batch`";
+                    let known = [&KNOWN[..], &varlen::LENGTHS].concat();
+                    let (last, others) = known.split_last().expect("there are some");
+                    let known = format!("`{}` or `{last}`", others.join("`, `"));
                     return Err(Error::file(path, known, format!("`{}`", other.escape_debug())));
                 }
             }
         }
         inputs.tokens = tokens.ok_or_else(|| Error::file(path, "`input_ids` or `inputs_embeds`", "neither"))?;
-        Ok(inputs)
+        match lengths {
+            Some(lengths) => inputs.laid_end_to_end(lengths),
+            None => Ok(inputs),
+        }
     }
 
     /// B: how many sequences.

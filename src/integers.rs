@@ -123,6 +123,7 @@ fn whole_numbers(case: &Case) -> Result<Case> {
         inputs: case.inputs.clone(),
         use_cache: case.use_cache,
         chunks: case.chunks.clone(),
+        part: None,
     }
     .checked()
 }

@@ -21,7 +21,7 @@ use indexmap::IndexMap;
 use ndarray::ArrayD;
 
 use crate::backend::{Backend, Choice, Reference, Settings};
-use crate::budget::{Budgets, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
+use crate::budget::{Budgets, FACTORS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
 use crate::case::Case;
 use crate::error::Result;
 use crate::judge::routing::as_choice;
@@ -116,6 +116,8 @@ impl Local {
             .iter()
             .map(|(name, _)| name)
             .filter(|name| is_exact(name, &teacher, &case.config, cache))
+            // of what was cached before the new tokens the trace does not hold the source
+            .filter(|name| case.inputs.past() == 0 || flow::inputs(name, &case.config, |_| true).is_empty())
             .map(str::to_owned)
             .collect();
         let trace: Trace = truth
@@ -130,7 +132,10 @@ impl Local {
                 (name.to_owned(), values)
             })
             .collect();
-        let budgets = Budgets::new(&noise, &trace, &rows, factors(precision));
+        // what is cached before the new tokens has come through the whole model
+        let own = factors(precision);
+        let factors = if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own };
+        let budgets = Budgets::new(&noise, &trace, &rows, factors);
         Ok(Local { trace, budgets, exact, teacher })
     }
 

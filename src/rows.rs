@@ -2,7 +2,7 @@
 
 use dsv2_metrics::Comparison;
 use dsv2_reference::stage::{Layout, Stage};
-use ndarray::{Array2, ArrayD, Axis};
+use ndarray::{Array2, ArrayD, Axis, Slice};
 
 use crate::inputs::{AttentionMask, Inputs};
 use crate::values::{Values, fit};
@@ -12,6 +12,8 @@ use crate::values::{Values, fit};
 pub struct ComparedRows {
     /// `[B, S]`: whether the token is compared; all are if there is no mask.
     tokens: Option<Array2<bool>>,
+    /// `[B, T]`: whether the key is compared: of all tokens so far, where `tokens` are the new ones.
+    keys: Option<Array2<bool>>,
     chosen_logits: bool,
 }
 
@@ -30,7 +32,12 @@ impl ComparedRows {
                 })
             }
         });
-        ComparedRows { tokens, chosen_logits: inputs.logits_to_keep.is_some() }
+        let keys = tokens.as_ref().map(|all| match inputs.cache_before {
+            true => all.slice_axis(Axis(1), Slice::from(..inputs.past())).to_owned(),
+            false => all.clone(),
+        });
+        let tokens = tokens.map(|all| all.slice_axis(Axis(1), Slice::from(inputs.past()..)).to_owned());
+        ComparedRows { tokens, keys, chosen_logits: inputs.logits_to_keep.is_some() }
     }
 
     /// Compares numbers of a stage in one shape, over the rows that mean something.
@@ -68,7 +75,6 @@ impl ComparedRows {
     pub fn of_stage(&self, stage: &Stage, shape: &[usize]) -> Option<Vec<bool>> {
         let tokens = self.tokens.as_ref()?;
         let leading = &shape[..shape.len().checked_sub(1)?];
-        let flat = || tokens.iter().copied();
         let rows: Vec<bool> = match stage.layout {
             Layout::Table | Layout::Whole => return None,
             Layout::Logits if self.chosen_logits => return None,
@@ -76,7 +82,8 @@ impl ComparedRows {
                 let heads = *leading.get(1)?;
                 tokens.outer_iter().flat_map(|row| row.to_vec().repeat(heads)).collect()
             }
-            Layout::Tokens | Layout::Flat | Layout::Keys | Layout::Logits => flat().collect(),
+            Layout::Keys => self.keys.iter().flatten().copied().collect(),
+            Layout::Tokens | Layout::Flat | Layout::Logits => tokens.iter().copied().collect(),
         };
         (rows.len() == leading.iter().product::<usize>()).then_some(rows)
     }

@@ -50,6 +50,11 @@ impl Trace {
         self
     }
 
+    /// Keeps the stages whose name is wanted.
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.stages.retain(|name, _| wanted(name));
+    }
+
     /// How many stages there are.
     pub fn len(&self) -> usize {
         self.stages.len()

@@ -35,5 +35,5 @@ pub fn case(inputs: Inputs) -> dsv2::Result<Case> {
     let config = DeepseekV2Config::from_json_str(text).expect("it is good");
     let weights = Checkpoint::from_bytes("model.safetensors", Arc::new(WEIGHTS)).expect("they are good");
     let (head, dialect, chunks) = (Head::CausalLm, Dialect::Hf, vec![inputs.length()]);
-    Case { config, head, dialect, weights: Arc::new(weights), inputs, use_cache: true, chunks }.checked()
+    Case { config, head, dialect, weights: Arc::new(weights), inputs, use_cache: true, chunks, part: None }.checked()
 }

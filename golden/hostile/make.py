@@ -336,6 +336,10 @@ def inputs():
     def added(name, dtype, shape, values):
         return INPUTS | {name: tensor(dtype, shape, values)}
 
+    def laid_end_to_end(name, numbers, dtype="I64"):
+        return {"input_ids": tensor("I64", [3], IDS), name: tensor(dtype, [len(numbers)], numbers)}
+
+    lengths = laid_end_to_end("seq_lens", [2, 1])
     cases = {
         "of-nothing": {},
         "ids-missing": {"attention_mask": filled("I64", [1, 3], 1)},
@@ -381,6 +385,25 @@ def inputs():
         "num-items-two": added("num_items_in_batch", "I64", [2], [1, 1]),
         "name-unknown": added("attention_masks", "I64", [1, 3], [1, 1, 1]),
         "name-with-a-line-break": added("a\nb", "I64", [1, 3], [1, 1, 1]),  # may not break the message
+        "ends-of-nothing": laid_end_to_end("cu_seqlens", []),
+        "ends-of-no-sequence": laid_end_to_end("cu_seqlens", [0]),
+        "ends-twice-the-same": laid_end_to_end("cu_seqlens", [0, 2, 2, 3]),
+        "ends-falling": laid_end_to_end("cu_seqlens", [0, 4, 3]),
+        "ends-not-from-0": laid_end_to_end("cu_seqlens", [1, 3]),
+        "ends-before-the-last-token": laid_end_to_end("cu_seqlens", [0, 2]),
+        "ends-beyond-the-last-token": laid_end_to_end("cu_seqlens", [0, 2, 4]),
+        "ends-floats": laid_end_to_end("cu_seqlens", [0.0, 3.0], "F32"),
+        "ends-and-lengths": lengths | laid_end_to_end("cu_seqlens", [0, 2, 3]),
+        "lengths-of-nothing": laid_end_to_end("seq_lens", []),
+        "lengths-zero": laid_end_to_end("seq_lens", [3, 0]),
+        "lengths-negative": laid_end_to_end("seq_lens", [4, -1]),
+        "lengths-largest": laid_end_to_end("seq_lens", [2**63 - 1] * 3),
+        "lengths-of-fewer-tokens": laid_end_to_end("seq_lens", [1, 1]),
+        "lengths-of-one-number": {"input_ids": tensor("I64", [3], IDS), "seq_lens": tensor("I64", [], [3])},
+        "lengths-of-a-batch": {"input_ids": tensor("I64", [2, 3], IDS * 2), "seq_lens": tensor("I64", [2], [3, 3])},
+        "lengths-beside-a-mask": lengths | {"attention_mask": filled("I64", [1, 3], 1)},
+        "lengths-beside-labels": lengths | {"labels": tensor("I64", [1, 3], IDS)},
+        "lengths-beside-chosen-logits": lengths | {"logits_to_keep": tensor("I64", [], [1])},
         "ids-beyond-63-bits": {"input_ids": tensor("U64", [1, 3], [1, 2**63, 2])},
         "truth-neither-0-nor-1": added("attention_mask", "BOOL", [1, 3], [1, 1, 2]),
     }
@@ -511,9 +534,9 @@ def archives():
         "structured-array.npz": npz((norm, npy(header="{'descr': [('x', '<f4')], 'fortran_order': False, 'shape': (1,), }"))),
         "shape-too-large.npz": npz((norm, npy(shape="(1, 3, 5)"))),
         "shape-overflows.npz": npz((norm, npy(shape="(4294967296, 4294967296)"))),
-        "header-nested-deeply.npy": npy(header="(" * 9000),  # must not overflow a stack
-        "header-cut-off.npy": npy()[:40],
-        "version-9.npy": b"\x93NUMPY\x09" + npy()[7:],
+        "header-nested-deeply.npz": npz((norm, npy(header="(" * 9000))),  # must not overflow a stack
+        "header-cut-off.npz": npz((norm, npy()[:40])),
+        "version-9.npz": npz((norm, b"\x93NUMPY\x09" + npy()[7:])),
         "bomb.npz": bomb,
         "checksum-wrong.npz": npz((norm, npy())).replace(b"\0" * 48, b"\1" + b"\0" * 47),
         "member-twice.npz": npz((norm, npy()), (norm, npy())),

@@ -2,9 +2,10 @@
 //! crate and test program above; without them each of those would compile the whole model anew.
 
 use crate::model::experts::DeepseekV2Moe;
+use crate::model::layers::DecoderLayers;
 use crate::{DeepseekV2ForCausalLM, DeepseekV2ForSequenceClassification, DeepseekV2Model, LatentCache, Real};
 
-type Instances = [*const (); 11];
+type Instances = [*const (); 13];
 
 #[used]
 static OF_BOTH_TYPES: [fn() -> Instances; 2] = [instances::<f32>, instances::<f64>];
@@ -13,6 +14,8 @@ fn instances<T: Real>() -> Instances {
     [
         DeepseekV2Model::<T>::load as *const (),
         DeepseekV2Model::<T>::forward as *const (),
+        DecoderLayers::<T>::load as *const (),
+        DecoderLayers::<T>::forward as *const (),
         DeepseekV2ForCausalLM::<T>::load as *const (),
         DeepseekV2ForCausalLM::<T>::forward as *const (),
         DeepseekV2ForCausalLM::<T>::generate as *const (),

@@ -6,6 +6,7 @@ pub mod causal_lm;
 pub mod experts;
 mod heads;
 pub mod layer;
+pub mod layers;
 pub mod linear;
 pub mod loss;
 pub mod mask;
@@ -16,12 +17,11 @@ pub mod sequence_classification;
 
 use ndarray::{Array2, Array3, Array4, Axis};
 
-use crate::model::attention::{AttentionContext, AttentionForm};
+use crate::model::attention::AttentionForm;
 use crate::model::cache::LatentCache;
-use crate::model::layer::DeepseekV2DecoderLayer;
-use crate::model::mask::{AttentionMask, attention_bias, default_position_ids};
+use crate::model::layers::{DecoderLayers, LayersExtras};
+use crate::model::mask::AttentionMask;
 use crate::model::norm::RmsNorm;
-use crate::model::rope::RotaryEmbedding;
 use crate::tap::{Scope, Tap};
 use crate::weights::WeightSource;
 use crate::{DeepseekV2Config, Dialect, Error, Real, Result, Tensor};
@@ -95,9 +95,8 @@ pub struct DeepseekV2Model<T> {
     config: DeepseekV2Config,
     dialect: Dialect,
     embed_tokens: Tensor,
-    layers: Vec<DeepseekV2DecoderLayer<T>>,
+    layers: DecoderLayers<T>,
     norm: RmsNorm<T>,
-    rotary_emb: RotaryEmbedding,
 }
 
 impl<T: Real> DeepseekV2Model<T> {
@@ -107,12 +106,10 @@ impl<T: Real> DeepseekV2Model<T> {
     /// If the config is impossible, or a weight is missing or has another shape than the config implies.
     pub fn load(config: &DeepseekV2Config, dialect: Dialect, weights: &dyn WeightSource) -> Result<Self> {
         config.validate(dialect)?;
-        let layer = |layer| DeepseekV2DecoderLayer::load(config, dialect, layer, weights);
         Ok(DeepseekV2Model {
             embed_tokens: weights.tensor("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            layers: DecoderLayers::load(config, dialect, 0..config.num_hidden_layers, weights)?,
             norm: RmsNorm::load(weights, "model.norm", config.hidden_size, config.rms_norm_eps)?,
-            rotary_emb: RotaryEmbedding::new(config, dialect)?,
             config: config.clone(),
             dialect,
         })
@@ -153,49 +150,19 @@ impl<T: Real> DeepseekV2Model<T> {
     fn forward_layers(
         &self,
         input: &ModelInput<T>,
-        mut cache: Option<&mut LatentCache<T>>,
+        cache: Option<&mut LatentCache<T>>,
         run: &Run,
         tap: &mut dyn Tap<T>,
     ) -> Result<ModelOutput<T>> {
         let mut root = Scope::root(tap);
         let tap = &mut root.child("model");
-        let (batch, length) = input.tokens.dim();
         let past = self.check_shapes(input, cache.as_deref())?;
-
-        let position_ids = input.position_ids.clone().unwrap_or_else(|| default_position_ids(length, past));
-        let packed = if cache.is_none() && input.attention_mask.is_none() { input.position_ids.as_ref() } else { None };
-        let bias = attention_bias(input.attention_mask.as_ref(), packed, (batch, length, past))?;
         let mut hidden = self.embed(&input.tokens)?;
         tap.real("embed_tokens", &mut hidden);
-        let rotary = {
-            let mut fresh = None;
-            let state = cache.as_deref_mut().map_or(&mut fresh, |cache| &mut cache.dynamic_rope);
-            let state = self.rotary_emb.dynamic().map(|ntk| state.get_or_insert_with(|| ntk.clone()));
-            let mut rotary = self.rotary_emb.tables(&position_ids, state);
-            tap.real("rotary_emb.cos", &mut rotary.cos);
-            tap.real("rotary_emb.sin", &mut rotary.sin);
-            rotary
-        };
-
-        let context = AttentionContext { rotary: &rotary, bias: &bias, form: run.attention };
-        let (mut hidden_states, mut attentions, mut router_logits) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, layer) in self.layers.iter().enumerate() {
-            if run.output_hidden_states {
-                hidden_states.push(hidden.clone());
-            }
-            let cache = cache.as_deref_mut().map(|cache| cache.layer_mut(i));
-            let (output, extras) =
-                layer.forward(hidden, &context, cache, &mut tap.child(format_args!("layers.{i}")))?;
-            hidden = output;
-            if run.output_attentions {
-                attentions.push(extras.attn_weights);
-            }
-            if run.output_router_logits {
-                router_logits.extend(extras.router_logits);
-            }
-        }
+        let (hidden, extras) = self.layers.forward_after(hidden, input, past, cache, run, tap)?;
         let mut last_hidden_state = self.norm.forward_3d(hidden.view());
         tap.real("norm", &mut last_hidden_state);
+        let LayersExtras { mut hidden_states, attentions, router_logits } = extras;
         if run.output_hidden_states {
             hidden_states.push(last_hidden_state.clone());
         }
@@ -231,7 +198,7 @@ impl<T: Real> DeepseekV2Model<T> {
 
     /// What its caches look like; see [`LatentCache::shape`].
     fn cache_shape(&self) -> (usize, usize, usize) {
-        (self.layers.len(), self.config.kv_lora_rank, self.config.qk_rope_head_dim)
+        (self.config.num_hidden_layers, self.config.kv_lora_rank, self.config.qk_rope_head_dim)
     }
 
     /// Refuses impossible inputs; returns how many tokens are cached.

@@ -70,9 +70,12 @@ impl Backend for OnDevice {
         is_fused(stage)
     }
 
-    fn cannot_run(&self, _: &Case, settings: &Settings<'_>) -> Option<String> {
+    fn cannot_run(&self, case: &Case, settings: &Settings<'_>) -> Option<String> {
         let missing = if let OnDevice::Cuda = self { OnDevice::gpu().err() } else { None };
-        missing.map(|reason| format!("not run: {reason}")).or_else(|| cannot_run(settings))
+        missing
+            .map(|reason| format!("not run: {reason}"))
+            .or_else(|| cannot_run(settings))
+            .or_else(|| records_all(case))
     }
 
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
@@ -104,14 +107,19 @@ fn cannot_run(settings: &Settings<'_>) -> Option<String> {
     plain_errors.then(|| "the kernels make their own errors".to_owned())
 }
 
+fn records_all(case: &Case) -> Option<String> {
+    let partly = case.inputs.new_tokens.is_some() || case.part.is_some();
+    partly.then(|| "the kernels run all layers, and record all tokens".to_owned())
+}
+
 fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
     let refused = |reason: String| Error::request("--backend", "a run that the kernels can do", reason);
     let element = element(settings.precision).ok_or_else(|| refused(cannot_run(settings).unwrap_or_default()))?;
-    if let Some(reason) = cannot_run(settings) {
+    if let Some(reason) = cannot_run(settings).or_else(|| records_all(case)) {
         return Err(refused(reason));
     }
     let batch = case.inputs.batch();
-    let forced = |trace| Forced::new(trace, batch);
+    let forced = |trace| Forced::new(trace, case.inputs.tokens.dim());
     let mut stages = Stages {
         replay: settings.replay.map(forced),
         teacher: settings.teacher.map(forced),

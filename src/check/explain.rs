@@ -35,8 +35,10 @@ pub fn explain(request: &Request, dump: &Dump, truth: &Truth, judged: &Judged, h
     let case = &request.case;
     let hint = match (judged.verdict.first_failure(), &judged.local) {
         (Some(failed), Some(local)) if hints => {
+            // what was assumed of the tokens' experts is as good for a mutant, if it chooses no others
+            let choices = if judged.assumed.is_empty() { Trace::default() } else { local.trace().choices() };
             let local = local.truth(&case.config, &truth.rows)?;
-            hint::hint(failed, case, (dump, truth), &local, &Trace::default())
+            hint::hint(failed, case, (dump, truth), &local, &choices)
         }
         _ => None,
     };

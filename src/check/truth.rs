@@ -68,7 +68,7 @@ pub fn following(request: &Request, dump: &Dump, assumed: &Trace) -> Result<Trut
 
 /// The candidate's choice of experts, layer by layer, where it is one: as many as the model's, all of which exist, none twice.
 fn choices(candidate: &Trace, case: &Case, rows: &ComparedRows) -> Trace {
-    let tokens = case.inputs.batch() * case.inputs.length();
+    let tokens = case.inputs.batch() * case.inputs.looked_at();
     let experts = case.config.num_experts();
     let k = case.config.experts_per_token().unwrap_or(0);
     let usable = |(name, values): (&str, &Values)| {

@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dsv2::backend::Precision;
-use dsv2::case::Case;
+use dsv2::case::{Case, Feed, Layers};
 use dsv2::check::shards::{self, plans::Rule};
 use dsv2::check::{Conclusion, Request};
 use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
 use dsv2::trace::Trace;
 use dsv2::{Result, report};
-use dsv2_reference::Dialect;
 use dsv2_reference::model::cache::CacheFormat;
 
+use super::feed::FeedArgs;
 use super::progress::Progress;
-use super::{Done, cache_format, chunks, dialect, precision, styled};
+use super::{Done, cache_format, precision, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -43,12 +43,12 @@ pub struct CheckArgs {
     /// How its cache keeps latents and keys: plain, bf16, fp8, int8 or six-bit
     #[arg(long, default_value = "plain", value_parser = cache_format)]
     cache: CacheFormat,
-    /// Whose DeepSeek-V2: hf, hf-pre-5.15 or deepseek
-    #[arg(long, default_value = "hf", value_parser = dialect)]
-    dialect: Dialect,
-    /// The candidate was fed in chunks of these lengths (only rotary embeddings that grow with the sequence depend on it)
-    #[arg(long, value_name = "LENGTHS", value_parser = chunks)]
-    chunks: Option<std::vec::Vec<usize>>,
+    #[command(flatten)]
+    feed: FeedArgs,
+    /// Only these layers, such as 10, 10..12 (10 and 11) or 10..=12, from the residual stream that the dump holds before them;
+    /// no other weights are needed or read
+    #[arg(long, value_name = "LAYERS", value_parser = layers)]
+    layers: Option<Layers>,
     /// Write report.json (every number), junit.xml (for continuous integration) and report.html (to be read) to this folder
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -61,11 +61,18 @@ pub struct CheckArgs {
     json: bool,
 }
 
+fn layers(text: &str) -> Result<Layers> {
+    text.parse()
+}
+
 pub fn run(args: &CheckArgs) -> Result<Done> {
     let mut request = Request {
         candidate: Trace::default(),
         expected: args.expected.as_deref().map(Trace::read).transpose()?,
-        case: Case::open(&args.model, &args.inputs, args.dialect, args.chunks.clone())?,
+        case: {
+            let feed = Feed { layers: args.layers.clone(), ..args.feed.feed() };
+            Case::open_as(&args.model, &args.inputs, feed)?
+        },
         precision: args.dtype,
         cache: args.cache,
     };
@@ -87,7 +94,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     let conforms = report.verdict == Conclusion::Pass;
     if args.explain && report.verdict == Conclusion::Fail {
         let cache = request.cache;
-        let question = Question { cache, ..Question::new(&request.case, &checked.candidate, checked.precision) };
+        let question = Question { cache, ..Question::new(&checked.case, &checked.candidate, checked.precision) };
         let mut progress = Progress::of_something_slow();
         report = report.explained(&explain(&question, |done, of, what| progress.reached(done, of, what))?);
     }

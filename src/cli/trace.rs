@@ -6,11 +6,11 @@ use clap::Args;
 use dsv2::backend::{Precision, Settings};
 use dsv2::case::Case;
 use dsv2::{Error, Result, golden, output};
-use dsv2_reference::Dialect;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
-use super::{Attention, BackendName, Done, cache_format, chunks, dialect, precision};
+use super::feed::FeedArgs;
+use super::{Attention, BackendName, Done, cache_format, precision};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -30,15 +30,11 @@ pub struct TraceArgs {
     /// What to compute in: f64, f32, tf32, f16 or bf16
     #[arg(long, default_value = "f32", value_parser = precision)]
     dtype: Precision,
-    /// Whose DeepSeek-V2: hf, hf-pre-5.15 or deepseek
-    #[arg(long, default_value = "hf", value_parser = dialect)]
-    dialect: Dialect,
     /// Which form of attention
     #[arg(long, value_enum, default_value = "expanded")]
     attention: Attention,
-    /// Feed the sequence in chunks of these lengths, such as 7,1,1, through the cache
-    #[arg(long, value_name = "LENGTHS", value_parser = chunks)]
-    chunks: Option<std::vec::Vec<usize>>,
+    #[command(flatten)]
+    feed: FeedArgs,
     /// How the cache keeps latents and keys: plain, bf16, fp8, int8 or six-bit
     #[arg(long, default_value = "plain", value_parser = cache_format)]
     cache: CacheFormat,
@@ -50,7 +46,7 @@ pub struct TraceArgs {
 pub fn run(args: &TraceArgs) -> Result<Done> {
     let pattern = golden::pattern("--stages", args.stages.as_deref().unwrap_or("*"))?;
     output::check_place(&args.output)?;
-    let case = Case::open(&args.model, &args.inputs, args.dialect, args.chunks.clone())?;
+    let case = Case::open_as(&args.model, &args.inputs, args.feed.feed())?;
     case.check_cache(args.cache)?;
     let wanted = |name: &str| pattern.matches(name);
     let attention = args.attention.into();
@@ -60,6 +56,11 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     if trace.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));
     }
+    let trace = if let Some(packed) = &case.inputs.packed { packed.as_dumped(&trace) } else { trace };
     trace.write(&args.output)?;
-    Ok(Done { output: format!("{}: {} stages", args.output.display(), trace.len()), conforms: true })
+    let left_out = match &case.inputs.left_out[..] {
+        [] => String::new(),
+        names => format!(" (not fed: {})", names.join(", ")),
+    };
+    Ok(Done { output: format!("{}: {} stages{left_out}", args.output.display(), trace.len()), conforms: true })
 }

@@ -16,10 +16,16 @@ impl Inputs {
             let expected = format!("lengths from 1 up that add up to {}", self.length());
             return Err(Error::request("--chunks", expected, format!("{lengths:?}")));
         }
+        if self.new_tokens.is_some() && lengths.last() != self.new_tokens.as_ref() {
+            let expected = format!("lengths of which the last is that of the new tokens, {}", self.looked_at());
+            return Err(Error::request("--chunks", expected, format!("{lengths:?}")));
+        }
         if lengths.len() == 1 {
             return Ok(vec![self.clone()]);
         }
         let last = match self.logits_to_keep {
+            // of the chunk that is looked at
+            _ if self.new_tokens.is_some() => Some(1),
             None => Some(self.length()),
             Some(LogitsToKeep::Last(last)) if last > 0 => Some(last as usize),
             Some(_) => None,
@@ -32,7 +38,12 @@ impl Inputs {
             let range = start..start + length;
             start = range.end;
             let kept = range.len().min(range.end.saturating_sub(self.length().saturating_sub(last)));
-            Inputs { logits_to_keep: self.logits_to_keep.as_ref().map(|_| last_of_chunk(kept)), ..self.chunk(range) }
+            let keep = match (&self.logits_to_keep, self.new_tokens) {
+                (keep, Some(_)) if range.end == self.length() => keep.clone(),
+                (None, None) => None,
+                _ => Some(last_of_chunk(kept)),
+            };
+            Inputs { logits_to_keep: keep, ..self.chunk(range) }
         };
         Ok(lengths.iter().map(chunk).collect())
     }
@@ -40,11 +51,11 @@ impl Inputs {
     fn chunk(&self, range: std::ops::Range<usize>) -> Inputs {
         let span = Slice::from(range.clone());
         let so_far = Slice::from(..range.end);
+        let tokens = match &self.tokens {
+            Tokens::InputIds(ids) => Tokens::InputIds(ids.slice_axis(Axis(1), span).to_owned()),
+            Tokens::InputsEmbeds(embeds) => Tokens::InputsEmbeds(embeds.slice_axis(Axis(1), span).to_owned()),
+        };
         Inputs {
-            tokens: match &self.tokens {
-                Tokens::InputIds(ids) => Tokens::InputIds(ids.slice_axis(Axis(1), span).to_owned()),
-                Tokens::InputsEmbeds(embeds) => Tokens::InputsEmbeds(embeds.slice_axis(Axis(1), span).to_owned()),
-            },
             attention_mask: self.attention_mask.as_ref().map(|mask| match mask {
                 AttentionMask::Padding(attend) => AttentionMask::Padding(attend.slice_axis(Axis(1), so_far).to_owned()),
                 AttentionMask::Additive(added) => {
@@ -52,9 +63,7 @@ impl Inputs {
                 }
             }),
             position_ids: self.position_ids.as_ref().map(|ids| ids.slice_axis(Axis(1), span).to_owned()),
-            labels: None,
-            logits_to_keep: None,
-            num_items_in_batch: None,
+            ..Inputs::new(tokens)
         }
     }
 }

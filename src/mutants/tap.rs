@@ -48,7 +48,7 @@ impl<'a> Planted<'a> {
     /// The same where the stages that `trace` holds are put in place of the computed ones, after they have been recorded.
     #[must_use]
     pub fn taught(mut self, trace: &'a Trace) -> Self {
-        self.teacher = Some(Forced::new(trace, self.scene.case().inputs.batch()));
+        self.teacher = Some(Forced::new(trace, self.scene.case().inputs.tokens.dim()));
         self
     }
 

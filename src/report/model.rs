@@ -77,8 +77,7 @@ pub struct CheckReport {
     pub spans: Vec<Span>,
     /// What the first wrong stage looks like, and which mutants compute it.
     pub hint: Option<HintReport>,
-    /// What computes what the dump holds, the best first (`--explain`): empty if no mutant does, nor a pair of them; null if
-    /// nobody asked.
+    /// What computes what the dump holds, the best first; empty if nothing fits, null if nobody asked (`--explain`).
     pub explanation: Option<Vec<ExplanationReport>>,
     /// Mutants that would not have been caught, because the dump lacks the stages where they show.
     pub uncatchable: Vec<String>,

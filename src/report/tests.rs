@@ -105,6 +105,7 @@ fn check(norm: f64, own: Option<f64>) -> CheckReport {
         hint: (norm == 2.5).then(|| Hint { says: vec!["the first token is right".into()], names: vec!["no_rope_q"] }),
         uncatchable: vec!["mask_off_by_one"],
         candidate: Trace::default(),
+        case: request.case.clone(),
     };
     let files = Files { model: "M".into(), inputs: "I".into(), candidate: "C".into(), expected: None };
     CheckReport::new(&request, &checked, files)

@@ -8,6 +8,7 @@ mod materialize;
 mod process;
 mod refused;
 mod requests;
+mod shapes;
 mod trace;
 mod verdicts;
 mod verify;

@@ -64,6 +64,14 @@ fn a_dump_is_judged_and_its_bug_is_explained() {
 }
 
 #[test]
+fn an_engine_is_judged_by_the_tokens_that_it_generated() {
+    let lines = printed("generated_ids");
+    assert_eq!([&lines[1][..], &lines[3]], ["  pass: 1 stage", "  FAIL: first wrong stage lm_head"], "{lines:#?}");
+    assert!(lines[0].starts_with("right: [17, 3, 99, 42, 8, "), "{lines:#?}");
+    assert_eq!(lines.len(), 4);
+}
+
+#[test]
 fn the_emulator_finds_what_a_gpu_might_forgive() {
     let lines = printed("emulate_kernel");
     line(&lines, "right: the furthest of 2000 numbers is ");

@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dsv2::Result;
+use dsv2::inputs::AttentionMask;
+use dsv2::judge::Disposition;
+use dsv2_reference::model::cache::CacheFormat;
 use fastrand::Rng;
 use run::Way;
 
@@ -30,6 +33,9 @@ struct Arguments {
     /// No model is begun after so many seconds
     #[arg(long)]
     seconds: Option<u64>,
+    /// Plant a known bug in each model, too, and count those that are found
+    #[arg(long)]
+    mutants: bool,
 }
 
 /// What came of one model.
@@ -38,6 +44,10 @@ struct Outcome {
     way: Way,
     /// Of each dump, what was wrong with it.
     dumps: Vec<(&'static str, Option<String>)>,
+    /// How many of them are inconclusive.
+    inconclusive: usize,
+    /// The bug that was planted, and whether it was found.
+    mutant: Option<(&'static str, bool)>,
 }
 
 fn main() -> ExitCode {
@@ -56,7 +66,7 @@ fn main() -> ExitCode {
                         break;
                     }
                     let seed = arguments.seed.wrapping_add(place);
-                    let outcome = judged(seed);
+                    let outcome = judged(seed, arguments.mutants);
                     seen.lock().expect("nobody panics").insert(place, outcome);
                 }
             });
@@ -66,35 +76,51 @@ fn main() -> ExitCode {
     report(arguments.seed, &seen)
 }
 
-fn judged(seed: u64) -> Result<Outcome> {
+fn judged(seed: u64, mutants: bool) -> Result<Outcome> {
     let mut rng = Rng::with_seed(seed);
     let mut case = model::case(&mut rng)?;
     let way = Way::any(&case, &mut rng);
     let whole = way.run(&case)?;
-    let mut dumps = Vec::new();
+    let (mut dumps, mut inconclusive) = (Vec::new(), 0);
     for (dump, candidate) in run::dumps(&whole, &mut rng) {
         let (judged, verdict) = run::judge(case, candidate, &way)?;
         case = judged;
+        let undecided = verdict.stages.iter().any(|stage| stage.disposition == Disposition::Inconclusive);
+        inconclusive += usize::from(undecided && verdict.first_failure().is_none());
         let failed = verdict.first_failure().map(|stage| -> Result<String> {
             let flips = run::flips(&case, &whole)?;
             Ok(format!("{}, {flips} layers with near ties that fell the other way", run::describe(stage)))
         });
         dumps.push((dump, failed.transpose()?));
     }
+    let mut mutant = None;
+    if mutants && let Some((id, candidate)) = run::wrong(&case, way.precision, &mut rng)? {
+        let honest_cache = Way { cache: CacheFormat::Plain, ..way };
+        let (judged, verdict) = run::judge(case, candidate, &honest_cache)?;
+        case = judged;
+        mutant = Some((id, !verdict.passes()));
+    }
     let (batch, length) = (case.inputs.batch(), case.inputs.length());
     let described = format!(
-        "B {batch}, S {length}, chunks {:?}, {:?}, {}, use_cache {}: {}",
+        "B {batch}, S {length}, {}, logits_to_keep {:?}, chunks {:?}, {:?}, {}, use_cache {}: {}",
+        match &case.inputs.attention_mask {
+            None => "no mask".to_owned(),
+            Some(AttentionMask::Padding(attend)) =>
+                format!("{} tokens masked", attend.iter().filter(|real| !**real).count()),
+            Some(AttentionMask::Additive(_)) => "a 4-D mask".to_owned(),
+        },
+        case.inputs.logits_to_keep,
         case.chunks,
         case.head,
         case.dialect.name(),
         case.use_cache,
         serde_json::to_string(&case.config).unwrap_or_default(),
     );
-    Ok(Outcome { case: described, way, dumps })
+    Ok(Outcome { case: described, way, dumps, inconclusive, mutant })
 }
 
 fn report(first: u64, seen: &BTreeMap<u64, Result<Outcome>>) -> ExitCode {
-    let (mut dumps, mut wrong) = (0, 0);
+    let (mut dumps, mut wrong, mut inconclusive, mut planted, mut found) = (0, 0, 0, 0, 0);
     for (place, outcome) in seen {
         let seed = first.wrapping_add(*place);
         match outcome {
@@ -103,6 +129,14 @@ fn report(first: u64, seen: &BTreeMap<u64, Result<Outcome>>) -> ExitCode {
                 println!("seed {seed}: refused: {error}");
             }
             Ok(outcome) => {
+                inconclusive += outcome.inconclusive;
+                if let Some((id, seen)) = outcome.mutant {
+                    planted += 1;
+                    found += usize::from(seen);
+                    if !seen {
+                        println!("seed {seed}: {id} is not found, {:?}\n  {}", outcome.way, outcome.case);
+                    }
+                }
                 for (dump, failed) in &outcome.dumps {
                     dumps += 1;
                     let Some(failed) = failed else { continue };
@@ -112,6 +146,9 @@ fn report(first: u64, seen: &BTreeMap<u64, Result<Outcome>>) -> ExitCode {
             }
         }
     }
-    println!("{} models, {dumps} dumps: {wrong} false alarms", seen.len());
+    println!("{} models, {dumps} dumps: {wrong} false alarms, {inconclusive} inconclusive", seen.len());
+    if planted > 0 {
+        println!("found {found} of {planted} known bugs");
+    }
     if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -45,7 +45,7 @@ pub fn case(rng: &mut Rng) -> Result<Case> {
     let whole = !use_cache || inputs.labels.is_some() || inputs.logits_to_keep.is_some() || rng.f64() < 0.8;
     let chunks = if whole || head != Head::CausalLm { vec![inputs.length()] } else { pieces(inputs.length(), rng) };
     let weights = Arc::new(weights(rng));
-    Case { config, head, dialect, weights, inputs, use_cache, chunks }.checked()
+    Case { config, head, dialect, weights, inputs, use_cache, chunks, part: None }.checked()
 }
 
 /// One of several.

@@ -5,6 +5,9 @@ use dsv2::backend::{Backend, OnDevice, Precision, Reference, Settings};
 use dsv2::case::Case;
 use dsv2::check::{Request, check_without_hint};
 use dsv2::judge::{StageVerdict, Verdict, routing};
+use dsv2::mutants::tap::Planted;
+use dsv2::mutants::weights::Wide;
+use dsv2::mutants::{Class, Mutant, catalogue};
 use dsv2::stage::Stage;
 use dsv2::trace::Trace;
 use dsv2::values::Values;
@@ -80,6 +83,26 @@ pub fn judge(case: Case, candidate: Trace, way: &Way) -> Result<(Case, Verdict)>
     let request = Request { precision: Some(way.precision), cache: way.cache, ..Request::new(case, candidate) };
     let verdict = check_without_hint(&request)?.verdict;
     Ok((request.case, verdict))
+}
+
+/// A dump of all stages of a wrong run: the reference with a random one of the structural mutants that change something here.
+/// Nothing, if ten of them change nothing.
+///
+/// # Errors
+/// If the case is refused.
+pub fn wrong(case: &Case, precision: Precision, rng: &mut Rng) -> Result<Option<(&'static str, Trace)>> {
+    let structural = |mutant: &&Mutant| mutant.class == Class::Structural && (mutant.applies)(case);
+    let mut mutants: Vec<&'static Mutant> = catalogue().filter(structural).collect();
+    rng.shuffle(&mut mutants);
+    let (weights, settings) = (Wide::new(case), Settings { precision, ..Settings::default() });
+    for mutant in mutants.into_iter().take(10) {
+        let mut tap = Planted::new(&mutant.variant, &weights, precision)?;
+        let trace = Reference.run(case, &settings, &mut tap)?;
+        if !tap.acted().is_empty() {
+            return Ok(Some((mutant.id, trace)));
+        }
+    }
+    Ok(None)
 }
 
 /// How many choices of experts of a run are not those of the f64 reference: near ties that fell the other way.

@@ -47,6 +47,14 @@ impl Checkpoint {
     /// # Errors
     /// If the folder or a file is missing, or damaged, or index and shards do not agree.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_some(dir, |_| true)
+    }
+
+    /// The same with those shards only that have a tensor that is `needed`; the others need not be there.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_some(dir: &Path, needed: impl Fn(&str) -> bool) -> Result<Self> {
         match fs::metadata(dir) {
             Ok(found) if found.is_dir() => {}
             Ok(found) => return Err(Error::file(dir, "a checkpoint folder", what_is(&found))),
@@ -60,7 +68,7 @@ impl Checkpoint {
             return Self::of_files(dir, vec![SafetensorsFile::open(&dir.join(SINGLE))?]);
         }
         if has(INDEX) {
-            return Self::open_shards(dir, &dir.join(INDEX));
+            return Self::open_shards(dir, &dir.join(INDEX), needed);
         }
         Err(Error::file(dir, format!("{SINGLE} or {INDEX} in the folder"), "neither"))
     }
@@ -75,8 +83,9 @@ impl Checkpoint {
         Self::of_files(&path, vec![file])
     }
 
-    fn open_shards(dir: &Path, index: &Path) -> Result<Self> {
-        let weight_map = read_weight_map(index)?;
+    fn open_shards(dir: &Path, index: &Path, needed: impl Fn(&str) -> bool) -> Result<Self> {
+        let mut weight_map = read_weight_map(index)?;
+        weight_map.retain(|(name, _)| needed(name));
         let mut shards: Vec<&str> = weight_map.iter().map(|(_, shard)| shard.as_str()).collect();
         shards.sort_unstable();
         shards.dedup();

@@ -36,10 +36,12 @@ pub struct Seen<'a> {
 /// Says a sentence about a stage if it is true.
 type Pattern = fn(&Seen<'_>) -> Option<String>;
 
-/// All patterns; of each group the first that holds is said.
-const PATTERNS: [&[Pattern]; 3] = [
-    // what became of the numbers
-    &[factor::zero, factor::factor, rows::other_order, rows::neighbours, rows::masked_otherwise],
+/// What became of all the numbers; the first that holds is all that is said.
+const WHOLE: &[Pattern] = &[factor::zero, factor::factor, rows::other_order, rows::neighbours];
+
+/// Where the error is; of each group the first that holds is said.
+const WHERE: [&[Pattern]; 3] = [
+    &[rows::masked_otherwise],
     // which tokens
     &[
         places::sequences,
@@ -58,7 +60,11 @@ pub fn facts(seen: &Seen<'_>) -> Vec<String> {
     if seen.got.ndim() == 0 || seen.got.is_empty() || seen.got.shape() != seen.want.shape() {
         return Vec::new();
     }
-    PATTERNS.iter().filter_map(|group| group.iter().find_map(|pattern| pattern(seen))).collect()
+    let first = |patterns: &[Pattern]| patterns.iter().find_map(|pattern| pattern(seen));
+    match first(WHOLE) {
+        Some(fact) => vec![fact],
+        None => WHERE.into_iter().filter_map(first).collect(),
+    }
 }
 
 impl Seen<'_> {

@@ -112,7 +112,7 @@ impl<T: Real> LayerCache<T> {
     }
 
     /// T: how many tokens of each sequence are cached.
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::model) fn len(&self) -> usize {
         self.length
     }
 

@@ -2,7 +2,10 @@
 
 /// What files of other formats begin with, and what a message calls them.
 const FORMATS: &[(&[u8], &str)] = &[
-    (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19", "a PyTorch file of the old format (from before 1.6)"),
+    (
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19",
+        "a PyTorch file of the old format, from before 1.6 (torch.load it and torch.save it anew)",
+    ),
     (b"\x93NUMPY", "a NumPy array (.npy)"),
     (b"PK\x03\x04", "a zip archive, as .pt and .npz files are"),
     (b"PK\x05\x06", "an empty zip archive"),

@@ -3,24 +3,26 @@
 use dsv2_reference::stage::table::LM_HEAD;
 use ndarray::{Array2, Axis};
 
-use super::dump::{Dump, Recognised};
-use super::request::Request;
 use crate::case::Case;
+use crate::check::dump::{Dump, Recognised};
+use crate::check::request::Request;
+use crate::inputs::varlen::Packed;
 use crate::inputs::{AttentionMask, Inputs, LogitsToKeep};
 use crate::trace::Trace;
 use crate::values::Values;
 
-/// The same question where the logits that the dump has are all that the model computes, if they are those of the last
-/// tokens alone.
-pub fn recognise(request: &Request, dump: &mut Dump) -> Option<Request> {
-    let LastTokens { inputs, logits, says } = LastTokens::of(&request.case, &dump.trace)?;
+/// The question about `case`. Where the dump has logits of the last tokens alone, these are all that it computes.
+pub fn recognise(request: &Request, case: Case, dump: &mut Dump) -> Request {
+    let Some(LastTokens { inputs, logits, says }) = LastTokens::of(&case, &dump.trace) else {
+        return request.about(case);
+    };
     let expected = request.expected.as_ref().map(|expected| {
-        let all = expected.get(LM_HEAD).and_then(|values| last_of_all(values, &request.case, &inputs));
+        let all = expected.get(LM_HEAD).and_then(|values| last_of_all(values, &case, &inputs));
         all.into_iter().fold(expected.clone(), |expected, logits| expected.with(LM_HEAD, logits))
     });
     dump.trace = std::mem::take(&mut dump.trace).with(LM_HEAD, logits);
     dump.recognised.push(Recognised { stage: LM_HEAD.to_owned(), layout: says });
-    Some(Request { expected, ..request.about(Case { inputs, ..request.case.clone() }) })
+    Request { expected, ..request.about(Case { inputs, ..case }) }
 }
 
 /// The case in which the logits that `dump` has are all that the model computes.
@@ -42,9 +44,9 @@ impl LastTokens {
     /// Of a dump with `[B,kept,V]` logits, or the same flattened, of fewer tokens than there are.
     fn of(case: &Case, dump: &Trace) -> Option<Self> {
         let (inputs, logits) = (&case.inputs, dump.get(LM_HEAD)?);
-        let (batch, length) = (inputs.batch(), inputs.length());
-        let rows = rows(logits, case)?;
-        let kept = rows.checked_div(batch).filter(|kept| kept * batch == rows && (1..length).contains(kept))?;
+        let batch = inputs.packed.as_ref().map_or(inputs.batch(), Packed::sequences);
+        let rows = rows(logits, case).filter(|rows| (1..inputs.batch() * inputs.looked_at()).contains(rows))?;
+        let kept = rows.checked_div(batch).filter(|kept| kept * batch == rows)?;
         let by_sequence = match *logits.shape() {
             [first, second, _] => (first, second) == (batch, kept) || batch == 1 || kept == 1,
             ref shape => shape.len() <= 2,
@@ -75,6 +77,9 @@ fn in_shape(logits: &Values, shape: [usize; 3]) -> Option<Values> {
 /// The last `kept` tokens. Where some are padding, the last one is the last real one of each sequence; the last two could be
 /// either.
 fn last(inputs: &Inputs, kept: usize, whole: bool) -> Option<LogitsToKeep> {
+    if let Some(packed) = &inputs.packed {
+        return (kept == 1).then(|| LogitsToKeep::Positions(packed.ends()));
+    }
     let behind = inputs.length() - kept;
     let Some(AttentionMask::Padding(attend)) = &inputs.attention_mask else {
         return Some(LogitsToKeep::Last(kept as i64));
@@ -90,7 +95,7 @@ fn last(inputs: &Inputs, kept: usize, whole: bool) -> Option<LogitsToKeep> {
 
 /// Of the logits of all tokens, those that the inputs keep.
 fn last_of_all(logits: &Values, case: &Case, inputs: &Inputs) -> Option<Values> {
-    let (batch, length) = (inputs.batch(), inputs.length());
+    let (batch, length) = (inputs.batch(), inputs.looked_at());
     let Values::Real(dtype, _) = logits else { return None };
     let all = in_shape(logits, [batch, length, case.config.vocab_size])
         .filter(|_| rows(logits, case) == Some(batch * length))?;
@@ -105,7 +110,10 @@ fn last_of_all(logits: &Values, case: &Case, inputs: &Inputs) -> Option<Values> 
             let rows: Vec<_> = rows.collect();
             ndarray::stack(Axis(0), &rows).ok()?.insert_axis(Axis(1))
         }
-        LogitsToKeep::Positions(_) | LogitsToKeep::Mask(_) => return None,
+        LogitsToKeep::Positions(positions) => {
+            all.select(Axis(1), &positions.iter().map(|&s| s as usize).collect::<Vec<_>>())
+        }
+        LogitsToKeep::Mask(_) => return None,
     };
     Some(Values::Real(*dtype, kept))
 }

@@ -108,6 +108,7 @@ fn they_are_explained_too() {
     let wrong = Reference.run(&case, &settings, &mut tap).unwrap();
     let own = last(wrong.get(LM_HEAD).unwrap().real().unwrap(), 1);
     let dump = Trace::default().with(LM_HEAD, Values::Real(Precision::F32.stored(LM_HEAD), own));
-    let found = explain(&Question::new(&case, &dump, Precision::F32), |_, _, _| {}).unwrap();
+    let checked = check(&Request::new(case.clone(), dump)).unwrap();
+    let found = explain(&Question::new(&checked.case, &checked.candidate, Precision::F32), |_, _, _| {}).unwrap();
     assert!(found.iter().any(|found| found.changes[0].mutant == "scale_no_mscale"), "{found:?}");
 }

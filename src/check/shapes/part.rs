@@ -1,0 +1,76 @@
+//! Some layers alone: what enters them is the dump's, what is outside of them is left out.
+
+use std::sync::Arc;
+
+use dsv2_reference::stage::table::{COS, EMBED_TOKENS, SIN};
+use dsv2_reference::stage::{Layout, Stage, layer_path};
+use ndarray::{Array3, s};
+
+use super::extra_rows;
+use crate::case::{Case, Part};
+use crate::check::dump::{Dump, Recognised};
+use crate::error::{Error, Result};
+use crate::inputs::Tokens;
+use crate::rows::ComparedRows;
+use crate::values::Values;
+
+/// Takes what enters the layers of the case from the dump, and leaves the stages outside of them out.
+///
+/// # Errors
+/// If the dump does not hold what enters them, or none of their stages.
+pub fn take_in(case: &mut Case, dump: &mut Dump) -> Result<()> {
+    let Some(Part { layers, .. }) = case.part.clone() else { return Ok(()) };
+    let (first, last) = (layers.0.start, layers.0.end - 1);
+    let named = if first == last { format!("layer {first}") } else { format!("layers {first} to {last}") };
+    let entering = if first == 0 { EMBED_TOKENS.to_owned() } else { layer_path(first - 1) };
+    let found = match (dump.trace.get(&entering), &case.inputs.tokens) {
+        (Some(values), _) => of_the_dump(&entering, values, case)?,
+        (None, Tokens::InputsEmbeds(embeds)) if first == 0 => embeds.mapv(f64::from),
+        (None, _) => {
+            let expected = format!("`{entering}`, which enters {named}");
+            return Err(Error::request("--candidate", expected, "none"));
+        }
+    };
+    case.part = Some(Part { layers: layers.clone(), entering: Some(Arc::new(found)) });
+
+    let inside = |name: &str| match Stage::parse(name) {
+        Some(Stage { layer: Some(layer), .. }) => layers.0.contains(&layer),
+        Some(stage) => [COS, SIN].contains(&stage.kind),
+        None => true,
+    };
+    let outside = dump.trace.iter().filter(|(name, _)| !inside(name) && *name != entering).count();
+    dump.trace.retain(inside);
+    dump.recognised.push(Recognised { layout: format!("enters {named}, taken as it is"), stage: entering });
+    if outside > 0 {
+        let stage = format!("{outside} stage{}", if outside == 1 { "" } else { "s" });
+        dump.recognised.push(Recognised { stage, layout: format!("outside {named}, not judged") });
+    }
+    if !dump.trace.iter().any(|(name, _)| Stage::parse(name).is_some()) {
+        return Err(Error::request("--candidate", format!("a stage of {named}"), "none"));
+    }
+    Ok(())
+}
+
+/// The residual stream in a dump, `[B,S,D]`. Nothing may be read from tokens that are masked: there it is 0.
+fn of_the_dump(name: &str, values: &Values, case: &Case) -> Result<Array3<f64>> {
+    let (batch, length) = case.inputs.tokens.dim();
+    let shape = [batch, length, case.config.hidden_size];
+    let cut = extra_rows::without(values, Layout::Tokens, &shape, batch).map(|(values, _)| values);
+    let values = cut.as_ref().unwrap_or(values);
+    let fitted = values.real().filter(|a| a.shape().last() == Some(&shape[2])).and_then(|a| a.to_shape(shape).ok());
+    let Some(fitted) = fitted else {
+        return Err(Error::request("--candidate", format!("`{name}` of shape {shape:?}"), values.describe()));
+    };
+    let mut stream = fitted.into_owned();
+    let stage = Stage::parse(name).expect("a stage");
+    let rows = ComparedRows::of(&case.inputs).of_stage(&stage, &shape).unwrap_or_else(|| vec![true; batch * length]);
+    for (row, _) in rows.iter().enumerate().filter(|(_, real)| !**real) {
+        stream.slice_mut(s![row / length, row % length, ..]).fill(0.0);
+    }
+    match stream.indexed_iter().find(|(_, x)| !x.is_finite()) {
+        Some(((b, s, d), x)) => {
+            Err(Error::request("--candidate", format!("finite numbers in `{name}`"), format!("{x} at [{b}, {s}, {d}]")))
+        }
+        None => Ok(stream),
+    }
+}
