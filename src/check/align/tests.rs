@@ -142,15 +142,15 @@ fn sized(batch: usize, length: usize) -> Case {
 fn shapes_that_do_not_decide_are_decided_by_numbers() {
     let square = || sized(4, 4);
     for precision in [Precision::F32, Precision::Bf16] {
-        let checked = judged(square(), run(&square(), precision, &mut NoTap), Some(precision));
-        assert_eq!((first_failure(&checked), said(&checked).len()), (None, 0));
+        let as_it_is = judged(square(), run(&square(), precision, &mut NoTap), Some(precision));
+        assert_eq!((first_failure(&as_it_is), said(&as_it_is).len()), (None, 0));
 
         let sequence = "the sequence before the batch, [S, B, ..]";
         let mut turned = run(&square(), precision, &mut NoTap);
         sequence_first(&mut turned, &square());
         let checked = judged(square(), turned.clone(), Some(precision));
         assert_eq!((first_failure(&checked), said(&checked)), (None, BTreeSet::from([sequence])));
-        assert_eq!(checked.near_ties, []);
+        assert_eq!(checked.near_ties, as_it_is.near_ties);
 
         // one tensor alone is transposed by mistake
         turned.retain(|name, _| name == "lm_head");
