@@ -192,7 +192,7 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// What each rank holds, if they are parts along an axis; nothing if a rank holds all of it.
+    /// What each rank holds, if they are parts along an axis; nothing if each that holds any holds all.
     fn along(
         &self,
         axis: impl Fn(&[usize]) -> Option<usize>,
@@ -200,7 +200,7 @@ impl<'a> Parts<'a> {
         what: &str,
     ) -> Result<Option<Vec<&'a Values>>> {
         let length = |values: &Values| axis(values.shape()).map(|axis| values.shape()[axis]);
-        if self.held.iter().flatten().any(|values| length(values) == Some(whole)) {
+        if self.held.iter().flatten().all(|values| length(values) == Some(whole)) {
             return Ok(None);
         }
         let parts = self.all()?;
