@@ -151,7 +151,7 @@ def main() -> int:
 
 def print_table(version: str, counts: collections.Counter, not_run: collections.Counter) -> None:
     """A row for each kind of dump and type; the columns are verdicts."""
-    verdicts = ["pass", "inconclusive", "not judged", "fail", "refused"]
+    verdicts = ["pass", "inconclusive", "not-judged", "fail", "refused"]
     print(f"\nTransformers {version}\n\n| dump | type | runs | " + " | ".join(verdicts) + " |\n|---|---|" + "---:|" * 6)
     for kind, dtype in dict.fromkeys(key[:2] for key in counts):
         row = [counts[kind, dtype, verdict] for verdict in verdicts]
@@ -160,7 +160,7 @@ def print_table(version: str, counts: collections.Counter, not_run: collections.
     runs = sum(counts.values())
     share = total["inconclusive"] / max(runs, 1)
     print(f"\n{runs} dumps of right runs: {total['fail'] + total['refused']} false alarms, {share:.1%} inconclusive, ", end="")
-    print(f"{total['not judged']} not judged")
+    print(f"{total['not-judged']} not judged")
     for (setting, what), n in not_run.items():
         print(f"not run, {setting}: {n} ({what})")
 
