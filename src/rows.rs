@@ -4,7 +4,7 @@ use dsv2_metrics::Comparison;
 use dsv2_reference::stage::{Layout, Stage};
 use ndarray::{Array2, ArrayD, Axis, Slice};
 
-use crate::inputs::{AttentionMask, Inputs};
+use crate::inputs::{AttentionMask, Inputs, LogitsToKeep};
 use crate::values::{Values, fit};
 
 /// The tokens of an input that mean something.
@@ -14,7 +14,8 @@ pub struct ComparedRows {
     tokens: Option<Array2<bool>>,
     /// `[B, T]`: whether the key is compared: of all tokens so far, where `tokens` are the new ones.
     keys: Option<Array2<bool>>,
-    chosen_logits: bool,
+    /// Which tokens have logits; all do if nothing is chosen.
+    chosen: Option<LogitsToKeep>,
 }
 
 impl ComparedRows {
@@ -37,7 +38,7 @@ impl ComparedRows {
             false => all.clone(),
         });
         let tokens = tokens.map(|all| all.slice_axis(Axis(1), Slice::from(inputs.past()..)).to_owned());
-        ComparedRows { tokens, keys, chosen_logits: inputs.logits_to_keep.is_some() }
+        ComparedRows { tokens, keys, chosen: inputs.logits_to_keep.clone() }
     }
 
     /// Compares numbers of a stage in one shape, over the rows that mean something.
@@ -75,17 +76,42 @@ impl ComparedRows {
     pub fn of_stage(&self, stage: &Stage, shape: &[usize]) -> Option<Vec<bool>> {
         let tokens = self.tokens.as_ref()?;
         let leading = &shape[..shape.len().checked_sub(1)?];
+        let flat = || tokens.iter().copied();
         let rows: Vec<bool> = match stage.layout {
             Layout::Table | Layout::Whole => return None,
-            Layout::Logits if self.chosen_logits => return None,
             Layout::Heads | Layout::Scores | Layout::Weights => {
                 let heads = *leading.get(1)?;
                 tokens.outer_iter().flat_map(|row| row.to_vec().repeat(heads)).collect()
             }
             Layout::Keys => self.keys.iter().flatten().copied().collect(),
-            Layout::Tokens | Layout::Flat | Layout::Logits => tokens.iter().copied().collect(),
+            Layout::Tokens | Layout::Flat => flat().collect(),
+            Layout::Logits => match &self.chosen {
+                Some(chosen) => of_chosen(tokens, chosen),
+                None => flat().collect(),
+            },
         };
         (rows.len() == leading.iter().product::<usize>()).then_some(rows)
+    }
+}
+
+/// The same for the tokens that have logits, in the order of these.
+fn of_chosen(tokens: &Array2<bool>, chosen: &LogitsToKeep) -> Vec<bool> {
+    let (batch, length) = tokens.dim();
+    let at = |b: usize, position: i64| {
+        let place = if position < 0 { position + length as i64 } else { position };
+        usize::try_from(place).ok().and_then(|s| tokens.get((b, s))).is_none_or(|compared| *compared)
+    };
+    let each = |positions: &[i64]| (0..batch).flat_map(|b| positions.iter().map(move |&p| at(b, p))).collect();
+    match chosen {
+        LogitsToKeep::Last(kept) => {
+            let first = if *kept > 0 { (length as i64 - kept).max(0) } else { (length as i64).min(-kept) };
+            each(&(first..length as i64).collect::<Vec<_>>())
+        }
+        LogitsToKeep::Positions(positions) => each(positions),
+        LogitsToKeep::PerSample(positions) => positions.indexed_iter().map(|((b, _), &p)| at(b, p)).collect(),
+        LogitsToKeep::Mask(kept) => {
+            kept.iter().zip(tokens).filter_map(|(kept, compared)| kept.then_some(*compared)).collect()
+        }
     }
 }
 
@@ -94,7 +120,7 @@ mod tests {
     use ndarray::{Array4, array};
 
     use super::*;
-    use crate::inputs::{LogitsToKeep, Tokens};
+    use crate::inputs::Tokens;
 
     fn inputs(mask: Option<AttentionMask>) -> Inputs {
         Inputs { attention_mask: mask, ..Inputs::new(Tokens::InputIds(array![[1, 2, 3], [4, 5, 6]])) }
@@ -121,10 +147,18 @@ mod tests {
     }
 
     #[test]
-    fn chosen_logits_are_all_compared() {
+    fn chosen_logits_are_compared_where_their_tokens_are() {
         let padded = inputs(Some(AttentionMask::Padding(array![[false, true, true], [true, true, true]])));
-        let chosen = Inputs { logits_to_keep: Some(LogitsToKeep::Last(3)), ..padded };
-        assert_eq!(rows(&ComparedRows::of(&chosen), "lm_head", &[2, 3, 9]), None);
+        let chosen = |keep| ComparedRows::of(&Inputs { logits_to_keep: Some(keep), ..padded.clone() });
+        let one_is_padding = Some(vec![false, true, true, true]);
+        assert_eq!(rows(&chosen(LogitsToKeep::Positions(vec![0, -1])), "lm_head", &[2, 2, 9]), one_is_padding);
+        assert_eq!(
+            rows(&chosen(LogitsToKeep::PerSample(array![[0, 2], [1, 2]])), "lm_head", &[2, 2, 9]),
+            one_is_padding
+        );
+        let mask = array![[true, true, false], [true, true, false]];
+        assert_eq!(rows(&chosen(LogitsToKeep::Mask(mask)), "lm_head", &[1, 4, 9]), one_is_padding);
+        assert_eq!(rows(&chosen(LogitsToKeep::Last(2)), "lm_head", &[2, 2, 9]), Some(vec![true; 4]));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use dsv2::Result;
 use dsv2::case::Case;
 use dsv2::inputs::{AttentionMask, Inputs, Labels, LogitsToKeep, Tokens};
 use dsv2_reference::config::Head;
+use dsv2_reference::model::loss::IGNORE_INDEX;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{Activation, DeepseekV2Config, Dialect};
 use dsv2_testing::hot_weights;
@@ -144,7 +145,7 @@ fn inputs(sizes: &Sizes, config: &DeepseekV2Config, head: Head, use_cache: bool,
     inputs.attention_mask = mask(batch, length, rng);
     inputs.position_ids = positions(batch, length, use_cache, rng);
     if rng.f64() < 0.3 {
-        inputs.labels = Some(labels(config, head, (batch, length), rng));
+        inputs.labels = Some(labels(config, head, &inputs, rng));
         inputs.num_items_in_batch = (head == Head::CausalLm && rng.f64() < 0.3).then(|| rng.i64(1..10));
     } else if head == Head::CausalLm && rng.f64() < 0.2 {
         inputs.logits_to_keep = Some(match rng.usize(..3) {
@@ -190,9 +191,19 @@ fn positions(batch: usize, length: usize, use_cache: bool, rng: &mut Rng) -> Opt
     }
 }
 
-fn labels(config: &DeepseekV2Config, head: Head, (batch, length): (usize, usize), rng: &mut Rng) -> Labels {
+fn labels(config: &DeepseekV2Config, head: Head, inputs: &Inputs, rng: &mut Rng) -> Labels {
+    let (batch, length) = (inputs.batch(), inputs.length());
+    let padding = match &inputs.attention_mask {
+        Some(AttentionMask::Padding(attend)) => Some(attend),
+        _ => None,
+    };
     match head {
-        Head::CausalLm => Labels::Ids(Array2::from_shape_fn((batch, length), |_| rng.i64(0..config.vocab_size as i64))),
+        Head::CausalLm => Labels::Ids(Array2::from_shape_fn((batch, length), |(b, s)| {
+            // what stands on padding, or is predicted from it, is nobody's business
+            let masked = padding.is_some_and(|attend| !attend[[b, s]] || (s > 0 && !attend[[b, s - 1]]));
+            let label = rng.i64(0..config.vocab_size as i64);
+            if masked { IGNORE_INDEX } else { label }
+        })),
         Head::SequenceClassification if rng.bool() => {
             let classes = config.num_labels() as i64;
             Labels::Classes(Array1::from_shape_fn(batch, |_| rng.i64(0..classes)))
