@@ -262,7 +262,7 @@ fn copied(precision: Precision, name: &str, a: &ArrayD<f64>, got: &Values, rows:
 /// The form of attention of a plain run: the candidate may have the other one, unless it holds what only this one computes.
 fn form(draw: u64, teacher: &Trace) -> AttentionForm {
     let expands = |name: &str| Stage::parse(name).is_some_and(|stage| stage.kind == KV_B_PROJ);
-    match draw % 2 == 0 || teacher.iter().any(|(name, _)| expands(name)) {
+    match draw.is_multiple_of(2) || teacher.iter().any(|(name, _)| expands(name)) {
         true => AttentionForm::Expanded,
         false => AttentionForm::Absorbed,
     }

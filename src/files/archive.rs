@@ -84,7 +84,6 @@ impl Archive {
             }
             members.push(Member { name: name.to_owned(), range, compressed, size, crc: entry.crc32() });
         }
-        drop(entries);
         Ok(Archive { members, by_name, left: Cell::new(INFLATED), bytes })
     }
 

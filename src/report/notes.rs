@@ -4,7 +4,7 @@ use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
 use super::describe::{compared, few, number, short_kind};
-use super::model::{ChangeReport, CheckReport, DecidedBy, EndToEnd, ExplanationReport, NearTies};
+use super::model::{ChangeReport, CheckReport, DecidedBy, EndToEnd, ExplanationReport, NearTies, StageReport};
 use crate::check::Conclusion;
 use crate::judge::Disposition;
 
@@ -108,8 +108,9 @@ fn assumed(near: &NearTies) -> String {
 
 /// What a pass says nothing about, if the last stage was judged from far back.
 fn resolving_power(report: &CheckReport) -> Vec<String> {
-    let compared = report.stages.iter().filter(|stage| stage.disposition == Disposition::Pass);
-    let last = compared.filter(|stage| stage.decided_by == Some(DecidedBy::Local)).next_back();
+    let tells =
+        |stage: &&StageReport| stage.disposition == Disposition::Pass && stage.decided_by == Some(DecidedBy::Local);
+    let last = report.stages.iter().rfind(tells);
     let far_back = |stage: &str| report.spans.iter().any(|span| span.stage == stage && span.lacking.len() >= FAR_BACK);
     let told = last.filter(|last| report.verdict == Conclusion::Pass && far_back(&last.stage)).and_then(|last| {
         let budget = number(last.budget?.l2.0);

@@ -99,7 +99,7 @@ fn reshaped<A: Clone>(a: &ArrayD<A>, shape: &[usize]) -> Option<ArrayD<A>> {
 fn pairs_of_halves<A: Clone>(a: &ArrayD<A>) -> Option<ArrayD<A>> {
     let last = Axis(a.ndim().checked_sub(1)?);
     let width = a.len_of(last);
-    (width % 2 == 0 && width > 0).then_some(())?;
+    (width.is_multiple_of(2) && width > 0).then_some(())?;
     let mut paired = a.clone();
     for (start, from) in [(0, Slice::from(..width / 2)), (1, Slice::from(width / 2..))] {
         paired.slice_axis_mut(last, Slice::new(start, None, 2)).assign(&a.slice_axis(last, from));

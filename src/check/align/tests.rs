@@ -291,8 +291,9 @@ fn weights_that_are_not_exact_may_be_rounded_on_load_or_not() {
         let case = case("v2");
         Case { weights: Arc::new(Inexact(case.weights, rounded)), ..case }
     };
-    let none: fn(&str) -> bool = |_| false;
-    let ways: [(&str, fn(&str) -> bool, bool); 4] = [
+    type Rounded = fn(&str) -> bool;
+    let none: Rounded = |_| false;
+    let ways: [(&str, Rounded, bool); 4] = [
         ("as they are", none, false),
         ("all but the gates", |name| !name.ends_with(".mlp.gate.weight"), false),
         ("the gates", |name| name.ends_with(".mlp.gate.weight"), true),

@@ -58,10 +58,10 @@ fn order<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize])>, batch: usize
     let mut count = (0, 0);
     for (name, shape) in tensors {
         let by_tokens = Stage::parse(name).is_some_and(|stage| stage.layout == Layout::Tokens);
-        match shape {
+        match *shape {
             _ if !by_tokens || batch == length || batch == 1 || length == 1 => {}
-            &[s, b, _] if (s, b) == (length, batch) => count.0 += 1,
-            &[b, s, _] if (b, s) == (batch, length) => count.1 += 1,
+            [s, b, _] if (s, b) == (length, batch) => count.0 += 1,
+            [b, s, _] if (b, s) == (batch, length) => count.1 += 1,
             _ => {}
         }
     }

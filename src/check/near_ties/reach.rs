@@ -67,18 +67,18 @@ impl Owner {
         };
         match stage.layout {
             Layout::Tokens | Layout::Flat | Layout::Keys | Layout::Logits if rows == batch * length => in_order(length),
-            Layout::Heads | Layout::Scores | Layout::Weights if rows % (batch * length) == 0 => {
+            Layout::Heads | Layout::Scores | Layout::Weights if rows.is_multiple_of(batch * length) => {
                 let heads = rows / (batch * length);
                 Owner { sequence: Some(row / (heads * length)), place: Some(row % length) }
             }
             Layout::Logits => match inputs.logits_to_keep {
-                Some(LogitsToKeep::Last(_)) if question.case.chunks.len() == 1 && rows % batch == 0 => {
+                Some(LogitsToKeep::Last(_)) if question.case.chunks.len() == 1 && rows.is_multiple_of(batch) => {
                     let kept = rows / batch;
                     let place = (length + row % kept).checked_sub(kept);
                     Owner { sequence: Some(row / kept), place }
                 }
                 Some(LogitsToKeep::Mask(_)) => whole(None),
-                _ if rows % batch == 0 && rows > 0 => whole(Some(row / (rows / batch))),
+                _ if rows.is_multiple_of(batch) && rows > 0 => whole(Some(row / (rows / batch))),
                 _ => whole(None),
             },
             Layout::Whole if rows == batch => whole(Some(row)),

@@ -105,8 +105,7 @@ impl<T: Real> Tap<T> for Weights {
             StageValue::Index(experts) if name.ends_with(".topk_indices") => self.experts = Some(experts.to_owned()),
             StageValue::Real(mut weights) if name.ends_with(".topk_weights") => {
                 let experts = self.experts.take().unwrap();
-                weights
-                    .zip_mut_with(&experts, |weight, expert| *weight = *weight * T::from_f64((self.factor)(*expert)));
+                weights.zip_mut_with(&experts, |weight, expert| *weight *= T::from_f64((self.factor)(*expert)));
             }
             _ => {}
         }

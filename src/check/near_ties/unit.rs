@@ -99,7 +99,7 @@ impl<'a> Unit<'a> {
         // Every other time it is a single move: what these do tells what all can do.
         self.rounds += 1;
         let single = |at: &usize| self.frontier[*at].moves.len() == 1;
-        let singles = self.rounds % 2 == 0 && (0..self.frontier.len()).any(|at| single(&at));
+        let singles = self.rounds.is_multiple_of(2) && (0..self.frontier.len()).any(|at| single(&at));
         let among = (0..self.frontier.len()).filter(|at| !singles || single(at));
         let best = among.min_by(|&a, &b| self.frontier[a].order(&self.frontier[b]));
         if let (State::Searching, Some(best)) = (self.state, best) {

@@ -184,17 +184,17 @@ impl<'a> Machine<'a> {
                 (Item::Text(name), Item::Text(module)) => self.global(module, name)?,
                 _ => return Err(damaged("a name that is no text")),
             },
-            b']' | b')' => self.new(Object::Sequence(Vec::new())),
-            b'}' => self.new(Object::Dict(Vec::new())),
+            b']' | b')' => self.push_object(Object::Sequence(Vec::new())),
+            b'}' => self.push_object(Object::Dict(Vec::new())),
             b't' | b'l' => {
                 let items = self.since_mark()?;
-                self.new(Object::Sequence(items));
+                self.push_object(Object::Sequence(items));
             }
             // TUPLE1, TUPLE2, TUPLE3
             0x85..=0x87 => {
                 let first = self.stack.len().checked_sub(usize::from(instruction - 0x84)).ok_or_else(underflow)?;
                 let items = self.stack.split_off(first);
-                self.new(Object::Sequence(items));
+                self.push_object(Object::Sequence(items));
             }
             b'a' => {
                 let item = self.pop()?;
@@ -234,7 +234,7 @@ impl<'a> Machine<'a> {
             b'Q' => {
                 let id = self.pop()?;
                 let storage = self.storage(id).ok_or_else(|| only_tensors("another reference than to a storage"))?;
-                self.new(storage);
+                self.push_object(storage);
             }
             b'R' => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
@@ -301,7 +301,7 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }
 
-    fn new(&mut self, object: Object<'a>) {
+    fn push_object(&mut self, object: Object<'a>) {
         self.stack.push(Item::Object(self.objects.len()));
         self.objects.push(object);
     }

@@ -30,7 +30,7 @@ impl Places {
             _ => return None,
         };
         let wrong = seen.wrong_rows();
-        (heads > 0 && length > 0 && wrong.len() % (heads * length) == 0).then_some(Places {
+        (heads > 0 && length > 0 && wrong.len().is_multiple_of(heads * length)).then_some(Places {
             heads,
             length,
             wrong,
