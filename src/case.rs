@@ -123,17 +123,23 @@ impl Case {
                 self.chunks.len(),
             ));
         }
-        let needed = |weight: &str| self.part.as_ref().is_none_or(|part| part.layers.hold(weight));
-        let shapes = self.config.weight_shapes(self.head, self.dialect);
-        let (needed, others): (Vec<_>, Vec<_>) = shapes.into_iter().partition(|(weight, _)| needed(weight));
+        let all = self.config.weight_shapes(self.head, self.dialect);
         let tied = self.config.tie_word_embeddings.then_some("lm_head.weight");
-        let tolerated: Vec<&str> = others.iter().map(|(weight, _)| weight.as_str()).chain(tied).collect();
-        check_complete(&*self.weights, &needed, &tolerated)?;
+        let tolerated: Vec<&str> = all.iter().map(|(weight, _)| weight.as_str()).chain(tied).collect();
+        check_complete(&*self.weights, &self.weight_shapes(), &tolerated)?;
         Ok(Case { weights: Arc::new(Remembered::new(self.weights)), ..self })
     }
 }
 
 impl Case {
+    /// The names and shapes of the weights that are needed: some layers alone need their own.
+    pub fn weight_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let needed = |weight: &str| self.part.as_ref().is_none_or(|part| part.layers.hold(weight));
+        let mut shapes = self.config.weight_shapes(self.head, self.dialect);
+        shapes.retain(|(weight, _)| needed(weight));
+        shapes
+    }
+
     /// Whether sequences that are laid end to end mean something for this model.
     fn check_packed(&self) -> Result<()> {
         if self.inputs.packed.is_none() {

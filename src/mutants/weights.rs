@@ -18,7 +18,7 @@ pub struct Wide<'a> {
 impl<'a> Wide<'a> {
     /// Those of `case`, none of them read yet.
     pub fn new(case: &'a Case) -> Self {
-        let shapes = case.config.weight_shapes(case.head, case.dialect).into_iter().collect();
+        let shapes = case.weight_shapes().into_iter().collect();
         Wide { case, shapes, matrices: RefCell::default() }
     }
 

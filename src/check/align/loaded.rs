@@ -70,7 +70,7 @@ pub fn with_rounded_weights(request: &Request, dump: &Dump, truth: &Truth, judge
 fn rounded(case: &Case, narrow: Dtype) -> Result<Option<Case>> {
     let mut tensors = HashMap::new();
     let mut any = false;
-    for (name, shape) in case.config.weight_shapes(case.head, case.dialect) {
+    for (name, shape) in case.weight_shapes() {
         let tensor = case.weights.tensor(&name, &shape)?;
         let tensor = if tensor.dtype() != narrow {
             let values: ArrayD<f64> = tensor.to_array::<f64, IxDyn>();
