@@ -51,7 +51,7 @@ class Dsv2:
         For a `coarse` peer, which computes in 16 bits whatever it is asked for, once more and less closely.
         """
         if found := self.check(request, "--explain").get("explanation"):
-            return [{"what": one["what"], "error": three_digits(one["error"])} for one in found]
+            return [{"what": " and ".join(change["what"] for change in one["changes"]), "error": three_digits(one["error"])} for one in found]
         rules = [(what, request, ("--dialect", dialect)) for dialect, what in DIALECTS.items()]
         with tempfile.TemporaryDirectory() as folder:
             overlooked = [

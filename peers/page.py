@@ -5,7 +5,7 @@ import re
 
 from peers import HERE, JUDGED
 
-VERDICTS = {"pass": "pass", "fail": "FAIL", "crashed": "CRASHED", "not supported": "NOT SUPPORTED"}
+VERDICTS = {"pass": "pass", "fail": "FAIL", "crashed": "CRASHED", "not supported": "NOT SUPPORTED", "inconclusive": "INCONCLUSIVE"}
 
 
 def number(value: float) -> str:
@@ -62,8 +62,8 @@ def table(rows: list[dict]) -> list[str]:
 def render(rows: list[dict]) -> str:
     """The whole page."""
     summary = [
-        "| implementation | version | settings | type | pass | FAIL | CRASHED | NOT SUPPORTED |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| implementation | version | settings | type | {' | '.join(VERDICTS.values())} |",
+        "|---|---|---|---|" + "---|" * len(VERDICTS),
     ]
     text = (HERE / "page.md").read_text()
     for peer in JUDGED:
@@ -72,7 +72,7 @@ def render(rows: list[dict]) -> str:
             if row["implementation"] == peer.id:
                 runs[row["version"], row["settings"]].append(row)
         if not runs:
-            summary.append(f"| {peer.title} | | NOT RUN | | | | | |")
+            summary.append(f"| {peer.title} | | NOT RUN |" + " |" * (1 + len(VERDICTS)))
         newest_first = sorted(runs, key=lambda run: [-int(part) if part.isdigit() else 0 for part in run[0].split(".")])
         sections = []
         for version, settings in newest_first:

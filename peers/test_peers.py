@@ -18,9 +18,9 @@ DSV2 = os.environ["DSV2"]
 PEER_THAT_DUMPS = f"""#!/bin/sh
 test $1 = dump || exit 1
 case $2 in
-*/v2-lite) {DSV2} trace --model $2 --inputs $3 --output $4 --dtype f32 --stages lm_head ;;
-*/v2-5) {DSV2} trace --model $2 --inputs $3 --output $4 --dtype f32 --stages lm_head --dialect hf-pre-5.15 ;;
-*/bias-lite) echo "no biases in $2" >&2; exit 2 ;;
+*/v2-lite/model) {DSV2} trace --model $2 --inputs $3 --output $4 --dtype f32 --stages lm_head ;;
+*/v2-5/model) {DSV2} trace --model $2 --inputs $3 --output $4 --dtype f32 --stages lm_head --dialect hf-pre-5.15 ;;
+*/bias-lite/model) echo "no biases in $2" >&2; exit 2 ;;
 *) echo boom >&2; exit 1 ;;
 esac
 """
@@ -106,7 +106,7 @@ class Judging(Case):
         refused, stopped = found["bias-lite"], found["one-token"]
         self.assertEqual((refused["verdict"], refused["message"]), ("not supported", "no biases in MODEL"))
         self.assertEqual((stopped["verdict"], stopped["message"]), ("crashed", "boom"))
-        self.assertIn("| candle-transformers | 0.11.1 | CPU, no MKL | f32 | 1 | 1 | 1 | 1 |", page)
+        self.assertIn("| candle-transformers | 0.11.1 | CPU, no MKL | f32 | 1 | 1 | 1 | 1 | 0 |", page)
         self.assertIn("| Hugging Face Transformers | | NOT RUN |", page)
 
     def test_a_dump_that_crashes_takes_nothing_along(self):

@@ -117,7 +117,7 @@ mod tests {
         Metrics::from_values([x; 4])
     }
 
-    /// Budgets in units of the factors.
+    /// Budgets in units of the factors for so many numbers.
     fn counted(stages: &[(&str, f64, ArrayD<f64>)]) -> IndexMap<String, Metrics> {
         let noise = carried(stages.iter().map(|(name, noise, _)| (name.to_string(), all(*noise))).collect());
         let truth = stages.iter().map(|(name, _, a)| (name.to_string(), Values::Real(Dtype::F32, a.clone()))).collect();
@@ -125,8 +125,24 @@ mod tests {
         budgets
             .0
             .into_iter()
-            .map(|(name, budget)| (name, budget.zip(&FACTORS, |budget, factor| budget / factor)))
+            .map(|(name, budget)| {
+                let numbers = spread(&name, &truth, &ComparedRows::default()).unwrap().0.independent_elements;
+                (name, budget.zip(&for_so_many(FACTORS, numbers), |budget, factor| budget / factor))
+            })
             .collect()
+    }
+
+    #[test]
+    fn a_few_numbers_may_have_more_luck_than_many() {
+        let budget = |numbers: usize| {
+            // no two rows are equal, and none is much larger than another
+            let a = ArrayD::from_shape_fn(vec![numbers, 1], |at| 1.0 + at[0] as f64 / numbers as f64);
+            let noise = IndexMap::from([("model.norm".to_owned(), all(1e-6))]);
+            let truth = [("model.norm".to_owned(), Values::Real(Dtype::F32, a))].into_iter().collect();
+            Budgets::new(&noise, &truth, &ComparedRows::default(), FACTORS).get("model.norm").unwrap().l2
+        };
+        assert!(budget(1) > 2.0 * budget(200) && budget(10) > budget(100), "{} {}", budget(1), budget(10));
+        approx::assert_relative_eq!(budget(200), 1e-6 * FACTORS.l2, max_relative = 1e-12);
     }
 
     #[test]

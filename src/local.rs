@@ -226,8 +226,8 @@ pub fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config, rows:
                     .all(|row| as_choice(row, experts).is_some())
                     .then_some(Values::Index(chosen))?
             }
-            // a loss may read what a mask masks
-            (values @ Values::Real(..), Values::Real(..)) if [LM_HEAD, SCORE].contains(&stage.kind) => values,
+            // a loss, or what a classifier pools, may read what a mask masks, and no other token reads it from these
+            (values @ Values::Real(..), Values::Real(..)) if [NORM, LM_HEAD, SCORE].contains(&stage.kind) => values,
             (Values::Real(dtype, a), Values::Real(_, own)) => Values::Real(dtype, rows.with_unread_of(&stage, a, own)),
             _ => return None,
         };

@@ -1,6 +1,6 @@
 //! Checklist items 13 to 20: the frequencies, YaRN, and the softmax scale.
 
-use crate::common::{difference, ids, input, logits, model_in, refusal};
+use crate::common::{difference, ids, input, logits, model_in};
 use approx::{assert_abs_diff_eq, assert_relative_eq};
 use dsv2_reference::model::rope::{RotaryEmbedding, softmax_scale};
 use dsv2_reference::{DeepseekV2Config, Dialect};
@@ -80,14 +80,14 @@ fn the_eight_combinations_of_mscale_mscale_all_dim_and_attention_factor() {
     let plain = 0.072_168_783_6;
     // mscale, mscale_all_dim, attention_factor: factor on cosine and sine in hf and in deepseek, softmax scale in both.
     let table = [
-        (None, None, None, MS_1, Some(MS_1), plain),
-        (m, None, None, MS_1, Some(MS_707), plain),
-        (None, Some(0.707), None, MS_1, Some(MS_1 / MS_707), plain * MS_707 * MS_707),
-        (m, a, None, MS_707 / MS_1, Some(MS_707 / MS_1), plain * MS_1 * MS_1),
-        (None, None, f, 0.5, None, plain),
-        (m, None, f, 0.5, None, plain),
-        (None, a, f, 0.5, None, plain * MS_1 * MS_1),
-        (m, a, f, 0.5, None, plain * MS_1 * MS_1),
+        (None, None, None, MS_1, MS_1, plain),
+        (m, None, None, MS_1, MS_707, plain),
+        (None, Some(0.707), None, MS_1, MS_1 / MS_707, plain * MS_707 * MS_707),
+        (m, a, None, MS_707 / MS_1, MS_707 / MS_1, plain * MS_1 * MS_1),
+        (None, None, f, 0.5, MS_1, plain),
+        (m, None, f, 0.5, MS_707, plain),
+        (None, a, f, 0.5, 1.0, plain * MS_1 * MS_1),
+        (m, a, f, 0.5, MS_707 / MS_1, plain * MS_1 * MS_1),
     ];
     for (mscale, all_dim, attention_factor, hf, deepseek, scale) in table {
         let mut rope = json!({"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096});
@@ -103,18 +103,10 @@ fn the_eight_combinations_of_mscale_mscale_all_dim_and_attention_factor() {
         }
         assert_abs_diff_eq!(softmax_scale(&config, Dialect::Hf).unwrap(), scale, epsilon = 1e-9);
         assert_abs_diff_eq!(softmax_scale(&config, Dialect::HfPre515).unwrap(), plain, epsilon = 1e-9);
-        match deepseek {
-            Some(deepseek) => {
-                let rotary = RotaryEmbedding::new(&config, Dialect::Deepseek).unwrap();
-                assert_abs_diff_eq!(rotary.attention_factor(), deepseek, epsilon = 1e-9);
-                assert_abs_diff_eq!(softmax_scale(&config, Dialect::Deepseek).unwrap(), scale, epsilon = 1e-9);
-            }
-            // DeepSeek's code has no such key.
-            None => assert_eq!(
-                refusal(Dialect::Deepseek, json!({"rope_scaling": rope})),
-                "config: rope_scaling.attention_factor: expected nothing: DeepSeek's code has no such key, found 0.5"
-            ),
-        }
+        // DeepSeek's code has no such key as attention_factor, and reads none
+        let rotary = RotaryEmbedding::new(&config, Dialect::Deepseek).unwrap();
+        assert_abs_diff_eq!(rotary.attention_factor(), deepseek, epsilon = 1e-9);
+        assert_abs_diff_eq!(softmax_scale(&config, Dialect::Deepseek).unwrap(), scale, epsilon = 1e-9);
     }
 }
 

@@ -8,6 +8,7 @@ pub mod plans;
 
 use std::borrow::Cow;
 
+use dsv2_reference::stage::convention::name::GATE_UP_PROJ;
 use dsv2_reference::stage::table::*;
 use dsv2_reference::stage::{Layout, Stage};
 use dsv2_reference::{DeepseekV2Config, Dtype, Tensor};
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::judge::Disposition;
 use crate::trace::Trace;
 use crate::values::Values;
-use plans::{GATE_UP_PROJ, How, Rule, kind};
+use plans::{How, Rule, kind};
 
 /// The file of one rank: what it is called, and what it holds.
 pub type File = (String, Trace);

@@ -122,7 +122,7 @@ mod tests {
     fn an_expert_that_falls_the_other_way_in_a_plain_run_hides_no_bug() {
         // the plain bf16 run of this case sends a token to another expert, and is off by 0.16 for that
         let case = GoldenCases::embedded().load("v2").unwrap().case;
-        for id in ["shared_dropped", "group_top2", "scale_dh_only"] {
+        for id in ["shared_dropped", "renorm", "scale_dh_only"] {
             let Moved { budgets, noises } = moved(&case, id);
             assert!(budgets > 4.0 && noises > 8.0, "{id}: {budgets} budgets, {noises} noises");
         }

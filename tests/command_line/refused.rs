@@ -26,7 +26,13 @@ fn a_file_that_is_not_there_is_named() {
         room.check(&good).arg("--expected").arg(&missing),
     ] {
         let line = run(command).refused();
-        assert_eq!(line, format!("dsv2: {}: expected a safetensors file, found no such file", missing.display()));
+        assert_eq!(
+            line,
+            format!(
+                "dsv2: {}: expected a file of tensors (safetensors, .npz, .npy or .pt), found no such file",
+                missing.display()
+            )
+        );
         assert_eq!(names(&room.path().join("out")), [""; 0]);
     }
     fs::remove_file(room.file("config.json")).unwrap();
@@ -41,11 +47,11 @@ fn a_truth_of_another_type_or_shape_is_refused() {
     let room = Room::of("one-token");
     let (good, truth) = (room.file("expected.safetensors"), room.out("truth.safetensors"));
     let refusal = || run(room.check(&good).arg("--expected").arg(&truth)).refused();
-    let unsigned = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/hostile/dump/stage-of-unsigned.safetensors");
-    fs::copy(unsigned, &truth).unwrap();
+    let narrow = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/hostile/dump/stage-of-4-bit-floats.safetensors");
+    fs::copy(narrow, &truth).unwrap();
     let line = refusal();
-    assert!(line.contains("truth.safetensors") && line.contains(": expected BF16, F16, F32, F64, BOOL"), "{line}");
-    assert!(line.contains("found U32"), "{line}");
+    assert!(line.contains("truth.safetensors") && line.contains(": expected BOOL, U8 to U64"), "{line}");
+    assert!(line.contains("found F4"), "{line}");
     let stage = Values::Real(Dtype::F32, ArrayD::zeros(vec![3]));
     write(&truth, &Tensors::from_iter([("lm_head".to_owned(), stage)]));
     let line = refusal();

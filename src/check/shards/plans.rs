@@ -5,14 +5,11 @@
 use std::str::FromStr;
 
 use dsv2_reference::stage::Stage;
-use dsv2_reference::stage::convention::name::{other_name, unwrapped};
+use dsv2_reference::stage::convention::name::{GATE_UP_PROJ, other_name, unwrapped};
 use dsv2_reference::stage::table::*;
 use glob::Pattern;
 
 use crate::error::{Error, Result};
-
-/// A fused projection, whose columns on each rank are those of both: [gate | up], or the other way round.
-pub const GATE_UP_PROJ: &str = "model.layers.*.mlp.gate_up_proj";
 
 /// How the ranks' tensors make one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

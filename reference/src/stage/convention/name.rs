@@ -50,10 +50,13 @@ const fn wide(kind: &'static str, width: fn(&DeepseekV2Config) -> Option<usize>)
     Part { kind, width: Some(width) }
 }
 
+/// The fused projections of a dense feed-forward network: `[gate | up]` on each rank, or the other way round.
+pub const GATE_UP_PROJ: &str = "model.layers.*.mlp.gate_up_proj";
+
 /// All other names.
 pub const OTHER_NAMES: &[OtherName] = &[
     OtherName {
-        names: &["model.layers.*.mlp.gate_up_proj"],
+        names: &[GATE_UP_PROJ],
         dense: true,
         holds: &[wide(GATE_PROJ, |c| Some(c.intermediate_size)), wide(UP_PROJ, |c| Some(c.intermediate_size))],
         either_order: true,
