@@ -14,7 +14,7 @@ use dsv2_metrics::{Metrics, are_few};
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, SCORE, TOPK_INDICES};
+use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, NORM, SCORE, TOPK_INDICES};
 use dsv2_reference::stage::{self, Stage, flow};
 use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
