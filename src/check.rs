@@ -15,6 +15,7 @@
 
 mod align;
 mod conclusion;
+pub(crate) mod doubt;
 mod dump;
 mod explain;
 mod judge;

@@ -19,7 +19,7 @@ pub const FACTORS: Metrics = Metrics { l2: 2.7, row: 4.8, max: 5.7, gain: 3.4 };
 pub const FP32_ROUNDINGS: f64 = f32::EPSILON as f64;
 
 /// By how much the factors are above what was seen.
-const MARGIN: f64 = 1.5;
+pub const MARGIN: f64 = 1.5;
 
 /// A normal number is above it once in a million times: so seldom may luck fail a right stage.
 const DEVIATIONS: f64 = 4.7534;

@@ -17,7 +17,9 @@ mod spread;
 use ndarray::ArrayViewD;
 use serde::{Deserialize, Serialize};
 
-pub use budget::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS, are_few, for_so_many, with_floors};
+pub use budget::{
+    FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, MARGIN, NARROW_LOCAL_FACTORS, are_few, for_so_many, with_floors,
+};
 pub use spread::Spread;
 
 /// One number for each way of measuring an error (or a budget for it).

@@ -3,6 +3,7 @@
 mod expected;
 
 use super::conclusion::Inconclusive;
+use super::doubt;
 use super::dump::Dump;
 use super::near_ties::{self, Followed};
 use super::request::Request;
@@ -74,7 +75,9 @@ pub fn judge(request: &Request, dump: &Dump, truth: Truth, local: Option<Local>)
         let own = local.truth(&case.config, &truth.rows)?;
         (judge::judge(&dump.trace, &propagated, Some(&own), |_| false), truth)
     };
-    let verdict = if inconclusive.is_some() { near_ties::left_open(verdict) } else { verdict };
+    let mut verdict = if inconclusive.is_some() { near_ties::left_open(verdict) } else { verdict };
+    let doubt = doubt::leave_open(&mut verdict, &dump.trace, &truth.names, &case.config);
+    let inconclusive = inconclusive.or(doubt);
     let end_to_end = end_to_end(dump, &truth);
     Ok((Judged { verdict, inconclusive, local: Some(local), assumed, end_to_end }, truth))
 }

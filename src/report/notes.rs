@@ -5,7 +5,7 @@ use indexmap::IndexMap;
 
 use super::describe::{compared, few, number, short_kind};
 use super::model::{ChangeReport, CheckReport, DecidedBy, EndToEnd, ExplanationReport, NearTies, StageReport};
-use crate::check::Conclusion;
+use crate::check::{Conclusion, doubt};
 use crate::judge::Disposition;
 
 /// Something to know about a check.
@@ -15,9 +15,6 @@ pub struct Note {
     /// One line for each thing.
     pub lines: Vec<String>,
 }
-
-/// So many stages between a stage and the dump are a stretch of the model.
-const FAR_BACK: usize = 3;
 
 /// How many names a line holds before it counts.
 const NAMES_IN_A_LINE: usize = 3;
@@ -111,7 +108,8 @@ fn resolving_power(report: &CheckReport) -> Vec<String> {
     let tells =
         |stage: &&StageReport| stage.disposition == Disposition::Pass && stage.decided_by == Some(DecidedBy::Local);
     let last = report.stages.iter().rfind(tells);
-    let far_back = |stage: &str| report.spans.iter().any(|span| span.stage == stage && span.lacking.len() >= FAR_BACK);
+    let far_back =
+        |stage: &str| report.spans.iter().any(|span| span.stage == stage && span.lacking.len() >= doubt::FAR_BACK);
     let told = last.filter(|last| report.verdict == Conclusion::Pass && far_back(&last.stage)).and_then(|last| {
         let budget = number(last.budget?.l2.0);
         Some(format!("differences of less than {budget} (l2) at {} cannot be seen in such a dump", last.stage))

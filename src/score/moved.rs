@@ -6,7 +6,7 @@
 //! other way never makes room for a bug.
 //!
 //! A bug may also send tokens elsewhere where a right implementation may do so, too, at near ties of the type. Then it is held
-//! against the reference that goes there.
+//! against the reference that goes there, for each token by itself: what the others do may not show in what the dump holds.
 
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
@@ -15,8 +15,9 @@ use crate::backend::{Backend, Reference, Settings};
 use crate::budget::{LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
 use crate::case::Case;
 use crate::error::Result;
-use crate::judge::Truth;
-use crate::judge::routing::judge_choice;
+use crate::judge::near_tie::acceptable;
+use crate::judge::routing::KnownLogits;
+use crate::judge::{LocalTruth, Truth};
 use crate::local::Local;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
@@ -62,15 +63,34 @@ impl Exact<'_> {
         if moved.budgets <= 1.0 {
             return Ok(moved);
         }
-        let with_choices = self.held.iter().chain(self.choices.iter());
-        let there = local(&with_choices.map(|(name, values)| (name.to_owned(), values.clone())).collect())?;
-        let there = there.truth(config, &rows)?;
-        let acceptable = self.choices.iter().all(|(name, chosen)| {
-            let method = there.method.zip(chosen.index());
-            let held = method.and_then(|(method, chosen)| judge_choice(name, chosen, &self.held, &there.truth, method));
-            held.is_some_and(|held| !held.disposition.fails())
-        });
-        Ok(if acceptable { self.against(&there.truth) } else { moved })
+        let with = |choices: &Trace| {
+            let stages = self.held.iter().chain(choices.iter());
+            local(&stages.map(|(name, values)| (name.to_owned(), values.clone())).collect())
+        };
+        let there = with(&self.choices)?;
+        let acceptable = self.acceptable(first.trace(), &there.truth(config, &rows)?);
+        let there = with(&acceptable)?;
+        let by_these = self.against(&there.truth(config, &rows)?.truth);
+        Ok(if by_these.budgets < moved.budgets { by_these } else { moved })
+    }
+
+    /// The bug's choices for the tokens that a right implementation may send there, and those of `truth` for all others.
+    fn acceptable(&self, truth: &Trace, there: &LocalTruth<'_>) -> Trace {
+        let of = |(name, chosen): (&str, &Values)| {
+            let (chosen, mut choice) = (chosen.index()?, truth.get(name)?.index()?.clone());
+            let known = KnownLogits::of(name, &self.held, &there.truth)?;
+            let method = there.method?;
+            let tokens = chosen.outer_iter().zip(known.logits.outer_iter()).zip(choice.outer_iter_mut());
+            for ((experts, z), mut own) in tokens {
+                let set = experts.iter().map(|&expert| expert as usize).collect();
+                let z = Vec::from_iter(z.iter().copied());
+                if acceptable(method, &z, &set, known.epsilon(&z)) {
+                    own.assign(&experts);
+                }
+            }
+            Some((name.to_owned(), Values::Index(choice)))
+        };
+        self.choices.iter().filter_map(of).collect()
     }
 
     fn against(&self, truth: &Truth<'_>) -> Moved {
