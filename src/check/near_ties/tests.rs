@@ -46,16 +46,20 @@ fn mutant(case: &Case, id: &str, precision: Precision, held: &dyn Fn(&str) -> bo
 }
 
 #[test]
-fn a_right_run_whose_choices_are_absent_passes_and_it_is_said_what_was_assumed() {
+fn a_right_run_whose_choices_are_absent_never_fails_and_it_is_said_what_was_assumed() {
     for (name, held) in [("v2", logits as fn(&str) -> bool), ("v2", hidden_states), ("many-groups", logits)] {
-        let mut assumed = 0;
+        let (mut assumed, mut passes, mut open) = (0, 0, 0);
         let subject = case(name);
         let weights = Wide::new(&subject);
         for benign in benign().filter(|benign| (benign.applies)(&subject, Precision::Bf16)) {
             let Some(variant) = &benign.variant else { continue };
             let mut tap = Planted::new(variant, &weights, Precision::Bf16).unwrap();
             let checked = checked(case(name), Precision::Bf16, run(&subject, Precision::Bf16, &held, &mut tap));
-            assert_eq!(checked.conclusion(), Conclusion::Pass, "{name} {}: {:?}", benign.id, checked.inconclusive);
+            match checked.conclusion() {
+                Conclusion::Pass => passes += 1,
+                Conclusion::Inconclusive => open += 1,
+                other => panic!("{name} {}: {other:?}", benign.id),
+            }
             assumed += checked.assumed_ties.len();
             for tie in &checked.assumed_ties {
                 assert!(tie.stage.ends_with(".topk_indices") && tie.strain < 1.5, "{tie:?}");
@@ -63,6 +67,7 @@ fn a_right_run_whose_choices_are_absent_passes_and_it_is_said_what_was_assumed()
             }
         }
         assert!(assumed > 0, "{name}: no near tie was put to the test");
+        assert!(open * 8 <= passes, "{name}: {open} of {} right runs are inconclusive", open + passes);
     }
 }
 
