@@ -1,6 +1,6 @@
 //! What `torch.save` writes: a zip archive with a pickle of the structure (`data.pkl`) and one member for each storage.
 //!
-//! The pickle is a program. It is followed only as far as it builds dictionaries, lists and tensors ([`pickle`]); whatever else
+//! The pickle is a program. It is followed only as far as it builds dictionaries, lists and tensors (`pickle.rs`); whatever else
 //! it would call is refused by its name, and nothing is ever run.
 
 mod pickle;
