@@ -134,6 +134,13 @@ impl Trace {
         if stages.iter().filter(|(name, _)| name == COS || name == SIN).count() > 2 {
             return Err(Error::file(path, format!("`{COS}` and `{SIN}` once"), "them again, in complex tables"));
         }
+        for (at, (name, values)) in stages.iter().enumerate() {
+            let alike = |(other, _): &&(String, Values)| canonical(other) == canonical(name);
+            if let Some((first, _)) = stages[..at].iter().filter(alike).find(|(_, first)| !first.identical(values)) {
+                let found = format!("`{first}` and `{name}`, which differ");
+                return Err(Error::file(path, format!("one tensor for {}", canonical(name)), found));
+            }
+        }
         Ok(stages.into_iter().collect::<Trace>().with_notes(unread, notes))
     }
 
@@ -303,5 +310,21 @@ mod tests {
         let trace: Trace = names.into_iter().map(|name| (name.to_owned(), one())).collect();
         let order: Vec<_> = trace.iter().map(|(name, _)| name).collect();
         assert_eq!(order, ["model.embed_tokens", "model.layers.1", "lm_head", "noise"]);
+    }
+
+    #[test]
+    fn logits_under_two_names_must_be_the_same() {
+        let read = |logits: f64| {
+            let of = |name: &str, from: usize| {
+                format!(r#""{name}":{{"dtype":"F64","shape":[1],"data_offsets":[{from},{}]}}"#, from + 8)
+            };
+            let header = format!("{{{},{}}}", of("lm_head", 0), of("logits", 8));
+            let mut file = (header.len() as u64).to_le_bytes().to_vec();
+            file.extend(header.bytes().chain(1f64.to_le_bytes().into_iter().chain(logits.to_le_bytes())));
+            Trace::parse(Path::new("dump.safetensors"), file)
+        };
+        assert_eq!(read(1.0).unwrap().len(), 1);
+        let message = read(2.0).unwrap_err().to_string();
+        assert!(message.contains("one tensor for lm_head") && message.contains("`logits`"), "{message}");
     }
 }

@@ -51,6 +51,17 @@ impl Values {
         if let Values::Index(a) = self { Some(a) } else { None }
     }
 
+    /// Whether another tensor holds the same numbers in the same order, in whatever shape and type; NaN is NaN.
+    pub fn identical(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Values::Real(_, a), Values::Real(_, b)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(x, y)| x == y || x.is_nan() && y.is_nan())
+            }
+            (Values::Index(a), Values::Index(b)) => a.iter().eq(b),
+            _ => self == other,
+        }
+    }
+
     /// The same elements in `shape`, if the two shapes differ by axes of length 1 only.
     pub fn fit(&self, shape: &[usize]) -> Option<Self> {
         Some(match self {

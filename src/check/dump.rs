@@ -51,10 +51,10 @@ impl Recognised {
 /// Takes a dump in.
 ///
 /// # Errors
-/// If no tensor of it is a stage of any model.
+/// If no tensor of it is a stage of any model, or two that differ are the same stage.
 pub fn read(request: &Request) -> Result<Dump> {
     let config = &request.case.config;
-    let Named { trace, mut recognised, pairs } = names::named(&request.candidate, config, request.case.dialect);
+    let Named { trace, mut recognised, pairs } = names::named(&request.candidate, config, request.case.dialect)?;
     if !trace.iter().any(|(name, _)| Stage::parse(name).is_some()) {
         return Err(nothing_to_compare("--candidate", STAGE_OF_THIS_MODEL, &request.candidate));
     }

@@ -79,7 +79,7 @@ pub fn join(files: &[File], rule: &Rule, case: &Case) -> Result<Joined> {
             Some((values, says)) => (values, says.to_owned()),
             None => {
                 let (first, others) = parts.copies();
-                for (rank, other) in others.iter().filter(|(_, other)| !identical(first, other)) {
+                for (rank, other) in others.iter().filter(|(_, other)| !first.identical(other)) {
                     notes.push((name.to_owned(), format!("rank {rank} not bit-identical to the first: judged, too")));
                     copies[*rank].push((name.to_owned(), (*other).clone()));
                     if name.ends_with(".topk_indices")
@@ -232,7 +232,7 @@ impl<'a> Parts<'a> {
         }
         let norm = |a: &ArrayD<f64>| a.iter().map(|x| x * x).sum::<f64>();
         let near = |part: &ArrayD<f64>| norm(&(part - first)) < 0.25 * norm(part).min(norm(first));
-        if reals[1..].iter().all(|part| identical(&Values::Real(*dtype, (*part).clone()), parts[0]) || near(part)) {
+        if reals[1..].iter().all(|part| Values::Real(*dtype, (*part).clone()).identical(parts[0]) || near(part)) {
             return Ok(None);
         }
         let mut sum = first.clone();
@@ -321,16 +321,6 @@ fn halved(a: &ArrayD<f64>) -> Option<(ArrayD<f64>, ArrayD<f64>)> {
 
 fn rounded(dtype: Dtype, a: &ArrayD<f64>) -> Values {
     Values::Real(dtype, Tensor::from_values(dtype, a.shape(), a.iter().copied()).to_array())
-}
-
-/// Whether two copies are the same to the bit; NaN is NaN.
-fn identical(a: &Values, b: &Values) -> bool {
-    match (a, b) {
-        (Values::Real(_, a), Values::Real(_, b)) => {
-            a.shape() == b.shape() && a.iter().zip(b).all(|(x, y)| x == y || x.is_nan() && y.is_nan())
-        }
-        _ => a == b,
-    }
 }
 
 /// The first token that two ranks send to different experts.

@@ -19,7 +19,11 @@ pub fn number(x: f64) -> String {
 /// The two sides of an element, with as many digits as it takes to tell them apart.
 pub fn got_and_want(element: &ElementReport) -> String {
     let (got, want) = (element.got.0, element.want.0);
-    let fixed = |x: f64, digits: usize| if x.is_finite() { format!("{x:.digits$}") } else { x.to_string() };
+    let fixed = |x: f64, digits: usize| match x.abs() {
+        small if small < 1e9 => format!("{x:.digits$}"),
+        large if large.is_finite() => format!("{x:.digits$e}"),
+        _ => x.to_string(),
+    };
     let sides = |digits: &usize| (fixed(got, *digits), fixed(want, *digits));
     let told_apart = [6, 9, 12].iter().map(sides).find(|(got, want)| got != want);
     let (got, want) = told_apart.unwrap_or_else(|| (format!("{got:e}"), format!("{want:e}")));

@@ -9,7 +9,7 @@ mod factor;
 mod places;
 mod rows;
 
-use dsv2_metrics::Metrics;
+use dsv2_metrics::{MARGIN, Metrics};
 use dsv2_reference::stage::Stage;
 use ndarray::ArrayD;
 
@@ -91,28 +91,48 @@ impl Seen<'_> {
         (norms.iter().sum::<f64>() / norms.len().max(1) as f64).sqrt()
     }
 
-    /// Whether a row is what `want` is, as far as the budget of a row tells.
-    fn same_row(&self, got: &[f64], want: &[f64], usual: f64) -> bool {
+    /// How far a row is from `want`, in budgets of a row.
+    fn row_error(&self, got: &[f64], want: &[f64], usual: f64) -> f64 {
         let mut difference = 0.0;
         for (x, y) in got.iter().zip(want) {
             match x.is_finite() && y.is_finite() {
                 true => difference += (x - y) * (x - y),
                 false if x == y || (x.is_nan() && y.is_nan()) => {}
-                false => return false,
+                false => return f64::INFINITY,
             }
         }
-        difference.sqrt() <= self.budget.row * square(want).sqrt().max(0.1 * usual)
+        part(difference.sqrt(), self.budget.row * square(want).sqrt().max(0.1 * usual))
     }
 
-    /// Which rows are wrong; `None` of those that are not compared.
-    fn wrong_rows(&self) -> Vec<Option<bool>> {
+    /// Whether a row is what `want` is, as far as the budget of a row tells.
+    fn same_row(&self, got: &[f64], want: &[f64], usual: f64) -> bool {
+        self.row_error(got, want, usual) <= 1.0
+    }
+
+    /// Which rows are wrong, and `None` of those that are not compared; nothing at all if one is [in doubt](is_wrong).
+    fn wrong_rows(&self) -> Option<Vec<Option<bool>>> {
         let usual = self.usual_row();
         let mut wrong = vec![None; self.want.len() / self.width().max(1)];
         for (row, got, want) in self.rows() {
-            wrong[row] = Some(!self.same_row(&got, &want, usual));
+            wrong[row] = Some(is_wrong(self.row_error(&got, &want, usual))?);
         }
-        wrong
+        Some(wrong)
     }
+}
+
+/// Whether something is wrong that is off by so many budgets. It may be a little wrong within its budget, and a little over
+/// it where nothing is wrong but what it was computed from; then nobody can say, and "only these are wrong" may be untrue.
+fn is_wrong(budgets: f64) -> Option<bool> {
+    match budgets {
+        sure if sure <= 1.0 / MARGIN => Some(false),
+        sure if sure > MARGIN => Some(true),
+        _ => None,
+    }
+}
+
+/// A part of a whole that may be 0.
+fn part(error: f64, whole: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / whole }
 }
 
 /// The sum of the squares of what is finite.

@@ -39,7 +39,7 @@ const MADE: &[Made] = &[
 
 /// A part of the row, a head's share of it, one of its halves, the even or the odd numbers, or one number.
 pub fn parts(seen: &Seen<'_>) -> Option<String> {
-    let wrong = wrong_columns(seen);
+    let wrong = wrong_columns(seen)?;
     let count = wrong.iter().filter(|wrong| **wrong).count();
     if count == 0 || count == wrong.len() {
         return None;
@@ -91,9 +91,9 @@ fn made(seen: &Seen<'_>, wrong: &[bool]) -> Option<String> {
     }
 }
 
-/// Which places along the last axis are wrong in any row.
-fn wrong_columns(seen: &Seen<'_>) -> Vec<bool> {
-    let mut wrong = vec![false; seen.width()];
+/// Which places along the last axis are wrong in any row; nothing if one is [in doubt](super::is_wrong).
+fn wrong_columns(seen: &Seen<'_>) -> Option<Vec<bool>> {
+    let mut worst = vec![0.0_f64; seen.width()];
     let (mut squares, mut count) = (0.0, 0usize);
     for (_, _, want) in seen.rows() {
         squares += super::square(&want);
@@ -101,9 +101,13 @@ fn wrong_columns(seen: &Seen<'_>) -> Vec<bool> {
     }
     let allowed = seen.budget.max * (squares / count.max(1) as f64).sqrt();
     for (_, got, want) in seen.rows() {
-        for (wrong, (x, y)) in wrong.iter_mut().zip(got.iter().zip(&want)) {
-            *wrong |= x != y && ((x - y).abs() > allowed || (x - y).is_nan()) && !(x.is_nan() && y.is_nan());
+        for (worst, (x, y)) in worst.iter_mut().zip(got.iter().zip(&want)) {
+            *worst = match (x - y).abs() {
+                _ if x == y || x.is_nan() && y.is_nan() => *worst,
+                error if error.is_nan() => f64::INFINITY,
+                error => worst.max(super::part(error, allowed)),
+            };
         }
     }
-    wrong
+    worst.into_iter().map(super::is_wrong).collect()
 }

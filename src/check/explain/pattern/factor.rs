@@ -127,11 +127,13 @@ pub fn factor(seen: &Seen<'_>) -> Option<String> {
     if (factor + 1.0).abs() <= 2.0 * noise {
         return Some("every number has the wrong sign, and is right otherwise".to_owned());
     }
-    // as many digits as the noise leaves
-    let digits = (-noise.log10()).floor().clamp(2.0, 4.0) as i32;
+    // as many digits as the noise leaves, and no fewer than tell it from 1
+    let from_one = (-(factor.abs() - 1.0).abs().log10()).ceil() + 1.0;
+    let digits = (-noise.log10()).floor().clamp(2.0, 4.0).max(from_one.min(15.0)) as i32;
     let shown = rounded(factor, digits);
     let named =
         if names.is_empty() || names.len() > NAMES { String::new() } else { format!(": {}{sign}", names.join(" or ")) };
+    let shown = if (1e-5..1e7).contains(&shown.abs()) { shown.to_string() } else { format!("{factor:.1e}") };
     Some(format!("every number is {shown} times what it should be{named}"))
 }
 

@@ -29,7 +29,7 @@ impl Places {
             (Layout::Flat, &[tokens, _]) => (1, tokens.checked_div(batch)?, false),
             _ => return None,
         };
-        let wrong = seen.wrong_rows();
+        let wrong = seen.wrong_rows()?;
         (heads > 0 && length > 0 && wrong.len().is_multiple_of(heads * length)).then_some(Places {
             heads,
             length,
@@ -100,8 +100,9 @@ pub fn one_token(seen: &Seen<'_>) -> Option<String> {
     let tokens = mixed(seen)?;
     let mut wrong = tokens.iter().filter(|(_, wrong)| *wrong);
     let ((b, s), _) = wrong.next()?;
-    let in_sequence = if seen.case.inputs.batch() > 1 { format!(" of sequence {}", b + 1) } else { String::new() };
-    wrong.next().is_none().then(|| format!("only the token at place {s}{in_sequence} is wrong (counted from 0)"))
+    let batch = seen.case.inputs.batch();
+    let in_sequence = if batch > 1 { format!("sequence {} of {batch}, ", b + 1) } else { String::new() };
+    wrong.next().is_none().then(|| format!("only one token is wrong: {in_sequence}place {s} (counted from 0)"))
 }
 
 /// The last token of each sequence is wrong.

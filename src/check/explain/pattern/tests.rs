@@ -28,11 +28,15 @@ impl Scene {
     }
 
     fn facts(&self, name: &str, spoil: impl Fn(&mut ArrayD<f64>)) -> Vec<String> {
+        self.facts_within(1e-6, name, spoil)
+    }
+
+    fn facts_within(&self, budget: f64, name: &str, spoil: impl Fn(&mut ArrayD<f64>)) -> Vec<String> {
         let want = self.trace.get(name).unwrap().real().unwrap();
         let mut got = want.clone();
         spoil(&mut got);
         let (stage, experts) = (Stage::parse(name).unwrap(), self.experts());
-        let budget = Metrics::from_values([1e-6; 4]);
+        let budget = Metrics::from_values([budget; 4]);
         let experts = stage.layer.is_some_and(|layer| layer > 0).then_some(&experts);
         facts(&Seen { stage, case: &self.case, got: &got, want, budget, compared: None, experts })
     }
@@ -82,7 +86,7 @@ const CASES: &[(&str, Spoil, &[&str])] = &[
     (
         "model.layers.0",
         |a| a.slice_mut(s![1, 3, ..]).mapv_inplace(|x| x + 0.1),
-        &["only the token at place 3 of sequence 2 is wrong (counted from 0)"],
+        &["only one token is wrong: sequence 2 of 2, place 3 (counted from 0)"],
     ),
     (
         "model.layers.0",
@@ -147,6 +151,44 @@ fn what_is_said_of_a_stage_is_what_was_done_to_it() {
         assert!(said.iter().all(|said| facts.iter().any(|fact| fact == said)), "{name}: {said:?} in {facts:?}");
         assert!(!said.is_empty() || facts.is_empty(), "{name}: {facts:?}");
     }
+}
+
+#[test]
+fn a_factor_is_told_from_1_however_loose_the_budget() {
+    let scene = Scene::of("v2");
+    for (factor, said) in [(1.02, "1.02"), (1.08, "1.08"), (0.95, "0.95"), (1e300, "1.0e300")] {
+        let facts = scene.facts_within(3.6e-3, "model.layers.1.mlp.experts", |a| *a *= factor);
+        assert_eq!(facts, [format!("every number is {said} times what it should be")]);
+    }
+}
+
+#[test]
+fn a_small_error_is_no_other_order() {
+    let scene = Scene::of("v2");
+    let facts = scene.facts_within(0.02, "model.layers.0.input_layernorm", |a| {
+        let mut sign = 1.0;
+        a.mapv_inplace(|x| {
+            sign = -sign;
+            x + sign * 0.04
+        });
+    });
+    assert!(!facts.iter().any(|fact| fact.contains("another order")), "{facts:?}");
+}
+
+#[test]
+fn only_these_is_said_where_the_others_are_surely_right() {
+    let scene = Scene::of("v2");
+    let said = |others: f64| {
+        scene.facts("model.layers.0", |a| {
+            let mut row = 0.0;
+            for mut numbers in a.lanes_mut(Axis(2)) {
+                row += 1.0;
+                numbers.mapv_inplace(|x| x * if row == 4.0 { 2.0 } else { 1.0 + others * 1e-6 });
+            }
+        })
+    };
+    assert_eq!(said(0.1), ["only one token is wrong: sequence 1 of 2, place 3 (counted from 0)"]);
+    assert_eq!(said(0.9), [""; 0]);
 }
 
 #[test]
