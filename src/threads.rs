@@ -24,9 +24,11 @@ pub fn make() -> Result<()> {
             })?
         }
     };
-    if ThreadPoolBuilder::new().num_threads(number).build_global().is_err() {
-        // Rayon panics if this is refused too; it makes no thread, so it is not.
-        let _ = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build_global();
-    }
+    // There is one attempt to make the threads that all share, so it is seen on others whether they can be had.
+    let shared = match ThreadPoolBuilder::new().num_threads(number).build() {
+        Ok(_) => ThreadPoolBuilder::new().num_threads(number),
+        Err(_) => ThreadPoolBuilder::new().num_threads(1).use_current_thread(),
+    };
+    shared.build_global().map_err(|refused| Error::request("threads", "some from the system", refused))?;
     Ok(())
 }
