@@ -68,7 +68,7 @@ fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
         fs::remove_file(room.file(name)).unwrap();
         assert!(std::process::Command::new("mkfifo").arg(room.file(name)).status().unwrap().success());
         let line = run(&mut room.trace()).refused();
-        assert!(line.contains(&format!("{name}: expected a file, found neither a file nor a folder")), "{line}");
+        assert!(line.contains(&format!("{name}: expected a file, found a pipe")), "{line}");
     }
 }
 
