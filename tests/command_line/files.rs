@@ -50,6 +50,9 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Puts something that is no file to a path.
+type Put<'a> = &'a dyn Fn(&Path);
+
 /// Each file that a command reads is put in the place of what is no file, one after another: a pipe that nobody writes to, a
 /// device without end, a folder, a link to either. Files of /proc say that they are empty.
 #[test]
@@ -83,7 +86,7 @@ fn what_is_no_file_or_has_no_end_is_refused_by_name() {
         (case.join("checkpoint/config.json"), &verify),
         (case.join("checkpoint/LICENSE"), &materialize),
     ];
-    let kinds: [(&str, &dyn Fn(&Path)); 5] = [
+    let kinds: [(&str, Put); 5] = [
         ("a pipe", &|path| drop(run(Command::new("mkfifo").arg(path)).passes())),
         ("a device", &|path| symlink("/dev/zero", path).unwrap()),
         ("a folder", &|path| fs::create_dir(path).unwrap()),

@@ -134,11 +134,9 @@ impl Unfinished {
     /// Gives the folder its name, in place of another folder, which is removed, in one step.
     ///
     /// # Errors
-    /// If that cannot be done, which some file systems and mounted folders cannot; then `self` is handed back.
-    pub fn replace_folder(self) -> Result<(), (Self, Error)> {
-        if let Err(error) = self.sync() {
-            return Err((self, error));
-        }
+    /// If that cannot be done, which some file systems and mounted folders cannot; then the other folder is as it was.
+    pub fn replace_folder(self) -> Result<()> {
+        self.sync()?;
         #[cfg(unix)]
         let exchanged = {
             use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -148,14 +146,8 @@ impl Unfinished {
         };
         #[cfg(not(unix))]
         let exchanged = Err(io::ErrorKind::Unsupported.into());
-        match exchanged {
-            // What is dropped now is the old one.
-            Ok(()) => Ok(()),
-            Err(source) => {
-                let error = cannot(&self.target, "replace", source);
-                Err((self, error))
-            }
-        }
+        // What is dropped then is the old one.
+        exchanged.map_err(|source| cannot(&self.target, "replace", source))
     }
 
     fn place(&self, rename: impl Fn(&Path, &Path) -> io::Result<()>) -> Result<()> {
