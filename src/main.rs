@@ -2,11 +2,13 @@
 //! is at fault, which one line on stderr says.
 
 mod cli;
+mod threads;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use dsv2_reference::file::ending;
 
 fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
@@ -21,6 +23,13 @@ fn main() -> ExitCode {
             return refuse(first.trim_start_matches("error: "));
         }
     };
+    // Without a thread to wait for signals, they end the program as they always do.
+    let _ = ending::watch(|line| {
+        refuse(line);
+    });
+    if let Err(refused) = threads::make() {
+        return refuse(&refused.to_string());
+    }
     match cli.run() {
         Ok(cli::Done { output, conforms }) => {
             print(&output, if conforms { ExitCode::SUCCESS } else { ExitCode::from(1) })

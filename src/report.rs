@@ -15,7 +15,6 @@ mod notes;
 mod tables;
 mod text;
 
-use std::fs;
 use std::path::Path;
 
 pub use html::html;
@@ -28,24 +27,15 @@ use crate::error::{Error, Result};
 use crate::outcome::Item;
 use crate::output;
 
-/// Makes the folder of a report, before the work that the report is about.
-///
-/// # Errors
-/// If it cannot be made.
-pub fn make_folder(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir, "create"))
-}
-
-/// Writes report.json, junit.xml and report.html into the folder `dir`.
+/// Writes report.json, junit.xml and report.html into the folder `dir`, all three or none
+/// ([`output::replace_files`]; before the work that they are about, [`output::check_folder`]).
 ///
 /// # Errors
 /// If one of them cannot be written.
 pub fn write(dir: &Path, report: &Report) -> Result<()> {
-    output::write_file(&dir.join("report.json"), format!("{:#}\n", report.json()).as_bytes())?;
-    let xml = dir.join("junit.xml");
-    let text = junit(report).map_err(|error| Error::io(&xml, "write")(std::io::Error::other(error)))?;
-    output::write_file(&xml, text.as_bytes())?;
-    output::write_file(&dir.join("report.html"), html(report).as_bytes())
+    let json = format!("{:#}\n", report.json());
+    let xml = junit(report).map_err(|error| Error::io(dir.join("junit.xml"), "write")(std::io::Error::other(error)))?;
+    output::replace_files(dir, &[("report.json", json), ("junit.xml", xml), ("report.html", html(report))])
 }
 
 /// The line about an item that fails: which it is, and the first wrong stage.

@@ -64,6 +64,8 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
         (&["trace", "--chunks", "7,0"], &["--chunks", "expected lengths from 1 up, such as 7,1,1", "7,0"]),
         (&["prove"], &["prove"]),
         (&["verify", "--proof"], &["--proof"]),
+        (&["kv-cache", "--memory", "-1"], &["--memory", "expected 0 to 9000000 (GB)", "found -1"]),
+        (&["kv-cache", "--memory", "9.1e6"], &["--memory", "expected 0 to 9000000 (GB)", "found 9100000"]),
         (&["kv-cache", "--memory=-1"], &["--memory", "expected 0 to 9000000 (GB)", "-1"]),
         (&["kv-cache", "--memory", "NaN"], &["--memory", "expected 0 to 9000000 (GB)", "NaN"]),
         (&["kv-cache", "--batch", "0"], &["--batch", "expected one sequence or more", "0"]),

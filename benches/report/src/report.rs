@@ -3,9 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use crate::error::at;
 use crate::results::write_whole;
-use crate::{Plot, Result, Results, Run, Table, plot};
+use crate::{Error, Plot, Result, Results, Run, Table, plot};
 
 /// The parts of the report: what tables and plots name as their section, and the heading.
 const SECTIONS: [(&str, &str); 7] = [
@@ -23,10 +22,13 @@ const SECTIONS: [(&str, &str); 7] = [
 /// # Errors
 /// If a file cannot be written or a plot cannot be drawn.
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
+    // Drawn before anything is written.
+    let drawn = results.runs.iter().flat_map(|run| &run.plots).map(|plot| Ok((&plot.file, plot::svg(plot)?)));
+    let drawn = drawn.collect::<Result<Vec<_>>>()?;
     let plots = folder.join(PLOTS);
-    std::fs::create_dir_all(&plots).map_err(at(&plots))?;
-    for plot in results.runs.iter().flat_map(|run| &run.plots) {
-        write_whole(&plots.join(format!("{}.svg", plot.file)), plot::svg(plot)?.as_bytes())?;
+    std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
+    for (name, svg) in drawn {
+        write_whole(&plots.join(format!("{name}.svg")), svg.as_bytes())?;
     }
     results.write(&folder.join("REPORT.json"))?;
     write_whole(&folder.join("REPORT.md"), markdown(results).as_bytes())

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use dsv2_bench_report::{Better, Measurement, Results, Run};
+use dsv2_bench_report::{Axis, Better, Measurement, Plot, Results, Run, Series};
 use tempfile::TempDir;
 
 /// What came of a process.
@@ -106,4 +106,54 @@ fn help_is_no_error_and_what_there_is_not_is_refused() {
     assert!(line.contains("<NEW>"), "{line}");
     let line = run(&mut program(&["print"])).refused();
     assert!(line.contains("'print'"), "{line}");
+}
+
+/// The system's pipes and devices have no end, and nobody writes to a pipe here.
+#[test]
+fn what_is_no_file_is_refused_without_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = results(&folder, "good.json", 1.0, 1.0);
+    let pipe = folder.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    for (path, what) in [(pipe, "a pipe"), ("/dev/zero".into(), "a device"), (folder.path().into(), "a folder")] {
+        let expected = format!("dsv2-bench-report: {}: expected a file, found {what}", path.display());
+        assert_eq!(run(program(&["report"]).arg(&path)).refused(), expected);
+        assert_eq!(run(program(&["compare"]).arg(&path).arg(&good)).refused(), expected);
+        assert_eq!(run(program(&["compare"]).arg(&good).arg(&path)).refused(), expected);
+    }
+    let long = folder.path().join("long.json");
+    fs::File::create(&long).unwrap().set_len((32 << 20) + 1).unwrap();
+    let line = run(program(&["report"]).arg(&long)).refused();
+    assert!(line.ends_with("long.json: expected at most 33554432 bytes, found more"), "{line}");
+    let line = run(program(&["report"]).arg(folder.path().join("none.json"))).refused();
+    assert!(line.contains("none.json: cannot read: "), "{line}");
+}
+
+/// Of any size: drawn, or refused by name. On some of these axes, finding places for numbers never ended.
+#[test]
+fn plots_of_numbers_of_any_size_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let results = folder.path().join("results.json");
+    let output = folder.path().join("report");
+    let values = [0.0, 5e-324, 1e-310, 1e-29, 1.0, 1e29, 1.797e308];
+    for (first, second, log) in
+        values.iter().flat_map(|a| values.iter().flat_map(move |b| [(a, b, true), (a, b, false)]))
+    {
+        let axis = |label: &str| Axis { label: label.into(), log };
+        let points = vec![(*first, *second), (*second, -*first)];
+        let series = vec![Series { name: "s".into(), points }];
+        let (x, y) = (axis("x"), axis("y"));
+        let plot = Plot { section: "cache".into(), title: "t".into(), file: "f".into(), x, y, series };
+        Results::new(vec![Run { plots: vec![plot], ..Run::default() }]).write(&results).unwrap();
+        let ran = run(program(&["report"]).arg(&results).arg("--output").arg(&output));
+        let sensible = |value: f64| value == 0.0 || (1e-30..=1e30).contains(&value);
+        if sensible(*first) && sensible(*second) {
+            let nothing = log && (*first == 0.0 || *second == 0.0);
+            assert_eq!(ran.code, Some(if nothing { 2 } else { 0 }), "{first:e} {second:e} {log}: {}", ran.stderr);
+        } else {
+            let line = ran.refused();
+            let expected = "results.json: expected points of 0 or of the size of 1e-30 to 1e30 in \"t\", found ";
+            assert!(line.contains(expected), "{line}");
+        }
+    }
 }
