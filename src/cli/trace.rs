@@ -10,7 +10,7 @@ use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
 use super::feed::FeedArgs;
-use super::{Attention, BackendName, Done, cache_format, precision};
+use super::{Attention, BackendName, Done, cache_format, precision, say_notes};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -27,7 +27,7 @@ pub struct TraceArgs {
     /// What runs it
     #[arg(long, value_enum, default_value = "reference")]
     backend: BackendName,
-    /// What to compute in: f64, f32, tf32, f16 or bf16
+    /// What to compute in: f64, f32, tf32, f16, bf16 or fp8
     #[arg(long, default_value = "f32", value_parser = precision)]
     dtype: Precision,
     /// Which form of attention
@@ -47,6 +47,7 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     let pattern = golden::pattern("--stages", args.stages.as_deref().unwrap_or("*"))?;
     output::check_place(&args.output)?;
     let case = Case::open_as(&args.model, &args.inputs, args.feed.feed())?;
+    say_notes(&case);
     case.check_cache(args.cache)?;
     let wanted = |name: &str| pattern.matches(name);
     let attention = args.attention.into();
