@@ -263,7 +263,7 @@ def checkpoints():
     folder("weight-flat", MODEL | {gate: filled("BF16", [16])})
     folder("weight-of-integers", MODEL | {gate: filled("I32", [4, 4])})
     folder("weight-of-8-bit-floats", MODEL | {gate: filled("F8_E4M3", [4, 4])})
-    folder("weight-nan", spoilt(down, 7, math.nan))
+    folder("weight-nan", spoilt(gate, 7, math.nan))  # an expert that no token goes to is not read
     folder("weight-infinite", spoilt(head, 27, -math.inf))
     folder("config-of-more-layers", MODEL, num_hidden_layers=2)
     folder("config-of-fewer-experts", MODEL, n_routed_experts=2, n_group=1)
