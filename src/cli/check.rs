@@ -76,7 +76,6 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         precision: args.dtype,
         cache: args.cache,
     };
-    say_notes(&request.case);
     let shown = |path: &Path| path.display().to_string();
     let files = args.candidate.iter().map(|file| Ok((shown(file), Trace::read(file)?))).collect::<Result<Vec<_>>>()?;
     let joined = match &args.shards {
@@ -99,6 +98,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         let mut progress = Progress::of_something_slow();
         report = report.explained(&explain(&question, |done, of, what| progress.reached(done, of, what))?);
     }
+    say_notes(&request.case);
     let text = (!args.json).then(|| report::check_text(&report, styled()));
     let report = Report::Check(Box::new(report));
     if let Some(dir) = &args.report {

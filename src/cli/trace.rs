@@ -47,7 +47,6 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     let pattern = golden::pattern("--stages", args.stages.as_deref().unwrap_or("*"))?;
     output::check_place(&args.output)?;
     let case = Case::open_as(&args.model, &args.inputs, args.feed.feed())?;
-    say_notes(&case);
     case.check_cache(args.cache)?;
     let wanted = |name: &str| pattern.matches(name);
     let attention = args.attention.into();
@@ -59,6 +58,7 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     }
     let trace = if let Some(packed) = &case.inputs.packed { packed.as_dumped(&trace) } else { trace };
     trace.write(&args.output)?;
+    say_notes(&case);
     let left_out = match &case.inputs.left_out[..] {
         [] => String::new(),
         names => format!(" (not fed: {})", names.join(", ")),

@@ -3,6 +3,7 @@
 mod check;
 mod damage;
 mod extremes;
+mod forms;
 mod hostile;
 mod materialize;
 mod process;
