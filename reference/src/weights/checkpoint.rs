@@ -175,7 +175,7 @@ fn other_weights(dir: &Path) -> String {
         .map(|files| files.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect())
         .unwrap_or_default();
     names.sort_unstable();
-    let first = |end: &str| names.iter().find(|name| ends(name, end)).map(|name| one_line(name));
+    let first = |end: &str| names.iter().find(|name| ends(name, end)).map(one_line);
     if let Some(name) = first(".gguf") {
         return format!("{name}, which is GGUF: {}", crate::weights::quantization::INSTEAD);
     }
