@@ -14,7 +14,7 @@ use dsv2_reference::model::layers::DecoderLayers;
 use dsv2_reference::model::loss::{CausalLmLabels, ClassificationLabels};
 use dsv2_reference::model::mask;
 use dsv2_reference::model::sequence_classification::DeepseekV2ForSequenceClassification;
-use dsv2_reference::model::{ModelInput, Run, Tokens};
+use dsv2_reference::model::{DeepseekV2Model, ModelInput, Run, Tokens};
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV};
@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs, Labels};
 pub use crate::precision::{Choice, Precision};
 use crate::taps::storage::{PlainErrors, Tf32Operands};
-use crate::taps::{AnyTap, Drawn, DrawnWeights, Forced, Recorder, again};
+use crate::taps::{AnyTap, Drawn, DrawnWeights, Forced, Fp8Operands, Recorder, again};
 use crate::trace::Trace;
 
 pub use device::OnDevice;
@@ -149,7 +149,11 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
         precision: settings.precision,
         draw: settings.draw,
     };
-    let model = Model::<T>::load(case, if drawn { &weights } else { &*case.weights })?;
+    let weights: &dyn WeightSource = if drawn { &weights } else { &*case.weights };
+    let model = match settings.precision {
+        Precision::Fp8 => Model::<T>::load(case, &Fp8Operands::of(weights, case)?)?,
+        _ => Model::<T>::load(case, weights)?,
+    };
     let mut cache = case.use_cache.then(|| LatentCache::with_format(&case.config, batch, settings.cache));
     let run = Run { attention: settings.attention, ..Run::default() };
     for chunk in case.inputs.chunks(&case.chunks)? {
@@ -162,6 +166,7 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
 enum Model<T> {
     CausalLm(DeepseekV2ForCausalLM<T>),
     Classifier(DeepseekV2ForSequenceClassification<T>),
+    Bare(DeepseekV2Model<T>),
     /// Some layers, and the residual stream of all tokens that enters them.
     Part(DecoderLayers<T>, Arc<Array3<f64>>),
 }
@@ -181,6 +186,7 @@ impl<T: Real> Model<T> {
             Head::SequenceClassification => {
                 Model::Classifier(DeepseekV2ForSequenceClassification::load(config, case.dialect, weights)?)
             }
+            Head::Bare => Model::Bare(DeepseekV2Model::load(config, case.dialect, weights)?),
         })
     }
 
@@ -203,6 +209,9 @@ impl<T: Real> Model<T> {
             Model::Classifier(model) => {
                 let labels = classification_labels(inputs)?;
                 model.forward(&input, labels.as_ref(), cache, run, tap)?;
+            }
+            Model::Bare(model) => {
+                model.forward(&input, cache, run, tap)?;
             }
             Model::Part(layers, entering) => {
                 let chunk = entering.slice_axis(Axis(1), Slice::from(fed..fed + inputs.length()));

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dsv2_reference::config::{Head, RopeType};
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::weights::checkpoint::Checkpoint;
+use dsv2_reference::weights::finite::Watch;
+use dsv2_reference::weights::model_weights::ModelWeights;
 use dsv2_reference::weights::{WeightSource, check_complete};
 use dsv2_reference::{DeepseekV2Config, Dialect, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::inputs::{self, Inputs};
 pub use part::{Layers, Part};
 
@@ -78,7 +79,7 @@ impl Case {
     /// As [`Case::open`]; also if the inputs cannot be fed so.
     pub fn open_as(model: &Path, inputs: &Path, feed: Feed) -> Result<Self> {
         let Feed { dialect, chunks, use_cache, ids_only, decode, layers } = feed;
-        let config = DeepseekV2Config::from_file(&model.join("config.json"))?;
+        let mut config = DeepseekV2Config::from_file(&model.join("config.json"))?;
         config.validate(dialect)?;
         let head = head(&config)?;
         let inputs = Inputs::read(inputs)?;
@@ -89,7 +90,7 @@ impl Case {
         }
         let layers = layers.map(|layers| layers.of(&config)).transpose()?;
         let needed = |weight: &str| layers.as_ref().is_none_or(|layers| layers.hold(weight));
-        let weights = Arc::new(Checkpoint::open_some(model, needed)?);
+        let weights = read_weights(model, &mut config, head, dialect, needed)?;
         let part = layers.map(|layers| Part { layers, entering: None });
         let at_once = || [inputs.past(), inputs.looked_at()].into_iter().filter(|&length| length > 0).collect();
         let chunks = chunks.unwrap_or_else(at_once);
@@ -100,7 +101,7 @@ impl Case {
     /// The case itself, if its parts fit together. Its weights are from now on looked at only once, however often it is run.
     ///
     /// # Errors
-    /// If a weight is missing, too many or of another shape than the config implies; if the inputs are impossible; if the
+    /// If a weight is missing or of another shape than the config implies; if the inputs are impossible; if the
     /// chunks do not add up to the sequence, or there are several and no cache.
     pub fn checked(self) -> Result<Self> {
         self.config.validate(self.dialect)?;
@@ -111,6 +112,7 @@ impl Case {
             num_labels: classifier.then(|| self.config.num_labels()),
         };
         inputs::check(&self.inputs, &expected)?;
+        self.check_bare()?;
         self.check_packed()?;
         self.inputs.chunks(&self.chunks)?;
         if self.inputs.new_tokens.is_some() && !self.use_cache {
@@ -126,8 +128,8 @@ impl Case {
         let all = self.config.weight_shapes(self.head, self.dialect);
         let tied = self.config.tie_word_embeddings.then_some("lm_head.weight");
         let tolerated: Vec<&str> = all.iter().map(|(weight, _)| weight.as_str()).chain(tied).collect();
-        check_complete(&*self.weights, &self.weight_shapes(), &tolerated)?;
-        Ok(Case { weights: Arc::new(Remembered::new(self.weights)), ..self })
+        let others = check_complete(&*self.weights, &self.weight_shapes(), &tolerated)?;
+        Ok(Case { weights: Arc::new(Remembered::new(self.weights, &others)), ..self })
     }
 }
 
@@ -138,6 +140,16 @@ impl Case {
         let mut shapes = self.config.weight_shapes(self.head, self.dialect);
         shapes.retain(|(weight, _)| needed(weight));
         shapes
+    }
+
+    /// Whether nothing is asked for that only a head computes.
+    fn check_bare(&self) -> Result<()> {
+        let asked =
+            [("labels", self.inputs.labels.is_some()), ("logits_to_keep", self.inputs.logits_to_keep.is_some())];
+        match asked.into_iter().find(|(_, given)| *given && self.head == Head::Bare) {
+            Some((name, _)) => Err(Error::input(name, "a model with a head", format!("{}, which has none", self.head))),
+            None => Ok(()),
+        }
     }
 
     /// Whether sequences that are laid end to end mean something for this model.
@@ -154,7 +166,7 @@ impl Case {
             _ if self.config.rope()?.rope_type == RopeType::Dynamic => {
                 refused("rope type dynamic, whose angles depend on the longest sequence")
             }
-            Head::CausalLm => Ok(()),
+            Head::CausalLm | Head::Bare => Ok(()),
         }
     }
 
@@ -174,12 +186,35 @@ impl Case {
 struct Remembered {
     source: Arc<dyn WeightSource + Send + Sync>,
     tensors: Mutex<HashMap<String, Tensor>>,
+    notes: Vec<String>,
 }
 
 impl Remembered {
-    fn new(source: Arc<dyn WeightSource + Send + Sync>) -> Self {
-        Remembered { source, tensors: Mutex::default() }
+    /// `others` are tensors that the model does not have.
+    fn new(source: Arc<dyn WeightSource + Send + Sync>, others: &[String]) -> Self {
+        let mut notes = source.notes();
+        if !others.is_empty() {
+            const SHOWN: usize = 3;
+            let mut named: Vec<String> = others.iter().take(SHOWN).map(|name| format!("`{}`", short(name))).collect();
+            if others.len() > SHOWN {
+                named.push(format!("{} more", others.len() - SHOWN));
+            }
+            let (are, s) = if others.len() == 1 { ("is", "") } else { ("are", "s") };
+            let named = named.join(", ");
+            notes.push(format!(
+                "{} tensor{s} of the checkpoint {are} not in a model of this config, and not read: {named}",
+                others.len()
+            ));
+        }
+        Remembered { source, tensors: Mutex::default(), notes }
     }
+}
+
+/// A name out of a file, fit for a line.
+fn short(name: &str) -> String {
+    const LONGEST: usize = 100;
+    let (shown, whole) = (name.chars().take(LONGEST).collect::<String>(), name.chars().count() <= LONGEST);
+    one_line(&shown) + if whole { "" } else { "..." }
 }
 
 impl WeightSource for Remembered {
@@ -200,6 +235,31 @@ impl WeightSource for Remembered {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.source.shape(name)
     }
+
+    fn watch(&self) -> Arc<Watch> {
+        self.source.watch()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+}
+
+/// The weights of the checkpoint in `folder`. If it has an output head of its own although `config` ties it to the embedding,
+/// it is the model of a config that does not, and `config` becomes that.
+///
+/// # Errors
+/// If the checkpoint is at fault, or in a form that is not read.
+pub fn read_weights(
+    folder: &Path,
+    config: &mut DeepseekV2Config,
+    head: Head,
+    dialect: Dialect,
+    needed: impl Fn(&str) -> bool,
+) -> Result<Arc<dyn WeightSource + Send + Sync>> {
+    let weights = ModelWeights::open(folder, config, head, dialect, needed)?;
+    config.tie_word_embeddings &= !weights.unties();
+    Ok(Arc::new(weights))
 }
 
 /// The head that config.json names.

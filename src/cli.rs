@@ -9,11 +9,12 @@ mod trace;
 mod verify;
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{Backend, OnDevice, Precision, Reference};
+use dsv2::case::Case;
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
 use dsv2::{Error, Result, golden};
@@ -92,6 +93,14 @@ impl GoldenArgs {
             return Err(Error::request("--case", "a pattern that matches a golden case", format!("\"{pattern}\"")));
         }
         Ok((golden, cases))
+    }
+}
+
+/// Says on stderr how a checkpoint was taken, where that is not plain.
+fn say_notes(case: &Case) {
+    for note in case.weights.notes() {
+        // Who does not listen misses no result.
+        let _ = writeln!(std::io::stderr(), "note: {note}");
     }
 }
 

@@ -14,7 +14,6 @@ use dsv2_reference::config::Head;
 use dsv2_reference::file::{self, unfinished::Unfinished};
 use dsv2_reference::model::causal_lm::LogitsToKeep;
 use dsv2_reference::weights::WeightSource;
-use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 pub use folder::{Folder, GoldenCases};
@@ -22,7 +21,7 @@ use glob::Pattern;
 use indexmap::IndexMap;
 
 use crate::budget::{self, Budgets, FACTORS};
-use crate::case::Case;
+use crate::case::{self, Case};
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
 use crate::precision::Precision;
@@ -59,20 +58,21 @@ impl GoldenCase {
         check_stages(&folder, &file, &expected)?;
 
         let mut unpacked = None;
-        let mut config = file.config.clone();
+        let (head, dialect) = (file.architecture.parse::<Head>()?, dialect(&file.dialect)?);
+        let mut config = DeepseekV2Config::from_value(file.config.clone())?;
         let weights: Arc<dyn WeightSource + Send + Sync> = match &file.weights {
             Weights::Generated { seed, rules } => Arc::new(GeneratedWeights { seed: *seed, rules: rules.clone() }),
             Weights::Checkpoint { path } => {
                 let (checkpoint, holder) = folder.on_disk(path)?;
                 unpacked = holder;
-                config = read_json(&checkpoint.join("config.json"))?;
-                Arc::new(Checkpoint::open(&checkpoint)?)
+                config = DeepseekV2Config::from_value(read_json(&checkpoint.join("config.json"))?)?;
+                case::read_weights(&checkpoint, &mut config, head, dialect, |_| true)?
             }
         };
         let case = Case {
-            config: DeepseekV2Config::from_value(config)?,
-            head: file.architecture.parse::<Head>()?,
-            dialect: dialect(&file.dialect)?,
+            config,
+            head,
+            dialect,
             weights,
             use_cache: file.options.use_cache,
             chunks: file.options.chunks.clone().unwrap_or_else(|| vec![inputs.length()]),
@@ -96,7 +96,7 @@ impl GoldenCase {
                 Precision::F64 => Metrics::default(),
                 Precision::F32 => baseline.f32,
                 Precision::Bf16 => baseline.bf16,
-                Precision::Tf32 | Precision::F16 => return None,
+                Precision::Tf32 | Precision::F16 | Precision::Fp8 => return None,
             };
             Some((name.clone(), baseline.f32.zip(&candidate, |truth, candidate| truth + candidate)))
         };

@@ -22,18 +22,23 @@ pub enum Precision {
     F16,
     /// The same in bf16.
     Bf16,
+    /// bf16 around matrix products of fp8 numbers: weights that the checkpoint has in 8 bits are multiplied with operands of 8
+    /// bits, which are made for each product, with a scale for as many neighbours of a token as share one in the weight (128,
+    /// or all). Router, head and whatever the checkpoint has in more bits are as in bf16.
+    Fp8,
 }
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Precision; 5] = [Precision::F64, Precision::F32, Precision::Tf32, Precision::F16, Precision::Bf16];
+    pub const ALL: [Precision; 6] =
+        [Precision::F64, Precision::F32, Precision::Tf32, Precision::F16, Precision::Bf16, Precision::Fp8];
 
     /// The type in which a computation of this precision stores a stage.
     pub fn stored(self, stage: &str) -> Dtype {
         match self {
             Precision::F64 => Dtype::F64,
             Precision::F16 if RoundingTap::rounds(stage) => Dtype::F16,
-            Precision::Bf16 if RoundingTap::rounds(stage) => Dtype::Bf16,
+            Precision::Bf16 | Precision::Fp8 if RoundingTap::rounds(stage) => Dtype::Bf16,
             _ => Dtype::F32,
         }
     }
@@ -42,7 +47,7 @@ impl Precision {
     pub fn narrow(self) -> Option<Dtype> {
         match self {
             Precision::F16 => Some(Dtype::F16),
-            Precision::Bf16 => Some(Dtype::Bf16),
+            Precision::Bf16 | Precision::Fp8 => Some(Dtype::Bf16),
             _ => None,
         }
     }
@@ -56,6 +61,7 @@ impl fmt::Display for Precision {
             Precision::Tf32 => "tf32",
             Precision::F16 => "f16",
             Precision::Bf16 => "bf16",
+            Precision::Fp8 => "fp8",
         })
     }
 }
@@ -65,7 +71,7 @@ impl FromStr for Precision {
 
     fn from_str(text: &str) -> Result<Self> {
         let named = Precision::ALL.into_iter().find(|precision| precision.to_string() == text);
-        named.ok_or_else(|| Error::request("dtype", "f64, f32, tf32, f16 or bf16", format!("{text:?}")))
+        named.ok_or_else(|| Error::request("dtype", "f64, f32, tf32, f16, bf16 or fp8", format!("{text:?}")))
     }
 }
 

@@ -4,6 +4,7 @@
 mod assumed;
 mod drawn;
 mod forced;
+mod fp8_operands;
 mod recorder;
 pub mod storage;
 
@@ -12,6 +13,7 @@ use dsv2_reference::tap::{StageValue, Tap};
 pub use assumed::Assumed;
 pub use drawn::{Drawn, DrawnWeights};
 pub use forced::Forced;
+pub use fp8_operands::Fp8Operands;
 pub use recorder::Recorder;
 
 /// A tap for whatever type the computation has.

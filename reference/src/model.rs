@@ -15,6 +15,8 @@ pub mod rope;
 pub mod router;
 pub mod sequence_classification;
 
+use std::sync::Arc;
+
 use ndarray::{Array2, Array3, Array4, Axis};
 
 use crate::model::attention::AttentionForm;
@@ -24,6 +26,7 @@ use crate::model::mask::AttentionMask;
 use crate::model::norm::RmsNorm;
 use crate::tap::{Scope, Tap};
 use crate::weights::WeightSource;
+use crate::weights::finite::Watch;
 use crate::{DeepseekV2Config, Dialect, Error, Real, Result, Tensor};
 
 /// What goes in: exactly one of `input_ids` and `inputs_embeds`.
@@ -97,6 +100,7 @@ pub struct DeepseekV2Model<T> {
     embed_tokens: Tensor,
     layers: DecoderLayers<T>,
     norm: RmsNorm<T>,
+    watch: Arc<Watch>,
 }
 
 impl<T: Real> DeepseekV2Model<T> {
@@ -110,6 +114,7 @@ impl<T: Real> DeepseekV2Model<T> {
             embed_tokens: weights.tensor("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?,
             layers: DecoderLayers::load(config, dialect, 0..config.num_hidden_layers, weights)?,
             norm: RmsNorm::load(weights, "model.norm", config.hidden_size, config.rms_norm_eps)?,
+            watch: weights.watch(),
             config: config.clone(),
             dialect,
         })
@@ -158,6 +163,7 @@ impl<T: Real> DeepseekV2Model<T> {
         let tap = &mut root.child("model");
         let past = self.check_shapes(input, cache.as_deref())?;
         let mut hidden = self.embed(&input.tokens)?;
+        self.watch.check()?;
         tap.real("embed_tokens", &mut hidden);
         let (hidden, extras) = self.layers.forward_after(hidden, input, past, cache, run, tap)?;
         let mut last_hidden_state = self.norm.forward_3d(hidden.view());

@@ -5,6 +5,7 @@ mod behaviour_list;
 mod bits;
 mod cache;
 mod cache_bytes;
+mod checkpoint_forms;
 mod classification;
 mod common;
 mod config;

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use dsv2_optimized::model::Settings as ModelSettings;
 use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
 use dsv2_optimized::model::tap::Tap as DeviceTap;
+use dsv2_optimized::model::{Model as DeviceModel, Settings as ModelSettings};
 use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Tensor, Variant};
 use dsv2_reference::config::Head;
 use dsv2_reference::model::cache::CacheFormat;
@@ -92,7 +92,7 @@ fn element(precision: Precision) -> Option<Element> {
     match precision {
         Precision::F32 => Some(Element::F32),
         Precision::Bf16 => Some(Element::Bf16),
-        Precision::F64 | Precision::Tf32 | Precision::F16 => None,
+        Precision::F64 | Precision::Tf32 | Precision::F16 | Precision::Fp8 => None,
     }
 }
 
@@ -142,6 +142,7 @@ fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut 
 enum Model {
     CausalLm(CausalLm),
     Classifier(SequenceClassifier),
+    Bare(DeviceModel),
 }
 
 impl Model {
@@ -152,6 +153,7 @@ impl Model {
             Head::SequenceClassification => {
                 Model::Classifier(SequenceClassifier::load(config, case.dialect, weights, device, settings, quiet)?)
             }
+            Head::Bare => Model::Bare(DeviceModel::load(config, case.dialect, weights, device, settings, quiet)?),
         })
     }
 
@@ -173,6 +175,9 @@ impl Model {
             Model::Classifier(model) => {
                 let labels = classification_labels(inputs)?;
                 model.forward(&input, labels.as_ref(), cache, form, Some(stages))?;
+            }
+            Model::Bare(model) => {
+                model.forward(&input, cache, form, Some(stages))?;
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use dsv2_reference::model::cache::CacheFormat;
 
 use super::feed::FeedArgs;
 use super::progress::Progress;
-use super::{Done, cache_format, precision, styled};
+use super::{Done, cache_format, precision, say_notes, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -37,7 +37,7 @@ pub struct CheckArgs {
     /// What they should be [default: what the f64 reference computes]
     #[arg(long, value_name = "FILE")]
     expected: Option<PathBuf>,
-    /// What the candidate computed in: f64, f32, tf32, f16 or bf16 [default: as its tensors are stored]
+    /// What the candidate computed in: f64, f32, tf32, f16, bf16 or fp8 (matrix products of fp8 numbers, all else bf16) [default: as its tensors are stored]
     #[arg(long, value_name = "DTYPE", value_parser = precision)]
     dtype: Option<Precision>,
     /// How its cache keeps latents and keys: plain, bf16, fp8, int8 or six-bit
@@ -98,6 +98,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         let mut progress = Progress::of_something_slow();
         report = report.explained(&explain(&question, |done, of, what| progress.reached(done, of, what))?);
     }
+    say_notes(&request.case);
     let text = (!args.json).then(|| report::check_text(&report, styled()));
     let report = Report::Check(Box::new(report));
     if let Some(dir) = &args.report {

@@ -10,7 +10,7 @@ use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
 use super::feed::FeedArgs;
-use super::{Attention, BackendName, Done, cache_format, precision};
+use super::{Attention, BackendName, Done, cache_format, precision, say_notes};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -27,7 +27,7 @@ pub struct TraceArgs {
     /// What runs it
     #[arg(long, value_enum, default_value = "reference")]
     backend: BackendName,
-    /// What to compute in: f64, f32, tf32, f16 or bf16
+    /// What to compute in: f64, f32, tf32, f16, bf16 or fp8
     #[arg(long, default_value = "f32", value_parser = precision)]
     dtype: Precision,
     /// Which form of attention
@@ -58,6 +58,7 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     }
     let trace = if let Some(packed) = &case.inputs.packed { packed.as_dumped(&trace) } else { trace };
     trace.write(&args.output)?;
+    say_notes(&case);
     let left_out = match &case.inputs.left_out[..] {
         [] => String::new(),
         names => format!(" (not fed: {})", names.join(", ")),

@@ -5,9 +5,12 @@
 //! is moved by an error of a rounding's usual size: where it is stored, in place of the rounding, and where it is read. What
 //! a sum makes of that is in proportion to its terms, not to what is left of them.
 
+use std::sync::Arc;
+
 use dsv2_reference::stage::table::{DOWN_PROJ, EXPERTS, SHARED_EXPERTS};
 use dsv2_reference::tap::{StageValue, Tap};
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::weights::finite::Watch;
 use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dtype, Real, Tensor};
 
@@ -50,8 +53,8 @@ impl DrawnWeights<'_> {
 impl WeightSource for DrawnWeights<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> dsv2_reference::Result<Tensor> {
         let exact = self.weights.tensor(name, shape)?;
-        // what is looked up is copied
-        if name.ends_with("embed_tokens.weight") {
+        // what is looked up is copied; and where both sides have 8 bits, the operands' errors are far larger
+        if name.ends_with("embed_tokens.weight") || (self.precision == Precision::Fp8 && exact.is_scaled()) {
             return Ok(exact);
         }
         let exact: ArrayD<f64> = exact.to_array();
@@ -62,6 +65,10 @@ impl WeightSource for DrawnWeights<'_> {
 
     fn names(&self) -> Option<Vec<String>> {
         self.weights.names()
+    }
+
+    fn watch(&self) -> Arc<Watch> {
+        self.weights.watch()
     }
 }
 

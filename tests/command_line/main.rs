@@ -4,6 +4,7 @@ mod check;
 mod damage;
 mod extremes;
 mod files;
+mod forms;
 mod hostile;
 mod materialize;
 mod process;

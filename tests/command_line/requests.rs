@@ -56,7 +56,7 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
         (&["verify", "--backend", "emulated", "--races"], &["--backend", "--races", "cannot be used with"]),
         (&["verify", "--case", "no-such-*"], &["--case", "expected a pattern that matches a golden case", "no-such-*"]),
         (&["verify", "--case", "["], &["--case", "expected a pattern of *, ? and [..]", "\"[\""]),
-        (&["verify", "--dtype", "f8"], &["--dtype", "expected f64, f32, tf32, f16 or bf16", "f8"]),
+        (&["verify", "--dtype", "f8"], &["--dtype", "expected f64, f32, tf32, f16, bf16 or fp8", "f8"]),
         (&["verify", "--attention", "flash"], &["--attention", "flash", "expanded", "absorbed"]),
         (&["verify", "--golden", "no/such/folder"], &["no/such/folder", "cannot read"]),
         (&["trace"], &["--model <DIR>", "--inputs <FILE>", "--output <FILE>"]),

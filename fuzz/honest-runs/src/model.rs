@@ -198,7 +198,8 @@ fn labels(config: &DeepseekV2Config, head: Head, inputs: &Inputs, rng: &mut Rng)
         _ => None,
     };
     match head {
-        Head::CausalLm => Labels::Ids(Array2::from_shape_fn((batch, length), |(b, s)| {
+        // a model without a head is not among those drawn
+        Head::CausalLm | Head::Bare => Labels::Ids(Array2::from_shape_fn((batch, length), |(b, s)| {
             // what stands on padding, or is predicted from it, is nobody's business
             let masked = padding.is_some_and(|attend| !attend[[b, s]] || (s > 0 && !attend[[b, s - 1]]));
             let label = rng.i64(0..config.vocab_size as i64);

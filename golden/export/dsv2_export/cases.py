@@ -6,9 +6,11 @@ or a value instead of passing by luck. Sequence lengths are odd, and rows (B*S) 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from . import forms
 from .prng import bf16_exact
 from .trained import held_out_ids
 
@@ -458,6 +460,15 @@ case("small-variance-embeds", "Input rows with RMS from 5e-4 to 8e-3.",
 
 # Complete checkpoint folders
 
+
+def tiny_form_config(**changes) -> dict:
+    """Sides that blocks of 8 x 16 divide (Transformers can do no others), and as few numbers as may be."""
+    return lite_config(**{"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 32, "kv_lora_rank": 16,
+                          "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+                          "num_attention_heads": 2, "num_key_value_heads": 2, "qk_nope_head_dim": 8, "v_head_dim": 8,
+                          "vocab_size": 64, **changes})  # fmt: skip
+
+
 NEW_LAYOUT = {key: value for key, value in v2_config().items()
               if key not in ("rope_scaling", "rope_theta", "torch_dtype", "aux_loss_alpha", "ep_size", "moe_layer_freq",
                              "scoring_func", "seq_aux")}  # fmt: skip
@@ -473,6 +484,19 @@ case("checkpoint-tied", "A checkpoint folder in float32 with tied embeddings; co
      "num_hidden_layers": 2, "rope_parameters": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 40.0, "mscale": 0.707,
      "mscale_all_dim": 0.707, "original_max_position_embeddings": 64, "rope_theta": 10000.0, "rope_type": "yarn"},
      "transformers_version": HF}, tokens(), checkpoint={"dtype": "F32", "shards": 1})  # fmt: skip
+
+case("untied-fused", "Tied in config.json, but the checkpoint holds another lm_head: not tied. The experts of a layer in one tensor; one \
+tensor too many.", "yarn checkpoint fused bf16", {**tiny_form_config(num_hidden_layers=1, first_k_dense_replace=0),
+     "tie_word_embeddings": True}, tokens(1, 5),
+     checkpoint={"dtype": "BF16", "forms": [forms.untied, forms.fused]})  # fmt: skip
+case("fp8-blocks", "A checkpoint in fp8 with a scale for each block of a matrix, dequantised by Transformers on loading.",
+     "yarn checkpoint fp8", {**tiny_form_config(), "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3",
+     "quant_method": "fp8", "weight_block_size": [8, 16]}}, tokens(1, 7),
+     checkpoint={"dtype": "BF16", "forms": [partial(forms.fp8, block=[8, 16])]})  # fmt: skip
+case("fp8-matrices", "fp8 with a scale for each matrix, and scales of activations, which mean nothing when dequantised.",
+     "yarn checkpoint fp8", {**tiny_form_config(num_hidden_layers=1, first_k_dense_replace=0), "quantization_config": {"activation_scheme": "static",
+     "quant_method": "fp8", "weight_block_size": None}}, tokens(1, 5),
+     checkpoint={"dtype": "BF16", "forms": [partial(forms.fp8, block=None, static=True)]})  # fmt: skip
 
 # Trained weights
 

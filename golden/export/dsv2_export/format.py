@@ -97,13 +97,16 @@ def read_case(folder: Path) -> tuple[dict, dict, dict]:
     return case, inputs, expected
 
 
-def write_checkpoint(folder: Path, config: dict, tensors: dict, dtype: str, shards: int = 1) -> None:
-    """A Hugging Face checkpoint folder; `dtype` is F32, F16 or BF16, `shards` > 1 adds an index."""
+def write_checkpoint(folder: Path, config: dict, tensors: dict, dtype: str, shards: int = 1, forms=()) -> None:
+    """A Hugging Face checkpoint folder; `dtype` is F32, F16 or BF16, `shards` > 1 adds an index; `forms` are functions that
+    bring the tensors into another form (`forms.py`), one after the other."""
     import torch
     from safetensors.torch import save_file as save_torch
 
     torch_dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
     converted = {k: torch.from_numpy(np.ascontiguousarray(v)).to(torch_dtype) for k, v in tensors.items()}
+    for form in forms:
+        converted = {k: v.contiguous() for k, v in form(converted).items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     meta = {"format": "pt"}

@@ -41,7 +41,25 @@ def read_weights(case: dict) -> dict[str, np.ndarray]:
     tensors = {}
     for file in sorted((format.CASES / case["name"] / case["weights"]["path"]).glob("*.safetensors")):
         tensors.update({name: tensor.float().numpy() for name, tensor in load_file(file).items()})
-    return tensors
+    return plain(tensors)
+
+
+def plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint in another form (`forms.py`): scales multiplied in, experts taken apart."""
+    made = {}
+    for name, tensor in tensors.items():
+        if (scale := tensors.get(f"{name}_scale_inv")) is not None:
+            scale = scale.reshape(tensor.shape[:-2] + (scale.shape[-2:] or (1, 1)))
+            rows, columns = (a // b for a, b in zip(tensor.shape[-2:], scale.shape[-2:], strict=True))
+            tensor = tensor * scale.repeat(rows, axis=-2).repeat(columns, axis=-1)
+        path, _, last = name.rpartition(".")
+        if not path.endswith(".mlp.experts"):
+            made[name] = tensor
+            continue
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(last, ())
+        for part, halves in zip(parts, np.split(tensor, len(parts), axis=1) if parts else (), strict=True):
+            made |= {f"{path}.{e}.{part}.weight": matrix for e, matrix in enumerate(halves)}
+    return made
 
 
 class Derivation:
@@ -255,7 +273,7 @@ class Derivation:
             kept = h[keep] if keep.dtype == bool else np.take_along_axis(h, keep[..., None], 1)
         else:
             kept = h[:, keep] if np.ndim(keep) == 1 else h[:, -int(keep) :]
-        embedding = "model.embed_tokens.weight" if self.c["tie_word_embeddings"] else "lm_head.weight"
+        embedding = "lm_head.weight" if "lm_head.weight" in self.w else "model.embed_tokens.weight"
         self.expect("lm_head", kept @ self.w[embedding].T)
 
     def check_loss(self) -> None:

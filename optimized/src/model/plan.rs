@@ -264,6 +264,7 @@ impl Workspace<'_> {
                 let picked = if self.pass.logits == self.pass.new { 0 } else { self.config.hidden_size };
                 sum([hidden, self.real(&[kept, picked + self.config.vocab_size]), wide(&[kept, 2]), wide(&[1])])
             }
+            Head::Bare => hidden,
             Head::SequenceClassification => {
                 let labels = self.config.num_labels();
                 let scores = sum([self.real(&[rows, labels]), self.real(&[batch, labels])]);

@@ -52,7 +52,10 @@ impl Loader<'_> {
     pub(super) fn load_into(&mut self, name: &str, shape: &[usize], place: &Tensor) -> Result<()> {
         match self.source {
             Source::Generated(weights) => fill_generated(weights, name, place)?,
-            Source::Host(source) => self.copy(&source.tensor(name, shape)?, place)?,
+            Source::Host(source) => {
+                self.copy(&source.tensor(name, shape)?, place)?;
+                source.watch().check()?;
+            }
         }
         (self.progress)(place.len() * self.settings.element.bytes());
         Ok(())
@@ -60,7 +63,7 @@ impl Loader<'_> {
 
     fn copy(&self, stored: &Stored, place: &Tensor) -> Result<()> {
         match (stored.dtype(), self.settings.element) {
-            (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32) => place.write(stored.bytes()),
+            (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32) => place.write(&stored.bytes()),
             (_, Element::F32) => place.write(&narrow(stored, |x| x.to_le_bytes())),
             (_, Element::Bf16) => place.write(&narrow(stored, |x| bf16::from_f32(x).to_le_bytes())),
             (_, Element::I32) => Err(Error::operand("load", "element", "f32 or bf16", self.settings.element)),

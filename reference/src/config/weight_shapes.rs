@@ -14,6 +14,8 @@ pub enum Head {
     CausalLm,
     /// `score`: a logit for each label.
     SequenceClassification,
+    /// Nothing: the hidden states after the last norm.
+    Bare,
 }
 
 impl Head {
@@ -22,6 +24,7 @@ impl Head {
         match self {
             Head::CausalLm => "DeepseekV2ForCausalLM",
             Head::SequenceClassification => "DeepseekV2ForSequenceClassification",
+            Head::Bare => "DeepseekV2Model",
         }
     }
 }
@@ -37,9 +40,9 @@ impl FromStr for Head {
 
     /// Reads an [`Head::architecture`].
     fn from_str(text: &str) -> Result<Self, Error> {
-        let known = [Head::CausalLm, Head::SequenceClassification];
+        let known = [Head::CausalLm, Head::SequenceClassification, Head::Bare];
         known.into_iter().find(|head| head.architecture() == text).ok_or_else(|| {
-            Error::config("architectures", known.map(Head::architecture).join(" or "), format!("{text:?}"))
+            Error::config("architectures", known.map(Head::architecture).join(", "), format!("{text:?}"))
         })
     }
 }
@@ -95,6 +98,7 @@ impl DeepseekV2Config {
         list.add("model.norm.weight", &[hidden]);
         match head {
             Head::CausalLm if self.tie_word_embeddings => {}
+            Head::Bare => {}
             Head::CausalLm => list.add("lm_head.weight", &[self.vocab_size, hidden]),
             Head::SequenceClassification => list.add("score.weight", &[self.num_labels(), hidden]),
         }

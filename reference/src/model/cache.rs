@@ -14,6 +14,7 @@ mod encoding;
 mod format;
 mod layer;
 
+pub(crate) use encoding::as_e4m3;
 pub use format::{CacheFormat, PackedFormat};
 pub use layer::LayerCache;
 use ndarray::{ArrayView3, Axis};

@@ -1,5 +1,7 @@
 //! `DeepseekV2ForCausalLM`: the next-token logits and their loss.
 
+use std::sync::Arc;
+
 use ndarray::{Array1, Array2, Array3, Array4, ArrayView3, Axis, s};
 
 use crate::model::cache::LatentCache;
@@ -8,6 +10,7 @@ use crate::model::loss::{CausalLmLabels, causal_lm_loss};
 use crate::model::{DeepseekV2Model, ModelInput, Run};
 use crate::tap::{Scope, Tap};
 use crate::weights::WeightSource;
+use crate::weights::finite::Watch;
 use crate::{DeepseekV2Config, Dialect, Error, Real, Result};
 
 /// For which positions to compute logits (`logits_to_keep`).
@@ -60,6 +63,7 @@ pub struct CausalLmOutput<T> {
 pub struct DeepseekV2ForCausalLM<T> {
     model: DeepseekV2Model<T>,
     lm_head: Linear<T>,
+    watch: Arc<Watch>,
 }
 
 impl<T: Real> DeepseekV2ForCausalLM<T> {
@@ -74,7 +78,7 @@ impl<T: Real> DeepseekV2ForCausalLM<T> {
         } else {
             Linear::load(weights, "lm_head", config.vocab_size, config.hidden_size, false)?
         };
-        Ok(DeepseekV2ForCausalLM { model, lm_head })
+        Ok(DeepseekV2ForCausalLM { model, lm_head, watch: weights.watch() })
     }
 
     /// The model without the head.
@@ -95,7 +99,9 @@ impl<T: Real> DeepseekV2ForCausalLM<T> {
     ) -> Result<CausalLmOutput<T>> {
         LatentCache::undo_on_error(cache, |cache| {
             let output = self.model.forward(&input.input, cache, run, tap)?;
-            let (logits, loss) = self.head(output.last_hidden_state.view(), input, tap)?;
+            let head = self.head(output.last_hidden_state.view(), input, tap);
+            self.watch.check()?;
+            let (logits, loss) = head?;
             Ok(CausalLmOutput {
                 logits,
                 loss,

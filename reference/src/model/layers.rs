@@ -4,6 +4,7 @@
 //! one that leaves, and need no weights but their own: so one layer of a large model is looked at in its own memory.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ndarray::{Array2, Array3, Array4, Axis};
 
@@ -15,6 +16,7 @@ use crate::model::rope::RotaryEmbedding;
 use crate::model::{ModelInput, Run};
 use crate::tap::{Scope, Tap};
 use crate::weights::WeightSource;
+use crate::weights::finite::Watch;
 use crate::{DeepseekV2Config, Dialect, Error, Real, Result};
 
 /// `model.layers.{i}` for a range of i.
@@ -24,6 +26,7 @@ pub struct DecoderLayers<T> {
     layers: Vec<DeepseekV2DecoderLayer<T>>,
     rotary_emb: RotaryEmbedding,
     hidden_size: usize,
+    watch: Arc<Watch>,
 }
 
 /// What the layers computed besides the residual stream; see [`Run`].
@@ -60,6 +63,7 @@ impl<T: Real> DecoderLayers<T> {
             range,
             rotary_emb: RotaryEmbedding::new(config, dialect)?,
             hidden_size: config.hidden_size,
+            watch: weights.watch(),
         })
     }
 
@@ -117,8 +121,10 @@ impl<T: Real> DecoderLayers<T> {
                 extras.hidden_states.push(hidden.clone());
             }
             let cache = cache.as_deref_mut().map(|cache| cache.layer_mut(i));
-            let (output, of_layer) =
-                layer.forward(hidden, &context, cache, &mut tap.child(format_args!("layers.{i}")))?;
+            let output = layer.forward(hidden, &context, cache, &mut tap.child(format_args!("layers.{i}")));
+            // A NaN of the weights is named before what came of it.
+            self.watch.check()?;
+            let (output, of_layer) = output?;
             hidden = output;
             if run.output_attentions {
                 extras.attentions.push(of_layer.attn_weights);

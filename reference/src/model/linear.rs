@@ -19,10 +19,11 @@
 
 use std::ops::Range;
 
-use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3};
+use ndarray::{Array1, Array2, Array3, ArrayView2, ArrayView3, CowArray, Ix2};
 
 use crate::arithmetic::map::row_by_row;
 use crate::arithmetic::matmul::matmul_t_stored;
+use crate::model::cache::as_e4m3;
 use crate::weights::WeightSource;
 use crate::{Real, Result, Tensor};
 
@@ -87,11 +88,22 @@ impl<T: Real> Linear<T> {
     /// If the rows of x are not `in` long.
     pub fn forward(&self, x: ArrayView2<T>) -> Array2<T> {
         assert_eq!(x.ncols(), self.in_features(), "the length of a row of x");
-        let mut y = matmul_t_stored(x, self.weight.bytes(), self.weight.dtype(), self.out_features());
+        let (x, dtype) = (self.as_read(x), self.weight.dtype());
+        let mut y = matmul_t_stored(x.view(), &self.weight.bytes(), dtype, self.out_features());
         if let Some(bias) = &self.bias {
             y += bias;
         }
         y
+    }
+
+    /// The operand: as it is, or e4m3 numbers, if it is to be multiplied with such ([`Tensor::with_fp8_operands`]).
+    fn as_read<'x>(&self, x: ArrayView2<'x, T>) -> CowArray<'x, T, Ix2> {
+        let Some(tile) = self.weight.operand_tile() else { return x.into() };
+        let mut x = x.as_standard_layout().into_owned();
+        for mut row in x.rows_mut() {
+            as_e4m3(row.as_slice_mut().expect("standard layout"), tile);
+        }
+        x.into()
     }
 
     /// The same of each token: \[B,S,in\] -> \[B,S,out\].
@@ -174,7 +186,7 @@ mod tests {
     #[test]
     fn bytes_need_no_alignment_and_rows_are_the_weights_own() {
         let aligned = weight(Dtype::F32, 6, 10);
-        let bytes = [&[0u8; 3][..], aligned.bytes()].concat();
+        let bytes = [&[0u8; 3][..], &aligned.bytes()].concat();
         let shifted = Tensor::new("w", Dtype::F32, &[6, 10], Arc::new(bytes), 3..243).unwrap();
         let (aligned, shifted) = (Linear::<f32>::new(aligned, None), Linear::<f32>::new(shifted, None));
         let x = input(7, 10);

@@ -1,5 +1,7 @@
 //! `DeepseekV2ForSequenceClassification`: a score for each label, read at one position of the sequence.
 
+use std::sync::Arc;
+
 use ndarray::{Array2, Array3, Array4, ArrayView3, s};
 
 use crate::model::cache::LatentCache;
@@ -8,6 +10,7 @@ use crate::model::loss::{ClassificationLabels, ProblemType, classification_loss}
 use crate::model::{DeepseekV2Model, ModelInput, Run, Tokens};
 use crate::tap::{Scope, Tap};
 use crate::weights::WeightSource;
+use crate::weights::finite::Watch;
 use crate::{DeepseekV2Config, Dialect, Error, Real, Result};
 
 /// What comes out.
@@ -29,6 +32,7 @@ pub struct DeepseekV2ForSequenceClassification<T> {
     model: DeepseekV2Model<T>,
     score: Linear<T>,
     problem_type: Option<ProblemType>,
+    watch: Arc<Watch>,
 }
 
 impl<T: Real> DeepseekV2ForSequenceClassification<T> {
@@ -41,6 +45,7 @@ impl<T: Real> DeepseekV2ForSequenceClassification<T> {
             model: DeepseekV2Model::load(config, dialect, weights)?,
             score: Linear::load(weights, "score", config.num_labels(), config.hidden_size, false)?,
             problem_type: config.problem_type.as_deref().map(ProblemType::from_name).transpose()?,
+            watch: weights.watch(),
         })
     }
 
@@ -65,7 +70,9 @@ impl<T: Real> DeepseekV2ForSequenceClassification<T> {
         LatentCache::undo_on_error(cache, |cache| {
             let positions = self.pooled_positions(&input.tokens)?;
             let output = self.model.forward(input, cache, run, tap)?;
-            let (pooled_logits, loss) = self.head(output.last_hidden_state.view(), &positions, labels, tap)?;
+            let head = self.head(output.last_hidden_state.view(), &positions, labels, tap);
+            self.watch.check()?;
+            let (pooled_logits, loss) = head?;
             Ok(SequenceClassificationOutput {
                 pooled_logits,
                 loss,

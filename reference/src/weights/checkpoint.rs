@@ -8,23 +8,24 @@
 //! DeepSeek-V2 was released in bf16: as f32 the 236 billion parameters would fill twice the memory, as f64 four
 //! times, and would not be a digit more exact, since widening a bf16 adds only zeros.
 //!
-//! What [`Checkpoint::tensor`](WeightSource::tensor) returns has been checked: type, shape, and that each element is a
-//! number. A NaN in one expert would otherwise show up much later, for the tokens that are routed there.
+//! What [`Checkpoint::tensor`](WeightSource::tensor) returns has been checked for type and shape. That each element is a
+//! number shows when it is read ([`crate::weights::finite`]).
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::error::one_line;
 use crate::file::what_is;
 use crate::weights::WeightSource;
-use crate::weights::safetensors_file::SafetensorsFile;
+use crate::weights::finite::Watch;
+use crate::weights::safetensors_file::{FileDtype, SafetensorsFile};
 use crate::weights::tensor::SharedBytes;
-use crate::{Dtype, Error, Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 mod write;
 pub use write::{Entry, write_checkpoint};
@@ -39,6 +40,9 @@ pub struct Checkpoint {
     files: Vec<SafetensorsFile>,
     /// Which of `files` has a tensor.
     file_of: HashMap<String, usize>,
+    watch: Arc<Watch>,
+    /// That there is an index beside the one file that was opened.
+    beside: Option<String>,
 }
 
 impl Checkpoint {
@@ -65,12 +69,15 @@ impl Checkpoint {
         }
         let has = |name: &str| fs::symlink_metadata(dir.join(name)).is_ok();
         if has(SINGLE) {
-            return Self::of_files(dir, vec![SafetensorsFile::open(&dir.join(SINGLE))?]);
+            let beside = has(INDEX)
+                .then(|| format!("{SINGLE} was read, as Transformers does; {INDEX} is there, too, and was not"));
+            let checkpoint = Self::of_files(dir, vec![SafetensorsFile::open(&dir.join(SINGLE))?])?;
+            return Ok(Checkpoint { beside, ..checkpoint });
         }
         if has(INDEX) {
             return Self::open_shards(dir, &dir.join(INDEX), needed);
         }
-        Err(Error::file(dir, format!("{SINGLE} or {INDEX} in the folder"), "neither"))
+        Err(Error::file(dir, format!("{SINGLE} or {INDEX} in the folder"), other_weights(dir)))
     }
 
     /// A checkpoint of one safetensors file that is in memory already; `name` is what messages call it.
@@ -110,7 +117,17 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Checkpoint { path: path.to_owned(), files, file_of })
+        Ok(Checkpoint { path: path.to_owned(), files, file_of, watch: Arc::default(), beside: None })
+    }
+
+    /// The type of a tensor, at no cost; `None` if there is none.
+    pub(crate) fn file_dtype(&self, name: &str) -> Option<FileDtype> {
+        Some(self.files[*self.file_of.get(name)?].raw(name)?.dtype)
+    }
+
+    /// The file that has a tensor.
+    pub(crate) fn file_of(&self, name: &str) -> Option<&SafetensorsFile> {
+        Some(&self.files[*self.file_of.get(name)?])
     }
 
     /// The folder, or the name given to [`Checkpoint::from_bytes`].
@@ -131,8 +148,7 @@ impl WeightSource for Checkpoint {
             let found = one_line(&format!("shape {:?}", tensor.shape())) + &format!(" in {}", file.path().display());
             return Err(Error::weight(one_line(name), format!("shape {shape:?}"), found));
         }
-        check_finite(name, &tensor)?;
-        Ok(tensor)
+        Ok(tensor.watched(self.watch.over(name)))
     }
 
     fn names(&self) -> Option<Vec<String>> {
@@ -141,6 +157,31 @@ impl WeightSource for Checkpoint {
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.files[*self.file_of.get(name)?].shape(name).map(<[usize]>::to_vec)
+    }
+
+    fn watch(&self) -> Arc<Watch> {
+        self.watch.clone()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.beside.clone().into_iter().collect()
+    }
+}
+
+/// What lies in a folder in which there are no weights that can be read.
+fn other_weights(dir: &Path) -> String {
+    let ends = |name: &str, end: &str| name.to_ascii_lowercase().ends_with(end);
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .map(|files| files.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    names.sort_unstable();
+    let first = |end: &str| names.iter().find(|name| ends(name, end)).map(one_line);
+    if let Some(name) = first(".gguf") {
+        return format!("{name}, which is GGUF: {}", crate::weights::quantization::INSTEAD);
+    }
+    match first(".bin").or_else(|| first(".pt")).or_else(|| first(".safetensors")) {
+        Some(name) => format!("neither, but {name}"),
+        None => "neither".into(),
     }
 }
 
@@ -165,40 +206,6 @@ fn read_weight_map(index: &Path) -> Result<Vec<(String, String)>> {
 /// Whether it is the name of something in a folder, and no way out of it.
 pub fn is_plain_name(file: &str) -> bool {
     matches!(Path::new(file).components().collect::<Vec<_>>()[..], [Component::Normal(name)] if name == file)
-}
-
-/// Checks that no element of a weight is NaN or infinite.
-///
-/// It looks at nothing but exponents: an IEEE number is not finite if, and only if, all its exponent bits are set. So
-/// it runs as fast as memory delivers, on all cores.
-///
-/// # Errors
-/// Names the first such element (of the row-major order), its indices and its value.
-pub fn check_finite(name: &str, tensor: &Tensor) -> Result<()> {
-    let bytes = tensor.bytes();
-    let first = match tensor.dtype() {
-        Dtype::Bf16 => first_that(bytes, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
-        Dtype::F16 => first_that(bytes, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
-        Dtype::F32 => first_that(bytes, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
-        Dtype::F64 => first_that(bytes, |b| u64::from_le_bytes(b) & 0x7ff0_0000_0000_0000 == 0x7ff0_0000_0000_0000),
-    };
-    let Some(first) = first else { return Ok(()) };
-    let mut value = [0f64];
-    tensor.widen(first, &mut value);
-    let mut indices = tensor.shape().to_vec();
-    let mut rest = first;
-    for index in indices.iter_mut().rev() {
-        (rest, *index) = (rest / *index, rest % *index);
-    }
-    Err(Error::weight(one_line(name), "finite numbers only", format!("{} at {indices:?}", value[0])))
-}
-
-fn first_that<const N: usize>(bytes: &[u8], is: impl Fn([u8; N]) -> bool + Sync) -> Option<usize> {
-    const BLOCK: usize = 1 << 14;
-    let (elements, _) = bytes.as_chunks();
-    // Within a block there is no early exit, so that the compiler can test many elements with one instruction.
-    let block = elements.par_chunks(BLOCK).position_first(|block| block.iter().fold(false, |any, &b| any | is(b)))?;
-    elements.iter().skip(block * BLOCK).position(|&b| is(b)).map(|i| block * BLOCK + i)
 }
 
 #[cfg(test)]

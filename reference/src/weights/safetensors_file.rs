@@ -143,6 +143,11 @@ impl SafetensorsFile {
         Some(Raw { dtype: info.dtype, shape: &info.shape, bytes })
     }
 
+    /// The bytes of the file, and where in them a tensor begins.
+    pub(crate) fn place(&self, name: &str) -> Option<(&SharedBytes, usize)> {
+        Some((&self.bytes, self.start + self.header.info(name)?.data_offsets.0))
+    }
+
     fn refuse(&self, expected: impl Into<String>, found: impl ToString) -> Error {
         Error::file(&self.path, expected, found)
     }

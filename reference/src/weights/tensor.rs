@@ -4,12 +4,15 @@
 //! the type of the computation. Widening is exact, so it makes no difference to any result, only to the memory
 //! (half of an f32 copy) and to the bandwidth that a decode step needs.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 use ndarray::{Array, Dimension, IntoDimension};
 
+use super::finite::Unread;
+use super::scaled::Scaled;
 use crate::{Dtype, Error, Real, Result};
 
 /// Bytes owned by somebody else: a memory map, a vector, an embedded file.
@@ -20,8 +23,16 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 pub struct Tensor {
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: SharedBytes,
-    range: Range<usize>,
+    stored: Stored,
+    /// Who is told if a number is not finite.
+    unread: Option<Arc<Unread>>,
+}
+
+#[derive(Clone)]
+enum Stored {
+    Plain(SharedBytes, Range<usize>),
+    /// Made fp32 numbers whenever they are read.
+    Scaled(Scaled),
 }
 
 impl std::fmt::Debug for Tensor {
@@ -46,7 +57,7 @@ impl Tensor {
             let expected = format!("the bytes of shape {shape:?} in {dtype:?}");
             return Err(Error::weight(name, expected, format!("{} bytes", range.len())));
         }
-        Ok(Tensor { dtype, shape: shape.to_vec(), bytes, range })
+        Ok(Tensor { dtype, shape: shape.to_vec(), stored: Stored::Plain(bytes, range), unread: None })
     }
 
     /// A tensor of its own from values, rounded to nearest, ties to even.
@@ -62,7 +73,39 @@ impl Tensor {
         }
         assert_eq!(bytes.len(), shape.iter().product::<usize>() * dtype.size(), "as many values as the shape has");
         let range = 0..bytes.len();
-        Tensor { dtype, shape: shape.to_vec(), bytes: Arc::new(bytes), range }
+        Tensor { dtype, shape: shape.to_vec(), stored: Stored::Plain(Arc::new(bytes), range), unread: None }
+    }
+
+    /// A matrix of e4m3 numbers with their scales: a tensor of fp32 numbers to whoever reads it.
+    pub(crate) fn scaled(shape: &[usize], scaled: Scaled) -> Self {
+        Tensor { dtype: Dtype::F32, shape: shape.to_vec(), stored: Stored::Scaled(scaled), unread: None }
+    }
+
+    /// The same, looked at when it is first read: `unread` is told if there is a number that is not finite.
+    pub(crate) fn watched(self, unread: Arc<Unread>) -> Self {
+        Tensor { unread: Some(unread), ..self }
+    }
+
+    /// The same for a computation in fp8, where what is multiplied with a matrix of 8-bit numbers is made one first.
+    /// Other tensors stay what they are.
+    pub fn with_fp8_operands(&self) -> Self {
+        match &self.stored {
+            Stored::Scaled(scaled) => Tensor { stored: Stored::Scaled(scaled.with_fp8_operands()), ..self.clone() },
+            Stored::Plain(..) => self.clone(),
+        }
+    }
+
+    /// Whether it is stored as numbers of 8 bits with scales.
+    pub fn is_scaled(&self) -> bool {
+        matches!(self.stored, Stored::Scaled(_))
+    }
+
+    /// See [`Scaled::operand_tile`].
+    pub(crate) fn operand_tile(&self) -> Option<usize> {
+        match &self.stored {
+            Stored::Scaled(scaled) => scaled.operand_tile(),
+            Stored::Plain(..) => None,
+        }
     }
 
     /// The type of the elements.
@@ -75,9 +118,16 @@ impl Tensor {
         &self.shape
     }
 
-    /// The little-endian bytes, row-major.
-    pub fn bytes(&self) -> &[u8] {
-        &(*self.bytes).as_ref()[self.range.clone()]
+    /// The little-endian bytes, row-major, of numbers of the tensor's type: as they are stored, or made for the
+    /// occasion.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        if let Some(unread) = &self.unread {
+            unread.look_at(self);
+        }
+        match &self.stored {
+            Stored::Plain(bytes, range) => (&(**bytes).as_ref()[range.clone()]).into(),
+            Stored::Scaled(scaled) => scaled.bytes(self.len()).into(),
+        }
     }
 
     /// How many elements there are.
@@ -95,16 +145,52 @@ impl Tensor {
         let row = self.len() / self.shape[0].max(1) * self.dtype.size();
         let mut shape = self.shape.clone();
         shape[0] = rows.len();
-        let range = self.range.start + rows.start * row..self.range.start + rows.end * row;
-        Tensor { dtype: self.dtype, shape, bytes: self.bytes.clone(), range }
+        let stored = match &self.stored {
+            Stored::Plain(bytes, range) => {
+                Stored::Plain(bytes.clone(), range.start + rows.start * row..range.start + rows.end * row)
+            }
+            Stored::Scaled(scaled) => Stored::Scaled(scaled.rows(rows)),
+        };
+        Tensor { dtype: self.dtype, shape, stored, unread: self.unread.as_ref().map(|unread| unread.of_a_part()) }
     }
 
     /// Writes elements `start..start + out.len()` (row-major) to `out`, exactly widened.
     /// (To `f32` from a stored `f64`: rounded.)
     pub fn widen<T: Real>(&self, start: usize, out: &mut [T]) {
-        let size = self.dtype.size();
-        let bytes = &self.bytes()[start * size..(start + out.len()) * size];
-        T::widen(bytes, self.dtype, out);
+        self.widen_unseen(start, out);
+        if let Some(unread) = self.unread.as_ref().filter(|_| out.iter().any(|x| !x.is_finite())) {
+            unread.look_at(self);
+        }
+    }
+
+    fn widen_unseen<T: Real>(&self, start: usize, out: &mut [T]) {
+        match &self.stored {
+            Stored::Plain(bytes, range) => {
+                let size = self.dtype.size();
+                let bytes = &(**bytes).as_ref()[range.clone()][start * size..(start + out.len()) * size];
+                T::widen(bytes, self.dtype, out);
+            }
+            Stored::Scaled(scaled) => {
+                let mut values = vec![0.0; out.len()];
+                scaled.widen(start, &mut values);
+                for (x, value) in out.iter_mut().zip(values) {
+                    *x = T::from_f32(value);
+                }
+            }
+        }
+    }
+
+    /// The first element that is no finite number: its place in the row-major order, and what it is.
+    pub(super) fn first_not_finite(&self) -> Option<(usize, f64)> {
+        match &self.stored {
+            Stored::Plain(bytes, range) => {
+                let first = super::finite::first_not_finite(&(**bytes).as_ref()[range.clone()], self.dtype)?;
+                let mut value = [0f64];
+                self.widen_unseen(first, &mut value);
+                Some((first, value[0]))
+            }
+            Stored::Scaled(scaled) => scaled.first_not_finite(self.len()),
+        }
     }
 
     /// The whole tensor in the type of the computation, in the shape it is stored in.

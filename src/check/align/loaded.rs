@@ -17,6 +17,7 @@ use crate::check::request::Request;
 use crate::check::truth::Truth;
 use crate::error::Result;
 use crate::local::Local;
+use crate::precision::Precision;
 
 /// What is said of stages that pass with rounded weights, and how they are then judged.
 pub struct Rounded {
@@ -30,7 +31,7 @@ pub struct Rounded {
 /// If the reference refuses the case.
 pub fn with_rounded_weights(request: &Request, dump: &Dump, truth: &Truth, judged: &Judged) -> Result<Option<Rounded>> {
     let Some(narrow) = dump.precision.narrow().filter(|_| judged.failures() > 0) else { return Ok(None) };
-    let Some(case) = rounded(&request.case, narrow)? else { return Ok(None) };
+    let Some(case) = rounded(&request.case, narrow, dump.precision)? else { return Ok(None) };
     let mut local = Local::of(&case, &dump.trace, &truth.trace, dump.precision, request.cache)?;
     let by_rounded = dispositions(request, &local, truth, &dump.trace)?;
     let explained: Vec<&str> = dump
@@ -66,13 +67,14 @@ pub fn with_rounded_weights(request: &Request, dump: &Dump, truth: &Truth, judge
     Ok(Some(Rounded { says, judged: Judged { local, dispositions } }))
 }
 
-/// The case with every weight rounded; nothing, if that changes none.
-fn rounded(case: &Case, narrow: Dtype) -> Result<Option<Case>> {
+/// The case with every weight rounded that is not read in 8 bits; nothing, if that changes none.
+fn rounded(case: &Case, narrow: Dtype, precision: Precision) -> Result<Option<Case>> {
     let mut tensors = HashMap::new();
     let mut any = false;
     for (name, shape) in case.weight_shapes() {
         let tensor = case.weights.tensor(&name, &shape)?;
-        let tensor = if tensor.dtype() != narrow {
+        let as_stored = precision == Precision::Fp8 && tensor.is_scaled();
+        let tensor = if tensor.dtype() != narrow && !as_stored {
             let values: ArrayD<f64> = tensor.to_array::<f64, IxDyn>();
             let rounded = Tensor::from_values(narrow, &shape, values.iter().copied());
             let inexact = rounded.to_array::<f64, IxDyn>() != values;

@@ -105,6 +105,6 @@ fn a_head_is_read_from_its_architecture() {
     let message = "LlamaForCausalLM".parse::<Head>().unwrap_err().to_string();
     assert_eq!(
         message,
-        "config: architectures: expected DeepseekV2ForCausalLM or DeepseekV2ForSequenceClassification, found \"LlamaForCausalLM\""
+        "config: architectures: expected DeepseekV2ForCausalLM, DeepseekV2ForSequenceClassification, DeepseekV2Model, found \"LlamaForCausalLM\""
     );
 }

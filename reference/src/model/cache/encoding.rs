@@ -110,6 +110,14 @@ impl Encoding {
     }
 }
 
+/// Rounds each number to what fp8 makes of it: e4m3, with an fp32 scale for each `tile` of numbers.
+pub(crate) fn as_e4m3<T: Real>(numbers: &mut [T], tile: usize) {
+    let encoding = Encoding::E4m3 { tile };
+    let mut bytes = vec![0; encoding.bytes(numbers.len())];
+    encoding.encode(numbers, &mut bytes);
+    encoding.decode(&bytes, numbers);
+}
+
 /// The nearest fp32 number. Finite numbers beyond the largest of bf16 (3.39e38) are made that.
 fn saturated<T: Real>(x: T) -> f32 {
     let largest = bf16::MAX.to_f32();

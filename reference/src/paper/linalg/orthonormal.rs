@@ -5,10 +5,13 @@
 //! with orthonormal columns (or rows, if it is wide) keeps the norm of every vector (of its row space) to the last bits,
 //! and the condition number is 1: errors are carried on as they are.
 
+use std::sync::Arc;
+
 use ndarray::Array2;
 use ndarray_linalg::QR;
 
 use crate::weights::WeightSource;
+use crate::weights::finite::Watch;
 use crate::{Dtype, Error, Result, Tensor};
 
 /// The weights of another source, each matrix \[out,in\] replaced by the nearest thing that keeps norms: the Q of its QR
@@ -32,6 +35,10 @@ impl<W: WeightSource> WeightSource for Orthonormal<W> {
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.0.shape(name)
+    }
+
+    fn watch(&self) -> Arc<Watch> {
+        self.0.watch()
     }
 }
 

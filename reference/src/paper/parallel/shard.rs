@@ -30,6 +30,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::weights::WeightSource;
+use crate::weights::finite::Watch;
 use crate::{DeepseekV2Config, Error, Result, Tensor};
 
 /// Rank `index` of `of` ranks.
@@ -146,6 +147,10 @@ impl WeightSource for Shard<'_> {
         self.whole.names()
     }
 
+    fn watch(&self) -> Arc<Watch> {
+        self.whole.watch()
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let mut shape = self.whole.shape(name)?;
         let axis = match Split::of(name) {
@@ -162,7 +167,8 @@ impl WeightSource for Shard<'_> {
 fn select_columns(name: &str, whole: &Tensor, columns: Range<usize>) -> Result<Tensor> {
     let size = whole.dtype().size();
     let row = whole.shape()[1] * size;
-    let rows = whole.bytes().chunks_exact(row.max(1));
+    let bytes = whole.bytes();
+    let rows = bytes.chunks_exact(row.max(1));
     let bytes: Vec<u8> = rows.flat_map(|row| &row[columns.start * size..columns.end * size]).copied().collect();
     let range = 0..bytes.len();
     Tensor::new(name, whole.dtype(), &[whole.shape()[0], columns.len()], Arc::new(bytes), range)

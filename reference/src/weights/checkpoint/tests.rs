@@ -1,5 +1,7 @@
 use super::*;
+use crate::Dtype;
 use crate::weights::check_complete;
+use crate::weights::finite::check_finite;
 use crate::weights::generator::{GeneratedWeights, Rule, splitmix64};
 use crate::weights::safetensors_file::{Data, write_safetensors};
 use ndarray::arr1;
@@ -199,10 +201,21 @@ fn only_finite_floats_are_weights() {
         for (i, value) in ["NaN", "inf", "-inf"].iter().enumerate() {
             let name = format!("{dtype}{i}");
             let expected = format!("weight `{name}`: expected finite numbers only, found {value} at [270, 3]");
-            assert_eq!(refusal(checkpoint.tensor(&name, &[300, 70])), expected);
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            let tensor = checkpoint.tensor(&name, &[300, 70]).unwrap();
+            tensor.rows(0..270).bytes();
+            tensor.widen(275 * 70, &mut [0.0f32; 70]);
+            assert!(checkpoint.watch().check().is_ok(), "{name}: what is read is finite");
+            tensor.bytes();
+            assert_eq!(refusal(checkpoint.watch().check()), expected);
+            let checkpoint = Checkpoint::open(folder.path()).unwrap();
+            checkpoint.tensor(&name, &[300, 70]).unwrap().widen(280 * 70, &mut [0.0f64; 70]);
+            assert_eq!(refusal(checkpoint.watch().check()), expected, "a row shows that, and the first is named");
         }
-        assert!(checkpoint.tensor(&format!("{dtype}3"), &[300, 70]).is_ok(), "the largest {dtype} is a number");
-        assert!(checkpoint.tensor(&format!("{dtype}4"), &[300, 70]).is_ok(), "the smallest {dtype} is a number");
+        for extreme in ["3", "4"] {
+            checkpoint.tensor(&format!("{dtype}{extreme}"), &[300, 70]).unwrap().bytes();
+            assert!(checkpoint.watch().check().is_ok(), "the largest and the smallest {dtype} are numbers");
+        }
     }
     let empty = Tensor::from_values(Dtype::Bf16, &[0, 3], []);
     assert!(check_finite("empty", &empty).is_ok());

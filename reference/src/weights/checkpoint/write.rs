@@ -86,7 +86,7 @@ pub fn write_checkpoint(
                 let found = format!("{:?} of shape {:?}", tensor.dtype(), tensor.shape());
                 return Err(Error::weight(&entry.name, expected, found));
             }
-            file.append(tensor.bytes())?;
+            file.append(&tensor.bytes())?;
             if weight_map.insert(&entry.name, file_name.clone()).is_some() {
                 return Err(Error::weight(&entry.name, "a tensor of this name only once", "another"));
             }

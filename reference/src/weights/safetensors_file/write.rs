@@ -35,7 +35,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Data)]) -> Result<()> 
 
 fn bytes_of(data: &Data) -> Cow<'_, [u8]> {
     match data {
-        Data::Real(tensor) => tensor.bytes().into(),
+        Data::Real(tensor) => tensor.bytes(),
         Data::Index(array) => array.iter().flat_map(|i| i.to_le_bytes()).collect(),
         Data::Bool(array) => array.iter().map(|&b| u8::from(b)).collect(),
     }
