@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dsv2_reference::config::{Head, RopeType};
+use dsv2_reference::config::Head;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::weights::{WeightSource, check_complete};
@@ -151,8 +151,8 @@ impl Case {
         };
         match self.head {
             Head::SequenceClassification => refused("a classifier, which reads the end of a row"),
-            _ if self.config.rope()?.rope_type == RopeType::Dynamic => {
-                refused("rope type dynamic, whose angles depend on the longest sequence")
+            _ if self.config.rope()?.rope_type.depends_on_length() => {
+                refused("a rope type whose angles depend on the longest sequence")
             }
             Head::CausalLm => Ok(()),
         }

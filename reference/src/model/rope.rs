@@ -19,12 +19,15 @@
 
 mod dynamic;
 mod frequencies;
+mod llama3;
+mod longrope;
 pub mod yarn;
 
 use ndarray::{Array2, Array3, Array4, Axis};
 
 pub use dynamic::DynamicNtk;
-use frequencies::inverse_frequencies;
+use frequencies::{inverse_frequencies, proportional};
+use longrope::LongCalls;
 pub use yarn::yarn_get_mscale;
 
 use crate::config::RopeType;
@@ -39,7 +42,7 @@ use crate::{DeepseekV2Config, Dialect, Real, Result};
 /// **Trap.** Transformers 4.54 to 5.14 leave the second factor out, so that every published checkpoint ran with a scale
 /// 1.59 (V2.5: 1.87) times too small; fixed by transformers#47435. [`Dialect::HfPre515`] is that behaviour.
 ///
-/// **Trap.** The rule fires for `linear` and `dynamic` too if the key is there, and `attention_factor` does not
+/// **Trap.** The rule fires for every other rope type too (`linear`, `dynamic`, `llama3`, ...) if the key is there, and `attention_factor` does not
 /// suppress it.
 ///
 /// # Errors
@@ -71,6 +74,7 @@ pub struct RotaryEmbedding {
     inv_freq: Vec<f32>,
     attention_factor: f64,
     dynamic: Option<DynamicNtk>,
+    long: Option<LongCalls>,
 }
 
 impl RotaryEmbedding {
@@ -82,22 +86,29 @@ impl RotaryEmbedding {
         let rope = config.rope()?;
         let dim = config.qk_rope_head_dim;
         let factor = rope.factor.unwrap_or(1.0); // there where the type needs it: `config.rope` sees to it
-        let plain = inverse_frequencies(rope.rope_theta, dim);
-        let (inv_freq, attention_factor, dynamic) = match rope.rope_type {
-            RopeType::Default => (plain, 1.0, None),
-            RopeType::Linear => (plain.iter().map(|theta| theta / factor as f32).collect(), 1.0, None),
-            RopeType::Dynamic => {
-                (plain, 1.0, Some(DynamicNtk::new(rope.rope_theta, factor, config.max_position_embeddings, dim)))
-            }
-            RopeType::Yarn => {
-                let original = rope.original_max_position_embeddings.unwrap_or(config.max_position_embeddings);
-                (yarn::frequencies(&rope, factor, dim, original), yarn::attention_factor(&rope, factor, dialect), None)
-            }
+        let original = rope.original_max_position_embeddings.unwrap_or(config.max_position_embeddings);
+        let theta = rope.rope_theta;
+        let plain = || inverse_frequencies(theta, dim);
+        let inv_freq = match rope.rope_type {
+            RopeType::Default | RopeType::Dynamic => plain(),
+            RopeType::Linear => plain().iter().map(|theta| theta / factor as f32).collect(),
+            RopeType::Yarn => yarn::frequencies(&rope, factor, dim, original),
+            RopeType::Llama3 => llama3::frequencies(&rope, factor, dim, original),
+            RopeType::LongRope => longrope::frequencies(&rope, &rope.short_factor, dim),
+            RopeType::Proportional => proportional(theta, dim, rope.partial_rotary_factor, factor),
         };
-        Ok(RotaryEmbedding { inv_freq, attention_factor, dynamic })
+        let attention_factor = match rope.rope_type {
+            RopeType::Yarn => yarn::attention_factor(&rope, factor, dialect),
+            RopeType::LongRope => longrope::attention_factor(&rope, factor, original),
+            _ => 1.0,
+        };
+        let dynamic = (rope.rope_type == RopeType::Dynamic)
+            .then(|| DynamicNtk::new(theta, factor, config.max_position_embeddings, dim));
+        let long = (rope.rope_type == RopeType::LongRope).then(|| LongCalls::new(&rope, dim, original));
+        Ok(RotaryEmbedding { inv_freq, attention_factor, dynamic, long })
     }
 
-    /// `theta_i`, i < r/2: the pinned fp32 numbers (for the rope type `dynamic`: those of a short sequence).
+    /// `theta_i`, i < r/2: the pinned fp32 numbers (for the rope types `dynamic` and `longrope`: those of a short sequence).
     pub fn inv_freq(&self) -> &[f32] {
         &self.inv_freq
     }
@@ -116,7 +127,8 @@ impl RotaryEmbedding {
     /// `dynamic`.
     pub fn tables<T: Real>(&self, position_ids: &Array2<i64>, state: Option<&mut DynamicNtk>) -> RotaryTables<T> {
         let longest = position_ids.iter().max().map_or(0, |&p| p.saturating_add(1));
-        let inv_freq = state.map_or_else(|| self.inv_freq.clone(), |ntk| ntk.update(longest));
+        let of_length = self.long.as_ref().and_then(|long| long.of_call(longest)).unwrap_or(&self.inv_freq);
+        let inv_freq = state.map_or_else(|| of_length.to_vec(), |ntk| ntk.update(longest));
         let (rows, columns) = position_ids.dim();
         let angle = Array3::from_shape_fn((rows, columns, inv_freq.len()), |(b, s, i)| {
             // The pinned product: both factors and the result in fp32.
