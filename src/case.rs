@@ -108,6 +108,7 @@ impl Case {
         let expected = inputs::Expected {
             vocab_size: self.config.vocab_size,
             hidden_size: self.config.hidden_size,
+            num_attention_heads: self.config.num_attention_heads,
             num_labels: classifier.then(|| self.config.num_labels()),
         };
         inputs::check(&self.inputs, &expected)?;
