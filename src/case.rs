@@ -35,6 +35,8 @@ pub struct Feed {
     pub use_cache: Option<bool>,
     /// Whether the mask and the positions of the inputs are left out.
     pub ids_only: bool,
+    /// Whether mask and positions are inferred from the padding token, as generation does.
+    pub infer_mask: bool,
     /// How many tokens at the end of each sequence are looked at, after those before them have been cached.
     pub decode: Option<usize>,
     /// Layers that are looked at alone. Then no other weights are needed.
@@ -77,12 +79,13 @@ impl Case {
     /// # Errors
     /// As [`Case::open`]; also if the inputs cannot be fed so.
     pub fn open_as(model: &Path, inputs: &Path, feed: Feed) -> Result<Self> {
-        let Feed { dialect, chunks, use_cache, ids_only, decode, layers } = feed;
+        let Feed { dialect, chunks, use_cache, ids_only, infer_mask, decode, layers } = feed;
         let config = DeepseekV2Config::from_file(&model.join("config.json"))?;
         config.validate(dialect)?;
         let head = head(&config)?;
         let inputs = Inputs::read(inputs)?;
         let inputs = if ids_only { inputs.ids_only()? } else { inputs };
+        let inputs = if infer_mask { inputs.as_generate_feeds(&config)? } else { inputs };
         let inputs = decode.into_iter().try_fold(inputs, Inputs::decoding)?;
         if layers.is_some() && decode.is_some() {
             return Err(Error::request("--layers", "whole sequences", "one decoding step (--decode)"));

@@ -181,4 +181,18 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn every_rope_type_of_a_golden_case_has_them_too() {
+        let cases = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/cases");
+        for name in ["rope-linear", "rope-dynamic", "rope-llama3", "rope-longrope", "rope-proportional"] {
+            let case = std::fs::read_to_string(cases.join(name).join("case.json")).unwrap();
+            let case: serde_json::Value = serde_json::from_str(&case).unwrap();
+            let config = DeepseekV2Config::from_value(case["config"].clone()).unwrap();
+            let theirs = RotaryEmbedding::new(&config, Dialect::Hf).unwrap();
+            let ours = Frequencies::new(&config, Dialect::Hf).unwrap();
+            assert_eq!(ours.of_call(7, &mut 0), theirs.inv_freq(), "{name}");
+            assert_eq!(ours.attention_factor, theirs.attention_factor() as f32, "{name}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use super::read::shortened;
 use super::rope_parameters::PARTIAL;
 use super::{DeepseekV2Config, RopeType};
 use crate::Dialect;
+use crate::error::one_line;
 
 /// Keys of other models' files, the only value that fits this model, and what holds instead.
 const STRANGERS: &[(&str, fn(&Value) -> bool, &str)] = &[
@@ -63,7 +64,7 @@ impl DeepseekV2Config {
                  that, and their documentation, take 32000"
             ));
         }
-        notes
+        notes.iter().map(|note| one_line(note)).collect()
     }
 
     fn note_rope(&self, dialect: Dialect, without_effect: &mut dyn FnMut(&str, &dyn std::fmt::Display, &str)) {

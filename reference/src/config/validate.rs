@@ -69,7 +69,7 @@ impl DeepseekV2Config {
         })
     }
 
-    /// How those k are selected.
+    /// How those k are selected; greedily, where no layer has a router and the field is not looked at.
     ///
     /// # Errors
     ///
@@ -78,6 +78,7 @@ impl DeepseekV2Config {
     pub fn topk_method(&self) -> Result<TopkMethod> {
         const EXPECTED: &str = "\"greedy\" or \"group_limited_greedy\"";
         match self.topk_method.as_deref() {
+            _ if !self.has_moe_layers(Dialect::Hf) => Ok(TopkMethod::Greedy),
             Some("greedy") => Ok(TopkMethod::Greedy),
             Some("group_limited_greedy") => self.groups(),
             Some(other) => {

@@ -191,4 +191,50 @@ mod tests {
         assert_eq!(plain[..11], YARN_V2[..11]);
         assert_eq!(plain[11..], PLAIN_V2_FROM_11);
     }
+
+    #[test]
+    fn transformers_other_rope_types_have_pytorchs_frequencies_to_the_bit() {
+        let llama3 = |low: f64, high: f64, original: usize| {
+            serde_json::json!({"type": "llama3", "factor": 8.0, "low_freq_factor": low, "high_freq_factor": high,
+                "original_max_position_embeddings": original})
+        };
+        let longrope = serde_json::json!({"type": "longrope", "factor": 4.0,
+            "short_factor": [1.0, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6],
+            "long_factor": [1.1, 1.3, 1.7, 2.9, 4.1, 7.7, 13.3, 40.0], "original_max_position_embeddings": 64});
+        let proportional = serde_json::json!({"type": "proportional", "factor": 4.0, "partial_rotary_factor": 0.7});
+        let cases: [(_, f64, [u32; 8]); 4] = [
+            (
+                llama3(1.0, 4.0, 64),
+                1e4,
+                [0x3f800000, 0x3e7a3ff4, 0x3c55af30, 0x3b8186e3, 0x3aa3d70a, 0x39cf3e38, 0x3903126f, 0x3825cb60],
+            ),
+            (
+                llama3(1.5, 40.0, 8192),
+                5e5,
+                [0x3f800000, 0x3e4693b0, 0x3d1a08c8, 0x3b12ba13, 0x3944f3cb, 0x380fc8f8, 0x36df10c4, 0x35ad07a7],
+            ),
+            (
+                longrope,
+                1e4,
+                [0x3f800000, 0x3e9a32dd, 0x3dba2e8c, 0x3cd7e0ce, 0x3bfc0fc1, 0x3b1407df, 0x3a2ec33e, 0x394f3e38],
+            ),
+            (proportional, 1e4, [0x3e800000, 0x3da1e89b, 0x3ccccccd, 0x3c0186e3, 0x3b23d70a, 0, 0, 0]),
+        ];
+        for (scaling, theta, expected) in cases {
+            let config = DeepseekV2Config {
+                qk_rope_head_dim: 16,
+                rope_theta: Some(theta),
+                rope_scaling: scaling.as_object().cloned(),
+                ..DeepseekV2Config::default()
+            };
+            let rotary = RotaryEmbedding::new(&config, Dialect::Hf).unwrap();
+            assert_eq!(bits(rotary.inv_freq()), expected, "{scaling}");
+            let Some(long) = &rotary.long else { continue };
+            assert_eq!(long.of_call(64), None);
+            let expected =
+                [0x3f68ba2e, 0x3e791716, 0x3d70f0f1, 0x3c32a864, 0x3b1fd80a, 0x39d75144, 0x389dae3c, 0x3704a2b3];
+            assert_eq!(bits(long.of_call(65).unwrap()), expected);
+            assert!((rotary.attention_factor() - 1.1547005383792517).abs() < 1e-15);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Wrong masks. They show in the scores: minus infinity must stand in exactly the right places.
 
 use dsv2_reference::stage::table::ATTN_SCORES;
-use ndarray::{Array2, ArrayD, Axis};
+use ndarray::{Array2, ArrayD};
 
 use super::{causal, chunked, several_tokens, structural};
 use crate::case::Case;
@@ -55,18 +55,8 @@ pub const MUTANTS: &[Mutant] = &[
     structural("mask4d_plus_causal", "The causal rule is added to a 4-D mask, which already is all there is.")
         .when(|case| several_tokens(case) && matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))))
         .at(&[ATTN_SCORES], |s, at| without(at, |_, q, t| t > s.past() + q)),
-    structural("mask4d_first_head", "Of a 4-D mask with an entry for each head, the first head's serves all.")
-        .when(|case| {
-            matches!(&case.inputs.attention_mask, Some(AttentionMask::Additive(added)) if added.dim().1 > 1)
-        })
-        .at(&[ATTN_SCORES], |s, at| {
-            let first = s.bias()?.index_axis_move(Axis(1), 0).insert_axis(Axis(1));
-            Some((s.heads(at.layer)?.scores() * s.softmax_scale()? + first).into_dyn())
-        }),
     structural("mask4d_boolean", "A 4-D mask says only who may be seen; what it adds to a score is lost.")
-        .when(|case| {
-            matches!(&case.inputs.attention_mask, Some(AttentionMask::Additive(added)) if added.dim().1 == 1)
-        })
+        .when(|case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Additive(added)) if added.dim().1 == 1))
         .at(&[ATTN_SCORES], |s, at| {
             let bias = s.bias()?;
             s.scores_where(at.layer, |b, q, t| bias[[b.min(bias.dim().0 - 1), 0, q, t]] > f64::NEG_INFINITY)
