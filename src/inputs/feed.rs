@@ -59,13 +59,15 @@ impl Inputs {
     /// If there is a mask, or positions, or no ids to infer it from.
     pub fn as_generate_feeds(self, config: &DeepseekV2Config) -> Result<Self> {
         let refused = |found: &str| Err(Error::request("--infer-mask", "input_ids alone", found));
-        let Tokens::InputIds(ids) = &self.tokens else { return refused("inputs_embeds") };
-        match () {
-            () if self.packed.is_some() => return refused("sequences that are laid end to end"),
-            () if self.attention_mask.is_some() => return refused("an attention_mask"),
-            () if self.position_ids.is_some() => return refused("position_ids"),
-            () => {}
+        let others = [
+            (self.packed.is_some(), "sequences that are laid end to end"),
+            (self.attention_mask.is_some(), "an attention_mask"),
+            (self.position_ids.is_some(), "position_ids"),
+        ];
+        if let Some((_, found)) = others.into_iter().find(|(held, _)| *held) {
+            return refused(found);
         }
+        let Tokens::InputIds(ids) = &self.tokens else { return refused("inputs_embeds") };
         let padding = config.pad_token_id.filter(|pad| !config.eos_token_ids().contains(pad));
         let Some(pad) = padding.filter(|pad| ids.iter().any(|id| id == pad)) else { return Ok(self) };
         let attend = ids.mapv(|id| id != pad);
