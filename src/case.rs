@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dsv2_reference::config::{Head, RopeType};
+use dsv2_reference::config::Head;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::weights::finite::Watch;
 use dsv2_reference::weights::model_weights::ModelWeights;
@@ -36,6 +36,8 @@ pub struct Feed {
     pub use_cache: Option<bool>,
     /// Whether the mask and the positions of the inputs are left out.
     pub ids_only: bool,
+    /// Whether mask and positions are inferred from the padding token, as generation does.
+    pub infer_mask: bool,
     /// How many tokens at the end of each sequence are looked at, after those before them have been cached.
     pub decode: Option<usize>,
     /// Layers that are looked at alone. Then no other weights are needed.
@@ -78,12 +80,13 @@ impl Case {
     /// # Errors
     /// As [`Case::open`]; also if the inputs cannot be fed so.
     pub fn open_as(model: &Path, inputs: &Path, feed: Feed) -> Result<Self> {
-        let Feed { dialect, chunks, use_cache, ids_only, decode, layers } = feed;
+        let Feed { dialect, chunks, use_cache, ids_only, infer_mask, decode, layers } = feed;
         let mut config = DeepseekV2Config::from_file(&model.join("config.json"))?;
         config.validate(dialect)?;
         let head = head(&config)?;
         let inputs = Inputs::read(inputs)?;
         let inputs = if ids_only { inputs.ids_only()? } else { inputs };
+        let inputs = if infer_mask { inputs.as_generate_feeds(&config)? } else { inputs };
         let inputs = decode.into_iter().try_fold(inputs, Inputs::decoding)?;
         if layers.is_some() && decode.is_some() {
             return Err(Error::request("--layers", "whole sequences", "one decoding step (--decode)"));
@@ -109,6 +112,7 @@ impl Case {
         let expected = inputs::Expected {
             vocab_size: self.config.vocab_size,
             hidden_size: self.config.hidden_size,
+            num_attention_heads: self.config.num_attention_heads,
             num_labels: classifier.then(|| self.config.num_labels()),
         };
         inputs::check(&self.inputs, &expected)?;
@@ -163,8 +167,8 @@ impl Case {
         };
         match self.head {
             Head::SequenceClassification => refused("a classifier, which reads the end of a row"),
-            _ if self.config.rope()?.rope_type == RopeType::Dynamic => {
-                refused("rope type dynamic, whose angles depend on the longest sequence")
+            _ if self.config.rope()?.rope_type.depends_on_length() => {
+                refused("a rope type whose angles depend on the longest sequence")
             }
             Head::CausalLm | Head::Bare => Ok(()),
         }

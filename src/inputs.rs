@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `input_ids` | `[B,S]` int64 | this or the next |
 //! | `inputs_embeds` | `[B,S,D]` float | |
-//! | `attention_mask` | `[B,S]` int64 or bool; `[B,1,S,S]` float, added to the scores | optional |
+//! | `attention_mask` | `[B,S]` int64 or bool; `[B,H,S,S]` float, added to the scores; B, H and the first S may be 1 | optional |
 //! | `position_ids` | `[1 or B,S]` int64 | optional |
 //! | `labels` | `[B,S]` int64; of a classifier `[B]` int64, or `[B]` or `[B,num_labels]` float | optional |
 //! | `logits_to_keep` | `[]`, `[n]` or `[B,n]` int64, or `[B,S]` bool | optional |
@@ -138,8 +138,21 @@ impl Inputs {
         inputs.tokens = tokens.ok_or_else(|| Error::file(path, "`input_ids` or `inputs_embeds`", "neither"))?;
         match lengths {
             Some(lengths) => inputs.laid_end_to_end(lengths),
-            None => Ok(inputs),
+            None => Ok(inputs.with_a_mask_for_each_query()),
         }
+    }
+
+    /// The same with a row for each query in a 4-D mask that has one for all of them: chunks take their own.
+    fn with_a_mask_for_each_query(mut self) -> Self {
+        let length = self.length();
+        if let Some(AttentionMask::Additive(added)) = &self.attention_mask {
+            let (rows, heads, _, keys) = added.dim();
+            let each = added.broadcast((rows, heads, length, keys)).filter(|_| keys == length);
+            if let Some(each) = each.map(|each| each.to_owned()) {
+                self.attention_mask = Some(AttentionMask::Additive(each));
+            }
+        }
+        self
     }
 
     /// B: how many sequences.
@@ -181,7 +194,7 @@ fn scalar(name: &str, values: &Values) -> Result<i64> {
 }
 
 fn attention_mask(values: &Values) -> Result<AttentionMask> {
-    const EXPECTED: &str = "[B,S] int64 or bool, or [B,1,S,S] float";
+    const EXPECTED: &str = "[B,S] int64 or bool, or [B,H,S,S] float";
     let padding = |a: ArrayD<bool>| a.into_dimensionality().map(AttentionMask::Padding);
     let mask = match values {
         Values::Bool(a) => padding(a.clone()),

@@ -19,17 +19,19 @@ pub struct ComparedRows {
 }
 
 impl ComparedRows {
-    /// Left out are the tokens that a 2-D attention mask masks, and the queries to which a 4-D mask leaves no key.
+    /// Left out are the tokens that a 2-D attention mask masks, and the queries to which a 4-D mask leaves no key
+    /// (in some head, if it has an entry for each).
     pub fn of(inputs: &Inputs) -> Self {
         let tokens = inputs.attention_mask.as_ref().map(|mask| match mask {
             AttentionMask::Padding(attend) => attend.clone(),
             AttentionMask::Additive(added) => {
-                let (masks, _, queries, keys) = added.dim();
+                let (masks, heads, queries, keys) = added.dim();
                 let hidden = |x: f32| x <= f32::MIN / 2.0;
                 // one mask may serve all sequences
                 let mask_of = |b: usize| if masks == 1 { 0 } else { b };
+                let sees_a_key = |b: usize, h: usize, s: usize| (0..keys).any(|t| !hidden(added[[b, h, s, t]]));
                 Array2::from_shape_fn((inputs.batch(), queries), |(b, s)| {
-                    (0..keys).any(|t| !hidden(added[[mask_of(b), 0, s, t]]))
+                    (0..heads).all(|h| sees_a_key(mask_of(b), h, s))
                 })
             }
         });

@@ -31,25 +31,29 @@
 //! and the rest; loading a model calls it. An error names the field, what it may be and what it is.
 //!
 //! Unknown keys are kept in [`DeepseekV2Config::extra`] and written back by [`DeepseekV2Config::to_json`]; so is the
-//! layout of the rotary parameters, old or new. They have no effect here. **Trap:** some have one in Transformers, whose
-//! base class knows keys of other models: `sliding_window`, `tie_last_hidden_states`, `per_layer_config`, and a top-level
-//! `original_max_position_embeddings`, which overrules YaRN's. None of the [`PRESETS`] has one.
+//! layout of the rotary parameters, old or new. **Trap:** Transformers' base class reads some that are no keys of this
+//! model. A top-level `original_max_position_embeddings` overrules YaRN's, here too; `tie_last_hidden_states: false` leaves
+//! the last hidden state as it is before the norm, here too; those that would make another model of it are refused
+//! (`sliding_window`, `attention_chunk_size`, `layer_types`, `kv_sharing_modes`, `is_causal`, `per_layer_config`). All
+//! others have no effect, and [`DeepseekV2Config::notes`] names those that suggest another model than this one.
 //!
 //! # Stricter and milder than Transformers
 //!
 //! Refused here, accepted there: a `num_key_value_heads` other than the number of heads (there it fails later or
 //! computes nonsense); groups that hold fewer than k experts between them (there, masked experts are selected with
-//! weight 0); `q_lora_rank` 0 (two empty matrices); a `problem_type` that does not exist; `partial_rotary_factor` other
-//! than 1; a key that is there twice (there, the last one counts); and whatever there fails only in the forward pass or
+//! weight 0); `q_lora_rank` 0 (two empty matrices); a `problem_type` that does not exist; a key that is there twice (there, the last one counts); and whatever there fails only in the forward pass or
 //! while the model is built: k null, an unknown `topk_method`, `rope_type` or `hidden_act`.
 //!
 //! Accepted here, refused there: an integer for a number (`"routed_scaling_factor": 16`). DeepSeek's code and
 //! Transformers up to 5.3 take it as well.
 
+mod base_class;
 mod default;
+mod notes;
 mod presets;
 mod read;
 mod rope_parameters;
+mod rope_type;
 mod validate;
 mod weight_shapes;
 
@@ -57,7 +61,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use presets::PRESETS;
-pub use rope_parameters::{RopeParameters, RopeType};
+pub use rope_parameters::RopeParameters;
+pub use rope_type::RopeType;
 pub use validate::TopkMethod;
 pub use weight_shapes::Head;
 
@@ -124,8 +129,10 @@ pub struct DeepseekV2Config {
     pub mlp_bias: bool,
     /// Layers from this one on are MoE layers. Zero and less: all of them; L and more: none.
     pub first_k_dense_replace: i64,
-    /// Every how many layers there is an MoE layer; a [`Dialect`] may ignore it.
-    pub moe_layer_freq: i64,
+    /// Every how many layers there is an MoE layer; a [`Dialect`] may ignore it. `None`: config.json has no integer there
+    /// (what it has is in `extra`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moe_layer_freq: Option<i64>,
     /// c: width of the latent of keys and values.
     pub kv_lora_rank: usize,
     /// Width of the latent of queries. `None` (an explicit null): `q_proj` alone; a missing key is 1536.
@@ -142,8 +149,8 @@ pub struct DeepseekV2Config {
     pub n_shared_experts: Option<usize>,
     /// k: routed experts of a token. 0: none.
     pub num_experts_per_tok: Option<usize>,
-    /// `greedy` or `group_limited_greedy`; [`DeepseekV2Config::topk_method`] reads it.
-    pub topk_method: String,
+    /// `greedy` or `group_limited_greedy`; [`DeepseekV2Config::topk_method`] reads it, where a layer has a router.
+    pub topk_method: Option<String>,
     /// Groups of routed experts, for `group_limited_greedy`.
     pub n_group: Option<usize>,
     /// Groups that a token may visit, for `group_limited_greedy`.
@@ -153,7 +160,8 @@ pub struct DeepseekV2Config {
     /// Divide the selected experts' weights by their sum? A [`Dialect`] may ignore it.
     #[serde(deserialize_with = "read::null_is_default")]
     pub norm_topk_prob: bool,
-    /// How router logits become scores: `softmax`. A [`Dialect`] may ignore it.
+    /// How router logits become scores: `softmax`. A [`Dialect`] may ignore it. What config.json has there, if it is no
+    /// text, is in `extra`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scoring_func: Option<String>,
     /// Return the router logits by default? No effect here: the caller of the forward pass decides.
@@ -172,6 +180,9 @@ pub struct DeepseekV2Config {
     /// Every other key of config.json, kept for writing back.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+    /// Was `vocab_size` left out? Its default is not the same in all versions of Transformers.
+    #[serde(skip)]
+    pub vocab_size_by_default: bool,
 }
 
 /// The token, or the tokens, that end a text.
@@ -234,7 +245,8 @@ impl DeepseekV2Config {
     /// Does this layer have experts (or else one dense MLP)?
     pub fn is_moe_layer(&self, layer: usize, dialect: Dialect) -> bool {
         let late_enough = self.first_k_dense_replace <= layer as i64;
-        let on_beat = !dialect.honours_moe_layer_freq() || (layer as i64).checked_rem(self.moe_layer_freq) == Some(0);
+        let beat = self.moe_layer_freq.unwrap_or(1);
+        let on_beat = !dialect.honours_moe_layer_freq() || (layer as i64).checked_rem(beat) == Some(0);
         self.n_routed_experts.is_some() && late_enough && on_beat
     }
 

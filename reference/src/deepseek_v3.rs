@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn v3s_config_is_read_and_v2s_refused() {
         let v3 = json!({"model_type": "deepseek_v3", "topk_method": "noaux_tc", "scoring_func": "sigmoid"});
-        assert_eq!(config_from_value(v3).unwrap().topk_method, "noaux_tc");
+        assert_eq!(config_from_value(v3).unwrap().topk_method.as_deref(), Some("noaux_tc"));
         for (config, refusal) in [
             (json!({"model_type": "deepseek_v2"}), "config: model_type: expected \"deepseek_v3\""),
             (json!({"rope_interleave": false}), "config: rope_interleave: expected true"),

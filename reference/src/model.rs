@@ -71,7 +71,8 @@ impl<T> ModelInput<T> {
 pub struct Run {
     /// Which form of attention.
     pub attention: AttentionForm,
-    /// L + 1 tensors \[B,S,D\]: the embeddings, then each layer's output; the last one is *after* the final norm.
+    /// L + 1 tensors \[B,S,D\]: the embeddings, then each layer's output; the last one is *after* the final norm
+    /// (unless config.json says `tie_last_hidden_states: false`).
     pub output_hidden_states: bool,
     /// L tensors \[B,H,S,T\].
     pub output_attentions: bool,
@@ -170,7 +171,8 @@ impl<T: Real> DeepseekV2Model<T> {
         tap.real("norm", &mut last_hidden_state);
         let LayersExtras { mut hidden_states, attentions, router_logits } = extras;
         if run.output_hidden_states {
-            hidden_states.push(last_hidden_state.clone());
+            let last = if self.config.ties_last_hidden_state() { &last_hidden_state } else { &hidden };
+            hidden_states.push(last.clone());
         }
         Ok(ModelOutput {
             last_hidden_state,

@@ -177,8 +177,8 @@ fn a_mask_of_another_shape_is_refused() {
         "input `attention_mask`: expected shape [2, 4] (cached and new tokens), found shape [2, 5]"
     );
     assert_eq!(
-        refusal(Additive(Array4::zeros((2, 4, 4, 4)))),
-        "input `attention_mask`: expected shape [1 or 2, 1, 4, 4], found shape [2, 4, 4, 4]"
+        refusal(Additive(Array4::zeros((2, 5, 4, 4)))),
+        "input `attention_mask`: expected shape [1 or 2, 1 or 4, 1 or 4, 4], found shape [2, 5, 4, 4]"
     );
     assert_eq!(
         refusal(Additive(Array4::from_elem((1, 1, 4, 4), f64::NAN))),

@@ -34,6 +34,14 @@ fn hidden_states_are_the_embeddings_and_each_layers_output_the_last_after_the_no
 }
 
 #[test]
+fn untied_the_last_hidden_state_is_before_the_norm() {
+    let untied = model::<f64>(json!({"tie_last_hidden_states": false}));
+    let (output, stages) = Stages::of(&untied, &input(ids(2, 5)), &EVERYTHING, |_, _| {});
+    let hidden_states = output.hidden_states.unwrap();
+    assert_eq!((hidden_states.len(), &hidden_states[3]), (4, &stages.d3("model.layers.2")));
+}
+
+#[test]
 fn router_logits_are_raw_and_of_expert_layers_only() {
     let (output, stages) = Stages::of(&model::<f64>(json!({})), &input(ids(2, 5)), &EVERYTHING, |_, _| {});
     let router_logits = output.router_logits.unwrap();

@@ -17,7 +17,7 @@ use ndarray::ArrayD;
 use super::{Backend, Precision, Settings, causal_lm_labels, classification_labels, model_input};
 use crate::case::Case;
 use crate::error::{Error, Result};
-use crate::inputs::Inputs;
+use crate::inputs::{AttentionMask, Inputs};
 use crate::taps::{AnyTap, Forced, Recorder, again};
 use crate::trace::Trace;
 
@@ -75,7 +75,7 @@ impl Backend for OnDevice {
         missing
             .map(|reason| format!("not run: {reason}"))
             .or_else(|| cannot_run(settings))
-            .or_else(|| records_all(case))
+            .or_else(|| cannot_run_case(case))
     }
 
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
@@ -107,7 +107,10 @@ fn cannot_run(settings: &Settings<'_>) -> Option<String> {
     plain_errors.then(|| "the kernels make their own errors".to_owned())
 }
 
-fn records_all(case: &Case) -> Option<String> {
+fn cannot_run_case(case: &Case) -> Option<String> {
+    if matches!(&case.inputs.attention_mask, Some(AttentionMask::Additive(added)) if added.dim().1 > 1) {
+        return Some("the kernels take a mask that is alike for all heads".to_owned());
+    }
     let partly = case.inputs.new_tokens.is_some() || case.part.is_some();
     partly.then(|| "the kernels run all layers, and record all tokens".to_owned())
 }
@@ -115,7 +118,7 @@ fn records_all(case: &Case) -> Option<String> {
 fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
     let refused = |reason: String| Error::request("--backend", "a run that the kernels can do", reason);
     let element = element(settings.precision).ok_or_else(|| refused(cannot_run(settings).unwrap_or_default()))?;
-    if let Some(reason) = cannot_run(settings).or_else(|| records_all(case)) {
+    if let Some(reason) = cannot_run(settings).or_else(|| cannot_run_case(case)) {
         return Err(refused(reason));
     }
     let batch = case.inputs.batch();

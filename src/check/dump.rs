@@ -68,13 +68,8 @@ pub fn read(request: &Request) -> Result<Dump> {
         }
         None => trace,
     };
-    let mut dump = Dump {
-        precision: precision_of(&trace),
-        trace,
-        recognised,
-        pairs,
-        assumed: config.without_effect(request.case.dialect),
-    };
+    let mut dump =
+        Dump { precision: precision_of(&trace), trace, recognised, pairs, assumed: config.notes(request.case.dialect) };
     if let Some((trace, precision, says)) = narrow::as_computed(&dump.trace)
         && request.precision.is_none_or(|asked| asked == precision)
     {

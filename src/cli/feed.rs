@@ -1,7 +1,7 @@
 //! How inputs are fed: the arguments that `check` and `trace` share.
 
 use clap::Args;
-use dsv2::case::Feed;
+use dsv2::case::{Case, Feed};
 use dsv2_reference::Dialect;
 
 use super::{chunks, dialect};
@@ -23,6 +23,10 @@ pub struct FeedArgs {
     /// The inputs' attention_mask and position_ids are not fed, as to an engine that takes ids only
     #[arg(long)]
     ids_only: bool,
+    /// Ids alone as generate() of Transformers feeds them: where they hold pad_token_id (and it ends no text), mask and
+    /// positions leave these tokens out
+    #[arg(long, conflicts_with = "ids_only")]
+    infer_mask: bool,
     /// Only the last N tokens of each sequence, after those before them have been cached: a decoding step
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1")]
     decode: Option<usize>,
@@ -30,14 +34,22 @@ pub struct FeedArgs {
 
 impl FeedArgs {
     pub fn feed(&self) -> Feed {
-        let FeedArgs { dialect, chunks, use_cache, ids_only, decode } = self;
+        let FeedArgs { dialect, chunks, use_cache, ids_only, infer_mask, decode } = self;
         Feed {
             dialect: *dialect,
             chunks: chunks.clone(),
             use_cache: *use_cache,
             ids_only: *ids_only,
+            infer_mask: *infer_mask,
             decode: *decode,
             layers: None,
         }
+    }
+}
+
+/// Says on stderr what of config.json has no effect and suggests another model than the one that runs.
+pub fn say_notes(case: &Case) {
+    for note in case.config.notes(case.dialect) {
+        eprintln!("dsv2: note: {note}");
     }
 }

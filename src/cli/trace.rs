@@ -48,6 +48,7 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     output::check_place(&args.output)?;
     let case = Case::open_as(&args.model, &args.inputs, args.feed.feed())?;
     case.check_cache(args.cache)?;
+    super::feed::say_notes(&case);
     let wanted = |name: &str| pattern.matches(name);
     let attention = args.attention.into();
     let settings =

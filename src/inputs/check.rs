@@ -13,6 +13,8 @@ pub struct Expected {
     pub vocab_size: usize,
     /// D: the width of `inputs_embeds`.
     pub hidden_size: usize,
+    /// H: how many heads a mask may have an entry for each of.
+    pub num_attention_heads: usize,
     /// How many classes a classifier has; `None` for a language model.
     pub num_labels: Option<usize>,
 }
@@ -25,7 +27,7 @@ pub fn check(inputs: &Inputs, expected: &Expected) -> Result<()> {
     check_tokens(&inputs.tokens, expected)?;
     let (batch, length) = (inputs.batch(), inputs.length());
     if let Some(mask) = &inputs.attention_mask {
-        check_mask(mask, batch, length)?;
+        check_mask(mask, batch, expected.num_attention_heads, length)?;
     }
     if let Some(positions) = &inputs.position_ids {
         let (rows, columns) = positions.dim();
@@ -52,7 +54,7 @@ fn shape<S: Data, D: Dimension>(name: &str, expected: String, found: &ArrayBase<
     Error::input(name, format!("shape {expected}"), format!("shape {:?}", found.shape()))
 }
 
-/// How many rows something has that all sequences may share.
+/// How many of something there are, which one may stand for.
 fn one_or(batch: usize) -> String {
     if batch == 1 { "1".into() } else { format!("1 or {batch}") }
 }
@@ -92,16 +94,18 @@ fn check_tokens(tokens: &Tokens, expected: &Expected) -> Result<()> {
     }
 }
 
-fn check_mask(mask: &AttentionMask, batch: usize, length: usize) -> Result<()> {
+fn check_mask(mask: &AttentionMask, batch: usize, heads: usize, length: usize) -> Result<()> {
     match mask {
         AttentionMask::Padding(attend) if attend.dim() != (batch, length) => {
             Err(shape("attention_mask", format!("[{batch}, {length}]"), attend))
         }
         AttentionMask::Padding(_) => Ok(()),
         AttentionMask::Additive(added) => {
-            let (rows, one, queries, keys) = added.dim();
-            if (rows != 1 && rows != batch) || (one, queries, keys) != (1, length, length) {
-                return Err(shape("attention_mask", format!("[{}, 1, {length}, {length}]", one_or(batch)), added));
+            let (rows, planes, queries, keys) = added.dim();
+            let fits = |found: usize, all: usize| found == 1 || found == all;
+            if !fits(rows, batch) || !fits(planes, heads) || (queries, keys) != (length, length) {
+                let expected = format!("[{}, {}, {}, {length}]", one_or(batch), one_or(heads), one_or(length));
+                return Err(shape("attention_mask", expected, added));
             }
             // minus infinity forbids a key, as the lowest finite number does
             each("attention_mask", "no NaN and no plus infinity".into(), added, |x| x < f32::INFINITY)
@@ -179,7 +183,7 @@ mod tests {
 
     use super::*;
 
-    const EXPECTED: Expected = Expected { vocab_size: 10, hidden_size: 4, num_labels: None };
+    const EXPECTED: Expected = Expected { vocab_size: 10, hidden_size: 4, num_attention_heads: 2, num_labels: None };
 
     fn ids() -> Inputs {
         Inputs::new(Tokens::InputIds(array![[1, 2, 3], [4, 5, 6]]))

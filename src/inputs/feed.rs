@@ -1,6 +1,9 @@
 //! How inputs are fed, where the file does not say: one decoding step, and ids alone.
 
-use super::{AttentionMask, Inputs};
+use dsv2_reference::DeepseekV2Config;
+use ndarray::Array2;
+
+use super::{AttentionMask, Inputs, Tokens};
 use crate::error::{Error, Result};
 
 impl Inputs {
@@ -47,6 +50,38 @@ impl Inputs {
         Ok(Inputs { attention_mask: None, position_ids: None, left_out, ..self })
     }
 
+    /// The same as `generate` of Transformers feeds ids that come without a mask: where they hold `pad_token_id`, and that is
+    /// no token that ends a text, it is padding, and positions count the others from 0 on (padding has 0).
+    ///
+    /// **Trap.** A forward pass infers nothing: there, every token counts.
+    ///
+    /// # Errors
+    /// If there is a mask, or positions, or no ids to infer it from.
+    pub fn as_generate_feeds(self, config: &DeepseekV2Config) -> Result<Self> {
+        let refused = |found: &str| Err(Error::request("--infer-mask", "input_ids alone", found));
+        let others = [
+            (self.packed.is_some(), "sequences that are laid end to end"),
+            (self.attention_mask.is_some(), "an attention_mask"),
+            (self.position_ids.is_some(), "position_ids"),
+        ];
+        if let Some((_, found)) = others.into_iter().find(|(held, _)| *held) {
+            return refused(found);
+        }
+        let Tokens::InputIds(ids) = &self.tokens else { return refused("inputs_embeds") };
+        let padding = config.pad_token_id.filter(|pad| !config.eos_token_ids().contains(pad));
+        let Some(pad) = padding.filter(|pad| ids.iter().any(|id| id == pad)) else { return Ok(self) };
+        let attend = ids.mapv(|id| id != pad);
+        let mut positions = Array2::zeros(attend.dim());
+        for (mut positions, attend) in positions.rows_mut().into_iter().zip(attend.rows()) {
+            let mut seen = 0;
+            for (position, _) in positions.iter_mut().zip(attend).filter(|(_, real)| **real) {
+                *position = seen;
+                seen += 1;
+            }
+        }
+        Ok(Inputs { attention_mask: Some(AttentionMask::Padding(attend)), position_ids: Some(positions), ..self })
+    }
+
     /// How many tokens of each sequence are looked at.
     pub fn looked_at(&self) -> usize {
         self.new_tokens.unwrap_or_else(|| self.length())
@@ -55,5 +90,36 @@ impl Inputs {
     /// How many tokens of each sequence come before those that are looked at.
     pub fn past(&self) -> usize {
         self.length() - self.looked_at()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+    use crate::golden::GoldenCases;
+
+    #[test]
+    fn padding_is_inferred_as_transformers_generate_does() {
+        let golden = GoldenCases::embedded().load("generate-padding").unwrap();
+        let (config, fed) = (&golden.case.config, &golden.case.inputs);
+        let alone = |tokens: Tokens| Inputs::new(tokens).as_generate_feeds(config);
+        let inferred = alone(fed.tokens.clone()).unwrap();
+        assert_eq!(inferred.position_ids, fed.position_ids);
+        let padding = |inputs: &Inputs| match &inputs.attention_mask {
+            Some(AttentionMask::Padding(attend)) => Some(attend.clone()),
+            _ => None,
+        };
+        assert!(padding(fed).is_some());
+        assert_eq!(padding(&inferred), padding(fed));
+
+        // Without the padding token, or where it ends a text, all tokens count.
+        assert!(alone(Tokens::InputIds(array![[1, 2]])).unwrap().attention_mask.is_none());
+        let ends = DeepseekV2Config { pad_token_id: Some(2), ..config.clone() };
+        let inputs = Inputs::new(Tokens::InputIds(array![[2, 1]])).as_generate_feeds(&ends).unwrap();
+        assert!(inputs.attention_mask.is_none());
+        let refused = inferred.as_generate_feeds(config).unwrap_err().to_string();
+        assert_eq!(refused, "--infer-mask: expected input_ids alone, found an attention_mask");
     }
 }

@@ -7,6 +7,11 @@ use comfy_table::Cell;
 use super::KvCacheTable;
 use crate::table::{align_right, table};
 
+/// Contexts, in units of 1024 tokens, that the released models are published for. Their config.json has 163840 positions (40
+/// times 4096) in all of them.
+const PUBLISHED_FOR: [(&str, usize); 5] =
+    [("v2", 128), ("v2-lite", 32), ("coder-v2", 128), ("coder-v2-lite", 128), ("v2.5", 128)];
+
 impl fmt::Display for KvCacheTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let memory = self.memory as f64 / 1e9;
@@ -28,7 +33,7 @@ impl fmt::Display for KvCacheTable {
                 Cell::new(row.bytes_per_token),
                 Cell::new(row.tokens_per_gb),
                 Cell::new(match row.longest_context {
-                    longest if longest == self.max_context => format!("{longest} (the model's)"),
+                    longest if longest == self.max_context => format!("{longest} (config.json's)"),
                     longest => longest.to_string(),
                 }),
                 Cell::new(format!("{:.2} %", 100.0 * row.of_mha_in_bf16)),
@@ -46,7 +51,18 @@ impl fmt::Display for KvCacheTable {
             self.layers,
             self.deepseek_67b_bytes_per_token,
             saved.join(", ")
-        )
+        )?;
+        let published = PUBLISHED_FOR.iter().filter(|(name, _)| self.models.iter().any(|model| model == name));
+        let published: Vec<String> = published.map(|(name, length)| format!("{length}K ({name})")).collect();
+        match &published[..] {
+            [] => Ok(()),
+            published => write!(
+                f,
+                " config.json's context is {}; published for contexts of {}.",
+                self.max_context,
+                published.join(", ")
+            ),
+        }
     }
 }
 

@@ -57,7 +57,7 @@ fn rope(case: &Case) -> Option<RopeParameters> {
 
 /// Whether the angles do not depend on how long the sequence has become.
 fn fixed_rope(case: &Case) -> bool {
-    rope(case).is_some_and(|rope| rope.rope_type != RopeType::Dynamic)
+    rope(case).is_some_and(|rope| !rope.rope_type.depends_on_length())
 }
 
 fn yarn(case: &Case) -> bool {

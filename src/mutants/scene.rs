@@ -157,7 +157,7 @@ impl<'a> Scene<'a> {
         softmax_scale(self.config(), self.dialect()).ok()
     }
 
-    /// What is added to the scores, `[1 or B,1,S,T]`.
+    /// What is added to the scores, `[1 or B,1 or H,S,T]`.
     pub fn bias(&self) -> Option<Array4<f64>> {
         let (batch, length, keys) = self.dims();
         let inputs = self.inputs();
@@ -166,7 +166,8 @@ impl<'a> Scene<'a> {
             AttentionMask::Additive(added) => mask::AttentionMask::Additive(added.mapv(f64::from)),
         });
         let packed = if self.case().use_cache || mask.is_some() { None } else { inputs.position_ids.as_ref() };
-        attention_bias(mask.as_ref(), packed, (batch, length, keys - length)).ok()
+        let heads = self.config().num_attention_heads;
+        attention_bias(mask.as_ref(), packed, (batch, heads, length, keys - length)).ok()
     }
 
     /// Which of all tokens so far are real, `[B,T]`; all, if the mask does not say.

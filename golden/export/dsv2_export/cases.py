@@ -108,7 +108,8 @@ def v2_config(**changes) -> dict:
         "v_head_dim": 14,
         "vocab_size": 112,
     }
-    unknown = changes.keys() - config.keys() - {"mlp_bias", "pad_token_id", "num_labels", "problem_type"}
+    unknown = changes.keys() - config.keys() - {"mlp_bias", "pad_token_id", "num_labels", "problem_type",
+                                                "original_max_position_embeddings"}  # fmt: skip
     assert not unknown, unknown
     return {**config, **changes}
 
@@ -125,6 +126,11 @@ def small_config(**changes) -> dict:
     """Two layers of the Lite kind, for cases whose subject lies outside the layers."""
     return lite_config(**{"num_hidden_layers": 2, "hidden_size": 30, "intermediate_size": 40, "kv_lora_rank": 16,
                           "moe_intermediate_size": 14, "n_routed_experts": 6, "num_experts_per_tok": 2, **changes})  # fmt: skip
+
+
+def smallest_config(**changes) -> dict:
+    """One dense layer, for cases whose subject is attention alone."""
+    return small_config(**{"num_hidden_layers": 1, "vocab_size": 40, **changes})
 
 
 def tiny_config(**changes) -> dict:
@@ -213,6 +219,32 @@ def prefix_mask(lengths: list[int], size: int, bias: float = 0.0) -> np.ndarray:
         allowed = (t <= q) | (t < length)
         masks.append(np.where(allowed, bias * np.abs(q - t), np.finfo(np.float32).min)[None])
     return np.stack(masks).astype(np.float32)
+
+
+def mask_of_heads(heads: int, size: int) -> np.ndarray:
+    """[1,H,S,S] additive: causal, and in each head another distance beyond which nothing is seen, and another slope."""
+    q, t = np.indices((size, size))
+    masks = []
+    for head in range(heads):
+        allowed = (t <= q) & (q - t <= 1 + 2 * head)
+        masks.append(np.where(allowed, -0.125 * head * (q - t), np.finfo(np.float32).min))
+    return np.stack(masks)[None].astype(np.float32)
+
+
+def mask_of_keys(*rows: str) -> np.ndarray:
+    """[B,1,1,T] additive from strings such as "0011111": which keys any query sees, and no causal rule."""
+    return np.where(mask(*rows) == 1, 0, np.finfo(np.float32).min)[:, None, None].astype(np.float32)
+
+
+def as_generate_feeds(attention_mask: np.ndarray, **changes) -> Callable:
+    """Padded ids alone, as `generate` of Transformers feeds them to the model: with the mask that it infers."""
+
+    def build(rng, config):
+        from .run import fed_by_generate
+
+        return fed_by_generate({**config, **changes}, padded_ids(attention_mask)(rng, config))
+
+    return build
 
 
 def labels_with_holes(rng, config, batch=2, length=11, ignored=4) -> np.ndarray:
@@ -313,6 +345,20 @@ case("yarn-betas", "YaRN with other ramp limits and fractional bounds (beta 16 a
      tokens(2, 11, attention_mask=ones(2, 11), position_ids=spread_positions(2, 11, 0, 1000)))  # fmt: skip
 case("yarn-attention-factor", "An explicit attention_factor: it scales cos and sin and leaves the softmax scale alone.",
      "yarn mscale", lite_config(rope_scaling={**yarn(), "attention_factor": 0.8}, num_hidden_layers=2), tokens())  # fmt: skip
+case("yarn-original-beside", "A top-level original_max_position_embeddings, which overrules that of rope_scaling.",
+     "yarn", smallest_config(original_max_position_embeddings=512), tokens(1, 9))  # fmt: skip
+case("rope-llama3", "Llama 3.1's scaling: fast pairs as they are, slow ones divided by 8, a ramp over the turns between.",
+     "rope-llama3 gapped", smallest_config(qk_rope_head_dim=16, rope_scaling={"type": "llama3", "factor": 8.0,
+     "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+     tokens(1, 9, attention_mask=ones(1, 9), position_ids=spread_positions(1, 9, 0, 600)))  # fmt: skip
+case("rope-longrope", "LongRoPE in pieces: the call that ends beyond the original 8 positions takes the long divisors, cached "
+     "keys keep the short ones; cos and sin carry sqrt(1 + ln 4 / ln 8).",
+     "rope-longrope chunked", smallest_config(rope_scaling={"type": "longrope", "factor": 4.0, "short_factor": [1, 1.25, 1.5, 2],
+     "long_factor": [1, 3, 7, 40], "original_max_position_embeddings": 8}), tokens(1, 11),
+     options={"use_cache": True, "chunks": [8, 3]})  # fmt: skip
+case("rope-proportional", "Half of the pairs turn, at a quarter of the speed; mscale_all_dim multiplies the softmax scale here, too.",
+     "rope-proportional mscale", smallest_config(rope_scaling={"type": "proportional", "partial_rotary_factor": 0.5,
+     "factor": 4.0, "mscale_all_dim": 1.0}), tokens(1, 9))  # fmt: skip
 case("gapped-positions", "Positions up to 2000 with gaps, different in each row, under an all-ones mask.",
      "q_lora yarn gapped", v2_config(num_hidden_layers=2),
      tokens(2, 11, attention_mask=ones(2, 11), position_ids=spread_positions(2, 11, 0, 2000)))  # fmt: skip
@@ -349,6 +395,13 @@ case("mask-4d-bias", "A 4-D additive mask with finite values: it is added to the
 case("mask-4d-zeros", "A 4-D mask of zeros: attention in both directions, no causality is added.",
      "yarn mask-4d", lite_config(num_hidden_layers=2),
      tokens(attention_mask=np.zeros((2, 1, 11, 11), np.float32)))  # fmt: skip
+
+case("mask-4d-heads", "A 4-D mask with an entry for each head, one for all sequences: windows and slopes of different lengths.",
+     "yarn mask-4d", smallest_config(), tokens(2, 7, attention_mask=mask_of_heads(3, 7)))  # fmt: skip
+case("mask-4d-keys", "A 4-D mask with one row for all queries: padding on the right, and no causality.",
+     "yarn mask-4d", smallest_config(), tokens(2, 5, attention_mask=mask_of_keys("11111", "11100")))  # fmt: skip
+case("generate-padding", "Padded ids as generate() of Transformers feeds them: mask and positions are inferred from pad_token_id.",
+     "yarn padding", smallest_config(pad_token_id=0), as_generate_feeds(SHORT_LEFT))  # fmt: skip
 
 # Cache
 
@@ -433,6 +486,9 @@ case("first-k-dense-0", "Every layer is a mixture of experts.",
      "q_lora yarn group_limited_greedy", v2_config(first_k_dense_replace=0, num_hidden_layers=2), tokens())  # fmt: skip
 case("all-dense", "No layer is a mixture of experts.",
      "q_lora yarn dense", v2_config(first_k_dense_replace=5, num_hidden_layers=2), tokens())  # fmt: skip
+case("unread-fields", "All layers dense: what the router's fields hold is not looked at (topk_method null, k null, and others).",
+     "yarn dense", smallest_config(topk_method=None, num_experts_per_tok=None, moe_layer_freq=None, scoring_func=3),
+     tokens(1, 5))  # fmt: skip
 case("one-shared-expert", "One shared expert, scaling factor 2.5.",
      "yarn greedy", lite_config(n_shared_experts=1, routed_scaling_factor=2.5, num_hidden_layers=2), tokens())  # fmt: skip
 case("all-experts", "Every expert is chosen (k = E).",

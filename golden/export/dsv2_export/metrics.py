@@ -19,7 +19,8 @@ def excluded_rows(inputs: dict[str, np.ndarray]) -> np.ndarray | None:
     if mask.ndim == 2:
         excluded = mask == 0
     else:
-        excluded = ~(mask[:, 0] > MASKED).any(-1)
+        seen = (mask > MASKED).any(-1).all(1)  # in every head
+        excluded = ~np.broadcast_to(seen, (len(seen), mask.shape[-1]))
     return excluded if excluded.any() else None
 
 

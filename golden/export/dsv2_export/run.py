@@ -141,7 +141,8 @@ def run(case: dict, inputs: dict[str, np.ndarray], weights, dtype: torch.dtype, 
         mask = given.get("attention_mask")
         if mask is not None:
             # A 2-D mask must always cover the past as well.
-            call["attention_mask"] = mask[:, :end] if mask.dim() == 2 else mask[:, :, start:end, :end]
+            queries = slice(start, end) if mask.dim() == 4 and mask.shape[2] > 1 else slice(None)
+            call["attention_mask"] = mask[:, :end] if mask.dim() == 2 else mask[:, :, queries, :end]
         for name in ("labels", "num_items_in_batch", "logits_to_keep"):
             if name in given:
                 call[name] = given[name]
@@ -168,6 +169,21 @@ def run(case: dict, inputs: dict[str, np.ndarray], weights, dtype: torch.dtype, 
             stages[f"past_key_values.{i}.compressed_kv"] = layer.keys.squeeze(1)
             stages[f"past_key_values.{i}.k_pe"] = layer.values.squeeze(1)
     return stages
+
+
+def fed_by_generate(config: dict, input_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """What `generate` makes of ids alone: the first call of the model, seen from before it. Weights play no part."""
+    model = empty_model("DeepseekV2ForCausalLM", config)
+    seen = {}
+
+    def look(_module, _args, kwargs):
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            seen.setdefault(name, kwargs[name].numpy().copy())
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    with torch.no_grad():
+        model.generate(torch.from_numpy(input_ids), max_new_tokens=1, do_sample=False)
+    return seen
 
 
 def join(name: str, pieces: list[torch.Tensor], batch: int) -> torch.Tensor:

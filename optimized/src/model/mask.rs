@@ -35,15 +35,15 @@ pub(super) fn added(input: &ModelInput<f32>, cached: bool, past: &[usize], new: 
         (Some(AttentionMask::Padding(real)), _) => Ok(from_rule(&|b, _, t| real[[b, t]])),
         (Some(AttentionMask::Additive(given)), _) => {
             let (rows, one, queries, columns) = given.dim();
-            if (rows != 1 && rows != batch) || (one, queries, columns) != (1, new, keys) {
-                let expected = format!("shape [1 or {batch}, 1, {new}, {keys}]");
+            if (rows != 1 && rows != batch) || (queries != 1 && queries != new) || (one, columns) != (1, keys) {
+                let expected = format!("shape [1 or {batch}, 1, 1 or {new}, {keys}]");
                 return Err(wrong(expected, format!("{:?}", given.shape())));
             }
             if let Some(bad) = given.iter().find(|x| x.is_nan() || **x == f32::INFINITY) {
                 return Err(wrong("no NaN and no plus infinity".into(), bad.to_string()));
             }
-            let one_batch = given.iter().map(|x| if *x <= FORBIDDEN { f32::NEG_INFINITY } else { *x });
-            Ok(Some(one_batch.cycle().take(batch * new * keys).collect()))
+            let given = given.broadcast((batch, 1, new, keys)).expect("one for all, or one for each");
+            Ok(Some(given.iter().map(|x| if *x <= FORBIDDEN { f32::NEG_INFINITY } else { *x }).collect()))
         }
         // Packed sequences are recognised in their positions, where there is neither a mask nor a cache.
         (None, Some(positions)) if !cached => {

@@ -55,7 +55,8 @@ impl Frequencies {
 
     /// The r/2 frequencies of a call whose longest position is `longest - 1`.
     ///
-    /// `reached` is the longest context of the sequence so far, which the rope type `dynamic` remembers: the base grows
+    /// The rope type `longrope` asks this call alone. `reached` is the longest context of the sequence so far, which the rope
+    /// type `dynamic` remembers: the base grows
     /// with it, sticks, and falls back when a call ends below the context length. A new sequence begins with 0.
     pub fn of_call(&self, longest: i64, reached: &mut i64) -> Vec<f32> {
         let (base, factor) = (self.rope.rope_theta, self.rope.factor.unwrap_or(1.0));
@@ -68,6 +69,18 @@ impl Frequencies {
                 if *reached <= self.context { self.plain(base) } else { self.plain(self.grown(base, factor, *reached)) }
             }
             RopeType::Yarn => self.yarn(base, factor),
+            RopeType::Llama3 => self.llama3(base, factor),
+            RopeType::LongRope => {
+                let long = longest > self.rope.original_max_position_embeddings.unwrap_or_default() as i64;
+                let divisors = if long { &self.rope.long_factor } else { &self.rope.short_factor };
+                self.powers(base).iter().zip(divisors).map(|(power, by)| (*by as f32 * power).recip()).collect()
+            }
+            RopeType::Proportional => {
+                let turning = (self.rope.partial_rotary_factor * self.width as f64 / 2.0) as usize;
+                let mut frequencies = self.plain(base);
+                frequencies[turning..].fill(0.0);
+                frequencies.into_iter().map(|frequency| frequency / factor as f32).collect()
+            }
         }
     }
 
@@ -88,9 +101,27 @@ impl Frequencies {
         f64::from(base as f32 * f64::from(stretch).powf(exponent) as f32)
     }
 
+    /// As YaRN, with a ramp over the wave's length.
+    fn llama3(&self, base: f64, factor: f64) -> Vec<f32> {
+        let context = self.rope.original_max_position_embeddings.unwrap_or_default() as f64;
+        let (low, high) = (self.rope.low_freq_factor, self.rope.high_freq_factor);
+        let slowed = |frequency: f32| {
+            let wave = frequency.recip() * std::f32::consts::TAU;
+            if wave > (context / low) as f32 {
+                return frequency / factor as f32;
+            }
+            if wave < (context / high) as f32 {
+                return frequency;
+            }
+            let share = (wave.recip() * context as f32 - low as f32) / (high - low) as f32;
+            (1.0 - share) * frequency / factor as f32 + share * frequency
+        };
+        self.plain(base).into_iter().map(slowed).collect()
+    }
+
     /// High frequencies as they are, low ones divided by the factor, a ramp over the pair's index between them.
     fn yarn(&self, base: f64, factor: f64) -> Vec<f32> {
-        let RopeParameters { beta_fast, beta_slow, truncate, original_max_position_embeddings, .. } = self.rope;
+        let &RopeParameters { beta_fast, beta_slow, truncate, original_max_position_embeddings, .. } = &self.rope;
         let context = original_max_position_embeddings.unwrap_or_default() as f64;
         // The pair, a real number, that turns so often within the original context.
         let pair_of =
@@ -108,8 +139,13 @@ impl Frequencies {
     }
 }
 
-/// YaRN's factor on cosine and sine; 1 in every published model.
+/// YaRN's and longrope's factor on cosine and sine; 1 in every published model.
 fn attention_factor(rope: &RopeParameters, dialect: Dialect) -> f64 {
+    if rope.rope_type == RopeType::LongRope {
+        let context = rope.original_max_position_embeddings.unwrap_or_default() as f64;
+        let stretch = rope.factor.filter(|factor| *factor > 1.0).map_or(0.0, |factor| factor.ln() / context.ln());
+        return rope.attention_factor.unwrap_or_else(|| (1.0 + stretch).sqrt());
+    }
     if rope.rope_type != RopeType::Yarn {
         return 1.0;
     }
@@ -143,6 +179,20 @@ mod tests {
                 let scale = reference_scale(&config, dialect).unwrap() as f32;
                 assert_eq!(softmax_scale(&config, dialect).unwrap(), scale, "{preset}");
             }
+        }
+    }
+
+    #[test]
+    fn every_rope_type_of_a_golden_case_has_them_too() {
+        let cases = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden/cases");
+        for name in ["rope-linear", "rope-dynamic", "rope-llama3", "rope-longrope", "rope-proportional"] {
+            let case = std::fs::read_to_string(cases.join(name).join("case.json")).unwrap();
+            let case: serde_json::Value = serde_json::from_str(&case).unwrap();
+            let config = DeepseekV2Config::from_value(case["config"].clone()).unwrap();
+            let theirs = RotaryEmbedding::new(&config, Dialect::Hf).unwrap();
+            let ours = Frequencies::new(&config, Dialect::Hf).unwrap();
+            assert_eq!(ours.of_call(7, &mut 0), theirs.inv_freq(), "{name}");
+            assert_eq!(ours.attention_factor, theirs.attention_factor() as f32, "{name}");
         }
     }
 }

@@ -32,7 +32,7 @@ impl Default for DeepseekV2Config {
             attention_dropout: Some(0.0),
             mlp_bias: false,
             first_k_dense_replace: 0,
-            moe_layer_freq: 1,
+            moe_layer_freq: Some(1),
             kv_lora_rank: 512,
             q_lora_rank: Some(1536),
             qk_nope_head_dim: 128,
@@ -41,7 +41,7 @@ impl Default for DeepseekV2Config {
             n_routed_experts: Some(64),
             n_shared_experts: Some(2),
             num_experts_per_tok: None,
-            topk_method: "greedy".into(),
+            topk_method: Some("greedy".into()),
             n_group: None,
             topk_group: None,
             routed_scaling_factor: 1.0,
@@ -52,6 +52,7 @@ impl Default for DeepseekV2Config {
             id2label: None,
             problem_type: None,
             extra: Map::new(),
+            vocab_size_by_default: false,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::DeepseekV2Config;
 use crate::error::one_line;
@@ -56,7 +56,12 @@ impl DeepseekV2Config {
         object.shift_remove("head_dim");
         object.shift_remove("qk_head_dim");
 
-        let config: Self = read_field("", &value)?;
+        let unread = take_unread(object);
+        let vocab_size_by_default = !object.contains_key("vocab_size");
+
+        let mut config: Self = read_field("", &value)?;
+        config.extra.extend(unread);
+        config.vocab_size_by_default = vocab_size_by_default;
         config.validate_in_every_dialect()?;
         Ok(config)
     }
@@ -71,6 +76,20 @@ impl DeepseekV2Config {
         }
         value
     }
+}
+
+/// Takes out the fields that only DeepSeek's code reads, where they are of another type than there: Transformers does not
+/// look at them. Null takes the place of `moe_layer_freq`, which is 1 where it is missing.
+fn take_unread(object: &mut Map<String, Value>) -> Map<String, Value> {
+    let fields: [(&str, fn(&Value) -> bool); 2] =
+        [("moe_layer_freq", |value| value.is_i64()), ("scoring_func", |value| value.is_string() || value.is_null())];
+    let mut unread = Map::new();
+    for (field, is_read) in fields {
+        if let Some(value) = object.get_mut(field).filter(|value| !is_read(value)) {
+            unread.insert(field.to_owned(), value.take());
+        }
+    }
+    unread
 }
 
 /// Reads `value`, which stands at `place` in config.json (empty: the whole), and names the field that is at fault.
@@ -97,7 +116,7 @@ pub(super) fn read_field<V: DeserializeOwned>(place: &str, value: &Value) -> Res
 }
 
 /// The beginning of the value's JSON, all of it if it is short: errors are one line.
-fn shortened(value: &Value) -> String {
+pub(super) fn shortened(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}...", &text[..end]),

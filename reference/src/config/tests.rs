@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 
+mod notes;
 mod refusals;
 mod sizes;
 
@@ -119,7 +120,7 @@ fn v2_lite_is_its_preset_and_each_field_is_read() {
 #[test]
 fn missing_keys_are_transformers_defaults_but_do_not_run() {
     let config = DeepseekV2Config::from_json_str("{}").unwrap();
-    assert_eq!(config, DeepseekV2Config::default());
+    assert_eq!(config, DeepseekV2Config { vocab_size_by_default: true, ..DeepseekV2Config::default() });
     assert_eq!(config.q_lora_rank, Some(1536));
     assert_eq!(
         config.validate(Dialect::Hf).unwrap_err().to_string(),
@@ -201,6 +202,36 @@ fn yarn_fills_in_what_is_missing() {
 }
 
 #[test]
+fn the_context_beside_the_dictionary_overrules_the_one_in_it() {
+    let of = |patch| DeepseekV2Config::from_value(small_with(patch)).unwrap().rope().unwrap();
+    let beside = of(json!({ "original_max_position_embeddings": 32 }));
+    assert_eq!(beside, rope_of(json!({ "type": "yarn", "factor": 4, "original_max_position_embeddings": 32 })));
+    // The types that have no such context do not look at it.
+    let linear =
+        of(json!({ "original_max_position_embeddings": "x", "rope_scaling": {"type": "linear", "factor": 2} }));
+    assert_eq!(linear.original_max_position_embeddings, None);
+}
+
+#[test]
+fn transformers_other_rope_types_fill_in_what_is_missing() {
+    let llama3 = rope_of(json!({ "type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4 }));
+    assert_eq!((llama3.factor, llama3.original_max_position_embeddings), (Some(8.0), Some(64)));
+    assert_eq!((llama3.low_freq_factor, llama3.high_freq_factor), (1.0, 4.0));
+
+    let longrope = json!({ "type": "longrope", "short_factor": [1, 1.5], "long_factor": [2],
+        "original_max_position_embeddings": 16 });
+    let longrope = rope_of(longrope);
+    assert_eq!((longrope.factor, longrope.original_max_position_embeddings), (Some(4.0), Some(16)));
+    assert_eq!((longrope.short_factor, longrope.long_factor), (vec![1.0, 1.5], vec![2.0, 2.0]));
+
+    let proportional = rope_of(json!({ "type": "proportional" }));
+    assert_eq!((proportional.factor, proportional.partial_rotary_factor), (Some(1.0), 1.0));
+    let beside = json!({ "partial_rotary_factor": 0.5, "rope_scaling": {"type": "proportional", "factor": 2} });
+    let beside = DeepseekV2Config::from_value(small_with(beside)).unwrap().rope().unwrap();
+    assert_eq!((beside.factor, beside.partial_rotary_factor), (Some(2.0), 0.5));
+}
+
+#[test]
 fn labels_are_counted_as_transformers_does() {
     let labels = |patch| DeepseekV2Config::from_value(small_with(patch)).unwrap().num_labels();
     assert_eq!(labels(json!({})), 2);
@@ -230,6 +261,9 @@ fn odd_but_possible() {
             json!({ "rms_norm_eps": 0 }),
             json!({ "rope_scaling": {"type": "linear", "factor": 0.5} }),
             json!({ "hidden_act": "gelu_pytorch_tanh" }),
+            json!({ "rope_scaling": {"type": "default", "partial_rotary_factor": 0.5} }),
+            json!({ "first_k_dense_replace": 99, "topk_method": null }),
+            json!({ "sliding_window": null, "per_layer_config": {}, "is_causal": true, "layer_types": null }),
         ] {
             accepted(small_with(patch), dialect);
         }
@@ -238,12 +272,19 @@ fn odd_but_possible() {
     for patch in [
         json!({ "scoring_func": "sigmoid", "moe_layer_freq": 0, "norm_topk_prob": true }),
         json!({ "mlp_bias": true }),
+        json!({ "moe_layer_freq": null }),
+        json!({ "moe_layer_freq": "each" }),
+        json!({ "scoring_func": 3 }),
+        json!({ "original_max_position_embeddings": 32 }),
+        json!({ "rope_scaling": {"type": "proportional", "partial_rotary_factor": 0.5} }),
         json!({ "rope_scaling": {"type": "yarn", "factor": 2} }),
     ] {
         accepted(small_with(patch.clone()), Dialect::Hf);
         refusals::refusal(small_with(patch), Dialect::Deepseek);
     }
     accepted(small_with(json!({ "n_shared_experts": null })), Dialect::HfPre515);
+    // Layers whose kinds are given have the cache of these kinds, whatever the window.
+    accepted(small_with(json!({ "sliding_window": 4, "layer_types": vec!["full_attention"; 4] })), Dialect::Hf);
     accepted(small_with(json!({ "n_shared_experts": null, "n_routed_experts": null })), Dialect::Deepseek);
     accepted(small_with(json!({ "hidden_size": 18 })), Dialect::Deepseek);
     let other_name = accepted(small_with(json!({ "num_experts": 8 })), Dialect::Hf);

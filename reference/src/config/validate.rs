@@ -1,6 +1,7 @@
 //! What a configuration may not be.
 
-use super::DeepseekV2Config;
+use super::rope_parameters::ORIGINAL;
+use super::{DeepseekV2Config, read};
 use crate::{Dialect, Error, Result};
 
 /// `topk_method`: among which experts the k best are selected.
@@ -35,8 +36,9 @@ impl DeepseekV2Config {
             let expected = format!("a multiple of num_attention_heads, {}", self.num_attention_heads);
             return Err(Error::config("hidden_size", expected, self.hidden_size));
         }
-        if dialect == Dialect::Deepseek {
-            self.validate_deepseek()?;
+        match dialect {
+            Dialect::Deepseek => self.validate_deepseek()?,
+            Dialect::Hf | Dialect::HfPre515 => self.validate_base_class()?,
         }
         if self.n_routed_experts.is_none() && !dialect.allows_null_routed_experts() {
             return Err(Error::config("n_routed_experts", format!("an integer in dialect {dialect}"), "null"));
@@ -67,21 +69,23 @@ impl DeepseekV2Config {
         })
     }
 
-    /// How those k are selected.
+    /// How those k are selected; greedily, where no layer has a router and the field is not looked at.
     ///
     /// # Errors
     ///
     /// There is no method of that name, or the groups that it needs are missing, do not divide E, or hold too few
     /// experts.
     pub fn topk_method(&self) -> Result<TopkMethod> {
-        match self.topk_method.as_str() {
-            "greedy" => Ok(TopkMethod::Greedy),
-            "group_limited_greedy" => self.groups(),
-            other => {
+        const EXPECTED: &str = "\"greedy\" or \"group_limited_greedy\"";
+        match self.topk_method.as_deref() {
+            _ if !self.has_moe_layers(Dialect::Hf) => Ok(TopkMethod::Greedy),
+            Some("greedy") => Ok(TopkMethod::Greedy),
+            Some("group_limited_greedy") => self.groups(),
+            Some(other) => {
                 let note = if other == "noaux_tc" { " (DeepSeek-V3's, not V2's)" } else { "" };
-                let expected = "\"greedy\" or \"group_limited_greedy\"";
-                Err(Error::config("topk_method", expected, format!("{other:?}{note}")))
+                Err(Error::config("topk_method", EXPECTED, format!("{other:?}{note}")))
             }
+            None => Err(Error::config("topk_method", EXPECTED, "null")),
         }
     }
 
@@ -175,22 +179,15 @@ impl DeepseekV2Config {
         Ok(())
     }
 
-    /// Keys that are set and have no effect in this dialect, and why: one line for each.
-    pub fn without_effect(&self, dialect: Dialect) -> Vec<String> {
-        let Some((place, dict)) = self.rope_dict().filter(|_| !dialect.honours_attention_factor()) else {
-            return Vec::new();
-        };
-        let given = dict.get("attention_factor").filter(|value| !value.is_null());
-        given
-            .map(|value| format!("{place}.attention_factor, {value}, has no effect: DeepSeek's code has no such key"))
-            .into_iter()
-            .collect()
-    }
-
     /// What DeepSeek's code does not have, or has no default for that agrees with Transformers'.
     fn validate_deepseek(&self) -> Result<()> {
-        if self.moe_layer_freq < 1 {
-            return Err(Error::config("moe_layer_freq", "an integer >= 1", self.moe_layer_freq));
+        if let Some(beat) = self.moe_layer_freq.filter(|beat| *beat < 1) {
+            return Err(Error::config("moe_layer_freq", "an integer >= 1", beat));
+        }
+        for (field, expected) in [("moe_layer_freq", "an integer >= 1"), ("scoring_func", "\"softmax\"")] {
+            if let Some(unread) = self.extra.get(field) {
+                return Err(Error::config(field, expected, read::shortened(unread)));
+            }
         }
         if let Some(name) = self.scoring_func.as_deref().filter(|name| *name != "softmax") {
             return Err(Error::config("scoring_func", "\"softmax\"", format!("{name:?}")));
@@ -204,8 +201,18 @@ impl DeepseekV2Config {
         {
             return Err(Error::config(format!("{place}.type"), format!("the same as rope_type, {new}"), old));
         }
-        if self.rope()?.rope_type == super::RopeType::Yarn {
-            let key = "original_max_position_embeddings";
+        let rope = self.rope()?;
+        if !rope.rope_type.is_deepseeks() {
+            let key = if dict.contains_key("rope_type") { "rope_type" } else { "type" };
+            let expected = "default, linear, dynamic or yarn, which are those of DeepSeek's code";
+            return Err(Error::config(format!("{place}.{key}"), expected, rope.rope_type));
+        }
+        if rope.rope_type == super::RopeType::Yarn {
+            let key = ORIGINAL;
+            if let Some(beside) = self.extra.get(key).filter(|beside| dict.get(key) != Some(*beside)) {
+                let expected = format!("what {place}.{key} says: DeepSeek's code reads no other");
+                return Err(Error::config(key, expected, beside));
+            }
             if !dict.contains_key(key) {
                 let expected = "an integer: where it is missing, DeepSeek's code takes 4096 and Transformers \
                                 max_position_embeddings";

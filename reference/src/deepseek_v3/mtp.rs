@@ -127,7 +127,7 @@ impl<T: Real> MultiTokenPrediction<T> {
         }
         let mut dynamic = self.rotary_emb.dynamic().cloned();
         let rotary = self.rotary_emb.tables(&position_ids, dynamic.as_mut());
-        let bias = attention_bias(None, None, (batch, length, 0))?;
+        let bias = attention_bias(None, None, (batch, 1, length, 0))?;
         let context = AttentionContext { rotary: &rotary, bias: &bias, form: AttentionForm::Expanded };
         let combined = self.combine(embeds, hidden);
         let (hidden, _) = self.block.forward(combined, &context, None, &mut Scope::root(&mut NoTap))?;

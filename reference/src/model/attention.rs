@@ -86,7 +86,7 @@ pub struct DeepseekV2Attention<T> {
 pub(crate) struct AttentionContext<'a, T> {
     /// Angles of the new tokens.
     pub rotary: &'a RotaryTables<T>,
-    /// Additive mask \[B or 1,1,S,T\].
+    /// Additive mask \[B or 1,H or 1,S,T\].
     pub bias: &'a Array4<T>,
     /// Which form to compute.
     pub form: AttentionForm,

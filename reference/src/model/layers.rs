@@ -27,6 +27,7 @@ pub struct DecoderLayers<T> {
     rotary_emb: RotaryEmbedding,
     hidden_size: usize,
     watch: Arc<Watch>,
+    num_heads: usize,
 }
 
 /// What the layers computed besides the residual stream; see [`Run`].
@@ -64,6 +65,7 @@ impl<T: Real> DecoderLayers<T> {
             rotary_emb: RotaryEmbedding::new(config, dialect)?,
             hidden_size: config.hidden_size,
             watch: weights.watch(),
+            num_heads: config.num_attention_heads,
         })
     }
 
@@ -103,7 +105,7 @@ impl<T: Real> DecoderLayers<T> {
         let (batch, length) = (hidden.len_of(Axis(0)), hidden.len_of(Axis(1)));
         let position_ids = input.position_ids.clone().unwrap_or_else(|| default_position_ids(length, past));
         let packed = if cache.is_none() && input.attention_mask.is_none() { input.position_ids.as_ref() } else { None };
-        let bias = attention_bias(input.attention_mask.as_ref(), packed, (batch, length, past))?;
+        let bias = attention_bias(input.attention_mask.as_ref(), packed, (batch, self.num_heads, length, past))?;
         let rotary = {
             let mut fresh = None;
             let state = cache.as_deref_mut().map_or(&mut fresh, |cache| &mut cache.dynamic_rope);

@@ -6,7 +6,7 @@
 //! t <= past + q   and   attention_mask[b, t]   and   segment[b, q] = segment[b, t]
 //! ```
 //!
-//! The result is an additive bias \[B or 1,1,S,T\]: 0 where allowed, minus infinity where not.
+//! The result is an additive bias \[B or 1,H or 1,S,T\]: 0 where allowed, minus infinity where not.
 
 use ndarray::{Array2, Array4};
 
@@ -20,13 +20,14 @@ pub enum AttentionMask<T> {
     /// **Trap.** Transformers fills a mask that is shorter than the keys with *false* on the right: passing only the
     /// new token's mask while decoding hides the new keys silently (logits off by 4). Here a wrong length is an error.
     Padding(Array2<bool>),
-    /// \[B or 1,1,S,T\], added to the scores as it is; no causal rule is added. An entry at or below half the lowest
+    /// \[B or 1,H or 1,S or 1,T\], added to the scores as it is; no causal rule is added. An entry at or below half the lowest
     /// finite fp32 number means forbidden. A boolean 4-D mask is not taken: Transformers' eager attention *adds* it as
     /// 0/1 (off by 4.3).
     Additive(Array4<T>),
 }
 
-/// The bias of one forward pass: `length` new tokens of each of `batch` sequences, after `past` cached ones.
+/// The bias of one forward pass: `length` new tokens of each of `batch` sequences, after `past` cached ones, in `heads`
+/// heads.
 ///
 /// `packed_positions`: position ids, if packed sequences are to be recognised in them (no cache object, no mask).
 ///
@@ -35,11 +36,11 @@ pub enum AttentionMask<T> {
 pub fn attention_bias<T: Real>(
     mask: Option<&AttentionMask<T>>,
     packed_positions: Option<&Array2<i64>>,
-    (batch, length, past): (usize, usize, usize),
+    (batch, heads, length, past): (usize, usize, usize, usize),
 ) -> Result<Array4<T>> {
     let keys = past + length;
     match mask {
-        Some(AttentionMask::Additive(bias)) => given_bias(bias, batch, length, keys),
+        Some(AttentionMask::Additive(bias)) => given_bias(bias, (batch, heads, length, keys)),
         Some(AttentionMask::Padding(real)) if real.dim() != (batch, keys) => {
             let expected = format!("shape [{batch}, {keys}] (cached and new tokens)");
             Err(Error::input("attention_mask", expected, format!("shape {:?}", real.shape())))
@@ -68,17 +69,20 @@ fn bias_where<T: Real>(
     )
 }
 
-fn given_bias<T: Real>(bias: &Array4<T>, batch: usize, length: usize, keys: usize) -> Result<Array4<T>> {
-    let (rows, one, s, t) = bias.dim();
-    if (rows != 1 && rows != batch) || (one, s, t) != (1, length, keys) {
-        let expected = format!("shape [1 or {batch}, 1, {length}, {keys}]");
+fn given_bias<T: Real>(bias: &Array4<T>, shape: (usize, usize, usize, usize)) -> Result<Array4<T>> {
+    let (batch, heads, length, keys) = shape;
+    let (rows, planes, queries, columns) = bias.dim();
+    let one_or = |found, all| found == 1 || found == all;
+    if !one_or(rows, batch) || !one_or(planes, heads) || !one_or(queries, length) || columns != keys {
+        let expected = format!("shape [1 or {batch}, 1 or {heads}, 1 or {length}, {keys}]");
         return Err(Error::input("attention_mask", expected, format!("shape {:?}", bias.shape())));
     }
     if let Some(bad) = bias.iter().find(|x| x.is_nan() || **x == T::infinity()) {
         return Err(Error::input("attention_mask", "no NaN and no plus infinity", bad));
     }
     let forbidden = T::from_f32(f32::MIN / 2.0);
-    Ok(bias.mapv(|x| if x <= forbidden { T::neg_infinity() } else { x }))
+    let every_query = bias.broadcast((rows, planes, length, keys)).expect("one query, or all");
+    Ok(every_query.mapv(|x| if x <= forbidden { T::neg_infinity() } else { x }))
 }
 
 /// Which packed sequence each token belongs to: every step of the position ids other than +1 begins a new one. \[B,S\]

@@ -19,12 +19,15 @@
 
 mod dynamic;
 mod frequencies;
+mod llama3;
+mod longrope;
 pub mod yarn;
 
 use ndarray::{Array2, Array3, Array4, Axis};
 
 pub use dynamic::DynamicNtk;
-use frequencies::inverse_frequencies;
+use frequencies::{inverse_frequencies, proportional};
+use longrope::LongCalls;
 pub use yarn::yarn_get_mscale;
 
 use crate::config::RopeType;
@@ -39,7 +42,7 @@ use crate::{DeepseekV2Config, Dialect, Real, Result};
 /// **Trap.** Transformers 4.54 to 5.14 leave the second factor out, so that every published checkpoint ran with a scale
 /// 1.59 (V2.5: 1.87) times too small; fixed by transformers#47435. [`Dialect::HfPre515`] is that behaviour.
 ///
-/// **Trap.** The rule fires for `linear` and `dynamic` too if the key is there, and `attention_factor` does not
+/// **Trap.** The rule fires for every other rope type too (`linear`, `dynamic`, `llama3`, ...) if the key is there, and `attention_factor` does not
 /// suppress it.
 ///
 /// # Errors
@@ -71,6 +74,7 @@ pub struct RotaryEmbedding {
     inv_freq: Vec<f32>,
     attention_factor: f64,
     dynamic: Option<DynamicNtk>,
+    long: Option<LongCalls>,
 }
 
 impl RotaryEmbedding {
@@ -82,22 +86,29 @@ impl RotaryEmbedding {
         let rope = config.rope()?;
         let dim = config.qk_rope_head_dim;
         let factor = rope.factor.unwrap_or(1.0); // there where the type needs it: `config.rope` sees to it
-        let plain = inverse_frequencies(rope.rope_theta, dim);
-        let (inv_freq, attention_factor, dynamic) = match rope.rope_type {
-            RopeType::Default => (plain, 1.0, None),
-            RopeType::Linear => (plain.iter().map(|theta| theta / factor as f32).collect(), 1.0, None),
-            RopeType::Dynamic => {
-                (plain, 1.0, Some(DynamicNtk::new(rope.rope_theta, factor, config.max_position_embeddings, dim)))
-            }
-            RopeType::Yarn => {
-                let original = rope.original_max_position_embeddings.unwrap_or(config.max_position_embeddings);
-                (yarn::frequencies(&rope, factor, dim, original), yarn::attention_factor(&rope, factor, dialect), None)
-            }
+        let original = rope.original_max_position_embeddings.unwrap_or(config.max_position_embeddings);
+        let theta = rope.rope_theta;
+        let plain = || inverse_frequencies(theta, dim);
+        let inv_freq = match rope.rope_type {
+            RopeType::Default | RopeType::Dynamic => plain(),
+            RopeType::Linear => plain().iter().map(|theta| theta / factor as f32).collect(),
+            RopeType::Yarn => yarn::frequencies(&rope, factor, dim, original),
+            RopeType::Llama3 => llama3::frequencies(&rope, factor, dim, original),
+            RopeType::LongRope => longrope::frequencies(&rope, &rope.short_factor, dim),
+            RopeType::Proportional => proportional(theta, dim, rope.partial_rotary_factor, factor),
         };
-        Ok(RotaryEmbedding { inv_freq, attention_factor, dynamic })
+        let attention_factor = match rope.rope_type {
+            RopeType::Yarn => yarn::attention_factor(&rope, factor, dialect),
+            RopeType::LongRope => longrope::attention_factor(&rope, factor, original),
+            _ => 1.0,
+        };
+        let dynamic = (rope.rope_type == RopeType::Dynamic)
+            .then(|| DynamicNtk::new(theta, factor, config.max_position_embeddings, dim));
+        let long = (rope.rope_type == RopeType::LongRope).then(|| LongCalls::new(&rope, dim, original));
+        Ok(RotaryEmbedding { inv_freq, attention_factor, dynamic, long })
     }
 
-    /// `theta_i`, i < r/2: the pinned fp32 numbers (for the rope type `dynamic`: those of a short sequence).
+    /// `theta_i`, i < r/2: the pinned fp32 numbers (for the rope types `dynamic` and `longrope`: those of a short sequence).
     pub fn inv_freq(&self) -> &[f32] {
         &self.inv_freq
     }
@@ -116,7 +127,8 @@ impl RotaryEmbedding {
     /// `dynamic`.
     pub fn tables<T: Real>(&self, position_ids: &Array2<i64>, state: Option<&mut DynamicNtk>) -> RotaryTables<T> {
         let longest = position_ids.iter().max().map_or(0, |&p| p.saturating_add(1));
-        let inv_freq = state.map_or_else(|| self.inv_freq.clone(), |ntk| ntk.update(longest));
+        let of_length = self.long.as_ref().and_then(|long| long.of_call(longest)).unwrap_or(&self.inv_freq);
+        let inv_freq = state.map_or_else(|| of_length.to_vec(), |ntk| ntk.update(longest));
         let (rows, columns) = position_ids.dim();
         let angle = Array3::from_shape_fn((rows, columns, inv_freq.len()), |(b, s, i)| {
             // The pinned product: both factors and the result in fp32.
@@ -178,5 +190,51 @@ mod tests {
         let plain = bits(&inverse_frequencies(10000.0, 64));
         assert_eq!(plain[..11], YARN_V2[..11]);
         assert_eq!(plain[11..], PLAIN_V2_FROM_11);
+    }
+
+    #[test]
+    fn transformers_other_rope_types_have_pytorchs_frequencies_to_the_bit() {
+        let llama3 = |low: f64, high: f64, original: usize| {
+            serde_json::json!({"type": "llama3", "factor": 8.0, "low_freq_factor": low, "high_freq_factor": high,
+                "original_max_position_embeddings": original})
+        };
+        let longrope = serde_json::json!({"type": "longrope", "factor": 4.0,
+            "short_factor": [1.0, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6],
+            "long_factor": [1.1, 1.3, 1.7, 2.9, 4.1, 7.7, 13.3, 40.0], "original_max_position_embeddings": 64});
+        let proportional = serde_json::json!({"type": "proportional", "factor": 4.0, "partial_rotary_factor": 0.7});
+        let cases: [(_, f64, [u32; 8]); 4] = [
+            (
+                llama3(1.0, 4.0, 64),
+                1e4,
+                [0x3f800000, 0x3e7a3ff4, 0x3c55af30, 0x3b8186e3, 0x3aa3d70a, 0x39cf3e38, 0x3903126f, 0x3825cb60],
+            ),
+            (
+                llama3(1.5, 40.0, 8192),
+                5e5,
+                [0x3f800000, 0x3e4693b0, 0x3d1a08c8, 0x3b12ba13, 0x3944f3cb, 0x380fc8f8, 0x36df10c4, 0x35ad07a7],
+            ),
+            (
+                longrope,
+                1e4,
+                [0x3f800000, 0x3e9a32dd, 0x3dba2e8c, 0x3cd7e0ce, 0x3bfc0fc1, 0x3b1407df, 0x3a2ec33e, 0x394f3e38],
+            ),
+            (proportional, 1e4, [0x3e800000, 0x3da1e89b, 0x3ccccccd, 0x3c0186e3, 0x3b23d70a, 0, 0, 0]),
+        ];
+        for (scaling, theta, expected) in cases {
+            let config = DeepseekV2Config {
+                qk_rope_head_dim: 16,
+                rope_theta: Some(theta),
+                rope_scaling: scaling.as_object().cloned(),
+                ..DeepseekV2Config::default()
+            };
+            let rotary = RotaryEmbedding::new(&config, Dialect::Hf).unwrap();
+            assert_eq!(bits(rotary.inv_freq()), expected, "{scaling}");
+            let Some(long) = &rotary.long else { continue };
+            assert_eq!(long.of_call(64), None);
+            let expected =
+                [0x3f68ba2e, 0x3e791716, 0x3d70f0f1, 0x3c32a864, 0x3b1fd80a, 0x39d75144, 0x389dae3c, 0x3704a2b3];
+            assert_eq!(bits(long.of_call(65).unwrap()), expected);
+            assert!((rotary.attention_factor() - 1.1547005383792517).abs() < 1e-15);
+        }
     }
 }

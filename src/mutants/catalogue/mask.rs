@@ -56,7 +56,7 @@ pub const MUTANTS: &[Mutant] = &[
         .when(|case| several_tokens(case) && matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))))
         .at(&[ATTN_SCORES], |s, at| without(at, |_, q, t| t > s.past() + q)),
     structural("mask4d_boolean", "A 4-D mask says only who may be seen; what it adds to a score is lost.")
-        .when(|case| matches!(case.inputs.attention_mask, Some(AttentionMask::Additive(_))))
+        .when(|case| matches!(&case.inputs.attention_mask, Some(AttentionMask::Additive(added)) if added.dim().1 == 1))
         .at(&[ATTN_SCORES], |s, at| {
             let bias = s.bias()?;
             s.scores_where(at.layer, |b, q, t| bias[[b.min(bias.dim().0 - 1), 0, q, t]] > f64::NEG_INFINITY)

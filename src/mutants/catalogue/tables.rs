@@ -63,7 +63,14 @@ fn with_rope(config: &DeepseekV2Config, rope: &RopeParameters) -> DeepseekV2Conf
     let mut scaling = json!({
         "type": rope.rope_type.name(), "factor": rope.factor, "beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow,
         "mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim, "attention_factor": rope.attention_factor,
-        "truncate": rope.truncate,
+        "truncate": rope.truncate, "low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor,
+        "short_factor": rope.short_factor, "long_factor": rope.long_factor,
+        "partial_rotary_factor": rope.partial_rotary_factor,
+    });
+    // The keys beside the dictionary overrule it, or fill it up.
+    let mut extra = config.extra.clone();
+    ["original_max_position_embeddings", "partial_rotary_factor"].iter().for_each(|key| {
+        extra.shift_remove(*key);
     });
     if let Some(length) = rope.original_max_position_embeddings {
         scaling["original_max_position_embeddings"] = length.into();
@@ -73,6 +80,7 @@ fn with_rope(config: &DeepseekV2Config, rope: &RopeParameters) -> DeepseekV2Conf
         rope_theta: Some(rope.rope_theta),
         rope_scaling: scaling,
         rope_parameters: None,
+        extra,
         ..config.clone()
     }
 }

@@ -1,7 +1,5 @@
 use super::*;
 
-use crate::Dialect::Deepseek;
-
 /// What is refused, by reading or by validating.
 pub(super) fn refusal(value: Value, dialect: Dialect) -> String {
     let config = DeepseekV2Config::from_value(value.clone());
@@ -18,6 +16,12 @@ fn the_impossible_is_refused_in_every_dialect() {
         rope.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
         json!({ "rope_scaling": rope })
     };
+    let longrope = |patch: Value| {
+        let mut rope = json!({ "type": "longrope", "short_factor": [1, 1.5], "long_factor": [2, 3],
+            "original_max_position_embeddings": 16 });
+        rope.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
+        json!({ "rope_scaling": rope })
+    };
     let size = "expected an integer of 1 to 2147483647, found 0";
     let cases: &[(Value, &str)] = &[
         // Types.
@@ -29,7 +33,7 @@ fn the_impossible_is_refused_in_every_dialect() {
         (json!({ "first_k_dense_replace": true }), "first_k_dense_replace: expected an integer, found true"),
         (json!({ "rms_norm_eps": [1] }), "rms_norm_eps: expected a number, found [1]"),
         (json!({ "use_cache": 1 }), "use_cache: expected true or false, found 1"),
-        (json!({ "topk_method": null }), "topk_method: expected a string, found null"),
+        (json!({ "topk_method": 3 }), "topk_method: expected a string, found 3"),
         (
             json!({ "eos_token_id": "</s>" }),
             "eos_token_id: expected an integer, a list of integers or null, found \"</s>\"",
@@ -127,18 +131,69 @@ fn the_impossible_is_refused_in_every_dialect() {
         ),
         (yarn(json!({ "beta_fast": -1 })), "rope_scaling.beta_fast: expected a number >= 0, or null, found -1"),
         (yarn(json!({ "mscale": -1 })), "rope_scaling.mscale: expected a number >= 0, or null, found -1"),
-        (yarn(json!({ "type": "ntk" })), "rope_scaling.type: expected default, linear, dynamic or yarn, found \"ntk\""),
         (
-            yarn(json!({ "rope_type": "llama3" })),
-            "rope_scaling.rope_type: expected default, linear, dynamic or yarn, found \"llama3\" (a rope type, but not one of DeepSeek-V2's)",
+            yarn(json!({ "type": "ntk" })),
+            "rope_scaling.type: expected default, linear, dynamic, yarn, llama3, longrope or proportional, found \"ntk\"",
         ),
         (
             yarn(json!({ "rope_type": null })),
-            "rope_scaling.rope_type: expected default, linear, dynamic or yarn, found null",
+            "rope_scaling.rope_type: expected default, linear, dynamic, yarn, llama3, longrope or proportional, found null",
         ),
         (
             json!({ "partial_rotary_factor": 0.5 }),
-            "partial_rotary_factor: expected 1 (all of qk_rope_head_dim is rotated), found 0.5",
+            "partial_rotary_factor: expected 1 (with rope type yarn all of qk_rope_head_dim is rotated), found 0.5",
+        ),
+        (
+            yarn(json!({ "partial_rotary_factor": 0.5 })),
+            "rope_scaling.partial_rotary_factor: expected 1 (with rope type yarn all of qk_rope_head_dim is rotated), found 0.5",
+        ),
+        (
+            json!({ "original_max_position_embeddings": null }),
+            "original_max_position_embeddings: expected an integer >= 1, found null",
+        ),
+        (
+            json!({ "original_max_position_embeddings": 0 }),
+            "original_max_position_embeddings: expected an integer >= 1, found 0",
+        ),
+        (
+            json!({ "rope_scaling": {"type": "llama3", "factor": 8, "high_freq_factor": 4} }),
+            "rope_scaling.low_freq_factor: expected a number > 0, which rope type llama3 needs, found nothing",
+        ),
+        (
+            json!({ "rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 0, "high_freq_factor": 4} }),
+            "rope_scaling.low_freq_factor: expected a number > 0, found 0",
+        ),
+        (
+            longrope(json!({ "long_factor": null })),
+            "rope_scaling.long_factor: expected 2 numbers > 0, half of qk_rope_head_dim, which rope type longrope needs, found null",
+        ),
+        (
+            longrope(json!({ "short_factor": [1, 2, 3] })),
+            "rope_scaling.short_factor: expected 2 numbers > 0, half of qk_rope_head_dim, which rope type longrope needs, found 3 numbers",
+        ),
+        (
+            longrope(json!({ "short_factor": [1, 0] })),
+            "rope_scaling.short_factor: expected 2 numbers > 0, half of qk_rope_head_dim, which rope type longrope needs, found a number that is not > 0",
+        ),
+        (
+            longrope(json!({ "original_max_position_embeddings": 1 })),
+            "rope_scaling.original_max_position_embeddings: expected an integer >= 2 (longrope divides by its logarithm), found 1",
+        ),
+        (
+            longrope(json!({ "mscale_all_dim": 1 })),
+            "rope_scaling.factor: expected a number > 0, which rope type longrope needs, found nothing",
+        ),
+        (
+            json!({ "rope_scaling": {"type": "proportional", "partial_rotary_factor": 1.5} }),
+            "rope_scaling.partial_rotary_factor: expected a number of 0 to 1, found 1.5",
+        ),
+        (
+            json!({ "rope_scaling": {"type": "proportional", "partial_rotary_factor": null} }),
+            "rope_scaling.partial_rotary_factor: expected a number of 0 to 1, found null",
+        ),
+        (
+            json!({ "rope_scaling": {"type": "proportional", "factor": null} }),
+            "rope_scaling.factor: expected a number > 0, which rope type proportional needs, found null",
         ),
         // Routing.
         (json!({ "n_routed_experts": 0 }), "n_routed_experts: expected an integer >= 1, found 0"),
@@ -158,6 +213,7 @@ fn the_impossible_is_refused_in_every_dialect() {
             json!({ "topk_method": "gready" }),
             "topk_method: expected \"greedy\" or \"group_limited_greedy\", found \"gready\"",
         ),
+        (json!({ "topk_method": null }), "topk_method: expected \"greedy\" or \"group_limited_greedy\", found null"),
         (
             json!({ "topk_method": "noaux_tc" }),
             "topk_method: expected \"greedy\" or \"group_limited_greedy\", found \"noaux_tc\" (DeepSeek-V3's, not V2's)",
@@ -211,6 +267,50 @@ fn each_dialect_refuses_what_it_does_not_have() {
         (Hf, json!({ "n_shared_experts": null }), "n_shared_experts: expected an integer in dialect hf, found null"),
         (Deepseek, json!({ "scoring_func": "sigmoid" }), "scoring_func: expected \"softmax\", found \"sigmoid\""),
         (Deepseek, json!({ "moe_layer_freq": 0 }), "moe_layer_freq: expected an integer >= 1, found 0"),
+        (Deepseek, json!({ "moe_layer_freq": null }), "moe_layer_freq: expected an integer >= 1, found null"),
+        (Deepseek, json!({ "scoring_func": [1] }), "scoring_func: expected \"softmax\", found [1]"),
+        (
+            Deepseek,
+            json!({ "rope_scaling": {"type": "proportional"} }),
+            "rope_scaling.type: expected default, linear, dynamic or yarn, which are those of DeepSeek's code, found proportional",
+        ),
+        (
+            Deepseek,
+            json!({ "original_max_position_embeddings": 32 }),
+            "original_max_position_embeddings: expected what rope_scaling.original_max_position_embeddings says: \
+             DeepSeek's code reads no other, found 32",
+        ),
+        (
+            Hf,
+            json!({ "sliding_window": 4096 }),
+            "sliding_window: expected null: Transformers' cache then drops keys that its mask lets be seen, found 4096",
+        ),
+        (
+            Hf,
+            json!({ "attention_chunk_size": 4 }),
+            "attention_chunk_size: expected null: Transformers' cache then drops keys that its mask lets be seen, found 4",
+        ),
+        (
+            HfPre515,
+            json!({ "is_causal": false }),
+            "is_causal: expected true: Transformers then lets tokens see those behind them, found false",
+        ),
+        (
+            Hf,
+            json!({ "per_layer_config": {"0": {"hidden_act": "relu"}} }),
+            "per_layer_config: expected null or {}: all layers of this model are alike, found {\"0\":{\"hidden_act\":\"relu\"}}",
+        ),
+        (
+            Hf,
+            json!({ "kv_sharing_modes": ["own", "reuse"] }),
+            "kv_sharing_modes: expected null: Transformers then keeps no cache of some layers, found [\"own\",\"reuse\"]",
+        ),
+        (
+            Hf,
+            json!({ "layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention"] }),
+            "layer_types: expected \"full_attention\" for each of the 4 layers, or null, found \
+             [\"full_attention\",\"sliding_attention\",\"full_attention\",\"full_attention\"]",
+        ),
         (
             Deepseek,
             json!({ "mlp_bias": true }),
@@ -237,19 +337,6 @@ fn each_dialect_refuses_what_it_does_not_have() {
     for (dialect, patch, expected) in cases {
         assert_eq!(refusal(small_with(patch), dialect), format!("config: {expected}"));
     }
-}
-
-#[test]
-fn deepseeks_code_has_no_attention_factor_and_it_is_said() {
-    let yarn = json!({ "rope_scaling":
-        {"type": "yarn", "factor": 2, "original_max_position_embeddings": 16, "attention_factor": 1.5} });
-    let config = accepted(small_with(yarn), Deepseek);
-    assert_eq!(
-        config.without_effect(Deepseek),
-        ["rope_scaling.attention_factor, 1.5, has no effect: DeepSeek's code has no such key"]
-    );
-    assert_eq!(config.without_effect(Dialect::Hf), [""; 0]);
-    assert_eq!(accepted(small(), Deepseek).without_effect(Deepseek), [""; 0]);
 }
 
 #[test]

@@ -65,7 +65,7 @@ pub(super) struct Operands<'a, T> {
     pub compressed_kv: ArrayView3<'a, T>,
     /// k^R \[B,T,r\], rotated.
     pub k_pe: ArrayView3<'a, T>,
-    /// Additive mask \[B or 1,1,S,T\].
+    /// Additive mask \[B or 1,H or 1,S,T\].
     pub bias: &'a Array4<T>,
 }
 
