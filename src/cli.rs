@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{Backend, OnDevice, Precision, Reference};
+use dsv2::case::Layers;
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
 use dsv2::{Error, Result, golden};
@@ -183,6 +184,11 @@ fn dialect(text: &str) -> Result<Dialect> {
 
 fn cache_format(text: &str) -> Result<CacheFormat> {
     Ok(text.parse()?)
+}
+
+/// `10`, `10..12` or `10..=11`
+fn layers(text: &str) -> Result<Layers> {
+    text.parse()
 }
 
 fn precision(text: &str) -> Result<Precision> {

@@ -10,7 +10,7 @@
 //! | module | |
 //! |---|---|
 //! | [`case`], [`golden`], [`inputs`] | what is run |
-//! | [`precision`], [`backend`], [`taps`], [`trace`], [`values`] | running it and keeping every stage |
+//! | [`precision`], [`planned`], [`backend`], [`taps`], [`trace`], [`values`] | running it and keeping every stage |
 //! | [`files`] | tensors that other programs wrote |
 //! | [`mod@stage`], [`rows`], [`metrics`], [`budget`], [`judge`], [`local`] | comparing |
 //! | [`outcome`], [`waivers`], [`report`], [`output`] | saying what came of it |
@@ -34,6 +34,7 @@ pub mod materialize;
 pub mod mutants;
 pub mod outcome;
 pub mod output;
+pub mod planned;
 pub mod precision;
 pub mod report;
 pub mod rows;

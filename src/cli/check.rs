@@ -15,7 +15,7 @@ use dsv2_reference::model::cache::CacheFormat;
 
 use super::feed::FeedArgs;
 use super::progress::Progress;
-use super::{Done, cache_format, precision, styled};
+use super::{Done, cache_format, layers, precision, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -59,10 +59,6 @@ pub struct CheckArgs {
     /// Print one JSON object in place of a table
     #[arg(long)]
     json: bool,
-}
-
-fn layers(text: &str) -> Result<Layers> {
-    text.parse()
 }
 
 pub fn run(args: &CheckArgs) -> Result<Done> {

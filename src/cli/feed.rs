@@ -38,6 +38,7 @@ impl FeedArgs {
             ids_only: *ids_only,
             decode: *decode,
             layers: None,
+            first_layers: None,
         }
     }
 }

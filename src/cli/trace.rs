@@ -1,16 +1,21 @@
 //! `dsv2 trace`.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use clap::Args;
-use dsv2::backend::{Precision, Settings};
-use dsv2::case::Case;
+use dsv2::backend::{OnDevice, Precision, Reference, Settings};
+use dsv2::case::{Case, Feed, Layers};
+use dsv2::planned::{self, layers_needed};
+use dsv2::trace::Stream;
 use dsv2::{Error, Result, golden, output};
+use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::cache::CacheFormat;
+use dsv2_reference::stage::Stage;
 use dsv2_reference::tap::NoTap;
 
 use super::feed::FeedArgs;
-use super::{Attention, BackendName, Done, cache_format, precision};
+use super::{Attention, BackendName, Done, cache_format, layers, precision};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -41,26 +46,60 @@ pub struct TraceArgs {
     /// Only stages whose name matches, such as 'model.layers.0.*'
     #[arg(long, value_name = "GLOB")]
     stages: Option<String>,
+    /// Only stages of these layers, such as 10, 10..12 (10 and 11) or 10..=12; nothing after them is loaded or run
+    #[arg(long, value_name = "LAYERS", value_parser = layers)]
+    layers: Option<Layers>,
 }
 
 pub fn run(args: &TraceArgs) -> Result<Done> {
     let pattern = golden::pattern("--stages", args.stages.as_deref().unwrap_or("*"))?;
     output::check_place(&args.output)?;
-    let case = Case::open_as(&args.model, &args.inputs, args.feed.feed())?;
+    let config = DeepseekV2Config::from_file(&args.model.join("config.json"))?;
+    let layers = args.layers.clone().map(|layers| layers.of(&config)).transpose()?;
+    let of_layers = |name: &str| match (&layers, Stage::parse(name)) {
+        (Some(layers), Some(stage)) => stage.layer.is_some_and(|layer| layers.0.contains(&layer)),
+        _ => true,
+    };
+    let wanted = |name: &str| pattern.matches(name) && of_layers(name);
+    let first_layers = match args.backend {
+        BackendName::Reference => layers_needed(config.num_hidden_layers, wanted),
+        BackendName::Emulated | BackendName::Cuda => None,
+    };
+    let case = Case::open_as(&args.model, &args.inputs, Feed { first_layers, ..args.feed.feed() })?;
     case.check_cache(args.cache)?;
-    let wanted = |name: &str| pattern.matches(name);
     let attention = args.attention.into();
     let settings =
         Settings { precision: args.dtype, attention, stages: Some(&wanted), cache: args.cache, ..Settings::default() };
-    let trace = args.backend.backend().run(&case, &settings, &mut NoTap)?;
-    if trace.is_empty() {
+    let backend = args.backend.backend();
+    let mut planned = planned::stages(&case, attention, args.dtype);
+    planned.retain(|name, _| wanted(name) && !backend.leaves_out(name, &settings));
+    if planned.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));
     }
-    let trace = if let Some(packed) = &case.inputs.packed { packed.as_dumped(&trace) } else { trace };
-    trace.write(&args.output)?;
+    match &case.inputs.packed {
+        // What is looked at comes in one chunk, after what is cached.
+        None if case.chunks.len() == 1 || case.chunks[0] == case.inputs.past() => {
+            let mut stream = Stream::create(&args.output, planned.clone())?;
+            match args.backend {
+                BackendName::Reference => Reference.show(&case, &settings, &mut NoTap, &mut stream)?,
+                BackendName::Emulated => {
+                    OnDevice::Emulator { races: false }.show(&case, &settings, &mut NoTap, &mut stream)?;
+                }
+                BackendName::Cuda => OnDevice::Cuda.show(&case, &settings, &mut NoTap, &mut stream)?,
+            }
+            stream.finish()?;
+        }
+        packed => {
+            let trace = backend.run(&case, &settings, &mut NoTap)?;
+            packed
+                .as_ref()
+                .map_or(Cow::Borrowed(&trace), |packed| Cow::Owned(packed.as_dumped(&trace)))
+                .write(&args.output)?;
+        }
+    }
     let left_out = match &case.inputs.left_out[..] {
         [] => String::new(),
         names => format!(" (not fed: {})", names.join(", ")),
     };
-    Ok(Done { output: format!("{}: {} stages{left_out}", args.output.display(), trace.len()), conforms: true })
+    Ok(Done { output: format!("{}: {} stages{left_out}", args.output.display(), planned.len()), conforms: true })
 }
