@@ -9,7 +9,7 @@ mod trace;
 mod verify;
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -17,6 +17,7 @@ use dsv2::backend::{Backend, OnDevice, Precision, Reference};
 use dsv2::case::Layers;
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
+use dsv2::memory::{Need, Size};
 use dsv2::{Error, Result, golden};
 use dsv2_reference::Dialect;
 use dsv2_reference::model::attention::AttentionForm;
@@ -184,6 +185,19 @@ fn dialect(text: &str) -> Result<Dialect> {
 
 fn cache_format(text: &str) -> Result<CacheFormat> {
     Ok(text.parse()?)
+}
+
+/// `8GB`
+fn size(text: &str) -> Result<Size> {
+    text.parse()
+}
+
+/// Makes sure that there is the memory for what comes, and says on stderr how much it is if it is much.
+fn plan(need: Need, limit: Option<Size>) -> Result<()> {
+    if let Some(says) = need.checked(limit)? {
+        let _ = writeln!(std::io::stderr(), "{says}");
+    }
+    Ok(())
 }
 
 /// `10`, `10..12` or `10..=11`

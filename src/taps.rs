@@ -12,7 +12,7 @@ use dsv2_reference::tap::{StageValue, Tap};
 pub use assumed::Assumed;
 pub use drawn::{Drawn, DrawnWeights};
 pub use forced::Forced;
-pub use recorder::Recorder;
+pub use recorder::{Recorder, recorded};
 
 /// A tap for whatever type the computation has.
 pub trait AnyTap: Tap<f32> + Tap<f64> {}

@@ -30,7 +30,7 @@ pub struct Trace {
 const COMPLEX_TABLES: [&str; 4] = ["model.rotary_emb", "model.rotary_emb.freqs_cis", "model.freqs_cis", "freqs_cis"];
 
 /// Whether a tensor of this name may be a stage, or hold some.
-fn is_named(name: &str) -> bool {
+pub(crate) fn is_named(name: &str) -> bool {
     let as_it_is = Stage::parse(name).is_some() || other_name(name).is_some() || COMPLEX_TABLES.contains(&name);
     as_it_is || unwrapped(name).is_some()
 }

@@ -6,16 +6,17 @@ use std::path::PathBuf;
 use clap::Args;
 use dsv2::backend::{OnDevice, Precision, Reference, Settings};
 use dsv2::case::{Case, Feed, Layers};
+use dsv2::memory::{self, Need, Size};
 use dsv2::planned::{self, layers_needed};
 use dsv2::trace::Stream;
 use dsv2::{Error, Result, golden, output};
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::Stage;
-use dsv2_reference::tap::NoTap;
 
 use super::feed::FeedArgs;
-use super::{Attention, BackendName, Done, cache_format, layers, precision};
+use super::progress::Told;
+use super::{Attention, BackendName, Done, cache_format, layers, plan, precision, size};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -49,6 +50,9 @@ pub struct TraceArgs {
     /// Only stages of these layers, such as 10, 10..12 (10 and 11) or 10..=12; nothing after them is loaded or run
     #[arg(long, value_name = "LAYERS", value_parser = layers)]
     layers: Option<Layers>,
+    /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_limit: Option<Size>,
 }
 
 pub fn run(args: &TraceArgs) -> Result<Done> {
@@ -72,25 +76,31 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
         Settings { precision: args.dtype, attention, stages: Some(&wanted), cache: args.cache, ..Settings::default() };
     let backend = args.backend.backend();
     let mut planned = planned::stages(&case, attention, args.dtype);
+    let computed = memory::at_a_time(&planned).saturating_mul(if args.dtype == Precision::F64 { 8 } else { 4 });
     planned.retain(|name, _| wanted(name) && !backend.leaves_out(name, &settings));
     if planned.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));
     }
+    // What is looked at comes in one chunk, after what is cached; else it is kept, and joined.
+    let streamed = case.inputs.packed.is_none() && (case.chunks.len() == 1 || case.chunks[0] == case.inputs.past());
+    let kept = if streamed { 0 } else { memory::all(&planned).saturating_mul(16) };
+    let less = "fewer tokens take less, and so do the first layers alone (--layers)";
+    plan(Need { size: Size(computed.saturating_add(kept)), less }, args.memory_limit)?;
+    let mut told = Told::new(planned.len(), &wanted);
     match &case.inputs.packed {
-        // What is looked at comes in one chunk, after what is cached.
-        None if case.chunks.len() == 1 || case.chunks[0] == case.inputs.past() => {
+        None if streamed => {
             let mut stream = Stream::create(&args.output, planned.clone())?;
             match args.backend {
-                BackendName::Reference => Reference.show(&case, &settings, &mut NoTap, &mut stream)?,
+                BackendName::Reference => Reference.show(&case, &settings, &mut told, &mut stream)?,
                 BackendName::Emulated => {
-                    OnDevice::Emulator { races: false }.show(&case, &settings, &mut NoTap, &mut stream)?;
+                    OnDevice::Emulator { races: false }.show(&case, &settings, &mut told, &mut stream)?;
                 }
-                BackendName::Cuda => OnDevice::Cuda.show(&case, &settings, &mut NoTap, &mut stream)?,
+                BackendName::Cuda => OnDevice::Cuda.show(&case, &settings, &mut told, &mut stream)?,
             }
             stream.finish()?;
         }
         packed => {
-            let trace = backend.run(&case, &settings, &mut NoTap)?;
+            let trace = backend.run(&case, &settings, &mut told)?;
             packed
                 .as_ref()
                 .map_or(Cow::Borrowed(&trace), |packed| Cow::Owned(packed.as_dumped(&trace)))
