@@ -154,11 +154,13 @@ pub(super) fn dot_panels<T: NdFloat, const L: usize, const R: usize, const C: us
     let zeros = [[Lanes::zeros(); C]; R];
     let mut sums = vec![zeros; n.div_ceil(C)];
     for (a, mut y) in a.chunks_exact(R * steps).zip(y.axis_chunks_iter_mut(Axis(0), R)) {
+        // (Not a choice between zeros and sums for each tile: with it, LLVM computes f64 element by element, 4.6 times slower.)
+        sums.fill(zeros);
         for start in (0..steps).step_by(CHUNK) {
             let end = steps.min(start + CHUNK);
+            let a = &a[start * R..end * R];
             for (b, sums) in b.chunks_exact(C * steps).zip(&mut sums) {
-                let from = if start == 0 { zeros } else { *sums };
-                *sums = dot_panel_tile(&a[start * R..end * R], &b[start * C..end * C], from);
+                *sums = dot_panel_tile(a, &b[start * C..end * C], *sums);
             }
         }
         for (r, mut y) in y.rows_mut().into_iter().enumerate() {
