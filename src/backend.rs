@@ -5,7 +5,6 @@ mod device;
 use std::cell::Cell;
 use std::sync::Arc;
 
-use dsv2_reference::Real;
 use dsv2_reference::config::Head;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::{CacheFormat, LatentCache};
@@ -14,15 +13,16 @@ use dsv2_reference::model::layers::DecoderLayers;
 use dsv2_reference::model::loss::{CausalLmLabels, ClassificationLabels};
 use dsv2_reference::model::mask;
 use dsv2_reference::model::sequence_classification::DeepseekV2ForSequenceClassification;
-use dsv2_reference::model::{DeepseekV2Model, ModelInput, Run, Tokens};
+use dsv2_reference::model::{DeepseekV2Model, ModelInput, Run, Tokens, embed};
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::stage::Stage;
-use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV};
+use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, EMBED_TOKENS};
 use dsv2_reference::tap::{StageValue, Tap};
 use dsv2_reference::weights::WeightSource;
+use dsv2_reference::{Real, Tensor};
 use ndarray::{Array3, Axis, Slice};
 
-use crate::case::{Case, Part};
+use crate::case::{Case, EMBEDDING, Entering, Part};
 use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs, Labels};
 pub use crate::precision::{Choice, Precision};
@@ -99,16 +99,34 @@ impl Backend for Reference {
     }
 
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
+        let mut recorder = Recorder::new(settings.precision, settings.stages);
+        self.show(case, settings, tap, &mut recorder)?;
+        Trace::join(recorder.into_chunks(), case.inputs.batch())
+    }
+}
+
+impl Reference {
+    /// Runs a case and keeps nothing: `sink` sees each stage as it is stored, chunk by chunk, and what it leaves there is what
+    /// the computation goes on with.
+    ///
+    /// # Errors
+    /// If the case is refused.
+    pub fn show(
+        &self,
+        case: &Case,
+        settings: &Settings<'_>,
+        tap: &mut dyn AnyTap,
+        sink: &mut dyn AnyTap,
+    ) -> Result<()> {
         match settings.precision {
-            Precision::F64 => run::<f64>(case, settings, tap),
-            _ => run::<f32>(case, settings, tap),
+            Precision::F64 => show::<f64>(case, settings, tap, sink),
+            _ => show::<f32>(case, settings, tap, sink),
         }
     }
 }
 
-fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> Result<Trace> {
+fn show<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>, sink: &mut dyn Tap<T>) -> Result<()> {
     let batch = case.inputs.batch();
-    let mut recorder = Recorder::new(settings.precision, settings.stages);
     let forced = |trace| Forced::new(trace, case.inputs.tokens.dim());
     let (mut replay, mut teacher) = (settings.replay.map(forced), settings.teacher.map(forced));
     let narrow = settings.precision.narrow();
@@ -135,7 +153,7 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
             Some(stored) => show(Some(stored)),
             None => show(rounding.as_mut().map(|tap| tap as _)),
         }
-        show(looked_at(name).then_some(&mut recorder as _));
+        show(looked_at(name).then_some(&mut *sink));
         show(teacher.as_mut().map(|tap| tap as _));
         match &mut read {
             Some(read) => show(Some(read)),
@@ -160,26 +178,40 @@ fn run<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>) -> R
         model.forward(&chunk, fed.get(), cache.as_mut(), &run, &mut taps)?;
         fed.set(fed.get() + chunk.length());
     }
-    Trace::join(recorder.into_chunks(), batch)
+    Ok(())
 }
 
 enum Model<T> {
     CausalLm(DeepseekV2ForCausalLM<T>),
     Classifier(DeepseekV2ForSequenceClassification<T>),
     Bare(DeepseekV2Model<T>),
-    /// Some layers, and the residual stream of all tokens that enters them.
-    Part(DecoderLayers<T>, Arc<Array3<f64>>),
+    /// Some layers, and what enters them.
+    Part(DecoderLayers<T>, Stream),
+}
+
+/// The residual stream that enters some layers.
+enum Stream {
+    /// Of all tokens.
+    Given(Arc<Array3<f64>>),
+    /// The embedding, of which this is the weight.
+    Embedded(Tensor),
 }
 
 impl<T: Real> Model<T> {
     fn load(case: &Case, weights: &dyn WeightSource) -> Result<Self> {
         let config = &case.config;
         if let Some(Part { layers, entering }) = &case.part {
-            let Some(entering) = entering.clone() else {
-                return Err(Error::request("--layers", "the residual stream that enters them", "none"));
+            let stream = match entering {
+                Entering::Given(stream) => Stream::Given(stream.clone()),
+                Entering::Embedding => {
+                    Stream::Embedded(weights.tensor(EMBEDDING, &[config.vocab_size, config.hidden_size])?)
+                }
+                Entering::OfDump => {
+                    return Err(Error::request("--layers", "the residual stream that enters them", "none"));
+                }
             };
             let layers = DecoderLayers::load(config, case.dialect, layers.0.clone(), weights)?;
-            return Ok(Model::Part(layers, entering));
+            return Ok(Model::Part(layers, stream));
         }
         Ok(match case.head {
             Head::CausalLm => Model::CausalLm(DeepseekV2ForCausalLM::load(config, case.dialect, weights)?),
@@ -213,9 +245,18 @@ impl<T: Real> Model<T> {
             Model::Bare(model) => {
                 model.forward(&input, cache, run, tap)?;
             }
-            Model::Part(layers, entering) => {
-                let chunk = entering.slice_axis(Axis(1), Slice::from(fed..fed + inputs.length()));
-                layers.forward(chunk.mapv(T::from_f64), &input, cache, run, tap)?;
+            Model::Part(layers, stream) => {
+                let hidden = match stream {
+                    Stream::Given(stream) => {
+                        stream.slice_axis(Axis(1), Slice::from(fed..fed + inputs.length())).mapv(T::from_f64)
+                    }
+                    Stream::Embedded(weight) => {
+                        let mut hidden = embed(weight, &input.tokens)?;
+                        tap.stage(EMBED_TOKENS, StageValue::Real(hidden.view_mut().into_dyn()));
+                        hidden
+                    }
+                };
+                layers.forward(hidden, &input, cache, run, tap)?;
             }
         }
         Ok(())

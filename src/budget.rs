@@ -24,6 +24,7 @@ use indexmap::IndexMap;
 
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
+use crate::values::Values;
 
 /// The budgets of the stages of one comparison.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +33,15 @@ pub struct Budgets(IndexMap<String, Metrics>);
 impl Budgets {
     /// `factors` times the noise of each stage, for a comparison with `truth` over `rows`.
     pub fn new(noise: &IndexMap<String, Metrics>, truth: &Trace, rows: &ComparedRows, factors: Metrics) -> Self {
+        Self::by_spread(noise, |name| spread(name, truth.get(name)?, rows), factors)
+    }
+
+    /// The same, where it is known how the truth of each stage is [`spread`].
+    pub fn by_spread(
+        noise: &IndexMap<String, Metrics>,
+        spread: impl Fn(&str) -> Option<(Spread, f64)>,
+        factors: Metrics,
+    ) -> Self {
         let mut kinds: IndexMap<&str, Vec<Metrics>> = IndexMap::new();
         for (name, metrics) in noise {
             kinds.entry(kind(name)).or_default().push(*metrics);
@@ -39,7 +49,7 @@ impl Budgets {
         let medians: IndexMap<&str, Metrics> = kinds.iter().map(|(&kind, seen)| (kind, median(seen))).collect();
         let counted = |(name, own): (&String, &Metrics)| {
             let usual = own.zip(&medians[kind(name)], f64::max);
-            let (spread, tokens) = spread(name, truth, rows).unwrap_or_default();
+            let (spread, tokens) = spread(name).unwrap_or_default();
             let factors = for_so_many(factors, spread.independent_elements);
             (name.clone(), with_floors(usual, spread, tokens).zip(&factors, |noise, factor| noise * factor))
         };
@@ -65,9 +75,9 @@ fn kind(name: &str) -> &str {
     Stage::parse(name).map_or(name, |stage| stage.kind)
 }
 
-/// How the truth is spread, and over how many tokens whose errors are independent.
-fn spread(name: &str, truth: &Trace, rows: &ComparedRows) -> Option<(Spread, f64)> {
-    let (stage, want) = (Stage::parse(name)?, truth.get(name)?.real()?);
+/// How the truth of a stage is spread, and over how many tokens whose errors are independent.
+pub fn spread(name: &str, truth: &Values, rows: &ComparedRows) -> Option<(Spread, f64)> {
+    let (stage, want) = (Stage::parse(name)?, truth.real()?);
     let spread = Spread::of(want.view(), rows.of_stage(&stage, want.shape()).as_deref());
     let tokens = ComparedRows::tokens(&stage, want.shape(), spread.rows) as f64 / spread.rows.max(1) as f64;
     Some((spread, spread.independent_rows * tokens))
@@ -111,7 +121,6 @@ mod tests {
     use ndarray::{ArrayD, array};
 
     use super::*;
-    use crate::values::Values;
 
     fn all(x: f64) -> Metrics {
         Metrics::from_values([x; 4])
@@ -126,7 +135,8 @@ mod tests {
             .0
             .into_iter()
             .map(|(name, budget)| {
-                let numbers = spread(&name, &truth, &ComparedRows::default()).unwrap().0.independent_elements;
+                let known = spread(&name, truth.get(&name).unwrap(), &ComparedRows::default());
+                let numbers = known.unwrap().0.independent_elements;
                 (name, budget.zip(&for_so_many(FACTORS, numbers), |budget, factor| budget / factor))
             })
             .collect()

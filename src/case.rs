@@ -16,7 +16,7 @@ use dsv2_reference::{DeepseekV2Config, Dialect, Tensor};
 
 use crate::error::{Error, Result, one_line};
 use crate::inputs::{self, Inputs};
-pub use part::{Layers, Part};
+pub use part::{EMBEDDING, Entering, Layers, Part};
 
 impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,8 +40,10 @@ pub struct Feed {
     pub infer_mask: bool,
     /// How many tokens at the end of each sequence are looked at, after those before them have been cached.
     pub decode: Option<usize>,
-    /// Layers that are looked at alone. Then no other weights are needed.
+    /// Layers that are looked at alone, from what a dump says enters them. Then no other weights are needed.
     pub layers: Option<Layers>,
+    /// How many of the first layers are run, from the embedding on, and nothing after them. No other weights are needed.
+    pub first_layers: Option<usize>,
 }
 
 /// Something to run. A clone shares the weights.
@@ -80,7 +82,7 @@ impl Case {
     /// # Errors
     /// As [`Case::open`]; also if the inputs cannot be fed so.
     pub fn open_as(model: &Path, inputs: &Path, feed: Feed) -> Result<Self> {
-        let Feed { dialect, chunks, use_cache, ids_only, infer_mask, decode, layers } = feed;
+        let Feed { dialect, chunks, use_cache, ids_only, infer_mask, decode, layers, first_layers } = feed;
         let mut config = DeepseekV2Config::from_file(&model.join("config.json"))?;
         config.validate(dialect)?;
         let head = head(&config)?;
@@ -91,10 +93,10 @@ impl Case {
         if layers.is_some() && decode.is_some() {
             return Err(Error::request("--layers", "whole sequences", "one decoding step (--decode)"));
         }
-        let layers = layers.map(|layers| layers.of(&config)).transpose()?;
-        let needed = |weight: &str| layers.as_ref().is_none_or(|layers| layers.hold(weight));
+        let alone = layers.map(|layers| layers.of(&config)).transpose()?;
+        let part = alone.map(|layers| Part { layers, entering: Entering::OfDump }).or(first_layers.map(Part::first));
+        let needed = |weight: &str| part.as_ref().is_none_or(|part| part.needs(weight));
         let weights = read_weights(model, &mut config, head, dialect, needed)?;
-        let part = layers.map(|layers| Part { layers, entering: None });
         let at_once = || [inputs.past(), inputs.looked_at()].into_iter().filter(|&length| length > 0).collect();
         let chunks = chunks.unwrap_or_else(at_once);
         let use_cache = use_cache.unwrap_or(config.use_cache);
@@ -140,7 +142,7 @@ impl Case {
 impl Case {
     /// The names and shapes of the weights that are needed: some layers alone need their own.
     pub fn weight_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let needed = |weight: &str| self.part.as_ref().is_none_or(|part| part.layers.hold(weight));
+        let needed = |weight: &str| self.part.as_ref().is_none_or(|part| part.needs(weight));
         let mut shapes = self.config.weight_shapes(self.head, self.dialect);
         shapes.retain(|(weight, _)| needed(weight));
         shapes

@@ -11,6 +11,8 @@
 //! explain   what the first wrong stage looks like, and what such a dump leaves open
 //! ```
 //!
+//! A dump in a file that is right as it came is judged stage by stage, without any of it being kept (`lockstep`).
+//!
 //! A stage is judged by itself; the truth tells what its error came to.
 
 mod align;
@@ -19,15 +21,22 @@ pub(crate) mod doubt;
 mod dump;
 mod explain;
 mod judge;
+mod lockstep;
 mod near_ties;
 mod request;
 mod shapes;
 pub mod shards;
 mod truth;
 
+use std::path::Path;
+
+use dsv2_reference::model::attention::AttentionForm;
+
 use crate::case::Case;
 use crate::error::Result;
 use crate::judge::Verdict;
+use crate::memory::{self, Need, Size};
+use crate::planned;
 use crate::precision::Precision;
 use crate::trace::Trace;
 use align::Aligned;
@@ -35,6 +44,7 @@ pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
 pub use explain::Hint;
 pub use judge::{AssumedTie, EndToEnd};
+pub use lockstep::Reached;
 pub use request::Request;
 pub(crate) use shapes::last_tokens;
 
@@ -98,6 +108,49 @@ pub fn check(request: &Request) -> Result<Checked> {
 /// As [`check`].
 pub fn check_without_hint(request: &Request) -> Result<Checked> {
     checked(request, false)
+}
+
+/// About so much memory [`check_file`] needs.
+pub fn need_by_stage(case: &Case) -> Need {
+    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
+    // two runs in f64 and one in f32; and a stage as each of them has it, widened, with copies to compare
+    let size =
+        memory::at_a_time(&planned).saturating_mul(24).saturating_add(memory::largest(&planned).saturating_mul(48));
+    Need { size: Size(size), less: LESS }
+}
+
+/// About so much memory [`check`] needs for these files, which it reads whole.
+///
+/// # Errors
+/// If a file cannot be read, or a large tensor of it is far from any shape that its stage could have.
+pub fn need_whole<'a>(case: &Case, files: impl IntoIterator<Item = &'a Path>) -> Result<Need> {
+    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
+    let elements = files.into_iter().try_fold(0_u64, |sum, file| {
+        dump::size::elements(file, &planned).map(|elements| sum.saturating_add(elements))
+    })?;
+    // the dump, the truth, what takes the place of it, what each stage should be, and a plain run: all in f64, some twice
+    let size = elements.saturating_mul(64).saturating_add(memory::at_a_time(&planned).saturating_mul(24));
+    Ok(Need { size: Size(size), less: LESS })
+}
+
+/// What takes less memory.
+const LESS: &str = "fewer tokens take less, and so do a few layers (--layers)";
+
+/// [`check`] of a dump in a file, read by the tensor, if it is right as it came: none of it is kept, and `candidate` of what
+/// comes of it is empty. Nothing, if it has to be read whole, and [`check`]ed, for more to be said. The request's own candidate
+/// is not looked at.
+///
+/// # Errors
+/// If the reference refuses the case, or the file cannot be read.
+pub fn check_file(request: &Request, candidate: &Path, reached: Reached<'_>) -> Result<Option<Checked>> {
+    request.case.check_cache(request.cache)?;
+    if !lockstep::can_judge(request) {
+        return Ok(None);
+    }
+    match lockstep::PlainDump::open(candidate, &request.case, request.precision)? {
+        Some(dump) => lockstep::check(request, &dump, reached),
+        None => Ok(None),
+    }
 }
 
 fn checked(request: &Request, hints: bool) -> Result<Checked> {

@@ -14,9 +14,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{Backend, OnDevice, Precision, Reference};
-use dsv2::case::Case;
+use dsv2::case::{Case, Layers};
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
+use dsv2::memory::{Need, Size};
 use dsv2::{Error, Result, golden};
 use dsv2_reference::Dialect;
 use dsv2_reference::model::attention::AttentionForm;
@@ -192,6 +193,24 @@ fn dialect(text: &str) -> Result<Dialect> {
 
 fn cache_format(text: &str) -> Result<CacheFormat> {
     Ok(text.parse()?)
+}
+
+/// `8GB`
+fn size(text: &str) -> Result<Size> {
+    text.parse()
+}
+
+/// Makes sure that there is the memory for what comes, and says on stderr how much it is if it is much.
+fn plan(need: Need, limit: Option<Size>) -> Result<()> {
+    if let Some(says) = need.checked(limit)? {
+        let _ = writeln!(std::io::stderr(), "{says}");
+    }
+    Ok(())
+}
+
+/// `10`, `10..12` or `10..=11`
+fn layers(text: &str) -> Result<Layers> {
+    text.parse()
 }
 
 fn precision(text: &str) -> Result<Precision> {

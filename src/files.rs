@@ -94,6 +94,13 @@ impl TensorFile {
         &self.names
     }
 
+    /// Type and shape of a tensor that is decoded from where it lies in the file; nothing, if it lies there in another form.
+    pub fn lies_as(&self, name: &str) -> Option<(Element, &[usize])> {
+        let Source::Safetensors(file) = &self.source else { return None };
+        let raw = file.raw(name)?;
+        Some((Element::of(raw.dtype)?, raw.shape))
+    }
+
     /// Decodes the tensor `name`.
     ///
     /// # Errors

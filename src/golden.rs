@@ -61,7 +61,14 @@ impl GoldenCase {
         let (head, dialect) = (file.architecture.parse::<Head>()?, dialect(&file.dialect)?);
         let mut config = DeepseekV2Config::from_value(file.config.clone())?;
         let weights: Arc<dyn WeightSource + Send + Sync> = match &file.weights {
-            Weights::Generated { seed, rules } => Arc::new(GeneratedWeights { seed: *seed, rules: rules.clone() }),
+            Weights::Generated { seed, rules } => {
+                let numbers = config.parameter_count();
+                if numbers > MOST_GENERATED {
+                    let expected = format!("a model of at most {MOST_GENERATED} generated weights");
+                    return Err(Error::file(folder.path("case.json"), expected, numbers));
+                }
+                Arc::new(GeneratedWeights { seed: *seed, rules: rules.clone() })
+            }
             Weights::Checkpoint { path } => {
                 let (checkpoint, holder) = folder.on_disk(path)?;
                 unpacked = holder;
@@ -104,6 +111,9 @@ impl GoldenCase {
         Budgets::new(&noise, &self.expected, &ComparedRows::of(&self.case.inputs), FACTORS)
     }
 }
+
+/// So many weights are generated at most: a golden case is small, and its weights are kept.
+const MOST_GENERATED: u64 = 1 << 28;
 
 /// The stages that case.json lists are those of expected.safetensors.
 fn check_stages(folder: &Folder, file: &CaseFile, expected: &Trace) -> Result<()> {

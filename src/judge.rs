@@ -111,7 +111,24 @@ fn judge_numbers(
     truth: &Truth<'_>,
     budget: Option<Metrics>,
 ) -> Held {
-    let Comparison { metrics, worst, nonfinite, rows } = truth.rows.compare(stage, got, want);
+    weighed(truth.rows.compare(stage, got, want), want.shape(), budget)
+}
+
+/// What becomes of a stage of this shape that was compared by itself and with the truth's own run. `budget` is what it may be
+/// off by itself.
+pub fn of_comparisons(
+    stage: &str,
+    shape: &[usize],
+    own: Comparison,
+    carried: Comparison,
+    budget: Option<Metrics>,
+) -> StageVerdict {
+    let verdict = combine(weighed(carried, shape, None), Some(weighed(own, shape, budget)));
+    StageVerdict { stage: stage.to_owned(), ..verdict }
+}
+
+fn weighed(comparison: Comparison, shape: &[usize], budget: Option<Metrics>) -> Held {
+    let Comparison { metrics, worst, nonfinite, rows } = comparison;
     let disposition = match budget {
         _ if rows == 0 => Disposition::NotCompared,
         _ if nonfinite.is_some() => Disposition::NonFinite,
@@ -122,7 +139,7 @@ fn judge_numbers(
         Some(_) => Disposition::OverBudget,
     };
     let note = nonfinite.as_ref().map(|at| format!("{} at {:?} where {} is expected", at.got, at.index, at.want));
-    let width = want.shape().last().copied().unwrap_or(1);
+    let width = shape.last().copied().unwrap_or(1);
     Held {
         elements: if disposition.compared() { rows * width } else { 0 },
         error: (rows > 0 && nonfinite.is_none()).then_some(metrics),

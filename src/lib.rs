@@ -10,7 +10,7 @@
 //! | module | |
 //! |---|---|
 //! | [`case`], [`golden`], [`inputs`] | what is run |
-//! | [`precision`], [`backend`], [`taps`], [`trace`], [`values`] | running it and keeping every stage |
+//! | [`precision`], [`planned`], [`memory`], [`backend`], [`taps`], [`trace`], [`values`] | running it and keeping every stage |
 //! | [`files`] | tensors that other programs wrote |
 //! | [`mod@stage`], [`rows`], [`metrics`], [`budget`], [`judge`], [`local`] | comparing |
 //! | [`outcome`], [`waivers`], [`report`], [`output`] | saying what came of it |
@@ -31,9 +31,11 @@ pub mod judge;
 pub mod kv_cache;
 pub mod local;
 pub mod materialize;
+pub mod memory;
 pub mod mutants;
 pub mod outcome;
 pub mod output;
+pub mod planned;
 pub mod precision;
 pub mod report;
 pub mod rows;

@@ -104,21 +104,13 @@ impl Local {
         };
         let mut noise = noise(&plain, &truth, &rows);
         for (name, noise) in &mut noise {
-            let Some(narrow) = precision.narrow() else { break };
-            let written = matches!(teacher.get(name), Some(Values::Real(dtype, _)) if *dtype == narrow);
-            let usual = match precision.stored(name) == narrow {
-                true => storage::usual_rounding(name, &case.config, narrow),
-                // fp32 by definition, but written in the narrow type all the same, and so may be what it is computed from
-                false if written => 3.0 * storage::usual_rounding(name, &case.config, narrow),
-                false => 0.0,
-            };
-            noise.l2 = noise.l2.max(usual);
+            noise.l2 = noise.l2.max(usual_noise(name, teacher.get(name), &case.config, precision));
         }
 
         let exact: BTreeSet<String> = teacher
             .iter()
             .map(|(name, _)| name)
-            .filter(|name| is_exact(name, &teacher, &case.config, cache))
+            .filter(|name| is_exact(name, |source| teacher.get(source).is_some(), &case.config, cache))
             // of what was cached before the new tokens the trace does not hold the source
             .filter(|name| case.inputs.past() == 0 || flow::inputs(name, &case.config, |_| true).is_empty())
             .map(str::to_owned)
@@ -199,7 +191,20 @@ pub fn taught(case: &Case, teacher: &Trace, wanted: Choice<'_>, assumed: &Assume
     Reference.run(case, &settings, &mut assumed.tap())
 }
 
-fn is_choice(name: &str) -> bool {
+/// What rounding costs a stage in a narrow type as a rule, where the candidate has `held` it.
+pub(crate) fn usual_noise(name: &str, held: Option<&Values>, config: &DeepseekV2Config, precision: Precision) -> f64 {
+    let Some(narrow) = precision.narrow() else { return 0.0 };
+    let written = matches!(held, Some(Values::Real(dtype, _)) if *dtype == narrow);
+    match precision.stored(name) == narrow {
+        true => storage::usual_rounding(name, config, narrow),
+        // fp32 by definition, but written in the narrow type all the same, and so may be what it is computed from
+        false if written => 3.0 * storage::usual_rounding(name, config, narrow),
+        false => 0.0,
+    }
+}
+
+/// Whether it is a choice of experts.
+pub(crate) fn is_choice(name: &str) -> bool {
     Stage::parse(name).is_some_and(|stage| stage.kind == TOPK_INDICES)
 }
 
@@ -240,8 +245,8 @@ pub fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config, rows:
 }
 
 /// Whether the stage must be bit-identical: a copy of what the trace holds, kept in the type of the computation.
-fn is_exact(name: &str, teacher: &Trace, config: &DeepseekV2Config, cache: CacheFormat) -> bool {
-    let kept = |source: &String| cache == CacheFormat::Plain && teacher.get(source).is_some();
+pub(crate) fn is_exact(name: &str, held: impl Fn(&str) -> bool, config: &DeepseekV2Config, cache: CacheFormat) -> bool {
+    let kept = |source: &String| cache == CacheFormat::Plain && held(source);
     flow::is_copy(name) && flow::inputs(name, config, |_| true).iter().all(kept)
 }
 
@@ -253,7 +258,7 @@ pub fn stored(precision: Precision, name: &str, a: &ArrayD<f64>) -> Values {
 }
 
 /// What a copy of `a` should be: stored as the computation stores it, or left as it is, if that is what the trace `got`.
-fn copied(precision: Precision, name: &str, a: &ArrayD<f64>, got: &Values, rows: &ComparedRows) -> Values {
+pub(crate) fn copied(precision: Precision, name: &str, a: &ArrayD<f64>, got: &Values, rows: &ComparedRows) -> Values {
     let as_it_is = Values::Real(precision.stored(name), a.clone());
     let same = |want: &Values| {
         let compared = rows.measure(name, got, want);
@@ -273,7 +278,7 @@ fn form(draw: u64, teacher: &Trace) -> AttentionForm {
 
 /// How many plain runs tell how much noise there is: one, unless the model is so narrow, and the inputs so short, that the
 /// error of some stage is that of a few numbers. (Then a run costs nothing.)
-fn draws(case: &Case) -> u64 {
+pub(crate) fn draws(case: &Case) -> u64 {
     let config = &case.config;
     let narrowest = [
         config.hidden_size,
@@ -305,7 +310,8 @@ pub fn noise(plain: &[Trace], truth: &Trace, rows: &ComparedRows) -> IndexMap<St
     truth.iter().filter_map(of).collect()
 }
 
-fn root_mean_square(seen: &[Metrics]) -> Metrics {
+/// The mean of the noise of several runs.
+pub(crate) fn root_mean_square(seen: &[Metrics]) -> Metrics {
     let squares = seen.iter().fold(Metrics::default(), |sum, seen| sum.zip(seen, |sum, x| sum + x * x));
     Metrics::from_values(squares.values().map(|sum| (sum / seen.len() as f64).sqrt()))
 }

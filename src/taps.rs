@@ -14,7 +14,7 @@ pub use assumed::Assumed;
 pub use drawn::{Drawn, DrawnWeights};
 pub use forced::Forced;
 pub use fp8_operands::Fp8Operands;
-pub use recorder::Recorder;
+pub use recorder::{Recorder, recorded};
 
 /// A tap for whatever type the computation has.
 pub trait AnyTap: Tap<f32> + Tap<f64> {}

@@ -1,5 +1,7 @@
 //! A trace: the stages of one forward pass, each in the type it was computed in.
 
+mod stream;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use ndarray::{ArrayD, Axis, concatenate};
 use crate::error::{Error, Result};
 use crate::files::{Decoded, TensorFile};
 use crate::values::Values;
+pub use stream::Stream;
 
 /// The stages of a forward pass by name, in forward order.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +30,7 @@ pub struct Trace {
 const COMPLEX_TABLES: [&str; 4] = ["model.rotary_emb", "model.rotary_emb.freqs_cis", "model.freqs_cis", "freqs_cis"];
 
 /// Whether a tensor of this name may be a stage, or hold some.
-fn is_named(name: &str) -> bool {
+pub(crate) fn is_named(name: &str) -> bool {
     let as_it_is = Stage::parse(name).is_some() || other_name(name).is_some() || COMPLEX_TABLES.contains(&name);
     as_it_is || unwrapped(name).is_some()
 }
@@ -183,9 +186,12 @@ impl FromIterator<(String, Values)> for Trace {
 /// Masked scores are minus infinity; many programs use the lowest number of their type, or thereabouts.
 fn with_infinities(scores: Values) -> Values {
     let Values::Real(dtype, a) = scores else { return scores };
+    Values::Real(dtype, a.mapv_into(|x| with_infinity(dtype, x)))
+}
+
+fn with_infinity(dtype: Dtype, score: f64) -> f64 {
     let lowest = if dtype == Dtype::F16 { half::f16::MIN.to_f32() } else { f32::MIN };
-    let forbidden = f64::from(lowest) / 2.0;
-    Values::Real(dtype, a.mapv_into(|x| if x <= forbidden { f64::NEG_INFINITY } else { x }))
+    if score <= f64::from(lowest) / 2.0 { f64::NEG_INFINITY } else { score }
 }
 
 fn join(mut chunks: Vec<Values>, layout: Layout, batch: usize) -> Option<Values> {

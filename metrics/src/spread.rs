@@ -1,6 +1,6 @@
 //! How unevenly a tensor is spread: how many of its numbers count, and how much more some of them count than others.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use ndarray::ArrayViewD;
 
@@ -45,7 +45,8 @@ impl Spread {
         let elements = b.as_slice().expect("row-major");
         let rows = elements.chunks(width.max(1)).enumerate().filter(|(row, _)| compared.is_none_or(|rows| rows[*row]));
         let (mut norms, mut largest) = (Vec::new(), 0.0f64);
-        let mut equal: HashMap<u64, Equal> = HashMap::new();
+        // in an order of its own, so that a sum over them is the same to the bit whenever it is made
+        let mut equal: BTreeMap<u64, Equal> = BTreeMap::new();
         for (_, row) in rows {
             let finite = row.iter().filter(|x| x.is_finite());
             largest = finite.clone().fold(largest, |largest, x| largest.max(x.abs()));

@@ -163,7 +163,7 @@ impl<T: Real> DeepseekV2Model<T> {
         let mut root = Scope::root(tap);
         let tap = &mut root.child("model");
         let past = self.check_shapes(input, cache.as_deref())?;
-        let mut hidden = self.embed(&input.tokens)?;
+        let mut hidden = embed(&self.embed_tokens, &input.tokens)?;
         self.watch.check()?;
         tap.real("embed_tokens", &mut hidden);
         let (hidden, extras) = self.layers.forward_after(hidden, input, past, cache, run, tap)?;
@@ -180,28 +180,6 @@ impl<T: Real> DeepseekV2Model<T> {
             attentions: run.output_attentions.then_some(attentions),
             router_logits: run.output_router_logits.then_some(router_logits),
         })
-    }
-
-    /// x^0 = E\[ids\]: rows of the embedding, unscaled.
-    fn embed(&self, tokens: &Tokens<T>) -> Result<Array3<T>> {
-        let ids = match tokens {
-            Tokens::InputIds(ids) => ids,
-            Tokens::InputsEmbeds(embeds) => return Ok(embeds.clone()),
-        };
-        let (vocab, width) = (self.config.vocab_size, self.config.hidden_size);
-        let mut embeds = Array3::zeros((ids.nrows(), ids.ncols(), width));
-        for ((b, s), &id) in ids.indexed_iter() {
-            if !(0..vocab as i64).contains(&id) {
-                return Err(Error::input(
-                    "input_ids",
-                    format!("token ids 0 to {}", vocab - 1),
-                    format!("{id} at [{b}, {s}]"),
-                ));
-            }
-            let mut row = embeds.slice_mut(ndarray::s![b, s, ..]);
-            self.embed_tokens.widen(id as usize * width, row.as_slice_mut().expect("standard layout"));
-        }
-        Ok(embeds)
     }
 
     /// What its caches look like; see [`LatentCache::shape`].
@@ -245,4 +223,29 @@ impl<T: Real> DeepseekV2Model<T> {
             cache => Ok(cache.map_or(0, LatentCache::len)),
         }
     }
+}
+
+/// x^0 = E\[ids\]: rows of the embedding \[V,D\], unscaled.
+///
+/// # Errors
+/// If a token id is out of range.
+pub fn embed<T: Real>(weight: &Tensor, tokens: &Tokens<T>) -> Result<Array3<T>> {
+    let ids = match tokens {
+        Tokens::InputIds(ids) => ids,
+        Tokens::InputsEmbeds(embeds) => return Ok(embeds.clone()),
+    };
+    let (vocab, width) = (weight.shape()[0], weight.shape()[1]);
+    let mut embeds = Array3::zeros((ids.nrows(), ids.ncols(), width));
+    for ((b, s), &id) in ids.indexed_iter() {
+        if !(0..vocab as i64).contains(&id) {
+            return Err(Error::input(
+                "input_ids",
+                format!("token ids 0 to {}", vocab - 1),
+                format!("{id} at [{b}, {s}]"),
+            ));
+        }
+        let mut row = embeds.slice_mut(ndarray::s![b, s, ..]);
+        weight.widen(id as usize * width, row.as_slice_mut().expect("standard layout"));
+    }
+    Ok(embeds)
 }

@@ -79,7 +79,20 @@ impl Backend for OnDevice {
     }
 
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
-        run(self.device()?, case, settings, tap)
+        let mut recorder = Recorder::new(settings.precision, settings.stages);
+        self.show(case, settings, tap, &mut recorder)?;
+        Trace::join(recorder.into_chunks(), case.inputs.batch())
+    }
+}
+
+impl OnDevice {
+    /// Runs a case and keeps nothing: `sink` sees each stage that `settings` choose, chunk by chunk, and what it leaves there is
+    /// what the computation goes on with.
+    ///
+    /// # Errors
+    /// If the case is refused.
+    pub fn show(self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap, sink: &mut dyn AnyTap) -> Result<()> {
+        show(self.device()?, case, settings, tap, sink)
     }
 }
 
@@ -115,7 +128,13 @@ fn cannot_run_case(case: &Case) -> Option<String> {
     partly.then(|| "the kernels run all layers, and record all tokens".to_owned())
 }
 
-fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
+fn show(
+    device: Arc<dyn Device>,
+    case: &Case,
+    settings: &Settings<'_>,
+    tap: &mut dyn AnyTap,
+    sink: &mut dyn AnyTap,
+) -> Result<()> {
     let refused = |reason: String| Error::request("--backend", "a run that the kernels can do", reason);
     let element = element(settings.precision).ok_or_else(|| refused(cannot_run(settings).unwrap_or_default()))?;
     if let Some(reason) = cannot_run(settings).or_else(|| cannot_run_case(case)) {
@@ -127,7 +146,7 @@ fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut 
         replay: settings.replay.map(forced),
         teacher: settings.teacher.map(forced),
         tap,
-        recorder: Recorder::new(settings.precision, settings.stages),
+        sink,
         chosen: settings.stages,
     };
     let model = Model::load(case, &device, ModelSettings::new(element, Variant::Tuned))?;
@@ -139,7 +158,7 @@ fn run(device: Arc<dyn Device>, case: &Case, settings: &Settings<'_>, tap: &mut 
     for chunk in case.inputs.chunks(&case.chunks)? {
         model.forward(&chunk, cache.as_mut(), settings, &mut stages)?;
     }
-    Trace::join(stages.recorder.into_chunks(), batch)
+    Ok(())
 }
 
 enum Model {
@@ -193,7 +212,7 @@ struct Stages<'a> {
     replay: Option<Forced<'a>>,
     teacher: Option<Forced<'a>>,
     tap: &'a mut dyn AnyTap,
-    recorder: Recorder<'a>,
+    sink: &'a mut dyn AnyTap,
     chosen: Option<super::Choice<'a>>,
 }
 
@@ -203,7 +222,7 @@ impl Stages<'_> {
             Tap::<f32>::stage(replay, name, again(&mut value));
         }
         Tap::<f32>::stage(self.tap, name, again(&mut value));
-        Tap::<f32>::stage(&mut self.recorder, name, again(&mut value));
+        Tap::<f32>::stage(self.sink, name, again(&mut value));
         if let Some(teacher) = &mut self.teacher {
             Tap::<f32>::stage(teacher, name, again(&mut value));
         }

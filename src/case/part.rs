@@ -15,13 +15,39 @@ use crate::error::{Error, Result};
 pub struct Part {
     /// Which.
     pub layers: Layers,
-    /// `[B,S,D]`: the residual stream that enters them, once it is known.
-    pub entering: Option<Arc<Array3<f64>>>,
+    /// What enters them.
+    pub entering: Entering,
+}
+
+/// What enters layers that are run alone.
+#[derive(Clone, Debug)]
+pub enum Entering {
+    /// What a dump holds, once it is read.
+    OfDump,
+    /// `[B,S,D]`: this residual stream.
+    Given(Arc<Array3<f64>>),
+    /// The embedding: they are the first layers.
+    Embedding,
 }
 
 /// Layers in a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layers(pub Range<usize>);
+
+/// The weight of the embedding.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+
+impl Part {
+    /// The layers before `end`, from the embedding on.
+    pub fn first(end: usize) -> Self {
+        Part { layers: Layers(0..end), entering: Entering::Embedding }
+    }
+
+    /// Whether the weight is needed to run it.
+    pub fn needs(&self, weight: &str) -> bool {
+        self.layers.hold(weight) || (weight == EMBEDDING && matches!(self.entering, Entering::Embedding))
+    }
+}
 
 impl Layers {
     /// The same, if the model has them.

@@ -23,6 +23,7 @@ use crate::budget::Budgets;
 use crate::error::Result;
 use crate::judge::{self, Disposition};
 use crate::local::Local;
+use crate::rows::ComparedRows;
 use crate::trace::Trace;
 use crate::values::Values;
 use places::{Reading, readings};
@@ -277,6 +278,16 @@ fn first_reading(request: &Request, name: &str, values: &Values, truth: &Truth) 
         }
         _ => None,
     }
+}
+
+/// Whether a tensor that has the model's shape is read in no other way than as it came.
+pub fn is_read_as_it_came(name: &str, got: &Values, want: &Values, rows: &ComparedRows, heads: usize) -> bool {
+    let (Values::Real(_, got), Values::Real(_, want), Some(stage)) = (got, want, Stage::parse(name)) else {
+        return true;
+    };
+    got.shape() == want.shape()
+        && (rows.compare(&stage, got, want).metrics.l2 < IN_ORDER
+            || readings(&stage, got, want.shape(), heads).len() == 1)
 }
 
 /// Two stages that came side by side in one tensor, if they are in it the other way round.

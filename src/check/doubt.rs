@@ -13,7 +13,6 @@ use indexmap::IndexSet;
 
 use super::conclusion::Inconclusive;
 use crate::judge::{Disposition, StageVerdict, Verdict};
-use crate::trace::Trace;
 
 /// So many stages between a stage and what it is judged from are far.
 pub const FAR_BACK: usize = 3;
@@ -21,13 +20,11 @@ pub const FAR_BACK: usize = 3;
 /// Leaves open what is in doubt, unless a stage surely fails. Why, if something is left open.
 pub fn leave_open(
     verdict: &mut Verdict,
-    dump: &Trace,
+    held: impl Fn(&str) -> bool,
     names: &IndexSet<String>,
     config: &DeepseekV2Config,
 ) -> Option<Inconclusive> {
-    let lacking = |stage: &str| {
-        flow::sources(stage, config, |name| names.contains(name), |name| dump.get(name).is_some()).not_held
-    };
+    let lacking = |stage: &str| flow::sources(stage, config, |name| names.contains(name), &held).not_held;
     let in_doubt = |stage: &StageVerdict| {
         let near_its_budget = match (stage.disposition, stage.ratio()) {
             (Disposition::Pass, Some(ratio)) => ratio > 1.0 / MARGIN,

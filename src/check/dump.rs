@@ -4,12 +4,13 @@ mod experts;
 mod names;
 mod narrow;
 pub mod order;
+pub mod size;
 
 use dsv2_reference::stage::Stage;
 use indexmap::IndexSet;
 use serde::Serialize;
 
-pub use narrow::precision_of;
+pub use narrow::{by_most, precision_of, told};
 
 use super::request::Request;
 use crate::error::{Error, Result, one_line};

@@ -4,7 +4,9 @@ mod hint;
 mod pattern;
 mod uncatchable;
 
+use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::stage::flow;
+use indexmap::IndexSet;
 
 pub use hint::Hint;
 
@@ -42,18 +44,23 @@ pub fn explain(request: &Request, dump: &Dump, truth: &Truth, judged: &Judged, h
         }
         _ => None,
     };
-    let exists = |name: &str| truth.names.contains(name);
-    let held = |name: &str| dump.trace.get(name).is_some();
-    let (stages, unknown): (Vec<_>, Vec<_>) =
-        dump.trace.iter().map(|(name, _)| name.to_owned()).partition(|name| exists(name));
+    let names: IndexSet<&str> = dump.trace.iter().map(|(name, _)| name).collect();
+    Ok(Told { hint, ..what_is_lacking(&names, &truth.names, &case.config) })
+}
+
+/// What a dump of these tensors lacks, of a model that has the stages `names`.
+pub fn what_is_lacking(dump: &IndexSet<&str>, names: &IndexSet<String>, config: &DeepseekV2Config) -> Told {
+    let exists = |name: &str| names.contains(name);
+    let held = |name: &str| dump.contains(name);
+    let (stages, unknown): (Vec<_>, Vec<_>) = dump.iter().map(|name| (*name).to_owned()).partition(|name| exists(name));
     let spans = stages.into_iter().map(|stage| {
-        let lacking = flow::sources(&stage, &case.config, exists, held).not_held;
+        let lacking = flow::sources(&stage, config, exists, held).not_held;
         (stage, Vec::from_iter(lacking))
     });
-    Ok(Told {
-        hint,
+    Told {
+        hint: None,
         spans: spans.filter(|(_, lacking)| !lacking.is_empty()).collect(),
         unknown,
-        uncatchable: uncatchable::uncatchable(&truth.names, &case.config, held),
-    })
+        uncatchable: uncatchable::uncatchable(names, config, held),
+    }
 }

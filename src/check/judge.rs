@@ -76,7 +76,7 @@ pub fn judge(request: &Request, dump: &Dump, truth: Truth, local: Option<Local>)
         (judge::judge(&dump.trace, &propagated, Some(&own), |_| false), truth)
     };
     let mut verdict = if inconclusive.is_some() { near_ties::left_open(verdict) } else { verdict };
-    let doubt = doubt::leave_open(&mut verdict, &dump.trace, &truth.names, &case.config);
+    let doubt = doubt::leave_open(&mut verdict, |name| dump.trace.get(name).is_some(), &truth.names, &case.config);
     let inconclusive = inconclusive.or(doubt);
     let end_to_end = end_to_end(dump, &truth);
     Ok((Judged { verdict, inconclusive, local: Some(local), assumed, end_to_end }, truth))

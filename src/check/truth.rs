@@ -67,7 +67,7 @@ pub fn following(request: &Request, dump: &Dump, assumed: &Trace) -> Result<Trut
 }
 
 /// The candidate's choice of experts, layer by layer, where it is one: as many as the model's, all of which exist, none twice.
-fn choices(candidate: &Trace, case: &Case, rows: &ComparedRows) -> Trace {
+pub fn choices(candidate: &Trace, case: &Case, rows: &ComparedRows) -> Trace {
     let tokens = case.inputs.batch() * case.inputs.looked_at();
     let experts = case.config.num_experts();
     let k = case.config.experts_per_token().unwrap_or(0);
@@ -84,7 +84,7 @@ fn choices(candidate: &Trace, case: &Case, rows: &ComparedRows) -> Trace {
 }
 
 /// Where the candidate goes elsewhere than the truth would, and in how many tokens.
-fn near_ties(choices: &Trace, truth: &Trace, rows: &ComparedRows, case: &Case) -> Result<Vec<(String, usize)>> {
+pub fn near_ties(choices: &Trace, truth: &Trace, rows: &ComparedRows, case: &Case) -> Result<Vec<(String, usize)>> {
     let method = case.config.topk_method()?;
     let of = |(name, chosen): (&str, &Values)| {
         let (chosen, logits) = (chosen.index()?, truth.get(&sibling(name, "router_logits"))?.real()?);

@@ -6,7 +6,8 @@ use clap::Args;
 use dsv2::backend::Precision;
 use dsv2::case::{Case, Feed, Layers};
 use dsv2::check::shards::{self, plans::Rule};
-use dsv2::check::{Conclusion, Request};
+use dsv2::check::{self, Conclusion, Request};
+use dsv2::memory::Size;
 use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
 use dsv2::trace::Trace;
@@ -15,7 +16,7 @@ use dsv2_reference::model::cache::CacheFormat;
 
 use super::feed::FeedArgs;
 use super::progress::Progress;
-use super::{Done, cache_format, precision, say_notes, styled};
+use super::{Done, cache_format, layers, plan, precision, say_notes, size, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -56,13 +57,12 @@ pub struct CheckArgs {
     /// each, and 300 for pairs)
     #[arg(long)]
     explain: bool,
+    /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_limit: Option<Size>,
     /// Print one JSON object in place of a table
     #[arg(long)]
     json: bool,
-}
-
-fn layers(text: &str) -> Result<Layers> {
-    text.parse()
 }
 
 pub fn run(args: &CheckArgs) -> Result<Done> {
@@ -77,11 +77,6 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         cache: args.cache,
     };
     let shown = |path: &Path| path.display().to_string();
-    let files = args.candidate.iter().map(|file| Ok((shown(file), Trace::read(file)?))).collect::<Result<Vec<_>>>()?;
-    let joined = match &args.shards {
-        Some(rule) => shards::join(&files, rule, &request.case)?,
-        None => shards::together(files)?,
-    };
     args.report.as_deref().map(output::check_folder).transpose()?;
     let files = Files {
         model: shown(&args.model),
@@ -89,7 +84,27 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         candidate: args.candidate.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", "),
         expected: args.expected.as_deref().map(shown),
     };
-    let checked = shards::check_ranks(&mut request, joined)?;
+    let checked = match (&args.candidate[..], &args.shards) {
+        ([file], None) => {
+            plan(check::need_by_stage(&request.case), args.memory_limit)?;
+            let mut progress = Progress::of_something_slow();
+            check::check_file(&request, file, &mut |done, of, what| progress.reached(done, of, what))?
+        }
+        _ => None,
+    };
+    let checked = match checked {
+        Some(checked) => checked,
+        None => {
+            plan(check::need_whole(&request.case, args.candidate.iter().map(PathBuf::as_path))?, args.memory_limit)?;
+            let read = |file: &PathBuf| Ok((shown(file), Trace::read(file)?));
+            let files = args.candidate.iter().map(read).collect::<Result<Vec<_>>>()?;
+            let joined = match &args.shards {
+                Some(rule) => shards::join(&files, rule, &request.case)?,
+                None => shards::together(files)?,
+            };
+            shards::check_ranks(&mut request, joined)?
+        }
+    };
     let mut report = CheckReport::new(&request, &checked, files);
     let conforms = report.verdict == Conclusion::Pass;
     if args.explain && report.verdict == Conclusion::Fail {

@@ -43,6 +43,7 @@ impl FeedArgs {
             infer_mask: *infer_mask,
             decode: *decode,
             layers: None,
+            first_layers: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use dsv2_reference::tap::{StageValue, Tap};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Progress of a known number of steps, on stderr.
@@ -68,6 +69,28 @@ impl Progress {
                 let _ = writeln!(std::io::stderr(), "[{:width$}/{}] {what}", self.done, self.steps);
             }
         }
+    }
+}
+
+/// Tells of the stages of a run, if it takes its time.
+pub struct Told<'a> {
+    progress: Progress,
+    wanted: &'a dyn Fn(&str) -> bool,
+    done: usize,
+    stages: usize,
+}
+
+impl<'a> Told<'a> {
+    /// Of so many stages, which are `wanted`.
+    pub fn new(stages: usize, wanted: &'a dyn Fn(&str) -> bool) -> Self {
+        Told { progress: Progress::of_something_slow(), wanted, done: 0, stages }
+    }
+}
+
+impl<T> Tap<T> for Told<'_> {
+    fn stage(&mut self, name: &str, _: StageValue<'_, T>) {
+        self.done = (self.done + usize::from((self.wanted)(name))).min(self.stages);
+        self.progress.reached(self.done, self.stages, name);
     }
 }
 

@@ -1,16 +1,22 @@
 //! `dsv2 trace`.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use clap::Args;
-use dsv2::backend::{Precision, Settings};
-use dsv2::case::Case;
+use dsv2::backend::{OnDevice, Precision, Reference, Settings};
+use dsv2::case::{Case, Feed, Layers};
+use dsv2::memory::{self, Need, Size};
+use dsv2::planned::{self, layers_needed};
+use dsv2::trace::Stream;
 use dsv2::{Error, Result, golden, output};
+use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::tap::NoTap;
+use dsv2_reference::stage::Stage;
 
 use super::feed::FeedArgs;
-use super::{Attention, BackendName, Done, cache_format, precision, say_notes};
+use super::progress::Told;
+use super::{Attention, BackendName, Done, cache_format, layers, plan, precision, say_notes, size};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -41,28 +47,71 @@ pub struct TraceArgs {
     /// Only stages whose name matches, such as 'model.layers.0.*'
     #[arg(long, value_name = "GLOB")]
     stages: Option<String>,
+    /// Only stages of these layers, such as 10, 10..12 (10 and 11) or 10..=12; nothing after them is loaded or run
+    #[arg(long, value_name = "LAYERS", value_parser = layers)]
+    layers: Option<Layers>,
+    /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_limit: Option<Size>,
 }
 
 pub fn run(args: &TraceArgs) -> Result<Done> {
     let pattern = golden::pattern("--stages", args.stages.as_deref().unwrap_or("*"))?;
     output::check_place(&args.output)?;
-    let case = Case::open_as(&args.model, &args.inputs, args.feed.feed())?;
+    let config = DeepseekV2Config::from_file(&args.model.join("config.json"))?;
+    let layers = args.layers.clone().map(|layers| layers.of(&config)).transpose()?;
+    let of_layers = |name: &str| match (&layers, Stage::parse(name)) {
+        (Some(layers), Some(stage)) => stage.layer.is_some_and(|layer| layers.0.contains(&layer)),
+        _ => true,
+    };
+    let wanted = |name: &str| pattern.matches(name) && of_layers(name);
+    let first_layers = match args.backend {
+        BackendName::Reference => layers_needed(config.num_hidden_layers, wanted),
+        BackendName::Emulated | BackendName::Cuda => None,
+    };
+    let case = Case::open_as(&args.model, &args.inputs, Feed { first_layers, ..args.feed.feed() })?;
     case.check_cache(args.cache)?;
     super::feed::say_notes(&case);
-    let wanted = |name: &str| pattern.matches(name);
     let attention = args.attention.into();
     let settings =
         Settings { precision: args.dtype, attention, stages: Some(&wanted), cache: args.cache, ..Settings::default() };
-    let trace = args.backend.backend().run(&case, &settings, &mut NoTap)?;
-    if trace.is_empty() {
+    let backend = args.backend.backend();
+    let mut planned = planned::stages(&case, attention, args.dtype);
+    let computed = memory::at_a_time(&planned).saturating_mul(if args.dtype == Precision::F64 { 8 } else { 4 });
+    planned.retain(|name, _| wanted(name) && !backend.leaves_out(name, &settings));
+    if planned.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));
     }
-    let trace = if let Some(packed) = &case.inputs.packed { packed.as_dumped(&trace) } else { trace };
-    trace.write(&args.output)?;
+    // What is looked at comes in one chunk, after what is cached; else it is kept, and joined.
+    let streamed = case.inputs.packed.is_none() && (case.chunks.len() == 1 || case.chunks[0] == case.inputs.past());
+    let kept = if streamed { 0 } else { memory::all(&planned).saturating_mul(16) };
+    let less = "fewer tokens take less, and so do the first layers alone (--layers)";
+    plan(Need { size: Size(computed.saturating_add(kept)), less }, args.memory_limit)?;
+    let mut told = Told::new(planned.len(), &wanted);
+    match &case.inputs.packed {
+        None if streamed => {
+            let mut stream = Stream::create(&args.output, planned.clone())?;
+            match args.backend {
+                BackendName::Reference => Reference.show(&case, &settings, &mut told, &mut stream)?,
+                BackendName::Emulated => {
+                    OnDevice::Emulator { races: false }.show(&case, &settings, &mut told, &mut stream)?;
+                }
+                BackendName::Cuda => OnDevice::Cuda.show(&case, &settings, &mut told, &mut stream)?,
+            }
+            stream.finish()?;
+        }
+        packed => {
+            let trace = backend.run(&case, &settings, &mut told)?;
+            packed
+                .as_ref()
+                .map_or(Cow::Borrowed(&trace), |packed| Cow::Owned(packed.as_dumped(&trace)))
+                .write(&args.output)?;
+        }
+    }
     say_notes(&case);
     let left_out = match &case.inputs.left_out[..] {
         [] => String::new(),
         names => format!(" (not fed: {})", names.join(", ")),
     };
-    Ok(Done { output: format!("{}: {} stages{left_out}", args.output.display(), trace.len()), conforms: true })
+    Ok(Done { output: format!("{}: {} stages{left_out}", args.output.display(), planned.len()), conforms: true })
 }

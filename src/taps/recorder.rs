@@ -32,11 +32,16 @@ impl<T: Real> Tap<T> for Recorder<'_> {
         if self.stages.is_some_and(|chosen| !chosen(name)) {
             return;
         }
-        let value = match value {
-            StageValue::Real(a) => Values::Real(self.precision.stored(name), a.mapv(Real::to_f64)),
-            StageValue::Index(a) => Values::Index(a.to_owned()),
-        };
+        let value = recorded(self.precision, name, &value);
         self.chunks.entry(name.to_owned()).or_default().push(value);
+    }
+}
+
+/// A stage as a computation in `precision` stores it.
+pub fn recorded<T: Real>(precision: Precision, name: &str, value: &StageValue<'_, T>) -> Values {
+    match value {
+        StageValue::Real(a) => Values::Real(precision.stored(name), a.mapv(Real::to_f64)),
+        StageValue::Index(a) => Values::Index(a.to_owned()),
     }
 }
 

@@ -25,8 +25,10 @@ use crate::{Dtype, Error, Result, Tensor};
 
 mod foreign;
 mod header;
+mod streamed;
 mod write;
 pub use foreign::foreign;
+pub use streamed::StreamedFile;
 pub use write::write_safetensors;
 pub(crate) use write::{FileWriter, cannot};
 

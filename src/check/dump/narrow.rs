@@ -23,32 +23,10 @@ pub fn precision_of(trace: &Trace) -> Precision {
 /// The trace with each tensor in the type that its numbers have, and what is to be said, if most of it was saved in a
 /// wider type than it was computed in.
 pub fn as_computed(trace: &Trace) -> Option<(Trace, Precision, String)> {
-    let told = |name: &str, values: &Values| match values {
-        // what comes from the checkpoint, or is fp32 in any run, tells nothing
-        Values::Real(Dtype::F32 | Dtype::F64, a)
-            if RoundingTap::rounds(name) && Stage::parse(name).is_some_and(|stage| stage.kind != EMBED_TOKENS) =>
-        {
-            narrow(a)
-        }
-        _ => None,
-    };
-    let telling: Vec<(&str, Option<Dtype>, &Values)> = trace
-        .iter()
-        .filter(|(name, values)| {
-            RoundingTap::rounds(name)
-                && matches!(values, Values::Real(..))
-                && Stage::parse(name).is_some_and(|stage| stage.kind != EMBED_TOKENS)
-        })
-        .map(|(name, values)| (name, told(name, values), values))
-        .collect();
-    let types = telling.iter().map(|(_, told, values)| match (told, values) {
-        (Some(dtype), _) => *dtype,
-        (None, Values::Real(dtype, _)) => *dtype,
-        (None, _) => Dtype::F32,
-    });
-    let precision = by_most(types);
+    let telling: Vec<Told> = trace.iter().filter_map(|(name, values)| told(name, values)).collect();
+    let precision = by_most(telling.iter().map(|told| told.dtype));
     let dtype = precision.narrow()?;
-    let found = telling.iter().filter(|(_, told, _)| *told == Some(dtype)).count();
+    let found = telling.iter().filter(|told| told.by_numbers && told.dtype == dtype).count();
     if precision_of(trace) == precision {
         return None;
     }
@@ -67,8 +45,24 @@ pub fn as_computed(trace: &Trace) -> Option<(Trace, Precision, String)> {
     Some((retyped.collect(), precision, says))
 }
 
+/// In which type a stage was computed.
+pub struct Told {
+    /// The type.
+    pub dtype: Dtype,
+    /// Whether its numbers say so, and not only the type in which it is stored.
+    by_numbers: bool,
+}
+
+/// What a stage tells of the type it was computed in; nothing, if it comes from the checkpoint or is fp32 in any run.
+pub fn told(name: &str, values: &Values) -> Option<Told> {
+    let Values::Real(stored, a) = values else { return None };
+    let tells = RoundingTap::rounds(name) && Stage::parse(name).is_some_and(|stage| stage.kind != EMBED_TOKENS);
+    let by_numbers = if tells && matches!(stored, Dtype::F32 | Dtype::F64) { narrow(a) } else { None };
+    tells.then_some(Told { dtype: by_numbers.unwrap_or(*stored), by_numbers: by_numbers.is_some() })
+}
+
 /// The narrow type, if most are of one.
-fn by_most(types: impl Iterator<Item = Dtype>) -> Precision {
+pub fn by_most(types: impl Iterator<Item = Dtype>) -> Precision {
     let (mut bf16, mut f16, mut wide) = (0, 0, 0);
     for dtype in types {
         match dtype {

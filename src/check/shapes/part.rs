@@ -7,7 +7,7 @@ use dsv2_reference::stage::{Layout, Stage, layer_path};
 use ndarray::{Array3, s};
 
 use super::extra_rows;
-use crate::case::{Case, Part};
+use crate::case::{Case, Entering, Part};
 use crate::check::dump::{Dump, Recognised};
 use crate::error::{Error, Result};
 use crate::inputs::Tokens;
@@ -31,7 +31,7 @@ pub fn take_in(case: &mut Case, dump: &mut Dump) -> Result<()> {
             return Err(Error::request("--candidate", expected, "none"));
         }
     };
-    case.part = Some(Part { layers: layers.clone(), entering: Some(Arc::new(found)) });
+    case.part = Some(Part { layers: layers.clone(), entering: Entering::Given(Arc::new(found)) });
 
     let inside = |name: &str| match Stage::parse(name) {
         Some(Stage { layer: Some(layer), .. }) => layers.0.contains(&layer),

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype as FileDtype, tensor::Metadata, tensor::TensorInfo};
@@ -21,7 +21,7 @@ use crate::{Dtype, Error, Result};
 /// If a name occurs twice, or the file cannot be written; then there is no file, or the old one.
 pub fn write_safetensors(path: &Path, tensors: &[(String, Data)]) -> Result<()> {
     let mut tensors: Vec<_> = tensors.iter().collect();
-    tensors.sort_by_key(|(_, data)| Reverse(data.file_dtype().bitsize()));
+    tensors.sort_by_key(|(_, data)| wide_first(data.file_dtype()));
     let entries = tensors.iter().map(|(name, data)| (name.as_str(), data.file_dtype(), data.shape()));
 
     let unfinished = Unfinished::beside(path)?;
@@ -31,6 +31,11 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Data)]) -> Result<()> 
     }
     file.finish()?;
     unfinished.finish()
+}
+
+/// The order of tensors in a file.
+pub(super) fn wide_first(dtype: FileDtype) -> Reverse<usize> {
+    Reverse(dtype.bitsize())
 }
 
 fn bytes_of(data: &Data) -> Cow<'_, [u8]> {
@@ -59,7 +64,7 @@ impl FileWriter {
         Self::with_types(path, shown, tensors.into_iter().map(|(name, dtype, shape)| (name, to_file(dtype), shape)))
     }
 
-    fn with_types<'a>(
+    pub(super) fn with_types<'a>(
         path: &Path,
         shown: &Path,
         tensors: impl IntoIterator<Item = (&'a str, FileDtype, &'a [usize])>,
@@ -100,6 +105,13 @@ impl FileWriter {
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.remaining = self.remaining.checked_sub(bytes.len() as u64).expect("the header counted these bytes");
         self.write(bytes)
+    }
+
+    /// The file, behind its header, for whoever writes the tensors in another order; and where they begin.
+    pub(super) fn into_file(mut self) -> Result<(File, u64)> {
+        let start = self.out.stream_position().map_err(|source| cannot("write", &self.shown, source))?;
+        let file = self.out.into_inner().map_err(|error| cannot("write", &self.shown, error.into_error()))?;
+        Ok((file, start))
     }
 
     /// Ends the file, and reports what could not be written.

@@ -1,0 +1,152 @@
+//! Memory: what a run will need, what there is, and a refusal before anything is begun.
+//!
+//! What is counted are the stages, and what computing them holds beside them. Weights are mapped files, of which the system drops
+//! what it has no room for: they are not counted.
+
+use std::fmt;
+use std::str::FromStr;
+
+use dsv2_reference::stage::Stage;
+use indexmap::IndexMap;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+use crate::error::{Error, Result};
+use crate::planned::Planned;
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+/// What units are called, the larger ones first: by thousands, and by 1024.
+const UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0..=999_999 => write!(f, "{:.1} kB", self.0 as f64 / 1e3),
+            1_000_000..=999_999_999 => write!(f, "{:.1} MB", self.0 as f64 / 1e6),
+            _ => write!(f, "{:.1} GB", self.0 as f64 / 1e9),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = Error;
+
+    /// `8GB`, `512 MiB`, or a number of bytes.
+    fn from_str(text: &str) -> Result<Self> {
+        let trimmed = text.trim();
+        let unit = UNITS.iter().find_map(|(unit, bytes)| {
+            let end = trimmed.len().checked_sub(unit.len())?;
+            trimmed.get(end..).filter(|found| found.eq_ignore_ascii_case(unit)).map(|_| (&trimmed[..end], *bytes))
+        });
+        let (number, bytes) = unit.unwrap_or((trimmed, 1));
+        let number = number.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+        let size = number.map(|number| Size((number * bytes as f64) as u64));
+        size.ok_or_else(|| Error::request("--memory-limit", "a size such as 8GB or 512MiB", format!("{text:?}")))
+    }
+}
+
+/// What a run will need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// About so much.
+    pub size: Size,
+    /// What would take less.
+    pub less: &'static str,
+}
+
+/// A run that needs more than this says so before it begins.
+const WORTH_A_WORD: Size = Size(1_000_000_000);
+
+impl Need {
+    /// What is to be said beforehand, if it is much; `limit` is what may be used at most.
+    ///
+    /// # Errors
+    /// If there is not so much.
+    pub fn checked(self, limit: Option<Size>) -> Result<Option<String>> {
+        self.of(limit.into_iter().chain(available()).min())
+    }
+
+    fn of(self, available: Option<Size>) -> Result<Option<String>> {
+        let Need { size, less } = self;
+        match available {
+            Some(available) if available < size => {
+                let found = format!("{available}; {less}");
+                Err(Error::request("memory", format!("about {size} that is free"), found))
+            }
+            Some(available) if size >= WORTH_A_WORD => {
+                Ok(Some(format!("needs about {size} of memory, of {available}")))
+            }
+            None if size >= WORTH_A_WORD => Ok(Some(format!("needs about {size} of memory"))),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// What may be used of this machine's memory, by this process's control group; nothing, if nobody knows.
+pub fn available() -> Option<Size> {
+    let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(memory);
+    let of_machine = Some(system.available_memory()).filter(|bytes| *bytes > 0);
+    let of_group = system.cgroup_limits().map(|limits| limits.free_memory);
+    of_machine.into_iter().chain(of_group).min().map(Size)
+}
+
+/// How many elements the stages have that a run has in memory at a time: those of a layer, or those behind the layers.
+pub fn at_a_time(planned: &IndexMap<String, Planned>) -> u64 {
+    let mut groups: IndexMap<Option<usize>, u64> = IndexMap::new();
+    for (name, planned) in planned {
+        let of = groups.entry(Stage::parse(name).and_then(|stage| stage.layer)).or_default();
+        *of = of.saturating_add(planned.elements());
+    }
+    groups.into_values().max().unwrap_or(0)
+}
+
+/// The elements of all stages.
+pub fn all(planned: &IndexMap<String, Planned>) -> u64 {
+    planned.values().fold(0, |sum: u64, planned| sum.saturating_add(planned.elements()))
+}
+
+/// The elements of the largest stage.
+pub fn largest(planned: &IndexMap<String, Planned>) -> u64 {
+    planned.values().map(Planned::elements).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_shown() {
+        let read = |text: &str| text.parse::<Size>().map(|size| size.0).map_err(|error| error.to_string());
+        assert_eq!([read("8GB"), read("1.5 gib"), read("300")], [Ok(8_000_000_000), Ok(1_610_612_736), Ok(300)]);
+        for wrong in ["", "GB", "-1", "nan", "1e400GB", "8 bytes"] {
+            let line = format!("--memory-limit: expected a size such as 8GB or 512MiB, found {wrong:?}");
+            assert_eq!(read(wrong), Err(line));
+        }
+        let shown = [Size(1), Size(1_000_000), Size(40_000_000_000)].map(|size| size.to_string());
+        assert_eq!(shown, ["0.0 kB", "1.0 MB", "40.0 GB"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_in_a_line_and_what_is_much_is_said() {
+        let need = |gigabytes: u64| Need { size: Size(gigabytes * 1_000_000_000), less: "--layers takes less" };
+        let there_are = |gigabytes: u64| Some(Size(gigabytes * 1_000_000_000));
+        let refused = need(40).of(there_are(8)).unwrap_err().to_string();
+        assert_eq!(refused, "memory: expected about 40.0 GB that is free, found 8.0 GB; --layers takes less");
+        assert_eq!(need(4).of(there_are(8)).unwrap().unwrap(), "needs about 4.0 GB of memory, of 8.0 GB");
+        assert_eq!(need(4).of(None).unwrap().unwrap(), "needs about 4.0 GB of memory");
+        assert_eq!(need(0).of(there_are(8)).unwrap(), None);
+        assert!(need(1_000_000).checked(None).is_err(), "no machine has a petabyte");
+        assert!(need(2).checked(Some(Size(1))).is_err());
+    }
+}
