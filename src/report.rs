@@ -18,6 +18,8 @@ mod text;
 use std::fs;
 use std::path::Path;
 
+use dsv2_foreign::Text;
+
 pub use html::html;
 pub use junit::junit;
 pub use text::{check_text, progress, verify_text};
@@ -41,11 +43,12 @@ pub fn make_folder(dir: &Path) -> Result<()> {
 /// # Errors
 /// If one of them cannot be written.
 pub fn write(dir: &Path, report: &Report) -> Result<()> {
-    output::write_file(&dir.join("report.json"), format!("{:#}\n", report.json()).as_bytes())?;
+    let whole = |name: &str, text: Text| output::write_file(&dir.join(name), text.as_str().as_bytes());
+    whole("report.json", Text::json(&format!("{:#}\n", report.json())))?;
     let xml = dir.join("junit.xml");
     let text = junit(report).map_err(|error| Error::io(&xml, "write")(std::io::Error::other(error)))?;
-    output::write_file(&xml, text.as_bytes())?;
-    output::write_file(&dir.join("report.html"), html(report).as_bytes())
+    whole("junit.xml", Text::markup(&text))?;
+    whole("report.html", Text::markup(&html(report)))
 }
 
 /// The line about an item that fails: which it is, and the first wrong stage.

@@ -5,6 +5,7 @@ mod names;
 mod narrow;
 pub mod order;
 
+use dsv2_foreign::Foreign;
 use dsv2_reference::stage::Stage;
 use indexmap::IndexSet;
 use serde::Serialize;
@@ -12,7 +13,7 @@ use serde::Serialize;
 pub use narrow::precision_of;
 
 use super::request::Request;
-use crate::error::{Error, Result, one_line};
+use crate::error::{Error, Result};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
@@ -122,5 +123,5 @@ fn nothing_to_compare(option: &str, expected: &str, found: &Trace) -> Error {
 fn shown(name: &str) -> String {
     const MOST: usize = 80;
     let start: String = name.chars().take(MOST).collect();
-    one_line(&start) + if start.len() < name.len() { ".." } else { "" }
+    Foreign(&start).to_string() + if start.len() < name.len() { ".." } else { "" }
 }

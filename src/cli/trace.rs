@@ -6,6 +6,7 @@ use clap::Args;
 use dsv2::backend::{Precision, Settings};
 use dsv2::case::Case;
 use dsv2::{Error, Result, golden, output};
+use dsv2_foreign::{Place, Text, list};
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
@@ -60,7 +61,8 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     trace.write(&args.output)?;
     let left_out = match &case.inputs.left_out[..] {
         [] => String::new(),
-        names => format!(" (not fed: {})", names.join(", ")),
+        names => format!(" (not fed: {})", list(names, 8)),
     };
-    Ok(Done { output: format!("{}: {} stages{left_out}", args.output.display(), trace.len()), conforms: true })
+    let said = format!("{}: {} stages{left_out}", Place(&args.output), trace.len());
+    Ok(Done { output: Text::lines(&said), conforms: true })
 }

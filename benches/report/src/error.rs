@@ -1,10 +1,12 @@
 use std::path::PathBuf;
 
+use dsv2_foreign::{Foreign, Place, Words};
+
 /// What can go wrong with a file of results.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("{path}: {source}")]
+    #[error("{}: {}", Place(path), Words(source))]
     Io {
         /// Which file.
         path: PathBuf,
@@ -12,7 +14,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is not one of results.
-    #[error("{path}: expected {expected}, found {found}")]
+    #[error("{}: expected {}, found {}", Place(path), Words(expected), Words(found))]
     Format {
         /// Which file.
         path: PathBuf,
@@ -22,7 +24,7 @@ pub enum Error {
         found: String,
     },
     /// A plot could not be drawn.
-    #[error("plot {title:?}: {message}")]
+    #[error("plot \"{}\": {}", Foreign(title), Words(message))]
     Plot {
         /// Which one.
         title: String,
