@@ -1,6 +1,6 @@
 //! Why a request was refused. Each error is one line: what, where, expected, found.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use dsv2_foreign::one_line;
 use dsv2_foreign::{Foreign, Words};
@@ -65,6 +65,23 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| dsv2_reference::Error::Io { path, action, source }.into()
+    }
+
+    /// The same error, said of what lies in the folder `to` and not in `from`.
+    #[must_use]
+    pub fn moved(self, from: &Path, to: &Path) -> Self {
+        use dsv2_reference::Error::{File, Io};
+        let there = |path: PathBuf| match path.strip_prefix(from) {
+            Ok(inside) if inside.as_os_str().is_empty() => to.to_owned(),
+            Ok(inside) => to.join(inside),
+            Err(_) => path,
+        };
+        match self {
+            Error::Reference(File { path, expected, found }) => Error::file(there(path), expected, found),
+            Error::Reference(Io { path, action, source }) => Error::io(there(path), action)(source),
+            Error::Case { case, source } => source.moved(from, to).in_case(&case),
+            other => other,
+        }
     }
 
     /// The same error, said of a golden case.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use dsv2_metrics::Metrics;
 use dsv2_reference::config::Head;
+use dsv2_reference::file::{self, unfinished::Unfinished};
 use dsv2_reference::model::causal_lm::LogitsToKeep;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::checkpoint::Checkpoint;
@@ -19,7 +20,6 @@ use dsv2_reference::{DeepseekV2Config, Dialect};
 pub use folder::{Folder, GoldenCases};
 use glob::Pattern;
 use indexmap::IndexMap;
-use tempfile::TempDir;
 
 use crate::budget::{self, Budgets, FACTORS};
 use crate::case::Case;
@@ -28,7 +28,6 @@ use crate::inputs::Inputs;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
-use crate::values;
 
 /// A golden case, ready to run and to be judged by.
 pub struct GoldenCase {
@@ -41,7 +40,7 @@ pub struct GoldenCase {
     /// Where it lies.
     pub folder: Folder,
     /// Holds the checkpoint, if it was packed into the program.
-    _unpacked: Option<TempDir>,
+    _unpacked: Option<Unfinished>,
 }
 
 impl GoldenCase {
@@ -50,8 +49,8 @@ impl GoldenCase {
     /// # Errors
     /// If a file is missing, damaged, or contradicts another one.
     pub fn load(folder: Folder) -> Result<Self> {
-        let file = CaseFile::parse(&folder.path("case.json"), &folder.read("case.json")?, folder.name())?;
-        let tensors = |name: &str| values::parse(&folder.path(name), folder.read(name)?);
+        let file = CaseFile::parse(&folder.path("case.json"), &folder.case_json()?, folder.name())?;
+        let tensors = |name: &str| folder.tensors(name);
         let mut inputs = Inputs::from_tensors(&folder.path("inputs.safetensors"), tensors("inputs.safetensors")?)?;
         if let Some(k) = file.options.logits_to_keep {
             inputs.logits_to_keep = Some(LogitsToKeep::Last(k));
@@ -125,7 +124,7 @@ fn check_stages(folder: &Folder, file: &CaseFile, expected: &Trace) -> Result<()
 }
 
 fn read_json(path: &std::path::Path) -> Result<serde_json::Value> {
-    let bytes = dsv2_reference::file::read(path)?;
+    let bytes = file::read(path, file::CONFIG)?;
     serde_json::from_slice(&bytes).map_err(|error| Error::file(path, "a JSON object", error))
 }
 

@@ -89,8 +89,11 @@ impl Local {
         let (truth, plain) = if all_held {
             // Each run has parts that use one processor only; side by side they fill the others.
             let (truth, plain) = std::thread::scope(|scope| {
-                let plain = scope.spawn(|| plain_runs(None));
-                (truth_run(), plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                match std::thread::Builder::new().spawn_scoped(scope, || plain_runs(None)) {
+                    Ok(plain) => (truth_run(), plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+                    // There are no threads to be had.
+                    Err(_) => (truth_run(), plain_runs(None)),
+                }
             });
             (truth?, plain?)
         } else {

@@ -1,13 +1,23 @@
 //! The command line of `dsv2`. Exit status: 0 all right; 1 what was examined does not conform; 2 the request or a file
 //! is at fault, which one line on stderr says.
 
+mod threads;
+
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use dsv2::cli::{self, Ended};
 use dsv2::foreign::Text;
+use dsv2_reference::file::ending;
 
 fn main() -> ExitCode {
+    // Without a thread to wait for signals, they end the program as they always do.
+    let _ = ending::watch(|line| {
+        refuse(&Text::message(line), 2);
+    });
+    if let Err(refused) = threads::make() {
+        return refuse(&Text::message(&refused.to_string()), 2);
+    }
     match cli::run(std::env::args_os()) {
         Ended { output: Ok(text), status } => print(&text, status),
         Ended { output: Err(line), status } => refuse(&line, status),

@@ -17,6 +17,7 @@ use std::fs;
 use std::path::Path;
 
 use dsv2_reference::Dtype;
+use dsv2_reference::file;
 use dsv2_reference::weights::checkpoint::{Entry, write_checkpoint};
 use dsv2_reference::weights::safetensors_file::write_safetensors;
 use serde_json::Value;
@@ -24,7 +25,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::golden::{GoldenCase, Weights};
 use crate::output;
-use crate::values::{self, Values};
+use crate::values::Values;
 
 /// What is given of a case's inputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub fn materialize(golden: &GoldenCase, dir: &Path, feed: Feed) -> Result<()> {
             Feed::Whole => {
                 write_inputs(golden, &case.join("inputs.safetensors"))?;
                 for file in ["expected.safetensors", "case.json"] {
-                    output::write_file(&case.join(file), &golden.folder.read(file)?)?;
+                    golden.folder.copy(file, &case.join(file))?;
                 }
                 Ok(())
             }
@@ -79,7 +80,7 @@ fn write_model(golden: &GoldenCase, dir: &Path) -> Result<()> {
             for entry in fs::read_dir(&checkpoint).map_err(Error::io(&checkpoint, "read"))? {
                 let from = entry.map_err(Error::io(&checkpoint, "read"))?.path();
                 let to = dir.join(from.file_name().unwrap_or_default());
-                fs::copy(&from, &to).map_err(Error::io(&to, "write"))?;
+                file::copy(&from, &to, &to)?;
             }
             let config = with_use_cache(golden.file.config.clone(), golden);
             if config != golden.file.config {
@@ -101,9 +102,8 @@ fn with_use_cache(mut config: Value, golden: &GoldenCase) -> Value {
 
 /// The inputs, and with them `logits_to_keep` where case.json has it as a number.
 fn write_inputs(golden: &GoldenCase, path: &Path) -> Result<()> {
-    let bytes = golden.folder.read("inputs.safetensors")?;
-    let Some(k) = golden.file.options.logits_to_keep else { return output::write_file(path, &bytes) };
-    let mut tensors = values::parse(path, bytes)?;
+    let Some(k) = golden.file.options.logits_to_keep else { return golden.folder.copy("inputs.safetensors", path) };
+    let mut tensors = golden.folder.tensors("inputs.safetensors")?;
     tensors.push(("logits_to_keep".into(), Values::Index(ndarray::arr0(k).into_dyn())));
     let tensors: Vec<_> = tensors.iter().map(|(name, values)| (name.clone(), values.into())).collect();
     Ok(write_safetensors(path, &tensors)?)

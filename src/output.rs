@@ -1,8 +1,10 @@
-//! Files and folders that appear whole or not at all: written beside their place, then renamed into it.
+//! Files and folders that appear whole or not at all: written beside their place, then renamed into it
+//! ([`Unfinished`], which is also what something that is written piece by piece is put into).
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+pub use dsv2_reference::file::unfinished::Unfinished;
 
 use crate::error::{Error, Result};
 
@@ -11,115 +13,126 @@ use crate::error::{Error, Result};
 /// # Errors
 /// If it cannot be written; nothing is left then, and a file that was there before stays as it was.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    check_place(path)?;
-    let mut file = builder().tempfile_in(parent(path)).map_err(Error::io(path, "write"))?;
-    file.write_all(bytes).map_err(Error::io(path, "write"))?;
-    file.persist(path).map_err(|refused| Error::io(path, "write")(refused.error))?;
-    Ok(())
+    let new = Unfinished::beside(path)?;
+    fs::write(new.path(), bytes).map_err(Error::io(path, "write"))?;
+    Ok(new.finish()?)
 }
 
-/// Whether a file may be written at `path`, as far as that can be said before writing it.
+/// Whether a file may be written at `path`: one is made beside it, and removed.
 ///
 /// # Errors
-/// If its folder does not exist, or there is something at `path` that is no file.
+/// If its folder does not exist or cannot be written to, or there is something at `path` that is no file.
 pub fn check_place(path: &Path) -> Result<()> {
-    // Renaming would put a plain file in the place of, say, /dev/null.
-    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return Err(Error::file(path, "a file to write", "something else"));
-    }
-    let folder = parent(path);
-    match fs::metadata(&folder) {
-        Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(Error::file(path, "a folder to write to", "a file in its place")),
-        Err(refused) => Err(Error::io(path, "write")(refused)),
-    }
+    Ok(Unfinished::beside(path).map(drop)?)
 }
 
 /// Makes a folder and lets `fill` write into it. An empty folder may be there already.
 ///
 /// # Errors
-/// If there is something else at `path`, the folder cannot be made, or `fill` fails; nothing is left then.
+/// If there is something else at `path`, the folder cannot be made, or `fill` fails; nothing is left then. What `fill` says of
+/// a file is said of the one that it should have become.
 pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     match fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
         Ok(true) => {}
         Ok(false) => return Err(Error::file(path, "no folder, or an empty one", "a folder with something in it")),
-        Err(refused) if refused.kind() == std::io::ErrorKind::NotFound => check_place(path)?,
+        Err(refused) if refused.kind() == std::io::ErrorKind::NotFound => {}
         Err(refused) => return Err(Error::io(path, "write")(refused)),
     }
-    let folder =
-        tempfile::Builder::new().prefix(".dsv2-").tempdir_in(parent(path)).map_err(Error::io(path, "write"))?;
-    fill(folder.path())?;
-    fs::rename(folder.path(), path).map_err(Error::io(path, "write"))?;
-    let _ = folder.keep();
+    let new = Unfinished::folder(path)?;
+    fill(new.path()).map_err(|error| error.moved(new.path(), path))?;
+    Ok(new.finish()?)
+}
+
+/// Whether [`replace_files`] may write to the folder `dir`: something is made there, or where it would be made, and removed.
+///
+/// # Errors
+/// If it may not.
+pub fn check_folder(dir: &Path) -> Result<()> {
+    let probe = |place: &Path| match Unfinished::folder(place) {
+        Ok(_) => Ok(()),
+        Err(refused) => Err(Error::from(refused).moved(place, dir)),
+    };
+    match fs::metadata(dir) {
+        Ok(found) if found.is_dir() => return probe(&dir.join("report")),
+        Ok(_) => return Err(Error::file(dir, "a folder to write to", "something else")),
+        Err(_) => {}
+    }
+    let missing = missing(dir);
+    let above = missing.last().and_then(|outermost| outermost.parent()).unwrap_or(Path::new(""));
+    // Whether a name is too long can be said before the folder above it is there.
+    missing.iter().try_for_each(|folder| match folder.file_name() {
+        Some(name) => probe(&above.join(name)),
+        None => Err(Error::file(dir, "a path without `..` behind what there is not", "one")),
+    })
+}
+
+/// Puts `files` (name and content) into the folder `dir`, in place of an earlier set of the same names: there is never one
+/// file of this set beside one of that.
+///
+/// A folder that is new, or holds nothing but such a set, is put there as a whole. Where it holds other things, or cannot be
+/// renamed (it is mounted, or it is where the program runs), the old files are removed before the new ones get their names.
+///
+/// # Errors
+/// If a file cannot be written. A set that was there before stays as it was.
+pub fn replace_files(dir: &Path, files: &[(&str, String)]) -> Result<()> {
+    let made = missing(dir);
+    let written = put(dir, files);
+    if written.is_err() {
+        // Whatever was made on the way to it is empty.
+        made.iter().for_each(|folder| drop(fs::remove_dir(folder)));
+    }
+    written
+}
+
+fn put(dir: &Path, files: &[(&str, String)]) -> Result<()> {
+    // A link leads to the folder that is meant.
+    let dir = &fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    if !dir.exists() {
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(parent).map_err(Error::io(dir, "create"))?;
+        return Ok(filled(dir, dir, files)?.finish()?);
+    }
+    let theirs = |name: &std::ffi::OsStr| files.iter().any(|(file, _)| name == *file);
+    let mut entries = fs::read_dir(dir).map_err(Error::io(dir, "read"))?.flatten();
+    let ours_alone = entries.all(|entry| theirs(&entry.file_name()));
+    if ours_alone
+        && std::env::current_dir().is_ok_and(|here| !here.starts_with(dir))
+        && let Ok(new) = filled(dir, dir, files)
+        && fs::metadata(dir).and_then(|found| fs::set_permissions(new.path(), found.permissions())).is_ok()
+        && new.replace_folder().is_ok()
+    {
+        return Ok(());
+    }
+    let new = filled(&dir.join("report"), dir, files)?;
+    new.sync()?;
+    for (name, _) in files {
+        match fs::remove_file(dir.join(name)) {
+            Err(refused) if refused.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(dir.join(name), "replace")(refused));
+            }
+            _ => {}
+        }
+    }
+    for (name, _) in files {
+        fs::rename(new.path().join(name), dir.join(name)).map_err(Error::io(dir.join(name), "write"))?;
+    }
     Ok(())
 }
 
-fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
+/// A folder that holds `files`, hidden beside `place`; messages speak of files in `shown`.
+fn filled(place: &Path, shown: &Path, files: &[(&str, String)]) -> Result<Unfinished> {
+    let new = Unfinished::folder(place)?;
+    for (name, content) in files {
+        fs::write(new.path().join(name), content).map_err(Error::io(shown.join(name), "write"))?;
     }
+    Ok(new)
 }
 
-/// Temporary files are for their owner only; these are to become ordinary files.
-fn builder() -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".dsv2-");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder
+/// The folders that would have to be made for `dir`, the innermost first.
+fn missing(dir: &Path) -> Vec<PathBuf> {
+    let above = dir.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    above.map(Path::to_owned).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_file_appears_whole() {
-        let room = tempfile::tempdir().unwrap();
-        let path = room.path().join("a");
-        write_file(&path, b"one").unwrap();
-        write_file(&path, b"two").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"two");
-        assert_eq!(names(room.path()), ["a"]);
-    }
-
-    #[test]
-    fn a_path_that_cannot_be_written_leaves_nothing() {
-        let room = tempfile::tempdir().unwrap();
-        let refused = write_file(&room.path().join("nowhere/a"), b"x").unwrap_err().to_string();
-        assert!(refused.contains("nowhere/a: cannot write: "), "{refused}");
-        fs::create_dir(room.path().join("taken")).unwrap();
-        assert!(write_file(&room.path().join("taken"), b"x").is_err());
-        assert_eq!(names(room.path()), ["taken"]);
-    }
-
-    #[test]
-    fn a_folder_appears_filled_or_not_at_all() {
-        let room = tempfile::tempdir().unwrap();
-        let path = room.path().join("folder");
-        let failing = write_folder(&path, |new| {
-            fs::write(new.join("half"), b"x").unwrap();
-            Err(Error::request("--x", "y", "z"))
-        });
-        assert!(failing.is_err());
-        assert_eq!(names(room.path()), Vec::<String>::new());
-
-        fs::create_dir(&path).unwrap();
-        write_folder(&path, |new| write_file(&new.join("inside"), b"x")).unwrap();
-        assert_eq!(names(&path), ["inside"]);
-        let refused = write_folder(&path, |_| unreachable!("it is not empty")).unwrap_err().to_string();
-        assert!(
-            refused.ends_with("expected no folder, or an empty one, found a folder with something in it"),
-            "{refused}"
-        );
-        assert_eq!(names(room.path()), ["folder"]);
-    }
-}
+mod tests;

@@ -15,7 +15,6 @@ mod notes;
 mod tables;
 mod text;
 
-use std::fs;
 use std::path::Path;
 
 use dsv2_foreign::Text;
@@ -30,25 +29,17 @@ use crate::error::{Error, Result};
 use crate::outcome::Item;
 use crate::output;
 
-/// Makes the folder of a report, before the work that the report is about.
-///
-/// # Errors
-/// If it cannot be made.
-pub fn make_folder(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir, "create"))
-}
-
-/// Writes report.json, junit.xml and report.html into the folder `dir`.
+/// Writes report.json, junit.xml and report.html into the folder `dir`, all three or none
+/// ([`output::replace_files`]; before the work that they are about, [`output::check_folder`]).
 ///
 /// # Errors
 /// If one of them cannot be written.
 pub fn write(dir: &Path, report: &Report) -> Result<()> {
-    let whole = |name: &str, text: Text| output::write_file(&dir.join(name), text.as_str().as_bytes());
-    whole("report.json", Text::json(&format!("{:#}\n", report.json())))?;
-    let xml = dir.join("junit.xml");
-    let text = junit(report).map_err(|error| Error::io(&xml, "write")(std::io::Error::other(error)))?;
-    whole("junit.xml", Text::markup(&text))?;
-    whole("report.html", Text::markup(&html(report)))
+    let json = Text::json(&format!("{:#}\n", report.json()));
+    let xml = junit(report).map_err(|error| Error::io(dir.join("junit.xml"), "write")(std::io::Error::other(error)))?;
+    let (xml, page) = (Text::markup(&xml), Text::markup(&html(report)));
+    let files = [("report.json", json), ("junit.xml", xml), ("report.html", page)];
+    output::replace_files(dir, &files.map(|(name, text)| (name, text.to_string())))
 }
 
 /// The line about an item that fails: which it is, and the first wrong stage.

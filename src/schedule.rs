@@ -18,21 +18,29 @@ pub fn in_order<I: Send, V: Send>(
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     let queue = Mutex::new(items.into_iter().enumerate());
     let (sender, results) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let (sender, queue, work) = (sender.clone(), &queue, &work);
-            scope.spawn(move || {
-                loop {
-                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some((place, item)) = next else { break };
-                    // the receiver is gone once an item was at fault
-                    if sender.send((place, work(item))).is_err() {
-                        break;
-                    }
-                }
-            });
+    let (queue, work) = (&queue, &work);
+    let take = move |sender: mpsc::Sender<_>| {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((place, item)) = next else { break };
+            // the receiver is gone once an item was at fault
+            if sender.send((place, work(item))).is_err() {
+                break;
+            }
         }
-        drop(sender);
+    };
+    std::thread::scope(|scope| {
+        let mut working = 0;
+        for _ in 0..threads {
+            let sender = sender.clone();
+            let spawned = std::thread::Builder::new().spawn_scoped(scope, move || take(sender));
+            working += usize::from(spawned.is_ok());
+        }
+        match working {
+            // There are no threads to be had: all of it first, then what came of it.
+            0 => take(sender),
+            _ => drop(sender),
+        }
         let (mut waiting, mut found) = (HashMap::new(), Vec::new());
         for (place, result) in results {
             waiting.insert(place, result?);

@@ -22,6 +22,9 @@ use toml::value::Datetime;
 use crate::error::{Error, Result};
 use crate::outcome::{Outcome, Waiver};
 
+/// The longest waivers.toml that is read, in bytes.
+pub const LONGEST: u64 = 1 << 20;
+
 /// As it stands in the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,8 +62,7 @@ impl Waivers {
     /// # Errors
     /// If it cannot be read, or an entry is not complete.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = dsv2_reference::file::read(path)?;
-        let text = String::from_utf8(bytes).map_err(|error| Error::file(path, "text in UTF-8", error))?;
+        let text = dsv2_reference::file::read_text(path, LONGEST)?;
         Waivers::parse(path, &text, OffsetDateTime::now_utc().date())
     }
 

@@ -10,15 +10,12 @@ use serde_json::{Map, Value};
 use crate::error::one_line;
 use crate::{Error, Result, file};
 
-/// The longest JSON file that is read. The index of the 236 billion parameters has 3 million bytes.
-const LONGEST: u64 = 1 << 25;
-
-/// Reads the JSON file `path`; `expected` is what messages say that it should hold.
+/// Reads the JSON file `path` of at most `limit` bytes; `expected` is what messages say that it should hold.
 ///
 /// # Errors
 /// If it cannot be read, is longer than any sensible one, or is no JSON.
-pub(crate) fn read(path: &Path, expected: &str) -> Result<Value> {
-    let bytes = file::read_up_to(path, LONGEST)?;
+pub(crate) fn read(path: &Path, limit: u64, expected: &str) -> Result<Value> {
+    let bytes = file::read(path, limit)?;
     parse(&bytes).map_err(|error| Error::file(path, expected, no_json(&error)))
 }
 

@@ -10,7 +10,7 @@ use dsv2::check::{Conclusion, Request};
 use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
 use dsv2::trace::Trace;
-use dsv2::{Result, report};
+use dsv2::{Result, output, report};
 use dsv2_foreign::Text;
 use dsv2_reference::model::cache::CacheFormat;
 
@@ -83,7 +83,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         Some(rule) => shards::join(&files, rule, &request.case)?,
         None => shards::together(files)?,
     };
-    args.report.as_deref().map(report::make_folder).transpose()?;
+    args.report.as_deref().map(output::check_folder).transpose()?;
     let files = Files {
         model: shown(&args.model),
         inputs: shown(&args.inputs),

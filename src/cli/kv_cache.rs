@@ -20,7 +20,7 @@ pub struct KvCacheArgs {
     #[arg(long, value_parser = PRESETS)]
     preset: Option<String>,
     /// Memory for caches, in units of 10^9 bytes
-    #[arg(long, value_name = "GB", default_value_t = 10.0)]
+    #[arg(long, value_name = "GB", default_value_t = 10.0, allow_negative_numbers = true)]
     memory: f64,
     /// Sequences that share the memory
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -32,7 +32,7 @@ pub struct KvCacheArgs {
 
 pub fn run(args: &KvCacheArgs) -> Result<Done> {
     // Up to 2^53 bytes a number of gigabytes has no more digits than f64 can hold.
-    let memory = Some(args.memory * 1e9).filter(|bytes| (0.0..9e15).contains(bytes));
+    let memory = Some(args.memory * 1e9).filter(|bytes| (0.0..=9e15).contains(bytes));
     let memory = memory.ok_or_else(|| Error::request("--memory", "0 to 9000000 (GB)", args.memory))?;
     let room = Room { memory: memory as u64, batch: args.batch };
     let tables = match (&args.model, &args.preset) {

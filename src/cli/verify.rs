@@ -9,7 +9,7 @@ use dsv2::outcome::Item;
 use dsv2::report::model::{PassOrFail, Report, VerifyReport};
 use dsv2::verify::{Plan, verify};
 use dsv2::waivers::Waivers;
-use dsv2::{Error, Result, report};
+use dsv2::{Error, Result, output, report};
 
 use super::progress::Progress;
 use super::{Attention, BackendName, Done, GoldenArgs, for_people, precision, styled};
@@ -52,7 +52,7 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
         waivers: args.waivers.as_deref().map(Waivers::read).transpose()?.unwrap_or_default(),
     };
 
-    args.report.as_deref().map(report::make_folder).transpose()?;
+    args.report.as_deref().map(output::check_folder).transpose()?;
     let start = Instant::now();
     let mut progress = Progress::new(plan.cases.len() * plan.candidates.len());
     let tell = |item: &Item| progress.step(&report::progress(item));

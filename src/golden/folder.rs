@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use include_dir::{Dir, include_dir};
-use tempfile::TempDir;
-
 use super::GoldenCase;
 use crate::error::{Error, Result};
+use crate::values::{self, Values};
+use dsv2_reference::file::{self, unfinished::Unfinished};
+use include_dir::{Dir, include_dir};
 
 /// The cases that the published package leaves out, because they are large (`include` in Cargo.toml).
 const NOT_PACKAGED: [&str; 2] = ["trained-tiny-greedy", "trained-tiny-grouped"];
@@ -109,45 +109,87 @@ impl Folder {
         }
     }
 
-    /// The content of a file in it.
+    /// The content of its case.json.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn read(&self, file: &str) -> Result<Vec<u8>> {
+    pub fn case_json(&self) -> Result<Vec<u8>> {
         match self {
-            Folder::Disk { path, .. } => Ok(dsv2_reference::file::read(&path.join(file))?),
-            Folder::Embedded { name } => {
-                let found = CASES.get_file(format!("{name}/{file}"));
-                let found = found.ok_or_else(|| Error::file(file, "a file of the case", "no such file"))?;
-                Ok(found.contents().to_vec())
-            }
+            Folder::Disk { .. } => Ok(file::read(&self.path("case.json"), file::CONFIG)?),
+            Folder::Embedded { name } => Ok(embedded(name, "case.json")?.to_vec()),
+        }
+    }
+
+    /// The tensors of a file in it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn tensors(&self, file: &str) -> Result<Vec<(String, Values)>> {
+        match self {
+            Folder::Disk { .. } => values::read(&self.path(file)),
+            Folder::Embedded { name } => values::parse(&self.path(file), embedded(name, file)?.to_vec()),
+        }
+    }
+
+    /// Copies a file in it to the new file `to`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the other not be written.
+    pub fn copy(&self, file: &str, to: &Path) -> Result<()> {
+        match self {
+            Folder::Disk { .. } => Ok(file::copy(&self.path(file), to, to)?),
+            Folder::Embedded { name } => fs::write(to, embedded(name, file)?).map_err(Error::io(to, "write")),
         }
     }
 
     /// A folder in it, as one on disk; it is there as long as the second value.
     ///
     /// # Errors
-    /// If there is none, or it cannot be unpacked.
-    pub fn on_disk(&self, folder: &str) -> Result<(PathBuf, Option<TempDir>)> {
+    /// If there is none, it or a file in it is a link that leads out of the case, or it cannot be unpacked.
+    pub fn on_disk(&self, folder: &str) -> Result<(PathBuf, Option<Unfinished>)> {
         match self {
-            Folder::Disk { path, .. } => Ok((path.join(folder), None)),
+            Folder::Disk { path, .. } => {
+                let inside = path.join(folder);
+                stays_in(path, &inside)?;
+                for entry in fs::read_dir(&inside).map_err(Error::io(&inside, "read"))? {
+                    stays_in(path, &entry.map_err(Error::io(&inside, "read"))?.path())?;
+                }
+                Ok((inside, None))
+            }
             Folder::Embedded { name } => {
-                let temporary = tempfile::tempdir().map_err(Error::io("a temporary folder", "create"))?;
-                self.copy(&format!("{name}/{folder}"), temporary.path())?;
+                let temporary = Unfinished::scratch()?;
+                unpack(&format!("{name}/{folder}"), temporary.path())?;
                 Ok((temporary.path().to_owned(), Some(temporary)))
             }
         }
     }
+}
 
-    /// Writes the files of an embedded folder into `to`.
-    fn copy(&self, from: &str, to: &Path) -> Result<()> {
-        let dir = CASES.get_dir(from).ok_or_else(|| Error::file(from, "a folder of the case", "no such folder"))?;
-        for file in dir.files() {
-            let target = to.join(file.path().file_name().unwrap_or_default());
-            fs::write(&target, file.contents()).map_err(Error::io(&target, "write"))?;
+/// A case must not make us read, or copy, files elsewhere.
+fn stays_in(case: &Path, inside: &Path) -> Result<()> {
+    let [case, leads_to] = [case, inside].map(|path| fs::canonicalize(path).map_err(Error::io(path, "read")));
+    match leads_to? {
+        path if path.starts_with(case?) => Ok(()),
+        path => {
+            Err(Error::file(inside, "what lies in the folder of the case", format!("a link to {}", path.display())))
         }
-        Ok(())
     }
+}
+
+/// The content of a file of an embedded case.
+fn embedded(name: &str, file: &str) -> Result<&'static [u8]> {
+    let found = CASES.get_file(format!("{name}/{file}"));
+    Ok(found.ok_or_else(|| Error::file(file, "a file of the case", "no such file"))?.contents())
+}
+
+/// Writes the files of an embedded folder into `to`.
+fn unpack(from: &str, to: &Path) -> Result<()> {
+    let dir = CASES.get_dir(from).ok_or_else(|| Error::file(from, "a folder of the case", "no such folder"))?;
+    for file in dir.files() {
+        let target = to.join(file.path().file_name().unwrap_or_default());
+        fs::write(&target, file.contents()).map_err(Error::io(&target, "write"))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

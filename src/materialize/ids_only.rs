@@ -68,7 +68,7 @@ pub fn write(golden: &GoldenCase, folder: &Path) -> Result<()> {
     write_safetensors(&folder.join("expected.safetensors"), &expected)?;
 
     let path = golden.folder.path("case.json");
-    let mut file: Value = serde_json::from_slice(&golden.folder.read("case.json")?)
+    let mut file: Value = serde_json::from_slice(&golden.folder.case_json()?)
         .map_err(|error| Error::file(&path, "a JSON object", error))?;
     let mut drop = |section: &str, names: &[&str]| {
         if let Some(section) = file.get_mut(section).and_then(Value::as_object_mut) {

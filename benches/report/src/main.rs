@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dsv2_bench_report::compare::{Change, compare};
-use dsv2_bench_report::{Error, Result, Results, report};
+use dsv2_bench_report::{Result, Results, report};
 use dsv2_foreign::{Place, Text};
 
 /// The report of what benchmarks measured, and the gate between two runs
@@ -85,7 +85,7 @@ fn compare_files(old: &Path, new: &Path) -> Result<Vec<Change>> {
     let changes = compare(&Results::read(old)?, &Results::read(new)?);
     if changes.iter().all(|change| change.ratio().is_none()) {
         let expected = format!("a measurement that {} has as well", Place(old));
-        return Err(Error::Format { path: new.to_owned(), expected, found: "none".into() });
+        return Err(dsv2_reference::Error::file(new, expected, "none").into());
     }
     Ok(changes)
 }

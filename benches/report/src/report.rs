@@ -5,9 +5,8 @@ use std::path::Path;
 
 use dsv2_foreign::{Foreign, Markdown, Text};
 
-use crate::error::at;
 use crate::results::write_whole;
-use crate::{Plot, Result, Results, Run, Table, plot};
+use crate::{Error, Plot, Result, Results, Run, Table, plot};
 
 /// The parts of the report: what tables and plots name as their section, and the heading.
 const SECTIONS: [(&str, &str); 7] = [
@@ -25,10 +24,13 @@ const SECTIONS: [(&str, &str); 7] = [
 /// # Errors
 /// If a file cannot be written or a plot cannot be drawn.
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
+    // Drawn before anything is written.
+    let drawn = results.runs.iter().flat_map(|run| &run.plots).map(|plot| Ok((&plot.file, plot::svg(plot)?)));
+    let drawn = drawn.collect::<Result<Vec<_>>>()?;
     let plots = folder.join(PLOTS);
-    std::fs::create_dir_all(&plots).map_err(at(&plots))?;
-    for plot in results.runs.iter().flat_map(|run| &run.plots) {
-        write_whole(&plots.join(format!("{}.svg", plot.file)), Text::markup(&plot::svg(plot)?).as_str().as_bytes())?;
+    std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
+    for (name, svg) in drawn {
+        write_whole(&plots.join(format!("{name}.svg")), Text::markup(&svg).as_str().as_bytes())?;
     }
     results.write(&folder.join("REPORT.json"))?;
     write_whole(&folder.join("REPORT.md"), Text::markup(&markdown(results)).as_str().as_bytes())

@@ -2,17 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use dsv2_foreign::Text;
+use dsv2_reference::file::{self, unfinished::Unfinished};
 use serde::{Deserialize, Serialize};
 
-use crate::error::at;
 use crate::{Error, Result};
+
+/// The longest file of results that is read, in bytes; that of all benchmarks has half a million.
+pub const LONGEST: u64 = 32 << 20;
 
 /// The only version of the file so far.
 const FORMAT: u32 = 1;
+
+/// How large the numbers of a plot may be: what is finer or farther is no measurement, and dividing an axis of such numbers
+/// never ends.
+pub(crate) const PLOTTED: RangeInclusive<f64> = 1e-30..=1e30;
 
 /// What one or several programs measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -195,9 +202,8 @@ impl Results {
     /// # Errors
     /// If it cannot be read, is not one of results, holds a number that is none, or two measurements of the same id.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(at(path))?;
-        let wrong =
-            |expected: &str, found: String| Error::Format { path: path.to_owned(), expected: expected.into(), found };
+        let text = file::read_text(path, LONGEST)?;
+        let wrong = |expected: &str, found: String| Error::from(dsv2_reference::Error::file(path, expected, found));
         let results: Results =
             serde_json::from_str(&text).map_err(|error| wrong("results of benchmarks", error.to_string()))?;
         if results.format != FORMAT {
@@ -227,6 +233,14 @@ impl Results {
             if plot.file.is_empty() || !plot.file.chars().all(plain) {
                 return Err(wrong("a plot's file named by letters, digits, - and _", format!("{:?}", plot.file)));
             }
+            let values = plot.series.iter().flat_map(|series| &series.points).flat_map(|&(x, y)| [x, y]);
+            if let Some(value) = values.into_iter().find(|value| *value != 0.0 && !PLOTTED.contains(&value.abs())) {
+                let ends = format!("{:e} to {:e}", PLOTTED.start(), PLOTTED.end());
+                return Err(wrong(
+                    &format!("points of 0 or of the size of {ends} in {:?}", plot.title),
+                    format!("{value:e}"),
+                ));
+            }
         }
         Ok(results)
     }
@@ -248,13 +262,7 @@ impl Results {
 
 /// Writes a file beside its place, then renames it, so that nobody finds half of it.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // Temporary files are for their owner only; this is to become an ordinary file.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut beside = builder.tempfile_in(folder).map_err(at(path))?;
-    beside.write_all(bytes).map_err(at(path))?;
-    beside.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
-    Ok(())
+    let new = Unfinished::beside(path)?;
+    fs::write(new.path(), bytes).map_err(Error::io(path, "write"))?;
+    Ok(new.finish()?)
 }

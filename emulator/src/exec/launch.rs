@@ -59,32 +59,37 @@ impl Launch<'_> {
     pub(crate) fn run_in_parallel(&self, threads: usize) -> Result<Report, Error> {
         let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
         let outcome = Mutex::new((Report::default(), None::<(u64, Error)>));
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    let mut nobody = Nobody;
-                    let mut block = Block::new(self, &mut nobody);
-                    // Blocks are taken in order, so every block before a failed one has been taken, and will finish.
-                    let error = loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        if index >= self.blocks() || failed.load(Ordering::Relaxed) {
-                            break None;
-                        }
-                        if let Err(error) = block.run(self.position(index)) {
-                            failed.store(true, Ordering::Relaxed);
-                            break Some((index, error));
-                        }
-                    };
-                    let mut outcome = outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    outcome.0.warp_instructions += block.warp_steps;
-                    outcome.0.thread_instructions += block.thread_steps;
-                    if let Some(error) = error
-                        && outcome.1.as_ref().is_none_or(|first| error.0 < first.0)
-                    {
-                        outcome.1 = Some(error);
-                    }
-                });
+        let work = || {
+            let mut nobody = Nobody;
+            let mut block = Block::new(self, &mut nobody);
+            // Blocks are taken in order, so every block before a failed one has been taken, and will finish.
+            let error = loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= self.blocks() || failed.load(Ordering::Relaxed) {
+                    break None;
+                }
+                if let Err(error) = block.run(self.position(index)) {
+                    failed.store(true, Ordering::Relaxed);
+                    break Some((index, error));
+                }
+            };
+            let mut outcome = outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            outcome.0.warp_instructions += block.warp_steps;
+            outcome.0.thread_instructions += block.thread_steps;
+            if let Some(error) = error
+                && outcome.1.as_ref().is_none_or(|first| error.0 < first.0)
+            {
+                outcome.1 = Some(error);
             }
+        };
+        std::thread::scope(|scope| {
+            // This thread is one of them, and does it all where there are no others to be had.
+            for _ in 1..threads {
+                if std::thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
+            }
+            work();
         });
         let (report, error) = outcome.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         error.map_or(Ok(report), |(_, error)| Err(error))

@@ -46,7 +46,9 @@ fn names_what_is_wrong(target: &Target, line: &str) -> bool {
         return true;
     }
     let part = ["config: ", "weight `", "input `", "golden case `", "plot \""];
-    line.contains(&*name) || part.iter().any(|begin| line.contains(begin)) || line.trim_start_matches("dsv2: ").starts_with("--")
+    line.contains(&*name)
+        || part.iter().any(|begin| line.contains(begin))
+        || line.trim_start_matches("dsv2: ").starts_with("--")
 }
 
 /// What lies in the folder for output should be whole, or not be there.

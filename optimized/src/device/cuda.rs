@@ -1,7 +1,8 @@
 //! An NVIDIA GPU as a device, through the driver alone: no CUDA toolkit, at no time.
 //!
 //! **Trap.** `cudarc` loads the driver's library when it is first needed, and panics if it is not there. So it is asked
-//! for first ([`Cuda::new`]): a machine without a GPU gets an error, which callers report as "not run".
+//! for first ([`Cuda::new`]), and for all that it must have: a machine without a GPU, or with a library that is none, gets an
+//! error, which callers report as "not run".
 
 mod clock;
 mod cublaslt;
@@ -28,6 +29,37 @@ use memory::Driver;
 const OLDEST: (i32, i32) = (8, 0);
 /// What a block may have of dynamic shared memory before it has to be asked for.
 const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
+
+/// What is called in the driver's library. `cudarc` looks each up when it is first called, and panics if it is not there.
+const SYMBOLS: [&str; 27] = [
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventElapsedTime",
+    "cuEventRecord",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemcpyDtoD_v2",
+    "cuMemcpyDtoH_v2",
+    "cuMemcpyHtoD_v2",
+    "cuMemsetD8_v2",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+];
 
 /// The first GPU of this machine.
 #[derive(Debug)]
@@ -92,6 +124,11 @@ impl Cuda {
         // SAFETY: this opens the driver's library, if there is one, and calls nothing in it.
         if !unsafe { sys::is_culib_present() } {
             return Err(none("the driver's library libcuda is not installed".into()));
+        }
+        // SAFETY: the library is there; a symbol is looked up and not called.
+        let lacks = |symbol: &&&str| unsafe { sys::culib().get::<*const ()>(symbol.as_bytes()) }.is_err();
+        if let Some(symbol) = SYMBOLS.iter().find(lacks) {
+            return Err(none(format!("the driver's library libcuda has no `{symbol}`: it is too old, or no driver")));
         }
         result::init().map_err(|error| none(describe(&error)))?;
         if result::device::get_count().map_err(|error| none(describe(&error)))? == 0 {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::DeepseekV2Config;
 use crate::error::one_line;
-use crate::{Error, Result, json};
+use crate::{Error, Result, file, json};
 
 impl DeepseekV2Config {
     /// Reads the text of a config.json.
@@ -27,7 +27,7 @@ impl DeepseekV2Config {
     ///
     /// The file cannot be read or is no JSON, a key is there twice, or a field is impossible in every dialect.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let value = json::read(path, "a JSON object")?;
+        let value = json::read(path, file::CONFIG, "a JSON object")?;
         if !value.is_object() {
             return Err(Error::file(path, "a JSON object", one_line(&shortened(&value))));
         }

@@ -148,7 +148,7 @@ impl WeightSource for Checkpoint {
 /// The index's pairs of tensor and shard.
 fn read_weight_map(index: &Path) -> Result<Vec<(String, String)>> {
     let refuse = |expected: &str, found: String| Error::file(index, expected, found);
-    let content = crate::json::read(index, "JSON")?;
+    let content = crate::json::read(index, crate::file::INDEX, "JSON")?;
     let Some(weight_map) = content.get("weight_map") else {
         return Err(refuse("an object with \"weight_map\"", "none".into()));
     };

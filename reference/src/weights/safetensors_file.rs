@@ -28,7 +28,7 @@ mod header;
 mod write;
 pub use foreign::foreign;
 pub use write::write_safetensors;
-pub(crate) use write::{FileWriter, Unfinished, cannot};
+pub(crate) use write::{FileWriter, cannot};
 
 /// A tensor to be written, which unlike a weight may hold token ids, positions or a mask.
 #[derive(Clone, Debug)]

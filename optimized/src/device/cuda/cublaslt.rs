@@ -22,6 +22,22 @@ use crate::{Element, Error};
 /// What the library may use of the device's memory while it works: NVIDIA's advice for Hopper, and enough before it.
 const WORKSPACE: usize = 32 << 20;
 
+/// What is called in the library; `cudarc` panics if it is not there.
+const SYMBOLS: [&str; 12] = [
+    "cublasLtCreate",
+    "cublasLtDestroy",
+    "cublasLtMatmul",
+    "cublasLtMatmulAlgoGetHeuristic",
+    "cublasLtMatmulDescCreate",
+    "cublasLtMatmulDescDestroy",
+    "cublasLtMatmulDescSetAttribute",
+    "cublasLtMatmulPreferenceCreate",
+    "cublasLtMatmulPreferenceDestroy",
+    "cublasLtMatmulPreferenceSetAttribute",
+    "cublasLtMatrixLayoutCreate",
+    "cublasLtMatrixLayoutDestroy",
+];
+
 /// The library, opened. All calls need the GPU's context to be current.
 #[derive(Debug)]
 pub(super) struct CublasLt {
@@ -77,6 +93,11 @@ impl CublasLt {
         // SAFETY: this opens the library, if there is one, and calls nothing in it.
         if !unsafe { sys::is_culib_present() } {
             return Err("no libcublasLt".into());
+        }
+        // SAFETY: the library is there; a symbol is looked up and not called.
+        let lacks = |symbol: &&&str| unsafe { sys::culib().get::<*const ()>(symbol.as_bytes()) }.is_err();
+        if let Some(symbol) = SYMBOLS.iter().find(lacks) {
+            return Err(format!("libcublasLt has no `{symbol}`"));
         }
         let handle = result::create_handle().map_err(|error| error.to_string())?;
         // SAFETY: memory that nobody has yet.

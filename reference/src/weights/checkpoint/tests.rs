@@ -103,8 +103,7 @@ fn nothing_half_written() {
     assert!(refusal(write_checkpoint(&dir, &json!({}), &entries(), fails, Some(100))).contains("`b`"));
     assert!(refusal(write_checkpoint(&dir, &json!({}), &entries(), other, None)).contains("found F64 of shape"));
     assert!(
-        refusal(write_checkpoint(&dir.join("x"), &json!({}), &entries(), make, None))
-            .contains("model/x: cannot create")
+        refusal(write_checkpoint(&dir.join("x"), &json!({}), &entries(), make, None)).contains("model/x: cannot write")
     );
     assert!(refusal(write_checkpoint(Path::new("."), &json!({}), &entries(), make, None)).starts_with(".: expected "));
     assert_eq!(files(folder.path()), [""; 0]);

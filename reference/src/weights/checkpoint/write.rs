@@ -8,8 +8,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{INDEX, SINGLE};
+use crate::file::unfinished::Unfinished;
 use crate::file::what_is;
-use crate::weights::safetensors_file::{FileWriter, Unfinished, cannot};
+use crate::weights::safetensors_file::{FileWriter, cannot};
 use crate::{Dtype, Error, Result, Tensor};
 
 /// What a checkpoint's index and headers must know of a tensor before its first byte is written.
@@ -62,8 +63,7 @@ pub fn write_checkpoint(
     max_shard_bytes: Option<u64>,
 ) -> Result<()> {
     refuse_occupied(dir)?;
-    let unfinished = Unfinished::beside(dir)?;
-    fs::create_dir(unfinished.path()).map_err(|source| cannot("create", dir, source))?;
+    let unfinished = Unfinished::folder(dir)?;
     let write_json = |name: &str, content: &Value| {
         let written = fs::write(unfinished.path().join(name), format!("{content:#}\n"));
         written.map_err(|source| cannot("write", &dir.join(name), source))

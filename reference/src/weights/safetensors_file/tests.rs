@@ -159,7 +159,7 @@ fn nothing_half_written() {
     let refused = write_safetensors(folder.path(), &samples()).unwrap_err().to_string();
     assert!(refused.ends_with("expected a file to write, found a folder"), "{refused}");
     let refused = write_safetensors(&folder.path().join("no/t"), &samples()).unwrap_err().to_string();
-    assert!(refused.contains("no/t: cannot create: "), "{refused}");
+    assert!(refused.contains("no/t: cannot write: "), "{refused}");
     assert!(write_safetensors(Path::new("/"), &samples()).is_err() && write_safetensors(Path::new(".."), &[]).is_err());
 }
 

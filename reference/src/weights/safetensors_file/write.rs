@@ -3,16 +3,15 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use safetensors::{Dtype as FileDtype, tensor::Metadata, tensor::TensorInfo};
 
 use super::{Data, to_file};
 use crate::error::one_line;
-use crate::file::what_is;
+use crate::file::unfinished::Unfinished;
 use crate::{Dtype, Error, Result};
 
 /// Writes a file of named tensors. They keep their order, except that wider types come first, so that every element
@@ -21,11 +20,6 @@ use crate::{Dtype, Error, Result};
 /// # Errors
 /// If a name occurs twice, or the file cannot be written; then there is no file, or the old one.
 pub fn write_safetensors(path: &Path, tensors: &[(String, Data)]) -> Result<()> {
-    match fs::metadata(path) {
-        // Renaming would put a plain file in the place of, say, /dev/null.
-        Ok(found) if !found.is_file() => return Err(Error::file(path, "a file to write", what_is(&found))),
-        _ => {}
-    }
     let mut tensors: Vec<_> = tensors.iter().collect();
     tensors.sort_by_key(|(_, data)| Reverse(data.file_dtype().bitsize()));
     let entries = tensors.iter().map(|(name, data)| (name.as_str(), data.file_dtype(), data.shape()));
@@ -56,7 +50,7 @@ pub(crate) struct FileWriter {
 }
 
 impl FileWriter {
-    /// Creates the file `path`, which messages call `shown`, for tensors of real numbers.
+    /// Begins the file `path`, new or empty, which messages call `shown`, for tensors of real numbers.
     pub(crate) fn create<'a>(
         path: &Path,
         shown: &Path,
@@ -94,7 +88,8 @@ impl FileWriter {
         // Spaces up to a multiple of 8, so that the tensors are aligned.
         header.resize(header.len().next_multiple_of(8), b' ');
 
-        let file = File::create_new(path).map_err(|source| cannot("create", shown, source))?;
+        let created = OpenOptions::new().write(true).create(true).truncate(true).open(path);
+        let file = created.map_err(|source| cannot("create", shown, source))?;
         let mut writer = FileWriter { shown: shown.to_owned(), out: BufWriter::new(file), remaining: end as u64 };
         writer.write(&(header.len() as u64).to_le_bytes())?;
         writer.write(&header)?;
@@ -115,48 +110,6 @@ impl FileWriter {
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.out.write_all(bytes).map_err(|source| cannot("write", &self.shown, source))
-    }
-}
-
-/// A file or folder that is being written under another name, beside the place it shall have. It is gone if it is
-/// dropped before [`Unfinished::finish`].
-pub(crate) struct Unfinished {
-    target: PathBuf,
-    path: PathBuf,
-}
-
-impl Unfinished {
-    /// A name for what shall become `target`: hidden, and in the same folder so that renaming is one step.
-    pub(crate) fn beside(target: &Path) -> Result<Self> {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
-        let Some(name) = target.file_name() else {
-            return Err(Error::file(target, "a path that ends in a name", "none"));
-        };
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}-{}.partial", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-        Ok(Unfinished { target: target.to_owned(), path: target.with_file_name(hidden) })
-    }
-
-    /// Where to write.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Gives it its name.
-    pub(crate) fn finish(self) -> Result<()> {
-        fs::rename(&self.path, &self.target).map_err(|source| cannot("replace", &self.target, source))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // After `finish` there is nothing left under this name. Otherwise an error is being reported already.
-        let _ = match fs::symlink_metadata(&self.path) {
-            Ok(found) if found.is_dir() => fs::remove_dir_all(&self.path),
-            Ok(_) => fs::remove_file(&self.path),
-            Err(_) => Ok(()),
-        };
     }
 }
 
