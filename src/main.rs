@@ -1,6 +1,7 @@
 //! The command line of `dsv2`. Exit status: 0 all right; 1 what was examined does not conform; 2 the request or a file
 //! is at fault, which one line on stderr says.
 
+mod no_memory;
 mod threads;
 
 use std::io::{ErrorKind, Write};
