@@ -31,7 +31,7 @@ def as_checkpoint(folder):
     """config.json, a NUL, the index, a NUL, the last shard."""
     index = folder / "model.safetensors.index.json"
     shards = sorted(folder.glob("*.safetensors"))
-    shard = shards[-1].read_bytes() if shards else b""
+    shard = shards[-1].read_bytes() if shards and shards[-1].is_file() else b""
     config = (folder / "config.json").read_bytes()
     text = index.read_bytes() if index.exists() else b""
     return b"\0".join([config, text, without_length_prefix(shard) if fits(shard) else b""])

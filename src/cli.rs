@@ -19,14 +19,40 @@ use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
 use dsv2::memory::{Need, Size};
 use dsv2::{Error, Result, golden};
+use dsv2_foreign::{Foreign, Place, Text};
 use dsv2_reference::Dialect;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
 
+/// What came of a command line.
+pub struct Ended {
+    /// For stdout; or, for stderr, the line that says why the request was refused.
+    pub output: Result<Text, Text>,
+    /// 0 all right; 1 what was examined does not conform; 2 refused.
+    pub status: u8,
+}
+
+/// Does what a command line asks for, the first word of which is the program's name.
+pub fn run<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Ended {
+    let refused = |message: &str| Ended { output: Err(Text::message(message)), status: 2 };
+    match Cli::try_parse_from(args) {
+        Ok(cli) => match cli.run() {
+            Ok(Done { output, conforms }) => Ended { output: Ok(output), status: u8::from(!conforms) },
+            Err(error) => refused(&error.to_string()),
+        },
+        Err(asked) if !asked.use_stderr() => Ended { output: Ok(Text::lines(&asked.to_string())), status: 0 },
+        Err(error) => {
+            // clap explains at length, after a blank line
+            let text = error.to_string();
+            refused(text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: "))
+        }
+    }
+}
+
 /// Is this implementation DeepSeek-V2, and if not, which stage is wrong and by how much?
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]
-pub struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -150,19 +176,15 @@ impl From<Attention> for AttentionForm {
 }
 
 /// What a command leaves to say.
-pub struct Done {
+struct Done {
     /// For stdout.
-    pub output: String,
+    pub output: Text,
     /// Whether what was examined is as it should be.
     pub conforms: bool,
 }
 
 impl Cli {
-    /// Does what was asked for.
-    ///
-    /// # Errors
-    /// If the request or a file is at fault.
-    pub fn run(self) -> Result<Done> {
+    fn run(self) -> Result<Done> {
         match self.command.unwrap_or_else(|| Command::Verify(verify::VerifyArgs::default())) {
             Command::Verify(args) => verify::run(&args),
             Command::Trace(args) => trace::run(&args),
@@ -172,7 +194,8 @@ impl Cli {
                 let golden = args.golden.all()?.load(&args.case)?;
                 let feed = if args.ids_only { Feed::IdsOnly } else { Feed::Whole };
                 materialize(&golden, &args.dir, feed)?;
-                Ok(Done { output: format!("{}: {}", args.dir.display(), golden.file.description), conforms: true })
+                let said = format!("{}: {}", Place(&args.dir), Foreign(&golden.file.description));
+                Ok(Done { output: Text::lines(&said), conforms: true })
             }
             Command::KvCache(args) => kv_cache::run(&args),
             Command::BenchReport(_) => Err(Error::Moved {
@@ -220,6 +243,11 @@ fn precision(text: &str) -> Result<Precision> {
 /// Whether stdout is a terminal that wants colour.
 fn styled() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// What is said to a person.
+fn for_people(text: &str) -> Text {
+    if styled() { Text::coloured(text) } else { Text::lines(text) }
 }
 
 /// `7,1,1`

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+pub use dsv2_foreign::one_line;
+use dsv2_foreign::{Foreign, Words};
+
 /// The result of everything here that can be refused.
 pub type Result<V, E = Error> = std::result::Result<V, E>;
 
@@ -15,7 +18,7 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] dsv2_optimized::Error),
     /// A golden case at fault.
-    #[error("golden case `{case}`: {source}")]
+    #[error("golden case `{}`: {source}", Foreign(case))]
     Case {
         /// The case.
         case: String,
@@ -31,7 +34,7 @@ pub enum Error {
         now: &'static str,
     },
     /// An option of a request that cannot be met.
-    #[error("{option}: expected {expected}, found {found}")]
+    #[error("{}: expected {}, found {}", Foreign(option), Words(expected), Words(found))]
     Request {
         /// The option, as it is called on the command line.
         option: String,
@@ -85,10 +88,4 @@ impl Error {
     pub fn in_case(self, case: &str) -> Self {
         Error::Case { case: case.to_owned(), source: Box::new(self) }
     }
-}
-
-/// A text in one line: a message or a name from a file may hold anything, and a terminal must not obey it.
-pub fn one_line(text: &str) -> String {
-    let harmless = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(harmless).collect()
 }

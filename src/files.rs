@@ -107,7 +107,7 @@ impl TensorFile {
     /// If there is none, it is of a type that is none of ours, or what the file says of it does not fit together.
     pub fn tensor(&self, name: &str) -> Result<Decoded> {
         self.decoded(name).map_err(|Refusal { expected, found }| {
-            Error::file(&self.path, format!("{expected} for `{}`", shown(name)), found)
+            Error::file(&self.path, format!("{expected} for `{}`", one_line(name)), found)
         })
     }
 
@@ -136,7 +136,7 @@ fn npz_names(archive: &Archive) -> Result<Vec<String>, Refusal> {
         Some(name) => Ok(name.to_owned()),
         None => Err(Refusal::new(
             "a zip archive of .npy arrays (np.savez) or of torch.save",
-            format!("one that holds `{}`", shown(member)),
+            format!("one that holds `{}`", one_line(member)),
         )),
     };
     archive.names().map(name).collect()
@@ -152,21 +152,11 @@ pub struct Refusal {
 impl Refusal {
     /// What was expected, and what was found, which may be any text of a file.
     pub fn new(expected: impl Into<String>, found: impl ToString) -> Self {
-        Refusal { expected: expected.into(), found: shown(&found.to_string()) }
+        Refusal { expected: expected.into(), found: one_line(&found.to_string()) }
     }
 
     fn of(self, path: &Path) -> Error {
         Error::file(path, self.expected, self.found)
-    }
-}
-
-/// A text of a file, fit for a message: one line, and not longer than any sensible name.
-fn shown(text: &str) -> String {
-    const LONGEST: usize = 300;
-    let line = one_line(text);
-    match line.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &line[..end]),
-        None => line,
     }
 }
 

@@ -17,10 +17,15 @@
 //! | [`mutants`], [`score`] | known bugs, planted: whether the judge finds them, and what a wrong dump comes from |
 //! | [`verify`], [`conformance`], [`integers`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands, and the golden cases as tests |
 
+// The command line is written as a user of the library.
+extern crate self as dsv2;
+
 pub mod backend;
 pub mod budget;
 pub mod case;
 pub mod check;
+#[doc(hidden)]
+pub mod cli;
 pub mod conformance;
 mod error;
 pub mod files;
@@ -50,6 +55,7 @@ pub mod values;
 pub mod verify;
 pub mod waivers;
 
+pub use dsv2_foreign as foreign;
 pub use dsv2_metrics as metrics;
 pub use dsv2_reference::stage;
 pub use error::{Error, Result, one_line};

@@ -17,6 +17,8 @@ mod text;
 
 use std::path::Path;
 
+use dsv2_foreign::Text;
+
 pub use html::html;
 pub use junit::junit;
 pub use text::{check_text, progress, verify_text};
@@ -33,9 +35,11 @@ use crate::output;
 /// # Errors
 /// If one of them cannot be written.
 pub fn write(dir: &Path, report: &Report) -> Result<()> {
-    let json = format!("{:#}\n", report.json());
+    let json = Text::json(&format!("{:#}\n", report.json()));
     let xml = junit(report).map_err(|error| Error::io(dir.join("junit.xml"), "write")(std::io::Error::other(error)))?;
-    output::replace_files(dir, &[("report.json", json), ("junit.xml", xml), ("report.html", html(report))])
+    let (xml, page) = (Text::markup(&xml), Text::markup(&html(report)));
+    let files = [("report.json", json), ("junit.xml", xml), ("report.html", page)];
+    output::replace_files(dir, &files.map(|(name, text)| (name, text.to_string())))
 }
 
 /// The line about an item that fails: which it is, and the first wrong stage.

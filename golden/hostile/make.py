@@ -201,6 +201,8 @@ def files():
         "header-of-spaces": raw_file(" " * 4000),
         "header-nested-deeply": raw_file("[" * 2000),  # must not overflow a stack
         "header-with-something-behind": raw_file('{"w":%s}{}' % entry(), b"\0" * 8),
+        "metadata-twice": raw_file('{"__metadata__":{"a":"1"},"__metadata__":{"a":"2"}}'),
+        "header-after-spaces": raw_file('  {"__metadata__":{}}'),
         "metadata-a-number": raw_file('{"__metadata__":{"format":1}}'),
         "one-byte-short": fine[:-1],
         "one-byte-long": fine + b"\0",

@@ -3,6 +3,9 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 
+pub(crate) use dsv2_foreign::one_line;
+use dsv2_foreign::{Foreign, Place, Words};
+
 /// The result of everything here that can be refused.
 pub type Result<V, E = Error> = std::result::Result<V, E>;
 
@@ -10,7 +13,7 @@ pub type Result<V, E = Error> = std::result::Result<V, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A field of config.json is impossible, or contradicts another one.
-    #[error("config: {field}: expected {expected}, found {found}")]
+    #[error("config: {}: expected {}, found {}", Foreign(field), Words(expected), Words(found))]
     Config {
         /// The field, as it is called in config.json.
         field: String,
@@ -20,7 +23,7 @@ pub enum Error {
         found: String,
     },
     /// A weight is missing, extra, of the wrong shape or type, or not finite.
-    #[error("weight `{name}`: expected {expected}, found {found}")]
+    #[error("weight `{}`: expected {}, found {}", Foreign(name), Words(expected), Words(found))]
     Weight {
         /// The tensor, as it is called in the checkpoint.
         name: String,
@@ -30,7 +33,7 @@ pub enum Error {
         found: String,
     },
     /// An input of the forward pass is impossible.
-    #[error("input `{name}`: expected {expected}, found {found}")]
+    #[error("input `{}`: expected {}, found {}", Foreign(name), Words(expected), Words(found))]
     Input {
         /// The input, by the name of Hugging Face's argument.
         name: String,
@@ -40,7 +43,7 @@ pub enum Error {
         found: String,
     },
     /// A file's content is not what its format promises.
-    #[error("{}: expected {expected}, found {found}", path.display())]
+    #[error("{}: expected {}, found {}", Place(path), Words(expected), Words(found))]
     File {
         /// The file.
         path: PathBuf,
@@ -50,7 +53,7 @@ pub enum Error {
         found: String,
     },
     /// A file cannot be read or written.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {}", Place(path), Words(source))]
     Io {
         /// The file.
         path: PathBuf,
@@ -77,35 +80,5 @@ impl Error {
     /// A [`Error::File`].
     pub fn file(path: impl Into<PathBuf>, expected: impl Into<String>, found: impl ToString) -> Self {
         Error::File { path: path.into(), expected: expected.into(), found: found.to_string() }
-    }
-}
-
-/// `text` fit for a one-line message: control characters (a file can put them into a name) escaped, the end cut off
-/// if it is longer than any sensible name.
-pub(crate) fn one_line(text: &(impl Display + ?Sized)) -> String {
-    const LONGEST: usize = 300;
-    let (mut line, mut length) = (String::new(), 0);
-    for c in text.to_string().chars() {
-        let shown = if c.is_control() { c.escape_default().to_string() } else { c.into() };
-        length += shown.chars().count();
-        if length > LONGEST {
-            return line + "...";
-        }
-        line += &shown;
-    }
-    line
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_text_is_made_one_line_of_a_sensible_length() {
-        assert_eq!(one_line("a\n\u{7f}\u{e4}"), "a\\n\\u{7f}\u{e4}");
-        assert_eq!(one_line(&"x".repeat(300)), "x".repeat(300));
-        assert_eq!(one_line(&"x".repeat(301)), "x".repeat(300) + "...");
-        // A fuzzer found that escapes made the line six times as long.
-        assert_eq!(one_line(&"\u{7f}".repeat(200)), "\\u{7f}".repeat(50) + "...");
     }
 }

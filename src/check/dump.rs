@@ -6,6 +6,7 @@ mod narrow;
 pub mod order;
 pub mod size;
 
+use dsv2_foreign::Foreign;
 use dsv2_reference::stage::Stage;
 use indexmap::IndexSet;
 use serde::Serialize;
@@ -13,7 +14,7 @@ use serde::Serialize;
 pub use narrow::{by_most, precision_of, told};
 
 use super::request::Request;
-use crate::error::{Error, Result, one_line};
+use crate::error::{Error, Result};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
@@ -118,5 +119,5 @@ fn nothing_to_compare(option: &str, expected: &str, found: &Trace) -> Error {
 fn shown(name: &str) -> String {
     const MOST: usize = 80;
     let start: String = name.chars().take(MOST).collect();
-    one_line(&start) + if start.len() < name.len() { ".." } else { "" }
+    Foreign(&start).to_string() + if start.len() < name.len() { ".." } else { "" }
 }

@@ -12,11 +12,12 @@ use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
 use dsv2::trace::Trace;
 use dsv2::{Result, output, report};
+use dsv2_foreign::Text;
 use dsv2_reference::model::cache::CacheFormat;
 
 use super::feed::FeedArgs;
 use super::progress::Progress;
-use super::{Done, cache_format, layers, plan, precision, say_notes, size, styled};
+use super::{Done, cache_format, for_people, layers, plan, precision, say_notes, size, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -119,5 +120,6 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     if let Some(dir) = &args.report {
         report::write(dir, &report)?;
     }
-    Ok(Done { output: text.unwrap_or_else(|| report.json().to_string()), conforms })
+    let output = text.map_or_else(|| Text::json(&report.json().to_string()), |text| for_people(&text));
+    Ok(Done { output, conforms })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use dsv2::kv_cache::{KvCacheTable, Room};
 use dsv2::{Error, Result};
+use dsv2_foreign::{Place, Text};
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::config::PRESETS;
 
@@ -37,15 +38,15 @@ pub fn run(args: &KvCacheArgs) -> Result<Done> {
     let tables = match (&args.model, &args.preset) {
         (Some(dir), _) => {
             let config = DeepseekV2Config::from_file(&dir.join("config.json"))?;
-            vec![KvCacheTable::new(&dir.display().to_string(), &config, room)?]
+            vec![KvCacheTable::new(&Place(dir).to_string(), &config, room)?]
         }
         (None, Some(name)) => vec![KvCacheTable::new(name, &DeepseekV2Config::preset(name)?, room)?],
         (None, None) => KvCacheTable::of_presets(room)?,
     };
     let output = if args.json {
-        serde_json::json!({ "tables": tables }).to_string()
+        Text::json(&serde_json::json!({ "tables": tables }).to_string())
     } else {
-        tables.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n")
+        Text::lines(&tables.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"))
     };
     Ok(Done { output, conforms: true })
 }

@@ -8,9 +8,10 @@ use dsv2::mutants::benign::benign;
 use dsv2::mutants::catalogue;
 use dsv2::score::{Finding, Outcome, Score, Subjects, Trials, dumps, report, run as run_trials};
 use dsv2::{Error, Result, golden};
+use dsv2_foreign::Text;
 
 use super::progress::Progress;
-use super::{Done, GoldenArgs, precision, styled};
+use super::{Done, GoldenArgs, for_people, precision, styled};
 
 /// The arguments of `dsv2 mutants`.
 #[derive(Args)]
@@ -70,7 +71,7 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
     let score = Score::new(&trials, &findings);
     let conforms = score.good();
     if args.json {
-        return Ok(Done { output: report::json(&score).to_string(), conforms });
+        return Ok(Done { output: Text::json(&report::json(&score).to_string()), conforms });
     }
     let mut parts = Vec::new();
     if !score.mutants.is_empty() {
@@ -94,5 +95,5 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
         parts.push(report::totals(&score));
     }
     parts.push(format!("{:.1} s", start.elapsed().as_secs_f64()));
-    Ok(Done { output: parts.join("\n\n"), conforms })
+    Ok(Done { output: for_people(&parts.join("\n\n")), conforms })
 }

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use dsv2_foreign::Text;
 use dsv2_reference::tap::{StageValue, Tap};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -46,11 +47,11 @@ impl Progress {
             Some(bar) => {
                 bar.set_length(steps as u64);
                 bar.set_position(done as u64);
-                bar.set_message(what.to_owned());
+                bar.set_message(Text::message(what).to_string());
                 self.quiet_until = None;
             }
             None => {
-                let _ = writeln!(std::io::stderr(), "[{done}/{steps}] {what}");
+                let _ = writeln!(std::io::stderr(), "[{done}/{steps}] {}", Text::message(what));
                 self.quiet_until = Some(now + QUIET);
             }
         }
@@ -61,12 +62,12 @@ impl Progress {
         self.done += 1;
         match &self.bar {
             Some(bar) => {
-                bar.set_message(what.to_owned());
+                bar.set_message(Text::message(what).to_string());
                 bar.inc(1);
             }
             None => {
                 let width = self.steps.to_string().len();
-                let _ = writeln!(std::io::stderr(), "[{:width$}/{}] {what}", self.done, self.steps);
+                let _ = writeln!(std::io::stderr(), "[{:width$}/{}] {}", self.done, self.steps, Text::message(what));
             }
         }
     }

@@ -10,6 +10,7 @@ use dsv2::memory::{self, Need, Size};
 use dsv2::planned::{self, layers_needed};
 use dsv2::trace::Stream;
 use dsv2::{Error, Result, golden, output};
+use dsv2_foreign::{Place, Text, list};
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::Stage;
@@ -111,7 +112,8 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     say_notes(&case);
     let left_out = match &case.inputs.left_out[..] {
         [] => String::new(),
-        names => format!(" (not fed: {})", names.join(", ")),
+        names => format!(" (not fed: {})", list(names, 8)),
     };
-    Ok(Done { output: format!("{}: {} stages{left_out}", args.output.display(), planned.len()), conforms: true })
+    let said = format!("{}: {} stages{left_out}", Place(&args.output), planned.len());
+    Ok(Done { output: Text::lines(&said), conforms: true })
 }

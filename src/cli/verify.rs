@@ -12,7 +12,7 @@ use dsv2::waivers::Waivers;
 use dsv2::{Error, Result, output, report};
 
 use super::progress::Progress;
-use super::{Attention, BackendName, Done, GoldenArgs, precision, styled};
+use super::{Attention, BackendName, Done, GoldenArgs, for_people, precision, styled};
 
 /// The arguments of `dsv2 verify`.
 #[derive(Args, Default)]
@@ -64,7 +64,7 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
     if let Some(dir) = &args.report {
         report::write(dir, &Report::Verify(report))?;
     }
-    Ok(Done { output, conforms })
+    Ok(Done { output: for_people(&output), conforms })
 }
 
 /// What is asked for; else every backend there is, in every type that it has.

@@ -14,7 +14,8 @@ use dsv2_reference::weights::safetensors_file::SharedBytes;
 use flate2::read::DeflateDecoder;
 use rawzip::{CompressionMethod, ZipArchive};
 
-use super::{Refusal, shown};
+use super::Refusal;
+use crate::error::one_line;
 
 /// How many bytes of one file may be inflated altogether: 4 GiB.
 pub const INFLATED: u64 = 4 << 30;
@@ -59,7 +60,7 @@ impl Archive {
             }
             let path = entry.file_path();
             let name = std::str::from_utf8(path.as_bytes()).map_err(|_| damaged(&"a name that is no UTF-8"))?;
-            let quoted = shown(name);
+            let quoted = one_line(name);
             let compressed = match entry.compression_method() {
                 _ if entry.flags().is_encrypted() => {
                     return Err(Refusal::new("a zip archive that is not encrypted", format!("`{quoted}`, which is")));
@@ -104,7 +105,7 @@ impl Archive {
     pub fn stored(&self, name: &str) -> Result<&[u8], Refusal> {
         let member = self.member(name)?;
         match member.compressed {
-            true => Err(Refusal::new(format!("`{}` as it is", shown(name)), "it compressed")),
+            true => Err(Refusal::new(format!("`{}` as it is", one_line(name)), "it compressed")),
             false => Ok(self.lies(member)),
         }
     }
@@ -151,7 +152,7 @@ impl Archive {
 
     fn member(&self, name: &str) -> Result<&Member, Refusal> {
         let found = self.by_name.get(name).and_then(|&index| self.members.get(index));
-        found.ok_or_else(|| Refusal::new(format!("`{}` in the archive", shown(name)), "none"))
+        found.ok_or_else(|| Refusal::new(format!("`{}` in the archive", one_line(name)), "none"))
     }
 
     fn lies(&self, member: &Member) -> &[u8] {

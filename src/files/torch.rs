@@ -9,9 +9,10 @@ use std::borrow::Cow;
 
 use indexmap::IndexMap;
 
+use super::Refusal;
 use super::archive::Archive;
 use super::element::{Decoded, Element, KNOWN};
-use super::{Refusal, shown};
+use crate::error::one_line;
 use pickle::{Built, Stored};
 
 /// How deep dictionaries and lists may lie in each other.
@@ -91,7 +92,7 @@ fn named(built: &Built, alone: &str) -> Result<IndexMap<String, Stored>, Refusal
         if let Some(stored) = built.tensor(item) {
             let name = if path.is_empty() { alone.to_owned() } else { path };
             if tensors.contains_key(&name) {
-                return Err(Refusal::new(format!("one tensor `{}`", shown(&name)), "two of that name"));
+                return Err(Refusal::new(format!("one tensor `{}`", one_line(&name)), "two of that name"));
             }
             tensors.insert(name, stored.clone());
             continue;

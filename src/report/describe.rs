@@ -1,10 +1,10 @@
 //! One line about one thing: a stage that fails, a run that fails, a number.
 
+use dsv2_foreign::Text;
 use dsv2_reference::stage::table::LAYER;
 
 use super::model::{Compared, DecidedBy, ElementReport, Shown, StageReport};
 use crate::check::{self, Inconclusive};
-use crate::error::one_line;
 use crate::judge::Disposition;
 use crate::outcome::{Conclusion, Outcome};
 
@@ -76,8 +76,8 @@ pub fn disposition(disposition: Disposition) -> &'static str {
 pub fn outcome_failure(outcome: &Outcome, first: Option<&StageReport>) -> Option<String> {
     match outcome {
         Outcome::Judged(_) => first.map(|stage| format!("first wrong stage {}", failure(stage))),
-        Outcome::Refused(error) => Some(format!("refused: {}", one_line(error))),
-        Outcome::Crashed(message) => Some(format!("crashed: {}", one_line(message))),
+        Outcome::Refused(error) => Some(format!("refused: {}", Text::message(error))),
+        Outcome::Crashed(message) => Some(format!("crashed: {}", Text::message(message))),
         Outcome::Waived(outcome, _) => outcome_failure(outcome, first),
         Outcome::NotSupported(_) | Outcome::NotJudged(_) => None,
     }

@@ -1,10 +1,10 @@
 //! The tables of a verification and of a check.
 
 use comfy_table::Cell;
+use dsv2_foreign::{Foreign, Words};
 
 use super::describe::{conclusion, disposition, number};
 use super::model::{CheckReport, DecidedBy, RunReport, VerifyReport};
-use crate::error::one_line;
 use crate::judge::Disposition;
 use crate::outcome::Conclusion;
 use crate::table::{align_right, mark, table};
@@ -25,7 +25,7 @@ pub fn verify_table(report: &VerifyReport, styled: bool) -> String {
             [shown.metric.name().to_owned(), error.map(number).unwrap_or_default(), number(shown.budget)]
         });
         table.add_row([
-            Cell::new(&run.case),
+            Cell::new(Foreign(&run.case)),
             Cell::new(&run.backend),
             Cell::new(&run.dtype),
             Cell::new(run.compared.stages),
@@ -43,7 +43,7 @@ pub fn verify_table(report: &VerifyReport, styled: bool) -> String {
 fn verdict(run: &RunReport) -> String {
     match (run.conclusion, &run.reason) {
         (Conclusion::NotSupported | Conclusion::NotJudged, Some(reason)) => {
-            format!("{}: {}", conclusion(run.conclusion), one_line(reason))
+            format!("{}: {}", conclusion(run.conclusion), Words(reason))
         }
         _ => conclusion(run.conclusion).to_owned(),
     }

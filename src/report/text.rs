@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use dsv2_foreign::{Foreign, Text};
+
 use super::describe::{check_word, conclusion, few, inconclusive};
 use super::model::{CheckReport, RunReport, VerifyReport};
 use super::notes::{Note, causes, remarks};
 use super::tables::{check_table, verify_table};
 use crate::check;
-use crate::error::one_line;
 use crate::outcome::{Conclusion, Item};
 
 /// How many lines of a note the terminal shows.
@@ -21,14 +22,15 @@ pub fn check_text(report: &CheckReport, styled: bool) -> String {
         (None, None) if report.verdict == check::Conclusion::NotJudged => "nothing could be compared".to_owned(),
         (None, None) => format!("{} stages, as {} computes them", report.compared.stages, report.dtype),
     };
-    let verdict = format!("{}: {found}", check_word(report.verdict));
+    let verdict = format!("{}: {}", check_word(report.verdict), Text::message(&found));
     let notes = |notes: Vec<Note>| notes.iter().map(note).collect::<Vec<_>>().join("\n");
     let parts = [check_table(report, styled), notes(remarks(report)), notes(causes(report)), verdict];
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n\n")
 }
 
 fn note(Note { title, lines }: &Note) -> String {
-    format!("{title}: {}", one_line(&few(lines.iter().map(String::as_str), LINES_OF_A_NOTE)))
+    let names = few(lines.iter().map(String::as_str), LINES_OF_A_NOTE);
+    Text::message(&format!("{title}: {names}")).to_string()
 }
 
 /// A verification: the table of its runs, a line for each that fails, and the totals. `styled` adds colour.
@@ -41,16 +43,17 @@ pub fn verify_text(report: &VerifyReport, elapsed: Duration, styled: bool) -> St
 /// A line of progress: which item, and how it went.
 pub fn progress(item: &Item) -> String {
     let words = conclusion(item.outcome.conclusion());
-    format!("{} {} {}: {words}", item.case, item.backend, item.precision)
+    format!("{} {} {}: {words}", Foreign(&item.case), item.backend, item.precision)
 }
 
 /// The line about a run that fails, or would without a waiver.
 pub(super) fn run_failure(run: &RunReport) -> Option<String> {
-    let of = format!("{} {} {}", run.case, run.backend, run.dtype);
-    let failure = run.failure.as_ref()?;
+    let of = format!("{} {} {}", Foreign(&run.case), run.backend, run.dtype);
+    let failure = Text::message(run.failure.as_ref()?);
     Some(match &run.waiver {
         Some(waiver) => {
-            format!("waived until {} {of}: {} ({}); {failure}", waiver.expires, waiver.reason, waiver.link)
+            let (reason, link) = (Foreign(&waiver.reason), Foreign(&waiver.link));
+            format!("waived until {} {of}: {reason} ({link}); {failure}", waiver.expires)
         }
         None => format!("FAIL {of}: {failure}"),
     })

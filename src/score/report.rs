@@ -1,6 +1,7 @@
 //! What a person or a program gets to read of the mutation score.
 
 use comfy_table::Cell;
+use dsv2_foreign::{Foreign, Text};
 use dsv2_reference::stage::table::LAYER;
 use serde_json::{Value, json};
 
@@ -44,7 +45,7 @@ pub fn benign_table(score: &Score, styled: bool) -> String {
             benign.id.to_owned(),
             runs.to_string(),
             format!("{worst:.2}"),
-            worst_at.clone(),
+            Foreign(worst_at).to_string(),
             flagged.len().to_string(),
         ]);
     }
@@ -133,7 +134,7 @@ pub fn faults(score: &Score) -> Vec<String> {
                 .to_owned(),
         );
     }
-    faults
+    faults.iter().map(|fault| Text::message(fault).to_string()).collect()
 }
 
 fn dump_faults(score: &DumpScore) -> Vec<String> {

@@ -2,6 +2,7 @@
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, LineStyle, Table, TableStyle};
 use dsv2_bench_report::compare::{Change, Verdict};
+use dsv2_foreign::Foreign;
 
 /// Each measurement of two files: old, new, their ratio, how many times worse it may be, the verdict; then a line of totals.
 /// Those that stayed as they were are shown only if `all` are wanted. `styled` adds colour, for a terminal.
@@ -22,8 +23,8 @@ pub fn text(changes: &[Change], all: bool, styled: bool) -> String {
         let value = |value: Option<f64>| value.map_or("-".into(), significant);
         let judged = change.old.is_some() && change.new.is_some() && change.verdict != Verdict::NotJudged;
         table.add_row([
-            Cell::new(&change.id),
-            Cell::new(&change.unit),
+            Cell::new(Foreign(&change.id)),
+            Cell::new(Foreign(&change.unit)),
             Cell::new(value(change.old)),
             Cell::new(value(change.new)),
             Cell::new(change.ratio().map_or("-".into(), |ratio| format!("{ratio:.3}"))),

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use dsv2_foreign::{Foreign, Words};
+
 /// What can go wrong with a file of results.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -7,7 +9,7 @@ pub enum Error {
     #[error(transparent)]
     File(#[from] dsv2_reference::Error),
     /// A plot could not be drawn.
-    #[error("plot {title:?}: {message}")]
+    #[error("plot \"{}\": {}", Foreign(title), Words(message))]
     Plot {
         /// Which one.
         title: String,

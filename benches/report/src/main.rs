@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use dsv2_bench_report::compare::{Change, compare};
 use dsv2_bench_report::{Result, Results, report};
+use dsv2_foreign::{Place, Text};
 
 /// The report of what benchmarks measured, and the gate between two runs
 #[derive(Parser)]
@@ -45,7 +46,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(refused) if !refused.use_stderr() => return print(&refused.to_string(), ExitCode::SUCCESS),
+        Err(refused) if !refused.use_stderr() => return print(&Text::lines(&refused.to_string()), ExitCode::SUCCESS),
         Err(refused) => {
             // clap explains at length, after a blank line
             let text = refused.to_string();
@@ -55,11 +56,12 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Report { results, output } => {
-            write_report(&results, &output).map(|report| (report.display().to_string(), ExitCode::SUCCESS))
+            write_report(&results, &output).map(|report| (Text::lines(&Place(&report).to_string()), ExitCode::SUCCESS))
         }
         Command::Compare { old, new, all } => compare_files(&old, &new).map(|changes| {
             let worse = changes.iter().any(Change::is_regression);
             let text = changes::text(&changes, all, styled());
+            let text = if styled() { Text::coloured(&text) } else { Text::lines(&text) };
             (text, if worse { ExitCode::from(1) } else { ExitCode::SUCCESS })
         }),
     };
@@ -82,7 +84,7 @@ fn write_report(files: &[PathBuf], output: &Path) -> Result<PathBuf> {
 fn compare_files(old: &Path, new: &Path) -> Result<Vec<Change>> {
     let changes = compare(&Results::read(old)?, &Results::read(new)?);
     if changes.iter().all(|change| change.ratio().is_none()) {
-        let expected = format!("a measurement that {} has as well", old.display());
+        let expected = format!("a measurement that {} has as well", Place(old));
         return Err(dsv2_reference::Error::file(new, expected, "none").into());
     }
     Ok(changes)
@@ -95,17 +97,14 @@ fn styled() -> bool {
 
 /// Says in one line why not.
 fn refuse(message: &str) -> ExitCode {
-    let words: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    // A path or a name from a file may hold anything; a terminal must not obey it.
-    let harmless = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    let line: String = words.join(" ").chars().map(harmless).collect();
+    let line = Text::message(message);
     let _ = writeln!(std::io::stderr(), "dsv2-bench-report: {line}");
     ExitCode::from(2)
 }
 
 /// Prints to stdout and ends with `status`. A reader who has read enough (`| head`) is no fault; a full disk is.
-fn print(text: &str, status: ExitCode) -> ExitCode {
-    match writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n')) {
+fn print(text: &Text, status: ExitCode) -> ExitCode {
+    match writeln!(std::io::stdout(), "{}", text.as_str().trim_end_matches('\n')) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => refuse(&format!("cannot write to stdout: {error}")),
         _ => status,
     }

@@ -1,5 +1,6 @@
 //! A plot as SVG.
 
+use dsv2_foreign::Foreign;
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
@@ -63,7 +64,7 @@ where
     whole.fill(&WHITE).map_err(failed)?;
     let (area, names) = whole.split_horizontally(NAMES);
     let mut chart = ChartBuilder::on(&area)
-        .caption(&plot.title, ("sans-serif", 18))
+        .caption(Foreign(&plot.title).to_string(), ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(46)
         .y_label_area_size(72)
@@ -72,8 +73,8 @@ where
     let mesh = &|value: &f64| number(*value);
     chart
         .configure_mesh()
-        .x_desc(&plot.x.label)
-        .y_desc(&plot.y.label)
+        .x_desc(Foreign(&plot.x.label).to_string())
+        .y_desc(Foreign(&plot.y.label).to_string())
         .x_label_formatter(mesh)
         .y_label_formatter(mesh)
         .light_line_style(TRANSPARENT)
@@ -84,7 +85,7 @@ where
         chart.draw_series(LineSeries::new(points(plot, index), line).point_size(3)).map_err(failed)?;
         let y = 44 + 22 * index as i32;
         names.draw(&PathElement::new([(0, y), (18, y)], line)).map_err(failed)?;
-        names.draw(&Text::new(series.name.clone(), (24, y - 7), ("sans-serif", 14))).map_err(failed)?;
+        names.draw(&Text::new(Foreign(&series.name).to_string(), (24, y - 7), ("sans-serif", 14))).map_err(failed)?;
     }
     whole.present().map_err(failed)
 }

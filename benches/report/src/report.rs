@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use dsv2_foreign::{Foreign, Markdown, Text};
+
 use crate::results::write_whole;
 use crate::{Error, Plot, Result, Results, Run, Table, plot};
 
@@ -28,10 +30,10 @@ pub fn write(results: &Results, folder: &Path) -> Result<()> {
     let plots = folder.join(PLOTS);
     std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
     for (name, svg) in drawn {
-        write_whole(&plots.join(format!("{name}.svg")), svg.as_bytes())?;
+        write_whole(&plots.join(format!("{name}.svg")), Text::markup(&svg).as_str().as_bytes())?;
     }
     results.write(&folder.join("REPORT.json"))?;
-    write_whole(&folder.join("REPORT.md"), markdown(results).as_bytes())
+    write_whole(&folder.join("REPORT.md"), Text::markup(&markdown(results)).as_str().as_bytes())
 }
 
 const PLOTS: &str = "report-plots";
@@ -51,7 +53,7 @@ pub fn markdown(results: &Results) -> String {
         }
         let _ = writeln!(text, "## {heading}\n");
         for run in of_section {
-            let _ = writeln!(text, "`{}`\n", run.command);
+            let _ = writeln!(text, "{}\n", code(&run.command));
             run.tables.iter().filter(|table| table.section == section).for_each(|table| show_table(&mut text, table));
             run.plots.iter().filter(|plot| plot.section == section).for_each(|plot| show_plot(&mut text, plot));
         }
@@ -60,10 +62,15 @@ pub fn markdown(results: &Results) -> String {
     if !not_run.is_empty() {
         text += "## Not measured\n\n";
         for not_run in not_run {
-            let _ = writeln!(text, "* {}: {}", not_run.what, not_run.why);
+            let _ = writeln!(text, "* {}: {}", Markdown(&not_run.what), Markdown(&not_run.why));
         }
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// A command as code, which a backtick would end.
+fn code(command: &str) -> String {
+    format!("`{}`", Foreign(command).to_string().replace('`', "'"))
 }
 
 fn has(run: &Run, section: &str) -> bool {
@@ -72,29 +79,33 @@ fn has(run: &Run, section: &str) -> bool {
 
 fn describe(text: &mut String, run: &Run) {
     let Run { command, commit, date, profile, machine, seconds, versions, noise, .. } = run;
-    let gpu = machine.gpu.as_deref().map_or(String::new(), |gpu| format!(", {gpu}"));
+    let gpu = machine.gpu.as_deref().map_or(String::new(), |gpu| format!(", {}", Markdown(gpu)));
     let _ = writeln!(
         text,
-        "* `{command}` ({profile}): {} with {} threads, {:.0} GB{gpu}; {date}, commit {commit}, {:.0} minutes; a load that \
+        "* {} ({}): {} with {} threads, {:.0} GB{gpu}; {}, commit {}, {:.0} minutes; a load that \
          never changes strayed by {:.0} % meanwhile.",
-        machine.cpu,
+        code(command),
+        Markdown(profile),
+        Markdown(&machine.cpu),
         machine.threads,
         machine.memory_gb,
+        Markdown(date),
+        Markdown(commit),
         seconds / 60.0,
         100.0 * noise
     );
     for (name, version) in versions {
-        let _ = writeln!(text, "  * {name}: {version}");
+        let _ = writeln!(text, "  * {}: {}", Markdown(name), Markdown(version));
     }
     text.push('\n');
 }
 
 fn show_table(text: &mut String, table: &Table) {
     let line = |cells: &[String]| {
-        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect();
+        let cells: Vec<String> = cells.iter().map(|cell| Markdown(cell.replace('\n', " ")).to_string()).collect();
         format!("| {} |\n", cells.join(" | "))
     };
-    let _ = writeln!(text, "**{}**\n", table.title);
+    let _ = writeln!(text, "**{}**\n", Markdown(&table.title));
     *text += &line(&table.columns);
     // The first column holds names, the others numbers.
     let rule: Vec<String> = (0..table.columns.len()).map(|c| if c == 0 { "---" } else { "---:" }.to_owned()).collect();
@@ -102,10 +113,10 @@ fn show_table(text: &mut String, table: &Table) {
     table.rows.iter().for_each(|row| *text += &line(row));
     text.push('\n');
     for note in &table.notes {
-        let _ = writeln!(text, "{note}\n");
+        let _ = writeln!(text, "{}\n", Markdown(note));
     }
 }
 
 fn show_plot(text: &mut String, plot: &Plot) {
-    let _ = writeln!(text, "![{}]({PLOTS}/{}.svg)\n", plot.title, plot.file);
+    let _ = writeln!(text, "![{}]({PLOTS}/{}.svg)\n", Markdown(&plot.title), plot.file);
 }

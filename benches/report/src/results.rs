@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+use dsv2_foreign::Text;
 use dsv2_reference::file::{self, unfinished::Unfinished};
 use serde::{Deserialize, Serialize};
 
@@ -250,7 +251,7 @@ impl Results {
     /// If it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).expect("numbers and texts");
-        write_whole(path, (text + "\n").as_bytes())
+        write_whole(path, Text::json(&(text + "\n")).as_str().as_bytes())
     }
 
     /// Of all runs.

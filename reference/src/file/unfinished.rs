@@ -22,7 +22,7 @@ fn begun() -> MutexGuard<'static, Vec<PathBuf>> {
 }
 
 /// Removes whatever has been begun. Nothing can be begun or finished afterwards: threads that try wait until the program ends.
-pub(super) fn remove_all() {
+pub fn remove_all() {
     let begun = begun();
     // A thread may still be writing a new file into a folder.
     for _ in 0..10 {

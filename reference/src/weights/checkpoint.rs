@@ -17,6 +17,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use dsv2_foreign::Place;
 use serde_json::Value;
 
 use crate::error::one_line;
@@ -112,7 +113,7 @@ impl Checkpoint {
         for (i, file) in files.iter().enumerate() {
             for name in file.names() {
                 if let Some(other) = file_of.insert(name.clone(), i) {
-                    let found = format!("it in {} as well", files[other].path().display());
+                    let found = format!("it in {} as well", Place(files[other].path()));
                     return Err(Error::file(file.path(), format!("`{}` in no other file", one_line(&name)), found));
                 }
             }
@@ -139,13 +140,13 @@ impl Checkpoint {
 impl WeightSource for Checkpoint {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let Some(&file) = self.file_of.get(name) else {
-            let found = format!("no such tensor in {}", self.path.display());
+            let found = format!("no such tensor in {}", Place(&self.path));
             return Err(Error::weight(one_line(name), format!("shape {shape:?}"), found));
         };
         let file = &self.files[file];
         let tensor = file.real(name)?;
         if tensor.shape() != shape {
-            let found = one_line(&format!("shape {:?}", tensor.shape())) + &format!(" in {}", file.path().display());
+            let found = one_line(&format!("shape {:?}", tensor.shape())) + &format!(" in {}", Place(file.path()));
             return Err(Error::weight(one_line(name), format!("shape {shape:?}"), found));
         }
         Ok(tensor.watched(self.watch.over(name)))

@@ -10,7 +10,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::{Refusal, shown};
+use super::Refusal;
+use crate::error::one_line;
 
 /// How many objects a pickle may make.
 const MOST: usize = 1_000_000;
@@ -351,7 +352,7 @@ impl<'a> Machine<'a> {
             _ => false,
         };
         if !known || name.len() > LONGEST {
-            return Err(only_tensors(format!("`{}.{}` in the pickle", shown(module), shown(name))));
+            return Err(only_tensors(format!("`{}.{}` in the pickle", one_line(module), one_line(name))));
         }
         self.stack.push(Item::Global(module, name));
         Ok(())
@@ -390,7 +391,9 @@ impl<'a> Machine<'a> {
                 let stored = self.stored(*storage, *offset, *shape, *strides, dtype);
                 Object::Tensor(stored.ok_or_else(impossible)?)
             }
-            _ => return Err(only_tensors(format!("a call of `{}.{}` in the pickle", shown(module), shown(name)))),
+            _ => {
+                return Err(only_tensors(format!("a call of `{}.{}` in the pickle", one_line(module), one_line(name))));
+            }
         };
         self.objects.push(made);
         Ok(Item::Object(self.objects.len() - 1))

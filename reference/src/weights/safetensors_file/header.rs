@@ -33,6 +33,10 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
         return Err(refuse(format!("a safetensors header of at most {LONGEST} bytes"), format!("one of {length}")));
     }
     let (start, header) = (8 + length as usize, &rest[..length as usize]);
+    // The format wants the brace first; other readers tell a safetensors file by it.
+    if !header.starts_with(b"{") && header.trim_ascii_start().starts_with(b"{") {
+        return Err(refuse("a safetensors header that begins with {".into(), "space before it".into()));
+    }
     let Entries(mut entries) = serde_json::from_slice(header)
         .map_err(|error| refuse("a safetensors header".into(), format!("no such JSON: {}", one_line(&error))))?;
     refuse_twins(&entries).map_err(|(expected, found)| refuse(expected, found))?;
@@ -108,13 +112,16 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-        let mut entries = Vec::new();
+        let (mut entries, mut has_metadata) = (Vec::new(), false);
         while let Some(name) = map.next_key::<String>()? {
             let in_entry = |error: A::Error| {
                 let error = error.to_string().replace("expected usize", "expected an integer >= 0");
                 A::Error::custom(format_args!("`{name}`: {error}"))
             };
             if name == "__metadata__" {
+                if std::mem::replace(&mut has_metadata, true) {
+                    return Err(A::Error::custom("`__metadata__` twice"));
+                }
                 map.next_value::<Option<HashMap<String, String>>>().map_err(in_entry)?;
             } else {
                 let info = map.next_value().map_err(in_entry)?;

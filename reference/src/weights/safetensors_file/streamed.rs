@@ -110,7 +110,7 @@ mod tests {
             [("narrow", Some(Dtype::Bf16), &[2, 1]), ("index", None, &[1]), ("wide", Some(Dtype::F32), &[1])];
         let mut file = StreamedFile::create(&streamed, planned).unwrap();
         file.append("narrow", &narrow.bytes()[..2]).unwrap();
-        file.append("wide", wide.bytes()).unwrap();
+        file.append("wide", &wide.bytes()).unwrap();
         file.append("narrow", &narrow.bytes()[2..]).unwrap();
         assert!(file.append("wide", &[0]).is_err() && file.append("other", &[0]).is_err());
         file.append("index", &7_i64.to_le_bytes()).unwrap();
