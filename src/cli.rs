@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{Backend, OnDevice, Precision, Reference};
-use dsv2::case::{Case, Layers};
+use dsv2::case::Layers;
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
 use dsv2::memory::{Need, Size};
@@ -123,11 +123,11 @@ impl GoldenArgs {
     }
 }
 
-/// Says on stderr how a checkpoint was taken, where that is not plain.
-fn say_notes(case: &Case) {
-    for note in case.weights.notes() {
+/// Says on stderr what deserves a word though it is no fault: how a checkpoint was taken, keys without effect.
+fn say_notes(notes: impl IntoIterator<Item = String>) {
+    for note in notes {
         // Who does not listen misses no result.
-        let _ = writeln!(std::io::stderr(), "note: {note}");
+        let _ = writeln!(std::io::stderr(), "{}", Text::message(&format!("note: {note}")).as_str());
     }
 }
 

@@ -114,7 +114,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         let mut progress = Progress::of_something_slow();
         report = report.explained(&explain(&question, |done, of, what| progress.reached(done, of, what))?);
     }
-    say_notes(&request.case);
+    say_notes(request.case.weights.notes());
     let text = (!args.json).then(|| report::check_text(&report, styled()));
     let report = Report::Check(Box::new(report));
     if let Some(dir) = &args.report {

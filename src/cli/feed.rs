@@ -1,7 +1,7 @@
 //! How inputs are fed: the arguments that `check` and `trace` share.
 
 use clap::Args;
-use dsv2::case::{Case, Feed};
+use dsv2::case::Feed;
 use dsv2_reference::Dialect;
 
 use super::{chunks, dialect};
@@ -45,12 +45,5 @@ impl FeedArgs {
             layers: None,
             first_layers: None,
         }
-    }
-}
-
-/// Says on stderr what of config.json has no effect and suggests another model than the one that runs.
-pub fn say_notes(case: &Case) {
-    for note in case.config.notes(case.dialect) {
-        eprintln!("dsv2: note: {note}");
     }
 }

@@ -72,7 +72,6 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     };
     let case = Case::open_as(&args.model, &args.inputs, Feed { first_layers, ..args.feed.feed() })?;
     case.check_cache(args.cache)?;
-    super::feed::say_notes(&case);
     let attention = args.attention.into();
     let settings =
         Settings { precision: args.dtype, attention, stages: Some(&wanted), cache: args.cache, ..Settings::default() };
@@ -109,7 +108,7 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
                 .write(&args.output)?;
         }
     }
-    say_notes(&case);
+    say_notes(case.config.notes(case.dialect).into_iter().chain(case.weights.notes()));
     let left_out = match &case.inputs.left_out[..] {
         [] => String::new(),
         names => format!(" (not fed: {})", list(names, 8)),

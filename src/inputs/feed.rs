@@ -73,10 +73,9 @@ impl Inputs {
         let attend = ids.mapv(|id| id != pad);
         let mut positions = Array2::zeros(attend.dim());
         for (mut positions, attend) in positions.rows_mut().into_iter().zip(attend.rows()) {
-            let mut seen = 0;
-            for (position, _) in positions.iter_mut().zip(attend).filter(|(_, real)| **real) {
+            let of_tokens = positions.iter_mut().zip(attend).filter(|(_, real)| **real);
+            for (seen, (position, _)) in (0..).zip(of_tokens) {
                 *position = seen;
-                seen += 1;
             }
         }
         Ok(Inputs { attention_mask: Some(AttentionMask::Padding(attend)), position_ids: Some(positions), ..self })

@@ -8,8 +8,10 @@ use super::{DeepseekV2Config, RopeType};
 use crate::Dialect;
 use crate::error::one_line;
 
-/// Keys of other models' files, the only value that fits this model, and what holds instead.
-const STRANGERS: &[(&str, fn(&Value) -> bool, &str)] = &[
+/// A key of other models' files, whether its value fits this model, and what holds instead.
+type Stranger = (&'static str, fn(&Value) -> bool, &'static str);
+
+const STRANGERS: &[Stranger] = &[
     ("use_mla", |value| *value == Value::Bool(true), "attention is MLA"),
     ("rope_interleave", |value| *value == Value::Bool(true), "the pairs that turn are neighbours"),
     ("num_nextn_predict_layers", |value| *value == 0, "no layer predicts a token beyond the next"),
@@ -64,7 +66,7 @@ impl DeepseekV2Config {
                  that, and their documentation, take 32000"
             ));
         }
-        notes.iter().map(|note| one_line(note)).collect()
+        notes.iter().map(one_line).collect()
     }
 
     fn note_rope(&self, dialect: Dialect, without_effect: &mut dyn FnMut(&str, &dyn std::fmt::Display, &str)) {

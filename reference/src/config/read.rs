@@ -81,11 +81,13 @@ impl DeepseekV2Config {
 /// Takes out the fields that only DeepSeek's code reads, where they are of another type than there: Transformers does not
 /// look at them. Null takes the place of `moe_layer_freq`, which is 1 where it is missing.
 fn take_unread(object: &mut Map<String, Value>) -> Map<String, Value> {
-    let fields: [(&str, fn(&Value) -> bool); 2] =
-        [("moe_layer_freq", |value| value.is_i64()), ("scoring_func", |value| value.is_string() || value.is_null())];
+    let is_read = |field: &str, value: &Value| match field {
+        "moe_layer_freq" => value.is_i64(),
+        _ => value.is_string() || value.is_null(),
+    };
     let mut unread = Map::new();
-    for (field, is_read) in fields {
-        if let Some(value) = object.get_mut(field).filter(|value| !is_read(value)) {
+    for field in ["moe_layer_freq", "scoring_func"] {
+        if let Some(value) = object.get_mut(field).filter(|value| !is_read(field, value)) {
             unread.insert(field.to_owned(), value.take());
         }
     }
