@@ -159,7 +159,7 @@ def configs():
         "problem-type-unknown": {"problem_type": "ranking"},
         "rope-scaling-a-number": {"rope_scaling": 4},
         "rope-type-unknown": {"rope_scaling": {**rope, "type": "spiral"}},
-        "rope-type-of-another-model": {"rope_scaling": {**rope, "type": "longrope"}},
+        "rope-type-of-another-model": {"rope_scaling": {**rope, "type": "mrope"}},
         "rope-type-a-number": {"rope_scaling": {**rope, "type": 3}},
         "rope-factor-missing": {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 16}},
         "rope-factor-zero": {"rope_scaling": {**rope, "factor": 0}},
@@ -362,7 +362,7 @@ def inputs():
         "mask-of-floats": added("attention_mask", "F32", [1, 3], [1, 1, 1]),  # to be multiplied? to be added?
         "mask-nan": additive(math.nan),
         "mask-plus-infinity": additive(math.inf),
-        "mask-for-each-head": INPUTS | {"attention_mask": filled("F32", [1, 2, 3, 3])},
+        "mask-for-too-many-heads": INPUTS | {"attention_mask": filled("F32", [1, 3, 3, 3])},
         "positions-too-few": added("position_ids", "I64", [1, 2], [0, 1]),
         "positions-of-another-batch": added("position_ids", "I64", [2, 3], [0, 1, 2] * 2),
         "positions-of-one-axis": added("position_ids", "I64", [3], [0, 1, 2]),

@@ -25,7 +25,9 @@ fn without_a_command_every_case_is_verified_on_every_backend() {
     assert_eq!(ran.stderr.lines().count(), runs, "a line of progress for each run: {}", ran.stderr);
     let stdout = ran.passes();
     let totals = totals(&stdout);
-    let start = format!("{runs} runs of {cases} cases: {runs} pass, 0 fail, 0 not run; ");
+    // A mask with an entry for each head is the reference's alone.
+    let not_run = runs / cases - 2;
+    let start = format!("{runs} runs of {cases} cases: {} pass, 0 fail, {not_run} not run; ", runs - not_run);
     assert!(totals.starts_with(&start), "{totals}");
 }
 
