@@ -35,6 +35,11 @@ pub(crate) fn is_named(name: &str) -> bool {
     as_it_is || unwrapped(name).is_some()
 }
 
+/// Whether a tensor of this name holds experts; some programs save everything as floating-point numbers.
+fn is_choice(name: &str) -> bool {
+    name.ends_with(".topk_indices")
+}
+
 impl Trace {
     /// A stage, or nothing if the trace does not hold it.
     pub fn get(&self, stage: &str) -> Option<&Values> {
@@ -130,6 +135,11 @@ impl Trace {
                 Decoded::Narrow(stored, a) => {
                     notes.push((name.clone(), format!("stored as {stored}, without a scale")));
                     stages.push((name.clone(), Values::Real(Dtype::Bf16, a)));
+                }
+                Decoded::Values(Values::Real(dtype, a)) if is_choice(name) && a.iter().all(|x| x.fract() == 0.0) => {
+                    let stored = format!("{dtype:?}").to_uppercase();
+                    notes.push((name.clone(), format!("whole numbers, stored as {stored}")));
+                    stages.push((name.clone(), Values::Index(a.mapv(|x| x as i64))));
                 }
                 Decoded::Values(values) => stages.push((name.clone(), values)),
             }
@@ -332,5 +342,20 @@ mod tests {
         assert_eq!(read(1.0).unwrap().len(), 1);
         let message = read(2.0).unwrap_err().to_string();
         assert!(message.contains("one tensor for lm_head") && message.contains("`logits`"), "{message}");
+    }
+
+    #[test]
+    fn experts_may_be_stored_as_whole_numbers_of_any_type() {
+        let read = |expert: f64| {
+            let header =
+                r#"{"model.layers.1.mlp.gate.topk_indices":{"dtype":"F64","shape":[1,1],"data_offsets":[0,8]}}"#;
+            let mut file = (header.len() as u64).to_le_bytes().to_vec();
+            file.extend(header.bytes().chain(expert.to_le_bytes()));
+            Trace::parse(Path::new("dump.safetensors"), file).unwrap()
+        };
+        let (name, whole) = ("model.layers.1.mlp.gate.topk_indices", read(3.0));
+        assert_eq!(whole.get(name).and_then(Values::index), Some(&array![[3]].into_dyn()));
+        assert_eq!(whole.notes(), [(name.to_owned(), "whole numbers, stored as F64".to_owned())]);
+        assert!(read(3.5).get(name).unwrap().index().is_none() && read(f64::NAN).get(name).unwrap().index().is_none());
     }
 }

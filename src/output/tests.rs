@@ -1,3 +1,5 @@
+use dsv2_foreign::Place;
+
 use super::*;
 
 fn names(folder: &Path) -> Vec<String> {
@@ -108,7 +110,7 @@ fn what_can_never_be_a_folder_is_refused_before_the_work() {
     ] {
         let dir = room.path().join(name);
         let refused = check_folder(&dir).unwrap_err().to_string();
-        assert!(refused.starts_with(&format!("{}: {why}", dir.display())), "{refused}");
+        assert!(refused.starts_with(&format!("{}: {why}", Place(&dir))), "{refused}");
     }
     assert_eq!(names(room.path()), ["file"]);
 }

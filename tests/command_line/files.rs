@@ -171,7 +171,10 @@ fn what_a_case_names_lies_in_its_folder_also_through_links() {
 
 /// `dsv2` at work on all cases that have a checkpoint, which it has unpacked among the temporary files of `room`.
 fn at_work(room: &Path) -> Child {
-    let mut command = dsv2(["verify", "--case", "trained-*", "--backend", "emulated"]);
+    let verify = dsv2(["verify", "--case", "trained-*", "--backend", "emulated"]);
+    // Who runs the tests in the background may ignore signals, and then so does the program.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT,TERM,HUP").arg(verify.get_program()).args(verify.get_args());
     let mut child = command.env("TMPDIR", room).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait(&mut child, "something unpacked", |child| {
         assert_eq!(child.try_wait().unwrap(), None, "it must be at work");
