@@ -452,7 +452,7 @@ def dumps():
         "experts-twice-the-same": experts(0, 0, 1, 1, 2, 2),
         "experts-of-two-groups": experts(0, 2, 0, 2, 0, 2),  # one group is kept
         "experts-too-many": {f"{gate}.topk_indices": tensor("I64", [3, 3], [0, 1, 2] * 3)},
-        "experts-floats": {f"{gate}.topk_indices": tensor("F32", [3, 2], [0, 1] * 3)},
+        "experts-floats": {f"{gate}.topk_indices": tensor("F32", [3, 2], [0.5, 1] * 3)},
         "experts-of-no-weight": {f"{gate}.topk_weights": filled("F32", [3, 2])},
     }
     for what, tensors in cases.items():

@@ -80,11 +80,11 @@ fn impossible_inputs_are_refused_and_the_cache_is_as_it_was() {
         ),
         (
             masked(AttentionMask::Additive(Array4::zeros((1, 1, 4, 4)))),
-            "forward: attention_mask: expected shape [1 or 1, 1, 4, 7], found [1, 1, 4, 4]",
+            "forward: attention_mask: expected shape [1 or 1, 1, 1 or 4, 7], found [1, 1, 4, 4]",
         ),
         (
             masked(AttentionMask::Additive(Array4::zeros((1, 2, 4, 7)))),
-            "forward: attention_mask: expected shape [1 or 1, 1, 4, 7], found [1, 2, 4, 7]",
+            "forward: attention_mask: expected shape [1 or 1, 1, 1 or 4, 7], found [1, 2, 4, 7]",
         ),
         (masked(additive(f32::NAN)), "forward: attention_mask: expected no NaN and no plus infinity, found NaN"),
         (masked(additive(f32::INFINITY)), "forward: attention_mask: expected no NaN and no plus infinity, found inf"),
