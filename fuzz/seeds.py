@@ -59,6 +59,16 @@ for path in GOLDEN.glob("cases/*/inputs.safetensors"):
     file = path.read_bytes()
     if fits(file):
         write("dump", f"case-{path.parent.name}", b"\1" + without_length_prefix(file))
+write("case", "one-token", (GOLDEN / "cases/one-token/case.json").read_bytes())
+write("waivers", "good", b"""[[waiver]]
+implementation = "cuda"
+case = "rope-*"
+reason = "not there yet"
+link = "https://example.org/7"
+expires = 2027-01-31
+""")
+RESULTS = (FUZZ / "hostile-files/src/place.rs").read_text()
+write("results", "good", RESULTS.split('RESULTS: &str = r#"')[1].split('"#;')[0].encode())
 # What files in good order are made from: any bytes.
 for first in (2, 3):
     for seed in range(20):
