@@ -26,6 +26,11 @@ use crate::rows::ComparedRows;
 use crate::trace::Trace;
 use crate::values::Values;
 
+/// How much of a budget an error takes; of none, everything if there is an error.
+pub fn part(error: f64, budget: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / budget }
+}
+
 /// The budgets of the stages of one comparison.
 #[derive(Clone, Debug, Default)]
 pub struct Budgets(IndexMap<String, Metrics>);

@@ -2,6 +2,7 @@
 
 mod stream;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -147,9 +148,10 @@ impl Trace {
         if stages.iter().filter(|(name, _)| name == COS || name == SIN).count() > 2 {
             return Err(Error::file(path, format!("`{COS}` and `{SIN}` once"), "them again, in complex tables"));
         }
-        for (at, (name, values)) in stages.iter().enumerate() {
-            let alike = |(other, _): &&(String, Values)| canonical(other) == canonical(name);
-            if let Some((first, _)) = stages[..at].iter().filter(alike).find(|(_, first)| !first.identical(values)) {
+        let mut firsts = HashMap::new();
+        for (name, values) in &stages {
+            let (first, of_first) = *firsts.entry(canonical(name)).or_insert((name, values));
+            if !of_first.identical(values) {
                 let found = format!("`{first}` and `{name}`, which differ");
                 return Err(Error::file(path, format!("one tensor for {}", canonical(name)), found));
             }

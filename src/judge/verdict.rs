@@ -7,6 +7,8 @@ use dsv2_reference::stage::forward_order;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::budget::part;
+
 /// What became of one stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -112,11 +114,6 @@ impl StageVerdict {
 
 fn ratio((error, budget): &(Metrics, Metrics)) -> f64 {
     error.zip(budget, part).values().into_iter().fold(0.0, f64::max)
-}
-
-/// How much of the budget an error takes; of none, everything if there is an error.
-fn part(error: f64, budget: f64) -> f64 {
-    if error == 0.0 { 0.0 } else { error / budget }
 }
 
 /// What became of a whole trace: one verdict for each stage, in forward order.

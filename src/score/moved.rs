@@ -14,7 +14,7 @@ use dsv2_reference::tap::NoTap;
 use ndarray::ArrayD;
 
 use crate::backend::{Backend, Reference, Settings};
-use crate::budget::{LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
+use crate::budget::{LOCAL_FACTORS, NARROW_LOCAL_FACTORS, part};
 use crate::case::Case;
 use crate::error::Result;
 use crate::judge::near_tie::acceptable;
@@ -123,10 +123,6 @@ impl Exact<'_> {
 fn differ<A: Clone + PartialEq>(name: &str, got: &ArrayD<A>, want: &ArrayD<A>, rows: &ComparedRows) -> bool {
     let Some(stage) = Stage::parse(name) else { return false };
     got.shape() != want.shape() || rows.with_unread_of(&stage, got.clone(), want) != *want
-}
-
-fn part(error: f64, whole: f64) -> f64 {
-    if error == 0.0 { 0.0 } else { error / whole }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use dsv2_metrics::{MARGIN, Metrics};
 use dsv2_reference::stage::Stage;
 use ndarray::ArrayD;
 
+use crate::budget::part;
 use crate::case::Case;
 
 /// A stage of a dump beside what it should be, in one shape.
@@ -128,11 +129,6 @@ fn is_wrong(budgets: f64) -> Option<bool> {
         sure if sure > MARGIN => Some(true),
         _ => None,
     }
-}
-
-/// A part of a whole that may be 0.
-fn part(error: f64, whole: f64) -> f64 {
-    if error == 0.0 { 0.0 } else { error / whole }
 }
 
 /// The sum of the squares of what is finite.

@@ -6,6 +6,7 @@ use ndarray::ArrayD;
 
 use super::Question;
 use super::reach::Owner;
+use crate::budget::part;
 use crate::trace::Trace;
 use crate::values::fit;
 
@@ -128,8 +129,4 @@ fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
 
 fn norm(of: impl Iterator<Item = f64>) -> f64 {
     of.filter(|x| x.is_finite()).map(|x| x * x).sum::<f64>().sqrt()
-}
-
-fn part(error: f64, allowed: f64) -> f64 {
-    if error == 0.0 { 0.0 } else { error / allowed }
 }

@@ -5,7 +5,7 @@ use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
 use crate::backend::{Backend, Reference, Settings};
-use crate::budget::Budgets;
+use crate::budget::{Budgets, part};
 use crate::case::Case;
 use crate::judge::routing::elsewhere;
 use crate::local::usable;
@@ -158,7 +158,6 @@ impl<'a> Trials<'a> {
 
 /// The largest part of its budget that a measure takes; no error takes none of it.
 fn ratio(error: Metrics, budget: Metrics) -> f64 {
-    let part = |error: f64, budget: f64| if error == 0.0 { 0.0 } else { error / budget };
     // a comparison that is no number is no fit
     error
         .zip(&budget, part)

@@ -4,6 +4,7 @@ use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::stage::table::*;
 
 use super::{Seen, places};
+use crate::budget::part;
 
 /// A row that consists of parts: so many blocks, each with the widths of its parts and their names.
 struct Made {
@@ -105,7 +106,7 @@ fn wrong_columns(seen: &Seen<'_>) -> Option<Vec<bool>> {
             *worst = match (x - y).abs() {
                 _ if x == y || x.is_nan() && y.is_nan() => *worst,
                 error if error.is_nan() => f64::INFINITY,
-                error => worst.max(super::part(error, allowed)),
+                error => worst.max(part(error, allowed)),
             };
         }
     }
