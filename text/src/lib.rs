@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 pub mod chat;
+pub mod embedded;
 pub mod error;
 mod folder;
 pub mod generation;
