@@ -269,7 +269,7 @@ pub fn read_weights(
 }
 
 /// The head that config.json names.
-fn head(config: &DeepseekV2Config) -> Result<Head> {
+pub(crate) fn head(config: &DeepseekV2Config) -> Result<Head> {
     let named = config.extra.get("architectures").and_then(|names| names.get(0)).and_then(|name| name.as_str());
     Ok(named.map_or(Ok(Head::CausalLm), str::parse)?)
 }

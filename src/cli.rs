@@ -1,10 +1,13 @@
 //! What can be asked for.
 
+mod chat;
 mod check;
 mod feed;
+mod generate;
 mod kv_cache;
 mod mutants;
 mod progress;
+mod talk;
 mod trace;
 mod verify;
 
@@ -65,6 +68,10 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Compare a dump of stages with the model
     Check(check::CheckArgs),
+    /// Go on with a text, or with many
+    Generate(generate::GenerateArgs),
+    /// Talk with a model
+    Chat(chat::ChatArgs),
     /// Plant known bugs in the reference; count how many the judge finds, and which correct variants it flags
     Mutants(mutants::MutantsArgs),
     /// Write a golden case as a Hugging Face folder, and its inputs and expected stages beside it
@@ -189,6 +196,8 @@ impl Cli {
             Command::Verify(args) => verify::run(&args),
             Command::Trace(args) => trace::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Generate(args) => generate::run(&args),
+            Command::Chat(args) => chat::run(&args),
             Command::Mutants(args) => mutants::run(&args),
             Command::Materialize(args) => {
                 let golden = args.golden.all()?.load(&args.case)?;

@@ -14,6 +14,7 @@
 //! | [`files`] | tensors that other programs wrote |
 //! | [`mod@stage`], [`rows`], [`metrics`], [`budget`], [`judge`], [`local`] | comparing |
 //! | [`outcome`], [`waivers`], [`report`], [`output`] | saying what came of it |
+//! | [`mod@generate`] | text from a model, over any backend |
 //! | [`mutants`], [`score`] | known bugs, planted: whether the judge finds them, and what a wrong dump comes from |
 //! | [`verify`], [`conformance`], [`integers`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands, and the golden cases as tests |
 
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod conformance;
 mod error;
 pub mod files;
+pub mod generate;
 pub mod golden;
 pub mod inputs;
 pub mod integers;

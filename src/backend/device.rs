@@ -44,7 +44,11 @@ impl OnDevice {
         found.clone().map(|gpu| gpu as _)
     }
 
-    fn device(self) -> Result<Arc<dyn Device>> {
+    /// What the kernels run on.
+    ///
+    /// # Errors
+    /// If there is no GPU, and one is meant.
+    pub fn device(self) -> Result<Arc<dyn Device>> {
         let library = Library::embedded();
         match self {
             OnDevice::Emulator { races: true } => Ok(Emulated::watching_races(library)),

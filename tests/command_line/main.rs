@@ -5,6 +5,7 @@ mod damage;
 mod extremes;
 mod files;
 mod forms;
+mod generate;
 mod hostile;
 mod materialize;
 mod process;

@@ -1,4 +1,4 @@
-//! What README.md and docs/judge.md show is what the program prints.
+//! What README.md, docs/judge.md and docs/text.md show is what the program prints.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,6 +6,7 @@ use std::process::Command;
 use dsv2::metrics::NAMES;
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+const TEXT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/text.md"));
 const JUDGE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/judge.md"));
 
 /// The lines that a document shows below `$ {command}`, to the end of the code block or the next command.
@@ -70,6 +71,11 @@ fn the_readme_shows_a_wrong_implementation() {
 #[test]
 fn the_checks_of_the_judge_are_real() {
     assert_session(JUDGE, 6);
+}
+
+#[test]
+fn the_texts_of_the_small_model_are_real() {
+    assert_session(TEXT, 1);
 }
 
 #[test]

@@ -1,0 +1,124 @@
+//! `dsv2 generate`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use dsv2::Result;
+use dsv2::generate::decoder::Decoder;
+use dsv2::generate::need::Sequences;
+use dsv2::generate::{Completion, ModelFolder, Prompt, Rules, generate};
+use dsv2_foreign::Text;
+use dsv2_text::{FinishReason, Lengths};
+use serde_json::{Value, json};
+
+use super::Done;
+use super::talk::{ModelArgs, RuleArgs, Watch, has_left, is_read_live, say, spoken};
+
+/// The arguments of `dsv2 generate`.
+#[derive(Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// A text that the model goes on with
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompts", conflicts_with = "prompts")]
+    prompt: Option<String>,
+    /// A file of prompts, one in each line; in a file named .jsonl a string, {"prompt": TEXT} or {"messages": [..]}
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    #[command(flatten)]
+    rules: RuleArgs,
+    /// How many prompts are computed at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// Print a JSON object for each prompt, also on a terminal
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &GenerateArgs) -> Result<Done> {
+    let folder = args.model.open()?;
+    let prompts = match (&args.prompts, &args.prompt) {
+        (Some(file), _) => Prompt::read(file)?,
+        (None, text) => vec![Prompt::Text(text.clone().unwrap_or_default())],
+    };
+    let tokens = prompts.iter().map(|prompt| prompt.tokens(&folder)).collect::<Result<Vec<_>>>()?;
+    let live = is_read_live() && !args.json;
+    let rules = Rules { logprobs: !live, ..args.rules.rules(&folder)? };
+    // whoever reads along reads one text at a time
+    let batch = if live { 1 } else { usize::from(args.batch) };
+    let most = largest(&tokens, batch, &rules, &folder)?;
+    let mut decoder = args.model.decoder(&folder, most)?;
+    let spoken = speak(&folder, &mut *decoder, &prompts, &tokens, &rules, most, live);
+    match spoken {
+        Err(error) if !has_left(&error) => Err(error),
+        _ => Ok(Done { output: Text::lines(""), conforms: true }),
+    }
+}
+
+/// The batch that takes the most memory.
+fn largest(tokens: &[Vec<i64>], batch: usize, rules: &Rules, folder: &ModelFolder) -> Result<Sequences> {
+    let prompt = tokens.iter().map(Vec::len).max().unwrap_or(0);
+    let context = folder.config.max_position_embeddings;
+    let new = Lengths::new(&rules.config, prompt, Some(context))?.most.min(context).saturating_sub(prompt);
+    let padded = tokens.iter().any(|tokens| tokens.len() < prompt);
+    Ok(Sequences { batch: batch.min(tokens.len()), prompt, new, padded })
+}
+
+fn speak(
+    folder: &ModelFolder,
+    decoder: &mut dyn Decoder,
+    prompts: &[Prompt],
+    tokens: &[Vec<i64>],
+    rules: &Rules,
+    most: Sequences,
+    live: bool,
+) -> Result<()> {
+    for (at, tokens) in tokens.chunks(most.batch).enumerate() {
+        let first = at * most.batch;
+        let rules = Rules { first_sequence: first, ..rules.clone() };
+        let mut watch = Watch::new(folder, tokens.len(), most.new, live);
+        if live {
+            say(&spoken(&prompts[first].text(folder)?))?;
+        }
+        let completions = generate(folder, decoder, tokens, &rules, &mut watch)?;
+        if live {
+            say(&Text::lines("\n"))?;
+            continue;
+        }
+        watch.quiet();
+        for (row, completion) in completions.iter().enumerate() {
+            let record = record(&prompts[first + row].text(folder)?, tokens[row].len(), completion, &watch, row);
+            say(&Text::json(&format!("{record}\n")))?;
+        }
+    }
+    Ok(())
+}
+
+/// What is said of a prompt in one line. Times are in seconds: until the prompts of the batch were read, and until this text was
+/// complete; the rate is that of the tokens after the first.
+fn record(prompt: &str, prompt_tokens: usize, completion: &Completion, watch: &Watch, row: usize) -> Value {
+    let tokens = &completion.tokens;
+    let (read, whole) = (watch.prompt_time().as_secs_f64(), watch.time(row).as_secs_f64());
+    let (finish_reason, stopped_by) = match &completion.finish {
+        FinishReason::StopToken(id) => ("stop", json!(id)),
+        FinishReason::StopString(text) => ("stop", json!(text)),
+        FinishReason::Length => ("length", Value::Null),
+    };
+    let rate = (tokens.len() > 1).then(|| (tokens.len() - 1) as f64 / (whole - read));
+    json!({
+        "prompt": prompt,
+        "text": completion.text,
+        "finish_reason": finish_reason,
+        "stopped_by": stopped_by,
+        "prompt_tokens": prompt_tokens,
+        "tokens": tokens.iter().map(|chosen| chosen.id).collect::<Vec<_>>(),
+        "logprobs": tokens.iter().map(|chosen| chosen.logprob).collect::<Vec<_>>(),
+        "prompt_seconds": rounded(read, 1e6),
+        "seconds": rounded(whole, 1e6),
+        "tokens_per_second": rate.map(|rate| rounded(rate, 10.0)),
+    })
+}
+
+fn rounded(value: f64, parts: f64) -> f64 {
+    (value * parts).round() / parts
+}

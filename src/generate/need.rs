@@ -1,0 +1,83 @@
+//! What generation takes of memory, known before anything is computed.
+
+use dsv2_optimized::Element;
+use dsv2_optimized::model::Settings;
+use dsv2_optimized::model::generate::GenerateOptions;
+use dsv2_optimized::model::plan::{CacheSize, MemoryPlan};
+use dsv2_reference::AttentionForm;
+use dsv2_reference::config::Head;
+use dsv2_reference::model::Tokens;
+use dsv2_reference::model::causal_lm::LogitsToKeep;
+use ndarray::Array2;
+
+use super::ModelFolder;
+use super::decoder::PAGE;
+use crate::case::Case;
+use crate::error::Result;
+use crate::inputs::Inputs;
+use crate::memory::{self, Need, Size};
+use crate::planned;
+use crate::precision::Precision;
+
+/// The sequences of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences {
+    /// How many.
+    pub batch: usize,
+    /// Tokens of the longest prompt.
+    pub prompt: usize,
+    /// Tokens that may be added to it.
+    pub new: usize,
+    /// Whether their lengths differ.
+    pub padded: bool,
+}
+
+const LESS: &str = "shorter prompts, fewer of them at a time or fewer new tokens take less";
+
+/// On the reference: a layer's stages for the whole prompt, the cache, and W^UK and W^UV of all layers, which are widened once for
+/// the steps after the prompt. All other weights are mapped files, of which the system drops what it has no room for.
+pub fn on_host(folder: &ModelFolder, precision: Precision, sequences: Sequences) -> Need {
+    let Sequences { batch, prompt, new, .. } = sequences;
+    let (config, number) = (&folder.config, if precision == Precision::F64 { 8 } else { 4 });
+    let mut inputs = Inputs::new(Tokens::InputIds(Array2::zeros((batch, prompt))));
+    inputs.logits_to_keep = Some(LogitsToKeep::Last(1));
+    let case = Case {
+        config: config.clone(),
+        head: Head::CausalLm,
+        dialect: folder.dialect,
+        weights: folder.weights.clone(),
+        inputs,
+        use_cache: true,
+        chunks: vec![prompt],
+        part: None,
+    };
+    let at_a_time = memory::at_a_time(&planned::stages(&case, AttentionForm::Expanded, precision));
+    let product = |factors: &[usize]| factors.iter().fold(1, |product: u64, n| product.saturating_mul(*n as u64));
+    // the cache doubles its room when it is full
+    let cache = product(&[2, batch, prompt.saturating_add(new), config.kv_cache_elements_per_token()]);
+    let heads = [config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim, config.kv_lora_rank];
+    let absorbed = if new > 1 { product(&heads).saturating_mul(config.num_hidden_layers as u64) } else { 0 };
+    let numbers = at_a_time.saturating_add(cache).saturating_add(absorbed);
+    Need { size: Size(numbers.saturating_mul(number)), less: LESS }
+}
+
+/// On the emulator, whose device memory is the host's: weights, cache and the largest pass.
+///
+/// # Errors
+/// If the config is impossible.
+pub fn on_emulator(folder: &ModelFolder, settings: Settings, sequences: Sequences) -> Result<Need> {
+    let Sequences { batch, prompt, new, padded } = sequences;
+    let options = GenerateOptions { page_size: PAGE, ..GenerateOptions::new(new) };
+    let plan = options.plan(&folder.config, folder.dialect, settings, batch, prompt, padded)?;
+    let logits = batch.saturating_mul(folder.config.vocab_size).saturating_mul(Element::F32.bytes());
+    Ok(Need { size: Size(plan.total().saturating_add(logits) as u64), less: LESS })
+}
+
+/// The bytes of the weights on a device.
+///
+/// # Errors
+/// If the config is impossible.
+pub fn weights(folder: &ModelFolder, settings: Settings) -> Result<usize> {
+    let cache = CacheSize { batch: 0, tokens: 0, page_size: PAGE };
+    Ok(MemoryPlan::new(&folder.config, folder.dialect, Head::CausalLm, settings, cache, &[])?.weights)
+}

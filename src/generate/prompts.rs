@@ -1,0 +1,96 @@
+//! What is to be gone on with, or answered.
+
+use std::path::Path;
+
+use dsv2_reference::file;
+use dsv2_text::{ChatOptions, Message};
+use serde_json::Value;
+
+use super::ModelFolder;
+use crate::error::{Error, Result};
+
+/// The largest file of prompts that is read, in bytes.
+const LARGEST: u64 = 64 << 20;
+
+/// Something for a model to say more to.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// A text that goes on.
+    Text(String),
+    /// A conversation in which it is the model's turn.
+    Messages(Vec<Message>),
+}
+
+impl Prompt {
+    /// The prompts of a file. A line is a text, empty lines are none. In a file whose name ends in `.jsonl` each line is JSON: a
+    /// string, or an object with a `prompt` or with `messages`.
+    ///
+    /// # Errors
+    /// If it cannot be read, is no UTF-8, has a line that is no prompt, or has none.
+    pub fn read(path: &Path) -> Result<Vec<Self>> {
+        let text = file::read_text(path, LARGEST)?;
+        let json = path.extension().is_some_and(|extension| extension == "jsonl");
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let prompts: Vec<Self> = lines
+            .map(|(at, line)| match json {
+                false => Ok(Prompt::Text(line.to_owned())),
+                true => Prompt::from_json(line)
+                    .map_err(|(expected, found)| Error::file(path, format!("{expected} in line {}", at + 1), found)),
+            })
+            .collect::<Result<_>>()?;
+        if prompts.is_empty() {
+            return Err(Error::file(path, "prompts, one in each line", "none"));
+        }
+        Ok(prompts)
+    }
+
+    /// One line of JSON, or what was expected and found.
+    fn from_json(line: &str) -> Result<Self, (String, String)> {
+        let expected = || "a string, or an object with `prompt` or `messages`".to_owned();
+        match serde_json::from_str(line).map_err(|error| (expected(), error.to_string()))? {
+            Value::String(text) => Ok(Prompt::Text(text)),
+            Value::Object(object) => match (object.get("prompt"), object.get("messages")) {
+                (Some(Value::String(text)), None) => Ok(Prompt::Text(text.clone())),
+                (None, Some(messages)) => match Message::list(&messages.to_string()) {
+                    Ok(messages) => Ok(Prompt::Messages(messages)),
+                    Err(error) => Err(("messages".to_owned(), error.to_string())),
+                },
+                (prompt, messages) => {
+                    let found = [("prompt", prompt), ("messages", messages)];
+                    let found: Vec<&str> =
+                        found.iter().filter(|(_, value)| value.is_some()).map(|(key, _)| *key).collect();
+                    Err((expected(), if found.is_empty() { "neither".to_owned() } else { format!("{found:?}") }))
+                }
+            },
+            other => Err((expected(), other.to_string())),
+        }
+    }
+
+    /// What the model is given to read: a text as it is, a conversation as the model's template writes it.
+    ///
+    /// # Errors
+    /// If there is no template, or it refuses the messages.
+    pub fn text(&self, folder: &ModelFolder) -> Result<String> {
+        match self {
+            Prompt::Text(text) => Ok(text.clone()),
+            Prompt::Messages(messages) => {
+                let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+                Ok(folder.template()?.render(messages, &options)?)
+            }
+        }
+    }
+
+    /// Its tokens. What a template wrote has its special tokens already.
+    ///
+    /// # Errors
+    /// As [`Self::text`]; also if there are no tokens, one that the model does not know, or more than it can read.
+    pub fn tokens(&self, folder: &ModelFolder) -> Result<Vec<i64>> {
+        let text = self.text(folder)?;
+        let tokens = folder.tokenizer.encode(&text, matches!(self, Prompt::Text(_)))?;
+        if tokens.is_empty() || text.is_empty() {
+            return Err(Error::request("prompt", "a text", "an empty one"));
+        }
+        folder.check(&tokens)?;
+        Ok(tokens)
+    }
+}
