@@ -1,7 +1,8 @@
 //! How inputs are fed, where the file does not say: one decoding step, and ids alone.
 
 use dsv2_reference::DeepseekV2Config;
-use ndarray::Array2;
+use dsv2_text::generation::padding;
+use ndarray::{Array1, Array2};
 
 use super::{AttentionMask, Inputs, Tokens};
 use crate::error::{Error, Result};
@@ -68,15 +69,12 @@ impl Inputs {
             return refused(found);
         }
         let Tokens::InputIds(ids) = &self.tokens else { return refused("inputs_embeds") };
-        let padding = config.pad_token_id.filter(|pad| !config.eos_token_ids().contains(pad));
+        let padding = padding::padding_token(config.pad_token_id, &config.eos_token_ids());
         let Some(pad) = padding.filter(|pad| ids.iter().any(|id| id == pad)) else { return Ok(self) };
         let attend = ids.mapv(|id| id != pad);
         let mut positions = Array2::zeros(attend.dim());
         for (mut positions, attend) in positions.rows_mut().into_iter().zip(attend.rows()) {
-            let of_tokens = positions.iter_mut().zip(attend).filter(|(_, real)| **real);
-            for (seen, (position, _)) in (0..).zip(of_tokens) {
-                *position = seen;
-            }
+            positions.assign(&Array1::from(padding::positions(&attend.to_vec())));
         }
         Ok(Inputs { attention_mask: Some(AttentionMask::Padding(attend)), position_ids: Some(positions), ..self })
     }

@@ -34,16 +34,21 @@ impl Tokenizer {
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         let bytes = file::read(&path, folder::TOKENIZER)?;
-        let config = folder::object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let beside = folder.join("tokenizer_config.json");
+        let config = folder::object(&beside)?.unwrap_or_default();
         let special = SpecialTokens::new(&config, || folder::object(&folder.join("special_tokens_map.json")))?;
         let added = match config.contains_key("added_tokens_decoder") {
             true => None,
             false => folder::object(&folder.join("added_tokens.json"))?,
         };
-        Self::new(&bytes, &config, special, &added.unwrap_or_default()).map_err(|error| match error {
-            Error::Tokenizer { expected, found } => Error::file(&path, expected, found),
-            other => other,
-        })
+        let of = |path| {
+            move |error| match error {
+                Error::Tokenizer { expected, found } => Error::file(path, expected, found),
+                other => other,
+            }
+        };
+        let more = special::tokens_to_add(&config, &special, &added.unwrap_or_default()).map_err(of(&beside))?;
+        Self::new(&bytes, &config, special, more).map_err(of(&path))
     }
 
     /// The tokenizer that a tokenizer.json and a tokenizer_config.json describe.
@@ -57,22 +62,18 @@ impl Tokenizer {
             Some(Err(error)) => return Err(Error::tokenizer("a tokenizer_config.json that is an object", error)),
         };
         let special = SpecialTokens::new(&config, || Ok(None))?;
-        Self::new(tokenizer_json, &config, special, &Map::new())
+        let more = special::tokens_to_add(&config, &special, &Map::new())?;
+        Self::new(tokenizer_json, &config, special, more)
     }
 
-    fn new(
-        json: &[u8],
-        config: &Map<String, Value>,
-        special: SpecialTokens,
-        added: &Map<String, Value>,
-    ) -> Result<Self> {
+    fn new(json: &[u8], config: &Map<String, Value>, special: SpecialTokens, more: Vec<AddedToken>) -> Result<Self> {
         let refused = |error: tokenizers::Error| Error::tokenizer("a tokenizer.json of a known model", error);
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(refused)?;
         // What a file says about cutting and padding is for whoever trained it.
         inner.with_truncation(None).map_err(refused)?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(config.get("split_special_tokens") == Some(&Value::Bool(true)));
-        for token in special::tokens_to_add(config, &special, added)? {
+        for token in more {
             let known = inner.get_added_vocabulary().get_vocab().contains_key(&token.content);
             if !known {
                 let added = match token.special {

@@ -1,6 +1,6 @@
 //! Methods of Python's strings and dictionaries that templates use.
 
-use minijinja::value::from_args;
+use minijinja::value::{Tuple, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 /// Calls a method: those of `minijinja-contrib`, and some that it does not have.
@@ -12,6 +12,7 @@ pub(super) fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args:
 }
 
 fn of_text(text: &str, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
+    let tuple = |parts: [&str; 3]| Value::from(Tuple::new(parts.into_iter().map(Value::from).collect()));
     let list = |parts: &[&str]| parts.iter().map(|part| Value::from(*part)).collect::<Value>();
     let with = |what: fn(&str, &str) -> Value| from_args(args).map(|(other,): (&str,)| what(text, other));
     Some(match method {
@@ -24,9 +25,9 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Option<Result<Value, Err
             let first = method == "partition";
             let split = if first { text.split_once(separator) } else { text.rsplit_once(separator) };
             Ok(match split {
-                Some((before, after)) => list(&[before, separator, after]),
-                None if first => list(&[text, "", ""]),
-                None => list(&["", "", text]),
+                Some((before, after)) => tuple([before, separator, after]),
+                None if first => tuple([text, "", ""]),
+                None => tuple(["", "", text]),
             })
         }),
         "rsplit" => from_args(args).and_then(|(separator, most): (&str, Option<usize>)| {

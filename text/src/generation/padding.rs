@@ -30,3 +30,21 @@ pub fn positions(mask: &[bool]) -> Vec<i64> {
     let mut next = 0..;
     mask.iter().map(|real| real.then(|| next.next()).flatten().unwrap_or(0)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_rows_are_padded_on_the_left_and_count_from_their_first_token() {
+        let padded = left_padded(&[vec![5, 6, 7], vec![8], vec![]], 0);
+        assert_eq!(padded.ids, [[5, 6, 7], [0, 0, 8], [0, 0, 0]]);
+        assert_eq!(padded.mask, [[true, true, true], [false, false, true], [false, false, false]]);
+        assert_eq!(
+            padded.mask.iter().map(|mask| positions(mask)).collect::<Vec<_>>(),
+            [[0, 1, 2], [0, 0, 0], [0, 0, 0]]
+        );
+        assert_eq!(positions(&[true, false, true]), [0, 0, 1]);
+        assert_eq!(left_padded(&[], 0), Padded { ids: vec![], mask: vec![] });
+    }
+}

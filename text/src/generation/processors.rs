@@ -128,6 +128,23 @@ impl LogitsProcessors {
 }
 
 impl LogitsProcessor {
+    /// The name of Transformers' class.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SequenceBias(_) => "SequenceBiasLogitsProcessor",
+            Self::RepetitionPenalty { .. } => "RepetitionPenaltyLogitsProcessor",
+            Self::NoRepeatNGram(_) => "NoRepeatNGramLogitsProcessor",
+            Self::NoBadWords(_) => "NoBadWordsLogitsProcessor",
+            Self::MinLength { .. } => "MinLengthLogitsProcessor",
+            Self::SuppressTokens(_) => "SuppressTokensLogitsProcessor",
+            Self::SuppressTokensAtBegin { .. } => "SuppressTokensAtBeginLogitsProcessor",
+            Self::Temperature(_) => "TemperatureLogitsWarper",
+            Self::TopK(_) => "TopKLogitsWarper",
+            Self::TopP(_) => "TopPLogitsWarper",
+            Self::MinP(_) => "MinPLogitsWarper",
+        }
+    }
+
     /// Changes the logits of the row's next token.
     pub fn apply(&self, row: &[i64], logits: &mut [f32]) {
         match self {

@@ -48,6 +48,7 @@ pub struct StopStrings<'a> {
     /// What is kept back: characters, and whether they are shown. A special token can be part of a stop string also where it is
     /// not shown.
     kept: Vec<(char, bool)>,
+    ended: bool,
 }
 
 /// What became known with a token.
@@ -63,7 +64,14 @@ impl<'a> StopStrings<'a> {
     /// Ends at the first of these texts. There may be none: then it is only a stream.
     pub fn new(tokenizer: &'a Tokenizer, strings: &[String], skip_special_tokens: bool) -> Self {
         let stream = tokenizer.stream(skip_special_tokens);
-        StopStrings { tokenizer, stream, skip_special_tokens, strings: strings.to_vec(), kept: Vec::new() }
+        StopStrings {
+            tokenizer,
+            stream,
+            skip_special_tokens,
+            strings: strings.to_vec(),
+            kept: Vec::new(),
+            ended: false,
+        }
     }
 
     /// Takes a token.
@@ -81,17 +89,21 @@ impl<'a> StopStrings<'a> {
         if let Some((at, string)) = found.min_by_key(|(at, _)| *at) {
             let stopped = Some(FinishReason::StopString(string.clone()));
             self.kept.truncate(at);
+            self.ended = true;
             return Ok(Piece { text: self.give(at), stopped });
         }
         let open = self.strings.iter().map(|string| self.open(string)).max().unwrap_or(0);
         Ok(Piece { text: self.give(self.kept.len() - open), stopped: None })
     }
 
-    /// What is left if the answer ends for another reason.
+    /// What is left when the answer ends: nothing, if a stop string ended it.
     ///
     /// # Errors
     /// As [`TextStream::finish`].
     pub fn finish(mut self) -> Result<String> {
+        if self.ended {
+            return Ok(String::new());
+        }
         let rest = self.stream.clone().finish()?.unwrap_or_default();
         Ok(self.give(self.kept.len()) + &rest)
     }

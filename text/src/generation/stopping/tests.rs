@@ -1,1 +1,35 @@
+use super::*;
+use serde_json::json;
 
+#[test]
+fn a_token_that_ends_a_text_is_named_also_where_there_may_be_no_more() {
+    let file = json!({"eos_token_id": [3, 4], "max_new_tokens": 2});
+    let config = GenerationConfig::from_json(file.as_object().unwrap(), &serde_json::Map::new()).unwrap();
+    let criteria = StoppingCriteria::new(&config, &Lengths::new(&config, 2, None).unwrap());
+    assert_eq!(criteria.after(&[3, 4, 7]), None);
+    assert_eq!(criteria.after(&[1, 1, 4]), Some(FinishReason::StopToken(4)));
+    assert_eq!(criteria.after(&[1, 1, 7, 3]), Some(FinishReason::StopToken(3)));
+    assert_eq!(criteria.after(&[1, 1, 7, 7]), Some(FinishReason::Length));
+}
+
+#[test]
+fn nothing_comes_after_a_stop_string_and_all_comes_without_one() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/text/tokenizer.json");
+    let tokenizer = Tokenizer::from_bytes(&std::fs::read(folder).unwrap(), None).unwrap();
+    let said = |text: &str, stop: &[&str]| {
+        let strings: Vec<String> = stop.iter().map(|string| (*string).to_owned()).collect();
+        let mut answer = StopStrings::new(&tokenizer, &strings, true);
+        let mut said = String::new();
+        for id in tokenizer.encode(text, false).unwrap() {
+            let piece = answer.push(id).unwrap();
+            said += &piece.text;
+            if piece.stopped.is_some() {
+                break;
+            }
+        }
+        said + &answer.finish().unwrap()
+    };
+    assert_eq!(said("a 😀 b", &["😀"]), "a ");
+    assert_eq!(said("a 😀 b sto", &["stop"]), "a 😀 b sto");
+    assert_eq!(said("a 😀 b", &[]), "a 😀 b");
+}
