@@ -70,6 +70,11 @@ impl Budgets {
         self
     }
 
+    /// Allows a stage so much.
+    pub fn put(&mut self, stage: &str, budget: Metrics) {
+        self.0.insert(stage.to_owned(), budget);
+    }
+
     /// The budget of a stage; `None` if nothing is known of its noise.
     pub fn get(&self, stage: &str) -> Option<Metrics> {
         self.0.get(stage).copied()

@@ -39,6 +39,8 @@ pub struct Local {
     exact: BTreeSet<String>,
     /// The stages of the candidate that took the place of the reference's.
     teacher: Trace,
+    /// The stages whose truth is that of another computation than the reference's from the trace's inputs of them.
+    otherwise: BTreeSet<String>,
 }
 
 impl Local {
@@ -131,7 +133,7 @@ impl Local {
         let own = factors(precision);
         let factors = if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own };
         let budgets = Budgets::new(&noise, &trace, &rows, factors);
-        Ok(Local { trace, budgets, exact, teacher })
+        Ok(Local { trace, budgets, exact, teacher, otherwise: BTreeSet::new() })
     }
 
     /// The stages of the candidate that took the place of the reference's.
@@ -158,6 +160,23 @@ impl Local {
         });
         self.trace = stages.collect();
         self.budgets = other.budgets.clone().with(&self.budgets, own);
+        self.otherwise = other.otherwise.iter().chain(these).cloned().collect();
+    }
+
+    /// Judges a stage by what it is in `other`, of the same model, and allows it `budget`.
+    pub fn judge_by(&mut self, other: &Local, stage: &str, budget: Metrics) {
+        let Some(values) = other.trace.get(stage) else { return };
+        self.trace = std::mem::take(&mut self.trace).with(stage, values.clone());
+        self.budgets.put(stage, budget);
+        self.otherwise.insert(stage.to_owned());
+    }
+
+    /// Judges those stages as in `other` that are judged there by another computation than the reference's.
+    pub fn judge_otherwise_as(&mut self, other: &Local) {
+        for stage in &other.otherwise {
+            let budget = other.budget(stage).or(self.budget(stage)).unwrap_or_default();
+            self.judge_by(other, stage, budget);
+        }
     }
 
     /// What a stage should be.

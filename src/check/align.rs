@@ -9,6 +9,7 @@
 mod loaded;
 mod places;
 mod restated;
+mod unrounded;
 
 use std::collections::BTreeMap;
 
@@ -89,6 +90,7 @@ pub fn align(request: &Request, mut dump: Dump, mut truth: Truth) -> Result<Alig
         dump.assumed.push(rounded.says);
         judged = rounded.judged;
     }
+    dump.assumed.extend(unrounded::judge_by_unrounded(request, &dump, &truth, &mut judged)?);
     Ok(Aligned { dump, truth, local: Some(judged.local) })
 }
 

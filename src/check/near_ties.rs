@@ -113,7 +113,8 @@ pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local
                 return Ok(as_it_is(first, Some(why)));
             }
         }
-        let settled = local(&accepted.assumed(&question))?;
+        let mut settled = local(&accepted.assumed(&question))?;
+        settled.judge_otherwise_as(&first);
         let verdict = judged(case, dump, truth, &settled)?;
         if verdict.passes() {
             let layers = open.iter().flat_map(|(stage, _)| Span::of(stage, &question).layers);
