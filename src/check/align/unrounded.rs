@@ -13,7 +13,7 @@ use dsv2_reference::Dtype;
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::stage::convention::fused::{FUSED, Fused};
 use dsv2_reference::stage::table::{EMBED_TOKENS, LAYER, O_PROJ, TOPK_INDICES, TOPK_WEIGHTS};
-use dsv2_reference::stage::{Stage, name};
+use dsv2_reference::stage::{Stage, flow, name};
 use dsv2_reference::tap::{StageValue, Tap};
 
 use super::{Judged, dispositions};
@@ -104,8 +104,18 @@ impl Trial<'_> {
         };
         let is_routing =
             |stage: &&str| Stage::parse(stage).is_none_or(|stage| [TOPK_INDICES, TOPK_WEIGHTS].contains(&stage.kind));
+        // from far back, near ties and the noise of many stages look alike
+        let exists = |name: &str| self.truth.names.contains(name);
+        let held = |name: &str| self.dump.trace.get(name).is_some();
+        let config = &self.request.case.config;
+        let from_its_inputs = |stage: &&str| flow::sources(stage, config, exists, held).not_held.is_empty();
         let failing = self.dump.trace.iter().map(|(name, _)| name).filter(|stage| self.is_open(stage));
-        let stages: Vec<String> = failing.filter(|stage| !is_routing(stage)).filter(near).map(str::to_owned).collect();
+        let stages: Vec<String> = failing
+            .filter(|stage| !is_routing(stage))
+            .filter(from_its_inputs)
+            .filter(near)
+            .map(str::to_owned)
+            .collect();
         if stages.is_empty() {
             return Ok(());
         }
