@@ -9,7 +9,7 @@
 //!
 //! | metric | floor |
 //! |---|---|
-//! | all | the median over the layers of the same kind of stage |
+//! | all | the median over the layers of the same kind of stage, as far as they are judged from their very inputs like it, or not |
 //! | `l2` | one rounding to fp32 on each side: norms, rotary tables and softmax are fp32 by definition, in any type |
 //! | `row` | the `l2` noise, if it fell on the smallest row |
 //! | `max` | the `l2` noise, if it fell on the largest element |
@@ -38,22 +38,24 @@ pub struct Budgets(IndexMap<String, Metrics>);
 impl Budgets {
     /// `factors` times the noise of each stage, for a comparison with `truth` over `rows`.
     pub fn new(noise: &IndexMap<String, Metrics>, truth: &Trace, rows: &ComparedRows, factors: Metrics) -> Self {
-        Self::by_spread(noise, |name| spread(name, truth.get(name)?, rows), factors)
+        Self::by_spread(noise, |name| spread(name, truth.get(name)?, rows), |_| true, factors)
     }
 
-    /// The same, where it is known how the truth of each stage is [`spread`].
+    /// The same, where it is known how the truth of each stage is [`spread`], and which stages are computed from their very
+    /// inputs: others have the noise of the stages between, and say nothing about these.
     pub fn by_spread(
         noise: &IndexMap<String, Metrics>,
         spread: impl Fn(&str) -> Option<(Spread, f64)>,
+        from_its_inputs: impl Fn(&str) -> bool,
         factors: Metrics,
     ) -> Self {
-        let mut kinds: IndexMap<&str, Vec<Metrics>> = IndexMap::new();
+        let mut kinds: IndexMap<(&str, bool), Vec<Metrics>> = IndexMap::new();
         for (name, metrics) in noise {
-            kinds.entry(kind(name)).or_default().push(*metrics);
+            kinds.entry((kind(name), from_its_inputs(name))).or_default().push(*metrics);
         }
-        let medians: IndexMap<&str, Metrics> = kinds.iter().map(|(&kind, seen)| (kind, median(seen))).collect();
+        let medians: IndexMap<_, Metrics> = kinds.iter().map(|(&kind, seen)| (kind, median(seen))).collect();
         let counted = |(name, own): (&String, &Metrics)| {
-            let usual = own.zip(&medians[kind(name)], f64::max);
+            let usual = own.zip(&medians[&(kind(name), from_its_inputs(name))], f64::max);
             let (spread, tokens) = spread(name).unwrap_or_default();
             let factors = for_so_many(factors, spread.independent_elements);
             (name.clone(), with_floors(usual, spread, tokens).zip(&factors, |noise, factor| noise * factor))
@@ -68,6 +70,11 @@ impl Budgets {
             self.0.insert(name.clone(), *budget);
         }
         self
+    }
+
+    /// Allows a stage so much.
+    pub fn put(&mut self, stage: &str, budget: Metrics) {
+        self.0.insert(stage.to_owned(), budget);
     }
 
     /// The budget of a stage; `None` if nothing is known of its noise.
@@ -173,6 +180,17 @@ mod tests {
             approx::assert_relative_eq!(counted[stage].l2, noise, max_relative = 1e-12);
         }
         approx::assert_relative_eq!(counted["model.norm"].l2, FP32_ROUNDINGS, max_relative = 1e-12);
+    }
+
+    #[test]
+    fn a_stage_that_is_judged_from_its_inputs_has_not_the_noise_of_one_from_far_back() {
+        let noise: IndexMap<String, Metrics> = [("model.layers.0", 1e-6), ("model.layers.1", 1e-2)]
+            .map(|(name, noise)| (name.to_owned(), all(noise)))
+            .into();
+        let of = |alike: &dyn Fn(&str) -> bool| {
+            Budgets::by_spread(&noise, |_| None, alike, FACTORS).get("model.layers.0").unwrap().l2
+        };
+        assert!(of(&|_| true) > 1e3 * of(&|name| name == "model.layers.0"));
     }
 
     #[test]

@@ -117,7 +117,13 @@ impl Inputs {
                 "input_ids" | "inputs_embeds" if tokens.is_some() => {
                     return Err(Error::file(path, "one of `input_ids` and `inputs_embeds`", "both"));
                 }
-                "input_ids" => tokens = Some(Tokens::InputIds(index("input_ids", "[B,S] int64", &values)?)),
+                "input_ids" => {
+                    let expected = match values.shape() {
+                        [_] => "[B,S] int64, or `cu_seqlens` or `seq_lens` beside the [T] of sequences laid end to end",
+                        _ => "[B,S] int64",
+                    };
+                    tokens = Some(Tokens::InputIds(index("input_ids", expected, &values)?));
+                }
                 "inputs_embeds" => {
                     tokens = Some(Tokens::InputsEmbeds(real("inputs_embeds", "[B,S,D] float", &values)?))
                 }

@@ -21,11 +21,13 @@ use indexmap::IndexMap;
 use ndarray::ArrayD;
 
 use crate::backend::{Backend, Choice, Reference, Settings};
-use crate::budget::{Budgets, FACTORS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
+use crate::budget::{self, Budgets, FACTORS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
 use crate::case::Case;
 use crate::error::Result;
+use crate::inputs::AttentionMask;
 use crate::judge::routing::as_choice;
 use crate::judge::{LocalTruth, Truth};
+use crate::planned;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::taps::{Assumed, storage};
@@ -39,6 +41,8 @@ pub struct Local {
     exact: BTreeSet<String>,
     /// The stages of the candidate that took the place of the reference's.
     teacher: Trace,
+    /// The stages whose truth is that of another computation than the reference's from the trace's inputs of them.
+    otherwise: BTreeSet<String>,
 }
 
 impl Local {
@@ -130,8 +134,14 @@ impl Local {
         // what is cached before the new tokens has come through the whole model
         let own = factors(precision);
         let factors = if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own };
-        let budgets = Budgets::new(&noise, &trace, &rows, factors);
-        Ok(Local { trace, budgets, exact, teacher })
+        let planned = planned::stages(case, AttentionForm::Expanded, precision);
+        let from_its_inputs = |name: &str| {
+            let exists = |name: &str| planned.contains_key(name);
+            flow::sources(name, &case.config, exists, |name| teacher.get(name).is_some()).not_held.is_empty()
+        };
+        let spread = |name: &str| budget::spread(name, trace.get(name)?, &rows);
+        let budgets = Budgets::by_spread(&noise, spread, from_its_inputs, factors);
+        Ok(Local { trace, budgets, exact, teacher, otherwise: BTreeSet::new() })
     }
 
     /// The stages of the candidate that took the place of the reference's.
@@ -158,6 +168,23 @@ impl Local {
         });
         self.trace = stages.collect();
         self.budgets = other.budgets.clone().with(&self.budgets, own);
+        self.otherwise = other.otherwise.iter().chain(these).cloned().collect();
+    }
+
+    /// Judges a stage by what it is in `other`, of the same model, and allows it `budget`.
+    pub fn judge_by(&mut self, other: &Local, stage: &str, budget: Metrics) {
+        let Some(values) = other.trace.get(stage) else { return };
+        self.trace = std::mem::take(&mut self.trace).with(stage, values.clone());
+        self.budgets.put(stage, budget);
+        self.otherwise.insert(stage.to_owned());
+    }
+
+    /// Judges those stages as in `other` that are judged there by another computation than the reference's.
+    pub fn judge_otherwise_as(&mut self, other: &Local) {
+        for stage in &other.otherwise {
+            let budget = other.budget(stage).or(self.budget(stage)).unwrap_or_default();
+            self.judge_by(other, stage, budget);
+        }
     }
 
     /// What a stage should be.
@@ -290,11 +317,19 @@ pub(crate) fn draws(case: &Case) -> u64 {
         config.moe_intermediate_size,
     ];
     let tokens = case.inputs.batch() * case.inputs.length();
-    let few = narrowest.into_iter().min().is_some_and(|width| are_few((tokens * width) as f64));
+    let masked = match &case.inputs.attention_mask {
+        Some(AttentionMask::Padding(attend)) => attend.iter().filter(|real| !**real).count(),
+        _ => 0,
+    };
+    let few = |width: usize| width < LEAST_WIDTH || are_few(((tokens - masked) * width) as f64);
+    let few = narrowest.into_iter().min().is_some_and(few);
     let affordable = config.parameter_count() * (tokens as u64) < AFFORDABLE;
     if few && affordable { DRAWS } else { 1 }
 }
 
+/// The relative error of w sums that may all nearly cancel has a mean square only from this w on: below, the worst row of one
+/// run says nothing about that of another, however many rows there are.
+const LEAST_WIDTH: usize = 3;
 /// How many plain runs of a small model are made.
 const DRAWS: u64 = 16;
 /// Weights times tokens of what is a small model.

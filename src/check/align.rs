@@ -9,10 +9,13 @@
 mod loaded;
 mod places;
 mod restated;
+mod unrounded;
 
 use std::collections::BTreeMap;
 
-use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::convention::place::{self, Turn};
+use dsv2_reference::stage::table::{CACHED_K_PE, K_PE, Q_PE};
+use dsv2_reference::stage::{self, Stage};
 use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis, concatenate};
 
@@ -26,7 +29,7 @@ use crate::local::Local;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
 use crate::values::Values;
-use places::{Reading, readings};
+use places::{Reading, halves_of_pairs, readings};
 
 /// How often readings are tried anew: one that was wrong may have hidden another.
 const ROUNDS: usize = 3;
@@ -75,7 +78,8 @@ pub fn align(request: &Request, mut dump: Dump, mut truth: Truth) -> Result<Alig
         }
         judged = Judged::new(request, &dump, &truth, &placed.trace)?;
     }
-    if placed.forget_unexplained(&dump.trace, &truth, &judged) {
+    let disagree = placed.forget_disagreeing(&dump.trace, &truth);
+    if placed.forget_unexplained(&dump.trace, &truth, &judged) || disagree {
         judged = Judged::new(request, &dump, &truth, &placed.trace)?;
     }
     dump.recognised.extend(placed.recognised());
@@ -89,6 +93,7 @@ pub fn align(request: &Request, mut dump: Dump, mut truth: Truth) -> Result<Alig
         dump.assumed.push(rounded.says);
         judged = rounded.judged;
     }
+    dump.assumed.extend(unrounded::judge_by_unrounded(request, &dump, &truth, &mut judged)?);
     Ok(Aligned { dump, truth, local: Some(judged.local) })
 }
 
@@ -225,6 +230,36 @@ impl Placed {
         any
     }
 
+    /// Goes back to the order in which stages came that are multiplied with each other, number by number, or copied from each
+    /// other, where one would be in halves and another in pairs: each may be a right tensor, but no program has both. Says
+    /// whether there were some.
+    fn forget_disagreeing(&mut self, dump: &Trace, truth: &Truth) -> bool {
+        let halves = place::says(Turn::Halves);
+        let in_halves = |says: &Vec<&str>| says.contains(&halves);
+        let partners = |name: &str| {
+            let stage = Stage::parse(name).filter(|stage| ROTATED.contains(&stage.kind));
+            let layer = stage.and_then(|stage| stage.layer);
+            layer.map(|layer| ROTATED.map(|kind| stage::name(kind, layer)))
+        };
+        let in_pairs = |name: &String| {
+            let as_model = |name| Some(dump.get(name)?.shape().last() > Some(&2) && truth.trace.get(name).is_some());
+            self.says.get(name).is_some_and(|says| !in_halves(says)) && as_model(name.as_str()).unwrap_or(false)
+        };
+        let disagreeing = self.says.iter().filter(|(name, says)| {
+            in_halves(says) && partners(name).is_some_and(|partners| partners.iter().any(in_pairs))
+        });
+        let disagreeing: Vec<(String, Vec<&'static str>)> = disagreeing
+            .map(|(name, says)| (name.clone(), says.iter().copied().filter(|says| *says != halves).collect()))
+            .collect();
+        for (name, mut says) in disagreeing.iter().cloned() {
+            if let Some(values) = self.trace.get(&name).and_then(in_halves_again) {
+                says.push(DISAGREES);
+                self.put(&name, values, says);
+            }
+        }
+        !disagreeing.is_empty()
+    }
+
     fn put(&mut self, name: &str, values: Values, says: Vec<&'static str>) {
         let others = self.trace.iter().filter(|(other, _)| *other != name);
         let others: Vec<_> = others.map(|(name, values)| (name.to_owned(), values.clone())).collect();
@@ -237,6 +272,13 @@ impl Placed {
         all.collect()
     }
 }
+
+/// Rotated queries and keys, which are multiplied with each other, and the copy of the keys.
+const ROTATED: [&str; 3] = [Q_PE, K_PE, CACHED_K_PE];
+
+/// What is said of a stage that would be right in halves, where what it is multiplied with is not.
+const DISAGREES: &str =
+    "its halves would be right if the other of queries and keys were in halves, too; it is judged as it came";
 
 /// What is said of two stages in one tensor, if the second comes first.
 const OTHER_ORDER: &str = "in one tensor with another stage, the second before the first";
@@ -288,6 +330,12 @@ pub fn is_read_as_it_came(name: &str, got: &Values, want: &Values, rows: &Compar
     got.shape() == want.shape()
         && (rows.compare(&stage, got, want).metrics.l2 < IN_ORDER
             || readings(&stage, got, want.shape(), heads).len() == 1)
+}
+
+/// A stage whose halves were brought into pairs, as it was before.
+fn in_halves_again(values: &Values) -> Option<Values> {
+    let Values::Real(dtype, a) = values else { return None };
+    Some(Values::Real(*dtype, halves_of_pairs(a)?))
 }
 
 /// Two stages that came side by side in one tensor, if they are in it the other way round.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use dsv2_metrics::{Comparison, Metrics, Spread};
 use dsv2_reference::stage::table::{ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
-use dsv2_reference::stage::{Stage, forward_order};
+use dsv2_reference::stage::{Stage, flow, forward_order};
 use dsv2_reference::tap::NoTap;
 use indexmap::{IndexMap, IndexSet};
 
@@ -260,7 +260,11 @@ impl Measured {
     /// What becomes of each stage, now that all budgets are known.
     fn verdict(&self, request: &Request, dump: &PlainDump) -> Result<Verdict> {
         let spread = |name: &str| self.spreads.get(name).copied();
-        let budgets = Budgets::by_spread(&self.noise, spread, factors(dump.precision()));
+        let config = &request.case.config;
+        let from_its_inputs = |name: &str| {
+            flow::sources(name, config, |name| self.names.contains(name), |name| dump.holds(name)).not_held.is_empty()
+        };
+        let budgets = Budgets::by_spread(&self.noise, spread, from_its_inputs, factors(dump.precision()));
         let (none, rows) = (Budgets::default(), &self.rows);
         let own = LocalTruth {
             truth: Truth { trace: &self.routing[OWN], budgets: &budgets, rows },

@@ -33,6 +33,7 @@ use crate::local::{Local, factors};
 use crate::rows::ComparedRows;
 use crate::taps::Assumed;
 use crate::trace::Trace;
+use crate::values::fit;
 use moves::{Accepted, Moves};
 use reach::{Span, choice_of};
 use search::{Found, Search};
@@ -102,18 +103,22 @@ pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local
         let local_now = now.as_ref().unwrap_or(&first);
         let found = match failing.iter().all(explainable) {
             true => search.explain(&names, local_now.trace(), local_now.budgets(), &mut accepted)?,
-            false => Found::Refuted,
+            false => Found::Refuted(Vec::new()),
         };
         match found {
             Found::Settled => {}
             // what was assumed before may be wrong
-            Found::Refuted if now.is_none() => return Ok(as_it_is(first, None)),
-            Found::Refuted | Found::Open => {
+            Found::Refuted(rows) if now.is_none() => {
+                let verdict = with_worst_of(&rows, verdict, dump, &first);
+                return Ok(Followed { local: first, verdict, assumed: Vec::new(), inconclusive: None });
+            }
+            Found::Refuted(_) | Found::Open => {
                 let why = undecided(&open, UNKNOWN, &question);
                 return Ok(as_it_is(first, Some(why)));
             }
         }
-        let settled = local(&accepted.assumed(&question))?;
+        let mut settled = local(&accepted.assumed(&question))?;
+        settled.judge_otherwise_as(&first);
         let verdict = judged(case, dump, truth, &settled)?;
         if verdict.passes() {
             let layers = open.iter().flat_map(|(stage, _)| Span::of(stage, &question).layers);
@@ -138,6 +143,25 @@ fn judged(case: &Case, dump: &Dump, truth: &Truth, local: &Local) -> Result<Verd
     let propagated = judge::Truth { trace: &truth.trace, budgets: &budgets, rows: &truth.rows };
     let own = local.truth(&case.config, &truth.rows)?;
     Ok(judge::judge(&dump.trace, &propagated, Some(&own), |_| false))
+}
+
+/// The verdict with the worst element among `rows` of the stages that have some: others may be off by a near tie.
+fn with_worst_of(rows: &[(String, usize)], mut verdict: Verdict, dump: &Dump, local: &Local) -> Verdict {
+    for stage in verdict.stages.iter_mut().filter(|stage| stage.disposition.fails()) {
+        let of_stage: BTreeSet<usize> =
+            rows.iter().filter(|(name, _)| *name == stage.stage).map(|(_, row)| *row).collect();
+        let worst = || {
+            let want = local.stage(&stage.stage)?.real()?;
+            let got = fit(dump.trace.get(&stage.stage)?.real()?, want.shape())?;
+            let count = want.len().checked_div(*want.shape().last()?)?;
+            let compared: Vec<bool> = (0..count).map(|row| of_stage.contains(&row)).collect();
+            dsv2_metrics::compare(got.view(), want.view(), Some(&compared)).worst
+        };
+        if let Some(worst) = (!of_stage.is_empty()).then(worst).flatten() {
+            stage.element = Some(worst);
+        }
+    }
+    verdict
 }
 
 /// The stages that fail, and how.

@@ -3,14 +3,18 @@
 //! | the dump has | the judge sees |
 //! |---|---|
 //! | logits of the last tokens alone | a model that computes no others |
+//! | logits of a padded vocabulary | those of the tokens that exist |
 //! | rows beyond the tokens (padded batches, CUDA graphs) | the first rows |
 //! | tokens of unequal sequences laid end to end | one sequence with a mask ([`varlen`](crate::inputs::varlen)), its keys in that order |
 //! | some layers, and the residual stream that enters them | these layers alone |
+//! | one decoding step, and the rows of all tokens | the rows of the new tokens |
 //! | one decoding step, and the cache before it or after it | the stages of a second chunk, and the cache after the first or the second |
 
 mod extra_rows;
 pub mod last_tokens;
+mod new_tokens;
 mod part;
+mod vocabulary;
 
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, TOPK_INDICES};
@@ -38,6 +42,8 @@ pub fn recognise(request: &Request, dump: &mut Dump) -> Result<Request> {
         dump.trace = taken_in.collect();
     }
     case.inputs.cache_before = holds_cache_before(&dump.trace, &case.inputs);
+    vocabulary::without_padding(&case, dump);
+    new_tokens::of_all(&case, dump)?;
     let tokens = case.inputs.batch() * case.inputs.looked_at();
     let choices = [tokens, case.config.experts_per_token().unwrap_or(0)];
     cut(dump, &case, |stage, _| (stage.kind == TOPK_INDICES).then(|| choices.to_vec()));

@@ -10,15 +10,15 @@ use std::borrow::Cow;
 
 use dsv2_reference::stage::convention::name::GATE_UP_PROJ;
 use dsv2_reference::stage::table::*;
-use dsv2_reference::stage::{Layout, Stage};
+use dsv2_reference::stage::{Layout, Stage, canonical};
 use dsv2_reference::{DeepseekV2Config, Dtype, Tensor};
 use indexmap::{IndexMap, IndexSet};
 use ndarray::{ArrayD, Axis, concatenate};
 
-use super::{Checked, Request, check};
+use super::{Checked, Request, check, check_without_hint};
 use crate::case::Case;
 use crate::error::{Error, Result};
-use crate::judge::Disposition;
+use crate::judge::{Disposition, StageVerdict};
 use crate::trace::Trace;
 use crate::values::Values;
 use plans::{How, Rule, kind};
@@ -32,9 +32,17 @@ pub struct Joined {
     /// With the first rank's copies of what all have.
     pub trace: Trace,
     /// With those of another rank, where these are not the same to the bit.
-    others: Vec<(usize, Trace)>,
+    others: Vec<(usize, Copies)>,
     /// Where a rank goes to other experts than the first: the stage, and what is said of it.
     elsewhere: Vec<(String, String)>,
+}
+
+/// The dump with one rank's copies of what all have.
+#[derive(Debug)]
+struct Copies {
+    /// Whose copies are not the first rank's.
+    names: Vec<String>,
+    trace: Trace,
 }
 
 /// Joins files that hold different stages.
@@ -98,9 +106,10 @@ pub fn join(files: &[File], rule: &Rule, case: &Case) -> Result<Joined> {
     let view = |rank: usize, copies: Vec<(String, Values)>| {
         let mut view = joined.clone();
         view.extend(copies.iter().cloned());
-        let says = copies.into_iter().map(|(name, _)| (name, format!("the copy of rank {rank}")));
+        let names: Vec<String> = copies.into_iter().map(|(name, _)| name).collect();
+        let says = names.iter().map(|name| (name.clone(), format!("the copy of rank {rank}"))).collect();
         let trace: Trace = view.into_iter().collect();
-        (rank, trace.with_notes(Vec::new(), says.collect()))
+        (rank, Copies { names, trace: trace.with_notes(Vec::new(), says) })
     };
     let others = copies.into_iter().enumerate().filter(|(_, copies)| !copies.is_empty());
     let others = others.map(|(rank, copies)| view(rank, copies)).collect();
@@ -110,9 +119,9 @@ pub fn join(files: &[File], rule: &Rule, case: &Case) -> Result<Joined> {
     Ok(Joined { trace: trace.with_notes(unread.into_iter().collect(), notes), others, elsewhere })
 }
 
-/// Checks a dump that was joined: with the first rank's copies, then, if that passes, with those of each rank that has others.
-/// What is given back is the first that does not pass, or that of the first rank. Ranks that go to different experts are wrong,
-/// however near a tie it was: each would add a part of another sum.
+/// Checks a dump that was joined: with the first rank's copies, then with those of each rank that has others. What is given
+/// back is the first that does not pass, or that of the first rank; and of every rank, the copies that are wrong. Ranks that go
+/// to different experts are wrong, however near a tie it was: each would add a part of another sum.
 ///
 /// # Errors
 /// As [`check()`].
@@ -120,11 +129,23 @@ pub fn check_ranks(request: &mut Request, joined: Joined) -> Result<Checked> {
     let Joined { trace, others, elsewhere } = joined;
     request.candidate = trace;
     let mut checked = check(request)?;
-    for (_, other) in others {
+    for (rank, Copies { names, trace }) in others {
+        let first = std::mem::replace(&mut request.candidate, trace);
         if !checked.verdict.passes() {
-            break;
+            let of_rank = check_without_hint(request)?;
+            request.candidate = first;
+            let is_copy = |stage: &StageVerdict| names.iter().any(|name| canonical(name) == stage.stage);
+            let wrong = of_rank.verdict.stages.into_iter().filter(|stage| stage.disposition.fails() && is_copy(stage));
+            for stage in wrong {
+                let own = checked.verdict.stages.iter_mut().find(|own| own.stage == stage.stage);
+                if let Some(own) = own.filter(|own| !own.disposition.fails()) {
+                    let says = format!("the copy of rank {rank}");
+                    let note = stage.note.as_ref().map_or(says.clone(), |note| format!("{says}: {note}"));
+                    *own = StageVerdict { note: Some(note), ..stage };
+                }
+            }
+            continue;
         }
-        let first = std::mem::replace(&mut request.candidate, other);
         let of_rank = check(request)?;
         match of_rank.verdict.passes() {
             true => request.candidate = first,

@@ -20,7 +20,11 @@ pub fn check_text(report: &CheckReport, styled: bool) -> String {
         (Some(failure), _) => format!("first wrong stage {failure}"),
         (None, Some(open)) => inconclusive(open),
         (None, None) if report.verdict == check::Conclusion::NotJudged => "nothing could be compared".to_owned(),
-        (None, None) => format!("{} stages, as {} computes them", report.compared.stages, report.dtype),
+        (None, None) => {
+            let stages = report.compared.stages;
+            let (noun, them) = if stages == 1 { ("stage", "it") } else { ("stages", "them") };
+            format!("{stages} {noun}, as {} computes {them}", report.dtype)
+        }
     };
     let verdict = format!("{}: {}", check_word(report.verdict), Text::message(&found));
     let notes = |notes: Vec<Note>| notes.iter().map(note).collect::<Vec<_>>().join("\n");

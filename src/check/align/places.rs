@@ -106,3 +106,15 @@ fn pairs_of_halves<A: Clone>(a: &ArrayD<A>) -> Option<ArrayD<A>> {
     }
     Some(paired)
 }
+
+/// x[0], x[2], .., x[1], x[3], ..: the other way round.
+pub fn halves_of_pairs<A: Clone>(a: &ArrayD<A>) -> Option<ArrayD<A>> {
+    let last = Axis(a.ndim().checked_sub(1)?);
+    let width = a.len_of(last);
+    (width.is_multiple_of(2) && width > 0).then_some(())?;
+    let mut halves = a.clone();
+    for (start, to) in [(0, Slice::from(..width / 2)), (1, Slice::from(width / 2..))] {
+        halves.slice_axis_mut(last, to).assign(&a.slice_axis(last, Slice::new(start, None, 2)));
+    }
+    Some(halves)
+}

@@ -1,11 +1,12 @@
 //! Rearranged dumps: what is said of each, that it passes, and that the same with a bug in it fails where the bug is.
 
+mod rounded_copies;
 mod ways;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dsv2_reference::stage::convention::{name, place, value};
+use dsv2_reference::stage::convention::{fused, name, place, value};
 use dsv2_reference::stage::{Stage, table};
 use dsv2_reference::tap::{NoTap, StageValue};
 use dsv2_reference::weights::WeightSource;
@@ -13,6 +14,7 @@ use dsv2_reference::weights::generator::splitmix64;
 use dsv2_reference::{Dtype, Tensor};
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
 
+use super::DISAGREES;
 use crate::backend::{Backend, Reference, Settings};
 use crate::case::Case;
 use crate::check::{Checked, Request, check_without_hint};
@@ -130,6 +132,28 @@ fn keys_of_another_rotation_are_not_taken_for_another_layout() {
     let checked = judged(case("v2"), stages, None);
     assert_eq!(first_failure(&checked), Some("model.layers.0.self_attn.k_pe"));
     assert_eq!(said(&checked), BTreeSet::new());
+}
+
+#[test]
+fn queries_in_halves_do_not_go_with_keys_in_pairs() {
+    for (turned, left) in [("q_pe", "k_pe"), ("self_attn.k_pe", "q_pe"), ("0.k_pe", "self_attn.k_pe")] {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut stages = run(&case("v2"), precision, &mut NoTap);
+            ways::ending(&mut stages, turned, ways::halves_of_pairs);
+            stages.retain(|name, _| !name.contains("layers.1.") && !name.contains("values.1."));
+            let checked = judged(case("v2"), stages.clone(), Some(precision));
+            let failed = first_failure(&checked).unwrap_or_default();
+            assert!(failed.ends_with(turned), "{turned}, {precision}: {failed}");
+            assert!(said(&checked).contains(DISAGREES), "{turned}: {:?}", said(&checked));
+
+            // alone, it may be so
+            stages.retain(|name, _| !name.contains("_pe") || name.ends_with(turned));
+            if turned != "0.k_pe" {
+                let checked = judged(case("v2"), stages, Some(precision));
+                assert_eq!(first_failure(&checked), None, "{turned} without {left}, {precision}");
+            }
+        }
+    }
 }
 
 /// The model `v2` on so many sequences of so many tokens.
@@ -354,6 +378,7 @@ fn the_page_names_every_convention() {
     let says = place::CONVENTIONS.iter().map(|convention| convention.says);
     let says = says.chain(value::CONVENTIONS.iter().map(|convention| convention.says));
     let says = says.chain(name::OTHER_NAMES.iter().map(|other| other.says));
+    let says = says.chain(fused::FUSED.iter().map(|line| line.says));
     for says in says {
         assert!(section.contains(says), "docs/judge.md, Other layouts: {says}");
     }

@@ -13,8 +13,8 @@ use crate::check::dump::Dump;
 use crate::check::truth::Truth;
 use crate::judge::routing::elsewhere;
 use crate::judge::{Disposition, LocalTruth, StageVerdict};
-use crate::mutants::Mutant;
 use crate::mutants::explain::{Named, Trials, named};
+use crate::mutants::{Class, Mutant};
 use crate::trace::Trace;
 use crate::values::fit;
 
@@ -46,6 +46,10 @@ pub fn hint(
     let trials = Trials::new((case, &dump.trace, &truth.trace), local.truth.budgets, local.truth.rows, choices);
     let mut names = Vec::new();
     match named(&trials, &failed.stage, &truth.names) {
+        // what computes less precisely does so for every token; one that flips a near tie of the wrong token looks alike
+        Named::All(mutants) | Named::Stage(mutants)
+            if mutants.iter().all(|mutant| mutant.class == Class::Precision)
+                && is_of_few_tokens(&failed.stage, &dump.trace, local) => {}
         Named::All(mutants) if mutants.len() <= NAMED => {
             says.push(format!("a known bug computes this: {}", listed(&mutants)));
             names = mutants;
@@ -64,6 +68,31 @@ pub fn hint(
     let names = names.into_iter().map(|mutant| mutant.id).collect();
     (!says.is_empty()).then_some(Hint { says, names })
 }
+
+/// Of so many tokens, one in this many is few.
+const FEW: usize = 8;
+
+/// Whether nearly all of the error of a stage is in a few of its many rows.
+fn is_of_few_tokens(name: &str, candidate: &Trace, local: &LocalTruth<'_>) -> bool {
+    let errors = || {
+        let (stage, want) = (Stage::parse(name)?, local.truth.trace.get(name)?.real()?);
+        let got = fit(candidate.get(name)?.real()?, want.shape())?;
+        let compared = local.truth.rows.of_stage(&stage, want.shape());
+        let last = ndarray::Axis(want.ndim().checked_sub(1)?);
+        let rows = got.lanes(last).into_iter().zip(want.lanes(last)).enumerate();
+        let rows = rows.filter(|(row, _)| compared.as_ref().is_none_or(|rows| rows[*row]));
+        let off = |a: &f64, b: &f64| if a.is_finite() && b.is_finite() { (a - b).powi(2) } else { 0.0 };
+        let errors = rows.map(|(_, (got, want))| got.iter().zip(want).map(|(a, b)| off(a, b)).sum::<f64>());
+        Some(errors.collect::<Vec<f64>>())
+    };
+    let Some(mut errors) = errors() else { return false };
+    errors.sort_by(|a, b| b.total_cmp(a));
+    let few = errors.len() / FEW;
+    few > 0 && errors[..few].iter().sum::<f64>() > MOST * errors.iter().sum::<f64>()
+}
+
+/// So much of an error is nearly all of it.
+const MOST: f64 = 0.8;
 
 fn listed(mutants: &[&Mutant]) -> String {
     let one = |mutant: &&Mutant| format!("`{}` ({})", mutant.id, mutant.what.trim_end_matches('.'));

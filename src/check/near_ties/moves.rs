@@ -30,6 +30,11 @@ pub struct Move {
 }
 
 impl Move {
+    /// Whether the other is of the same token in the same layer.
+    fn is_of_same(&self, other: &Move) -> bool {
+        (self.layer, self.token) == (other.layer, other.token)
+    }
+
     /// Takes it to have happened.
     pub fn assume(&self, assumed: &mut Assumed) {
         assumed.assume(&choice_of(self.layer), self.token, self.experts.clone());
@@ -147,9 +152,14 @@ impl Moves {
         (moves, !self.more.iter().any(|(layer, token)| reaches(*layer, *token)))
     }
 
+    /// Of each token in a layer, the nearest for rank 0, the next one for 1, and so on, where there are so many.
+    pub fn of_rank(&self, layer: usize, rank: usize) -> impl Iterator<Item = &Move> {
+        let place = move |at: usize| self.all[..at].iter().rev().take_while(|m| self.all[at].is_of_same(m)).count();
+        self.all.iter().enumerate().filter(move |(at, m)| m.layer == layer && place(*at) == rank).map(|(_, m)| m)
+    }
+
     /// The nearest of each token in each layer.
     pub fn nearest(&self) -> impl Iterator<Item = &Move> {
-        let same = |a: &Move, b: &Move| (a.layer, a.token) == (b.layer, b.token);
-        self.all.iter().enumerate().filter(move |(at, m)| *at == 0 || !same(m, &self.all[at - 1])).map(|(_, m)| m)
+        self.all.iter().enumerate().filter(|(at, m)| *at == 0 || !m.is_of_same(&self.all[at - 1])).map(|(_, m)| m)
     }
 }

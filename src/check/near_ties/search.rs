@@ -21,15 +21,20 @@ use crate::trace::Trace;
 
 /// How often the reference is run for one dump. A bound on runs, not on time: a verdict must not depend on the machine.
 pub const MOST_RUNS: usize = 64;
-/// An error this many times what all near ties together do is none of theirs.
+/// An error this many times what near ties do is none of theirs.
 const GROSS: f64 = 2.0;
+
+/// Of how many layers, the last ones, the near ties are tried alone before an error is called far larger than theirs.
+const LAYERS: usize = 4;
+/// How many choices of each token are tried for that.
+const RANKS: usize = 3;
 
 /// What came of the search.
 pub enum Found {
     /// Near ties explain everything.
     Settled,
-    /// A row is off that no near ties explain.
-    Refuted,
+    /// Rows are off that no near ties explain: stages, and places in them, as far as they are known.
+    Refuted(Vec<(String, usize)>),
     /// Neither, in so many runs.
     Open,
 }
@@ -73,15 +78,16 @@ impl<'a> Search<'a> {
         };
         let moves_of = |run: &Trace| Moves::of(run, layers.iter().copied(), budgets, question);
         let moves = moves_of(start);
-        if self.beyond_reach(&stages, start, &moves) {
-            return Ok(Found::Refuted);
+        if let Some(rows) = self.beyond_reach(&stages, start, &moves) {
+            return Ok(Found::Refuted(rows));
         }
         // all at once: an error far beyond what that does is none of theirs
         let mut together = accepted.assumed(question);
         moves.nearest().for_each(|m| m.assume(&mut together));
         let Some(all) = self.run(&wanted, &together)? else { return Ok(Found::Open) };
-        if gross(&stages, start, &all, question) {
-            return Ok(Found::Refuted);
+        let gross = self.gross(&stages, start, &all, (&moves, accepted), &wanted)?;
+        if !gross.is_empty() {
+            return Ok(Found::Refuted(gross));
         }
 
         let (mut start, mut moves) = (start.clone(), moves);
@@ -95,7 +101,8 @@ impl<'a> Search<'a> {
                     Some(sequence) => !settled_sequences.contains(&sequence),
                     None => settled_sequences.is_empty(),
                 };
-                units.iter().any(|unit| unit.state == State::Impossible && nothing_before(unit))
+                let impossible = units.iter().filter(|unit| unit.state == State::Impossible && nothing_before(unit));
+                impossible.map(|unit| (unit.held.name.to_owned(), unit.row.at)).collect::<Vec<_>>()
             };
             // only of the start is it known what all near ties together do
             let together = settled_nothing.then_some(&all);
@@ -118,12 +125,14 @@ impl<'a> Search<'a> {
                     unit.tried(&start_of_units, &run, &run_moves, question);
                 }
                 (start, moves) = (run, run_moves);
-                if refuted(&units) {
-                    return Ok(Found::Refuted);
+                let rows = refuted(&units);
+                if !rows.is_empty() {
+                    return Ok(Found::Refuted(rows));
                 }
             }
-            if refuted(&units) {
-                return Ok(Found::Refuted);
+            let rows = refuted(&units);
+            if !rows.is_empty() {
+                return Ok(Found::Refuted(rows));
             }
             if units.iter().any(|unit| unit.state != State::Settled) {
                 return Ok(Found::Open);
@@ -145,28 +154,60 @@ impl<'a> Search<'a> {
         taught(self.question.case, self.question.teacher, wanted, assumed).map(Some)
     }
 
-    /// Whether a row is off that no near tie can move.
-    fn beyond_reach(&self, stages: &[(Held<'_>, Span)], start: &Trace, moves: &Moves) -> bool {
-        stages.iter().any(|(held, span)| {
+    /// The rows that are off by far more than near ties do to them: `all` together, and those of one layer alone. (Together they may
+    /// undo each other, or the one of them that did it; and of the choices that a token could have made, the nearest need not be
+    /// the one that moves it most.)
+    fn gross(
+        &self,
+        stages: &[(Held<'_>, Span)],
+        start: &Trace,
+        all: &Trace,
+        (moves, accepted): (&Moves, &Accepted),
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<(String, usize)>> {
+        let question = self.question;
+        let mut gross: Vec<(&Held<'_>, &Span, Row)> = Vec::new();
+        for (held, span) in stages {
+            let rows = held.over(start, question).unwrap_or_default().into_iter();
+            gross.extend(rows.filter(|row| is_gross(held, row, start, all, question)).map(|row| (held, span, row)));
+        }
+        for rank in 0..RANKS {
+            let layers: BTreeSet<usize> = gross.iter().flat_map(|(_, span, _)| span.layers.iter().copied()).collect();
+            for layer in layers.into_iter().rev().take(LAYERS) {
+                let mut of_layer = moves.of_rank(layer, rank).peekable();
+                if gross.is_empty() || of_layer.peek().is_none() {
+                    continue;
+                }
+                let mut assumed = accepted.assumed(question);
+                of_layer.for_each(|m| m.assume(&mut assumed));
+                let run = taught(question.case, question.teacher, wanted, &assumed)?;
+                gross.retain(|(held, _, row)| is_gross(held, row, start, &run, question));
+            }
+        }
+        Ok(gross.into_iter().map(|(held, _, row)| (held.name.to_owned(), row.at)).collect())
+    }
+
+    /// The rows that are off and that no near tie can move, if there are some, or if nothing is known of where a stage is off.
+    fn beyond_reach(&self, stages: &[(Held<'_>, Span)], start: &Trace, moves: &Moves) -> Option<Vec<(String, usize)>> {
+        let mut found = Vec::new();
+        let mut nowhere = false;
+        for (held, span) in stages {
             let rows = held.over(start, self.question).unwrap_or_default();
+            nowhere |= rows.is_empty();
             let untouched = |row: &Row| {
                 let (reaching, complete) = moves.reaching(&row.owner, span, self.question);
                 reaching.is_empty() && complete
             };
-            rows.is_empty() || rows.iter().any(untouched)
-        })
+            found.extend(rows.into_iter().filter(untouched).map(|row| (held.name.to_owned(), row.at)));
+        }
+        (nowhere || !found.is_empty()).then_some(found)
     }
 }
 
-/// Whether a row is off by far more than what all near ties together do to it.
-fn gross(stages: &[(Held<'_>, Span)], start: &Trace, all: &Trace, question: &Question<'_>) -> bool {
-    stages.iter().any(|(held, _)| {
-        let rows = held.over(start, question).unwrap_or_default();
-        rows.iter().any(|row| {
-            let moved = held.moved(row.at, start, all).and_then(|moved| held.measure(row.at, &moved, start, question));
-            moved.is_some_and(|moved| row.size > 1.0 + GROSS * moved)
-        })
-    })
+/// Whether a row is off by far more than it is moved in a run.
+fn is_gross(held: &Held<'_>, row: &Row, start: &Trace, run: &Trace, question: &Question<'_>) -> bool {
+    let moved = held.moved(row.at, start, run).and_then(|moved| held.measure(row.at, &moved, start, question));
+    moved.is_some_and(|moved| row.size > 1.0 + GROSS * moved)
 }
 
 /// The rows to be explained next.

@@ -282,3 +282,64 @@ fn a_step_of_sequences_of_unequal_lengths_is_judged_too() {
         assert!(checked.verdict.passes(), "{:?}", checked.verdict.first_failure());
     }
 }
+
+#[test]
+fn a_step_whose_dump_has_all_tokens_is_judged_by_the_new_ones() {
+    for (name, new) in [("v2", 1), ("v2-lite", 3), ("batch-of-one", 1), ("batch-of-one", 2), ("left-padding", 1)] {
+        for precision in TYPES {
+            let whole = Case { use_cache: true, ..golden(name) };
+            let (case, dump) = (decoding(&whole, new), run(&whole, precision));
+            let checked = judged(&case, dump.clone(), precision);
+            assert!(checked.verdict.passes(), "{name} {precision} {new}: {:?}", checked.verdict.first_failure());
+            let said =
+                checked.layouts.iter().filter(|found| found.layout.contains("before the step are not looked at"));
+            assert!(said.count() > 20, "{name}: {:?}", checked.layouts);
+            fails_at(O_PROJ, &case, scaled(&dump, O_PROJ, 1.02), precision);
+        }
+    }
+    // as many rows as there are tokens, of which the first are the new ones
+    let whole = Case { use_cache: true, ..golden("batch-of-one") };
+    let (case, all) = (decoding(&whole, 1), run(&whole, Precision::F32));
+    let behind = whole.inputs.length() - 1;
+    let padded = each(&step(&all, 1, false), |name, a| match layout(name) {
+        Layout::Tokens | Layout::Logits | Layout::Flat => Some(longer(&by_rows(a), &[(0, behind)])),
+        _ => Some(a.clone()),
+    });
+    let checked = judged(&case, padded, Precision::F32);
+    assert!(checked.verdict.passes(), "{:?}", checked.verdict.first_failure());
+}
+
+#[test]
+fn logits_of_a_padded_vocabulary_are_cut_and_it_is_said_what_is_beyond() {
+    let case = golden("v2");
+    let vocab = case.config.vocab_size;
+    for precision in TYPES {
+        let trace = run(&case, precision);
+        for (multiple, value, says) in [
+            (64, 0.0, "they hold zeros"),
+            (128, f64::NEG_INFINITY, "they hold minus infinity or the lowest number"),
+            (64, f64::NAN, "they hold numbers that are not finite"),
+            (1024, 1.5, "they hold numbers from 1.500 to 1.500, which a sampler must not take"),
+        ] {
+            let extra = vocab.next_multiple_of(multiple) - vocab;
+            let padded = |a: &ArrayD<f64>| {
+                let mut shape = a.shape().to_vec();
+                shape[2] = extra;
+                concatenate(Axis(2), &[a.view(), ArrayD::from_elem(shape, value).view()]).unwrap()
+            };
+            let dump = each(&trace, |name, a| Some(if name == "lm_head" { padded(a) } else { a.clone() }));
+            let checked = passes(&case, dump.clone(), precision);
+            let said = checked.layouts.iter().find(|found| found.stage == "lm_head").unwrap();
+            let beyond = format!("{extra} columns beyond the vocabulary of {vocab} are not looked at: {says}");
+            assert_eq!(said.layout, beyond);
+            fails_at("lm_head", &case, scaled(&dump, "lm_head", 1.02), precision);
+            // of the last tokens alone, too
+            let last = |name: &str, a: &ArrayD<f64>| {
+                (name == "lm_head").then(|| a.slice_axis(Axis(1), Slice::from(-1..)).to_owned())
+            };
+            passes(&case, each(&dump, last), precision);
+        }
+        let odd = each(&trace, |name, a| Some(if name == "lm_head" { longer(a, &[(2, 1)]) } else { a.clone() }));
+        fails_at("lm_head", &case, odd, precision);
+    }
+}

@@ -139,6 +139,21 @@ fn a_copy_that_differs_on_one_rank_fails_and_names_the_rank() {
 }
 
 #[test]
+fn a_copy_that_is_wrong_on_one_rank_is_told_beside_an_earlier_failure() {
+    let rule: Rule = "transformers".parse().unwrap();
+    let mut ranks = ranks(&trace(), &rule);
+    let (first, second) = ("model.layers.0.input_layernorm", "model.layers.1.post_attention_layernorm");
+    for rank in &mut ranks {
+        of(rank, first).mapv_inplace(|x| x * 1.5);
+    }
+    of(&mut ranks[1], second).slice_mut(s![0, 1, ..]).mapv_inplace(|x| x * 1.5);
+    let checked = checked(&rule, ranks);
+    assert_eq!(first_failure(&checked), first);
+    let copy = checked.verdict.stages.iter().find(|stage| stage.stage == second).unwrap();
+    assert_eq!((copy.disposition, copy.note.as_deref()), (Disposition::OverBudget, Some("the copy of rank 1")));
+}
+
+#[test]
 fn copies_that_differ_by_rounding_pass_and_it_is_said() {
     let rule: Rule = "transformers".parse().unwrap();
     let mut ranks = ranks(&trace(), &rule);

@@ -323,7 +323,7 @@ fn each(stages: &mut Stages, change: impl Fn(&Stage, &ArrayD<f64>) -> Option<Arr
     }
 }
 
-fn ending(stages: &mut Stages, end: &str, change: impl Fn(&ArrayD<f64>) -> ArrayD<f64>) {
+pub fn ending(stages: &mut Stages, end: &str, change: impl Fn(&ArrayD<f64>) -> ArrayD<f64>) {
     for (name, values) in stages.iter_mut().filter(|(name, _)| name.ends_with(end)) {
         let Values::Real(_, a) = values else { panic!("{name}") };
         *a = change(a);
@@ -357,7 +357,7 @@ fn reshaped(a: &ArrayD<f64>, shape: &[usize]) -> ArrayD<f64> {
     a.to_shape(shape).unwrap().into_owned()
 }
 
-fn halves_of_pairs(a: &ArrayD<f64>) -> ArrayD<f64> {
+pub fn halves_of_pairs(a: &ArrayD<f64>) -> ArrayD<f64> {
     let last = Axis(a.ndim() - 1);
     let (even, odd) = (a.slice_axis(last, Slice::new(0, None, 2)), a.slice_axis(last, Slice::new(1, None, 2)));
     concatenate(last, &[even, odd]).unwrap()
