@@ -11,25 +11,3 @@ fn a_token_that_ends_a_text_is_named_also_where_there_may_be_no_more() {
     assert_eq!(criteria.after(&[1, 1, 7, 3]), Some(FinishReason::StopToken(3)));
     assert_eq!(criteria.after(&[1, 1, 7, 7]), Some(FinishReason::Length));
 }
-
-#[test]
-fn nothing_comes_after_a_stop_string_and_all_comes_without_one() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/text/tokenizer.json");
-    let tokenizer = Tokenizer::from_bytes(&std::fs::read(folder).unwrap(), None).unwrap();
-    let said = |text: &str, stop: &[&str]| {
-        let strings: Vec<String> = stop.iter().map(|string| (*string).to_owned()).collect();
-        let mut answer = StopStrings::new(&tokenizer, &strings, true);
-        let mut said = String::new();
-        for id in tokenizer.encode(text, false).unwrap() {
-            let piece = answer.push(id).unwrap();
-            said += &piece.text;
-            if piece.stopped.is_some() {
-                break;
-            }
-        }
-        said + &answer.finish().unwrap()
-    };
-    assert_eq!(said("a 😀 b", &["😀"]), "a ");
-    assert_eq!(said("a 😀 b sto", &["stop"]), "a 😀 b sto");
-    assert_eq!(said("a 😀 b", &[]), "a 😀 b");
-}
