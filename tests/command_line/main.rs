@@ -7,6 +7,7 @@ mod files;
 mod forms;
 mod hostile;
 mod materialize;
+mod outputs;
 mod process;
 mod refused;
 mod requests;
