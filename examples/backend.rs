@@ -122,6 +122,7 @@ fn main() -> dsv2::Result<()> {
         cases: ["v2", "v2-lite", "many-groups"].map(str::to_owned).to_vec(),
         candidates: vec![(&right, Precision::F32), (&wrong, Precision::F32)],
         attention: AttentionForm::Expanded,
+        at_a_time: usize::MAX,
         waivers: Waivers::default(),
     };
     for item in verify(&plan, |_| ())? {

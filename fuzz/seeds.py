@@ -74,3 +74,5 @@ for first in (2, 3):
     for seed in range(20):
         stream = bytes((first * 31 + seed * 97 + i * i * (seed + 1)) % 256 for i in range(400))
         write("dump", f"made-{first}-{seed}", bytes([first]) + stream)
+for seed in range(40):
+    write("explain", f"made-{seed}", bytes((seed * 89 + i * 151 + i * i * (seed + 3)) % 256 for i in range(120)))

@@ -27,8 +27,9 @@ use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs, Labels};
 pub use crate::precision::{Choice, Precision};
 use crate::taps::storage::{PlainErrors, Tf32Operands};
-use crate::taps::{AnyTap, Drawn, DrawnWeights, Forced, Fp8Operands, Recorder, again};
+use crate::taps::{AnyTap, Drawn, DrawnWeights, Forced, Recorder, again, fp8_operands};
 use crate::trace::Trace;
+use crate::{memory, planned};
 
 pub use device::OnDevice;
 
@@ -76,6 +77,15 @@ pub trait Backend: Sync {
     fn leaves_out(&self, stage: &str, settings: &Settings<'_>) -> bool {
         let _ = (stage, settings);
         false
+    }
+
+    /// About how many bytes of this machine's memory a run takes beside what it records.
+    ///
+    /// # Errors
+    /// If the case is impossible.
+    fn takes(&self, case: &Case, settings: &Settings<'_>) -> Result<u64> {
+        let computed = memory::at_a_time(&planned::stages(case, settings.attention, settings.precision));
+        Ok(computed.saturating_mul(if settings.precision == Precision::F64 { 8 } else { 4 }))
     }
 
     /// Runs a case and records its stages. `tap` sees each before it is recorded, and may change it.
@@ -161,15 +171,11 @@ fn show<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>, sin
         }
     };
 
-    let weights = DrawnWeights {
-        weights: &*case.weights,
-        config: &case.config,
-        precision: settings.precision,
-        draw: settings.draw,
-    };
-    let weights: &dyn WeightSource = if drawn { &weights } else { &*case.weights };
+    let errors = DrawnWeights { config: &case.config, precision: settings.precision, draw: settings.draw };
+    let with_errors = errors.of(&*case.weights);
+    let weights: &dyn WeightSource = if drawn { &with_errors } else { &*case.weights };
     let model = match settings.precision {
-        Precision::Fp8 => Model::<T>::load(case, &Fp8Operands::of(weights, case)?)?,
+        Precision::Fp8 => Model::<T>::load(case, &fp8_operands(weights, case)?)?,
         _ => Model::<T>::load(case, weights)?,
     };
     let mut cache = case.use_cache.then(|| LatentCache::with_format(&case.config, batch, settings.cache));

@@ -38,6 +38,7 @@ use crate::judge::Verdict;
 use crate::memory::{self, Need, Size};
 use crate::planned;
 use crate::precision::Precision;
+use crate::taps::has_8_bits;
 use crate::trace::Trace;
 use align::Aligned;
 pub use conclusion::{Conclusion, Inconclusive};
@@ -99,7 +100,11 @@ impl Checked {
 /// If the reference refuses the case, no tensor of the dump is a stage of this model, or the expected tensors are not the
 /// model's, or none of them is in the dump.
 pub fn check(request: &Request) -> Result<Checked> {
-    checked(request, true)
+    let mut checked = checked(request, true)?;
+    if checked.conclusion() == Conclusion::Fail && explain::fits_fp8(request, &checked)? {
+        checked.hint.get_or_insert_default().says.push(explain::FITS_FP8.to_owned());
+    }
+    Ok(checked)
 }
 
 /// The same without a hint, for which a number of mutants have to be run.
@@ -129,7 +134,9 @@ pub fn need_whole<'a>(case: &Case, files: impl IntoIterator<Item = &'a Path>) ->
         dump::size::elements(file, &planned).map(|elements| sum.saturating_add(elements))
     })?;
     // the dump, the truth, what takes the place of it, what each stage should be, and a plain run: all in f64, some twice
-    let size = elements.saturating_mul(64).saturating_add(memory::at_a_time(&planned).saturating_mul(24));
+    // (where the weights have 8 bits, a dump that fails is judged once more, beside what came of it and what it was)
+    let each = if has_8_bits(case)? { 80 } else { 64 };
+    let size = elements.saturating_mul(each).saturating_add(memory::at_a_time(&planned).saturating_mul(24));
     Ok(Need { size: Size(size), less: LESS })
 }
 

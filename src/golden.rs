@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use dsv2_metrics::Metrics;
 use dsv2_reference::config::Head;
-use dsv2_reference::file::{self, unfinished::Unfinished};
+use dsv2_reference::file::unfinished::Unfinished;
+use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::causal_lm::LogitsToKeep;
-use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 pub use folder::{Folder, GoldenCases};
@@ -24,9 +24,11 @@ use crate::budget::{self, Budgets, FACTORS};
 use crate::case::{self, Case};
 use crate::error::{Error, Result};
 use crate::inputs::Inputs;
+use crate::planned;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
+use crate::values::Values;
 
 /// A golden case, ready to run and to be judged by.
 pub struct GoldenCase {
@@ -42,51 +44,76 @@ pub struct GoldenCase {
     _unpacked: Option<Unfinished>,
 }
 
-impl GoldenCase {
-    /// Loads the case that lies in `folder`.
+/// A golden case as far as its small files tell: what is to be run, before anything large is read.
+pub struct Outline {
+    /// The content of case.json.
+    pub file: CaseFile,
+    /// What to run, without the weights of a checkpoint.
+    pub case: Case,
+}
+
+impl Outline {
+    /// Of the case that lies in `folder`.
     ///
     /// # Errors
     /// If a file is missing, damaged, or contradicts another one.
-    pub fn load(folder: Folder) -> Result<Self> {
+    pub fn read(folder: &Folder) -> Result<Self> {
         let file = CaseFile::parse(&folder.path("case.json"), &folder.case_json()?, folder.name())?;
-        let tensors = |name: &str| folder.tensors(name);
-        let mut inputs = Inputs::from_tensors(&folder.path("inputs.safetensors"), tensors("inputs.safetensors")?)?;
+        let tensors = folder.tensors("inputs.safetensors")?;
+        let mut inputs = Inputs::from_tensors(&folder.path("inputs.safetensors"), tensors)?;
         if let Some(k) = file.options.logits_to_keep {
             inputs.logits_to_keep = Some(LogitsToKeep::Last(k));
         }
-        let expected: Trace = tensors("expected.safetensors")?.into_iter().collect();
-        check_stages(&folder, &file, &expected)?;
-
-        let mut unpacked = None;
         let (head, dialect) = (file.architecture.parse::<Head>()?, dialect(&file.dialect)?);
-        let mut config = DeepseekV2Config::from_value(file.config.clone())?;
-        let weights: Arc<dyn WeightSource + Send + Sync> = match &file.weights {
+        let config = match &file.weights {
+            Weights::Generated { .. } => file.config.clone(),
+            Weights::Checkpoint { path } => folder.config_of(path)?,
+        };
+        let config = DeepseekV2Config::from_value(config)?;
+        let weights = match &file.weights {
             Weights::Generated { seed, rules } => {
                 let numbers = config.parameter_count();
                 if numbers > MOST_GENERATED {
                     let expected = format!("a model of at most {MOST_GENERATED} generated weights");
                     return Err(Error::file(folder.path("case.json"), expected, numbers));
                 }
-                Arc::new(GeneratedWeights { seed: *seed, rules: rules.clone() })
+                GeneratedWeights { seed: *seed, rules: rules.clone() }
             }
-            Weights::Checkpoint { path } => {
-                let (checkpoint, holder) = folder.on_disk(path)?;
-                unpacked = holder;
-                config = DeepseekV2Config::from_value(read_json(&checkpoint.join("config.json"))?)?;
-                case::read_weights(&checkpoint, &mut config, head, dialect, |_| true)?
-            }
+            // asked for a tensor, it says that it has no rule for it
+            Weights::Checkpoint { .. } => GeneratedWeights { seed: 0, rules: Vec::new() },
         };
         let case = Case {
             config,
             head,
             dialect,
-            weights,
+            weights: Arc::new(weights),
             use_cache: file.options.use_cache,
             chunks: file.options.chunks.clone().unwrap_or_else(|| vec![inputs.length()]),
             part: None,
             inputs,
         };
-        Ok(GoldenCase { file, case: case.checked()?, expected, folder, _unpacked: unpacked })
+        Ok(Outline { file, case: case.checked()? })
+    }
+}
+
+impl GoldenCase {
+    /// Loads the case that lies in `folder`.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged, or contradicts another one.
+    pub fn load(folder: Folder) -> Result<Self> {
+        let Outline { file, mut case } = Outline::read(&folder)?;
+        let expected: Trace = folder.tensors("expected.safetensors")?.into_iter().collect();
+        check_stages(&folder, &file, &expected)?;
+        check_shapes(&folder, &case, &expected)?;
+        let mut unpacked = None;
+        if let Weights::Checkpoint { path } = &file.weights {
+            let (checkpoint, holder) = folder.on_disk(path)?;
+            unpacked = holder;
+            case.weights = case::read_weights(&checkpoint, &mut case.config, case.head, case.dialect, |_| true)?;
+            case = case.checked()?;
+        }
+        Ok(GoldenCase { file, case, expected, folder, _unpacked: unpacked })
     }
 
     /// The name of the case.
@@ -113,7 +140,32 @@ impl GoldenCase {
 }
 
 /// So many weights are generated at most: a golden case is small, and its weights are kept.
-const MOST_GENERATED: u64 = 1 << 28;
+const MOST_GENERATED: u64 = 1 << 24;
+
+/// Expected stages are stages of the model that the config describes, and of their shapes: else a size in case.json is wrong,
+/// which is better known before a model of that size is made.
+fn check_shapes(folder: &Folder, case: &Case, expected: &Trace) -> Result<()> {
+    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F32);
+    let differs =
+        |(name, values): &(&str, &Values)| !planned.get(*name).is_some_and(|own| fits(values.shape(), &own.shape));
+    match expected.iter().find(differs) {
+        None => Ok(()),
+        Some((name, values)) => {
+            let own = planned.get(name).map_or("none".to_owned(), |own| format!("of shape {:?}", own.shape));
+            let found = format!("{:?} in expected.safetensors", values.shape());
+            Err(Error::file(
+                folder.path("case.json"),
+                format!("a config of a model whose `{name}` is as expected"),
+                format!("{own}, and {found}"),
+            ))
+        }
+    }
+}
+
+/// Whether two shapes differ by axes of length 1 only.
+fn fits(a: &[usize], b: &[usize]) -> bool {
+    a.iter().filter(|&&n| n != 1).eq(b.iter().filter(|&&n| n != 1))
+}
 
 /// The stages that case.json lists are those of expected.safetensors.
 fn check_stages(folder: &Folder, file: &CaseFile, expected: &Trace) -> Result<()> {
@@ -131,11 +183,6 @@ fn check_stages(folder: &Folder, file: &CaseFile, expected: &Trace) -> Result<()
         Some((name, _)) => Err(Error::file(path, "stages that case.json lists", format!("`{name}`"))),
         None => Ok(()),
     }
-}
-
-fn read_json(path: &std::path::Path) -> Result<serde_json::Value> {
-    let bytes = file::read(path, file::CONFIG)?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::file(path, "a JSON object", error))
 }
 
 /// A dialect by its name: `hf`, `hf-pre-5.15` or `deepseek`.

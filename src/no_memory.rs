@@ -1,4 +1,4 @@
-//! What happens where the system has no more memory: one line, and the end.
+//! What happens where the system has no more memory: one line, and the end. For every program of the repository.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
@@ -50,7 +50,10 @@ fn end(size: usize) {
         return;
     }
     unfinished::remove_all();
-    let _ =
-        writeln!(std::io::stderr(), "dsv2: memory: expected {size} more bytes, found that the system has not got them");
+    let name = env!("CARGO_BIN_NAME");
+    let _ = writeln!(
+        std::io::stderr(),
+        "{name}: memory: expected {size} more bytes, found that the system has not got them"
+    );
     std::process::exit(2);
 }

@@ -18,6 +18,7 @@ mod text;
 use std::path::Path;
 
 use dsv2_foreign::Text;
+use dsv2_reference::file::set;
 
 pub use html::html;
 pub use junit::junit;
@@ -27,10 +28,9 @@ use model::{Report, RunReport};
 
 use crate::error::{Error, Result};
 use crate::outcome::Item;
-use crate::output;
 
 /// Writes report.json, junit.xml and report.html into the folder `dir`, all three or none
-/// ([`output::replace_files`]; before the work that they are about, [`output::check_folder`]).
+/// ([`set::replace`]; before the work that they are about, [`set::check`]).
 ///
 /// # Errors
 /// If one of them cannot be written.
@@ -39,7 +39,7 @@ pub fn write(dir: &Path, report: &Report) -> Result<()> {
     let xml = junit(report).map_err(|error| Error::io(dir.join("junit.xml"), "write")(std::io::Error::other(error)))?;
     let (xml, page) = (Text::markup(&xml), Text::markup(&html(report)));
     let files = [("report.json", json), ("junit.xml", xml), ("report.html", page)];
-    output::replace_files(dir, &files.map(|(name, text)| (name, text.to_string())))
+    Ok(set::replace(dir, &files.map(|(name, text)| (name, text.to_string())))?)
 }
 
 /// The line about an item that fails: which it is, and the first wrong stage.

@@ -5,17 +5,18 @@ use std::sync::{Mutex, PoisonError, mpsc};
 
 use crate::error::Result;
 
-/// Does `work` on each item, several at a time. What comes of them is returned in the order of the items; `done` is told the
+/// Does `work` on each item, up to `most` at a time. What comes of them is returned in the order of the items; `done` is told the
 /// place of each and what came of it, as soon as it and all before it are there.
 ///
 /// # Errors
 /// If one of them is at fault; no further item is begun then.
 pub fn in_order<I: Send, V: Send>(
+    most: usize,
     items: Vec<I>,
     work: impl Fn(I) -> Result<V> + Sync,
     mut done: impl FnMut(usize, &V),
 ) -> Result<Vec<V>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len()).min(most);
     let queue = Mutex::new(items.into_iter().enumerate());
     let (sender, results) = mpsc::channel();
     let (queue, work) = (&queue, &work);
@@ -67,7 +68,8 @@ mod tests {
             Ok(10 * item)
         };
         let mut told = Vec::new();
-        let found = in_order(Vec::from_iter(0..20), slow_first, |place, value| told.push((place, *value))).unwrap();
+        let found =
+            in_order(usize::MAX, Vec::from_iter(0..20), slow_first, |place, value| told.push((place, *value))).unwrap();
         assert_eq!(found, Vec::from_iter((0..20).map(|item| 10 * item)));
         assert_eq!(told, Vec::from_iter(found.into_iter().enumerate()));
     }
@@ -75,7 +77,7 @@ mod tests {
     #[test]
     fn the_first_fault_ends_it() {
         let odd_fails = |item: u64| if item % 2 == 1 { Err(Error::request("item", "even", item)) } else { Ok(item) };
-        assert!(in_order(vec![2, 4, 5, 6], odd_fails, |_, _| ()).is_err());
-        assert!(in_order(Vec::new(), odd_fails, |_, _| ()).unwrap().is_empty());
+        assert!(in_order(usize::MAX, vec![2, 4, 5, 6], odd_fails, |_, _| ()).is_err());
+        assert!(in_order(1, Vec::new(), odd_fails, |_, _| ()).unwrap().is_empty());
     }
 }

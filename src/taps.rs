@@ -13,7 +13,7 @@ use dsv2_reference::tap::{StageValue, Tap};
 pub use assumed::Assumed;
 pub use drawn::{Drawn, DrawnWeights};
 pub use forced::Forced;
-pub use fp8_operands::Fp8Operands;
+pub use fp8_operands::{fp8_operands, has_8_bits};
 pub use recorder::{Recorder, recorded};
 
 /// A tap for whatever type the computation has.

@@ -1,5 +1,7 @@
 //! `dsv2 verify`: every golden case on every backend.
 
+pub mod need;
+
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Instant;
@@ -29,6 +31,8 @@ pub struct Plan<'a> {
     pub candidates: Vec<(&'a dyn Backend, Precision)>,
     /// In which form of attention.
     pub attention: AttentionForm,
+    /// How many cases run at a time; no more than there are processors.
+    pub at_a_time: usize,
     /// Failures that are accepted for now.
     pub waivers: Waivers,
 }
@@ -96,7 +100,12 @@ fn message(payload: &(dyn Any + Send)) -> String {
 /// If a golden case is at fault.
 pub fn verify(plan: &Plan<'_>, mut done: impl FnMut(&Item)) -> Result<Vec<Item>> {
     let cases = plan.cases.iter().collect();
-    let items = schedule::in_order(cases, |name| verify_case(plan, name), |_, items| items.iter().for_each(&mut done))?;
+    let items = schedule::in_order(
+        plan.at_a_time,
+        cases,
+        |name| verify_case(plan, name),
+        |_, items| items.iter().for_each(&mut done),
+    )?;
     Ok(items.into_iter().flatten().collect())
 }
 
@@ -129,7 +138,8 @@ mod tests {
         let candidates: Vec<(&dyn Backend, Precision)> =
             vec![(&Reference, Precision::F32), (&Reference, Precision::Bf16)];
         let attention = AttentionForm::Absorbed;
-        let plan = Plan { golden: &golden, cases, candidates, attention, waivers: Waivers::default() };
+        let plan =
+            Plan { golden: &golden, cases, candidates, attention, at_a_time: usize::MAX, waivers: Waivers::default() };
         let mut told = Vec::new();
         let items = verify(&plan, |item| told.push((item.case.clone(), item.precision))).unwrap();
         let planned: Vec<_> = plan

@@ -128,6 +128,7 @@ fn every_run_of_a_verification_is_there() {
         golden: &golden,
         candidates: vec![(&Reference, Precision::F64), (&Reference, Precision::F32)],
         attention: AttentionForm::Expanded,
+        at_a_time: usize::MAX,
         waivers: Waivers::default(),
     };
     let report = VerifyReport::new(&verify(&plan, |_| ()).unwrap());

@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use dsv2::backend::{Backend, Reference, Settings};
 use dsv2::case::Case;
 use dsv2::inputs::Inputs;
+use dsv2::trace::Trace;
 use dsv2::values;
-use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::config::Head;
-use dsv2_reference::{DeepseekV2Config, Dialect};
+use dsv2_reference::weights::checkpoint::Checkpoint;
+use dsv2_reference::{DeepseekV2Config, Dialect, NoTap};
 
 /// Its config.json.
 pub const CONFIG: &[u8] = include_bytes!("../../golden/hostile/good/config.json");
@@ -36,4 +38,20 @@ pub fn case(inputs: Inputs) -> dsv2::Result<Case> {
     let weights = Checkpoint::from_bytes("model.safetensors", Arc::new(WEIGHTS)).expect("they are good");
     let (head, dialect, chunks) = (Head::CausalLm, Dialect::Hf, vec![inputs.length()]);
     Case { config, head, dialect, weights: Arc::new(weights), inputs, use_cache: true, chunks, part: None }.checked()
+}
+
+/// The model with its three tokens.
+///
+/// # Panics
+/// Never: they are good.
+pub fn good_case() -> Case {
+    case(inputs(INPUTS.to_vec()).expect("good inputs")).expect("a good case")
+}
+
+/// What the model makes of them: every stage.
+///
+/// # Panics
+/// Never: they are good.
+pub fn good_trace() -> Trace {
+    Reference.run(&good_case(), &Settings::default(), &mut NoTap).expect("it runs")
 }

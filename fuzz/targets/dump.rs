@@ -10,7 +10,6 @@ use std::sync::LazyLock;
 
 use arbitrary::Unstructured;
 use dsv2::backend::{Backend, Precision, Reference, Settings};
-use dsv2::case::Case;
 use dsv2::check::{Request, check};
 use dsv2::trace::Trace;
 use dsv2_fuzz::files::{in_good_order, with_length_prefix};
@@ -21,10 +20,8 @@ use libfuzzer_sys::fuzz_target;
 
 /// What tensors of files in good order are called: every stage of the small model, and some that it has not.
 static STAGES: LazyLock<Vec<String>> = LazyLock::new(|| {
-    let case = model::case(model::inputs(model::INPUTS.to_vec()).expect("good inputs")).expect("a good case");
-    let trace = Reference.run(&case, &Settings::default(), &mut NoTap).expect("it runs");
     let others = ["logits", "loss", "score", "model.layers.7", "x"].map(str::to_owned);
-    trace.iter().map(|(name, _)| name.to_owned()).chain(others).collect()
+    model::good_trace().iter().map(|(name, _)| name.to_owned()).chain(others).collect()
 });
 
 const INPUTS: [&str; 8] = [
@@ -63,17 +60,13 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn good_case() -> Case {
-    model::case(model::inputs(model::INPUTS.to_vec()).expect("good inputs")).expect("a good case")
-}
-
 fn as_dump(bytes: Vec<u8>) {
     // A byte may become an integer of eight, two a double.
     let candidate = match bounded(bytes.len(), 8, || Trace::parse(Path::new("dump.safetensors"), bytes)) {
         Ok(candidate) => candidate,
         Err(error) => return check_message(&error),
     };
-    match check(&Request::new(good_case(), candidate)) {
+    match check(&Request::new(model::good_case(), candidate)) {
         Err(error) => check_message(&error),
         Ok(checked) => {
             let notes = checked.verdict.stages.iter().filter_map(|stage| stage.note.as_ref());

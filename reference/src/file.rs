@@ -6,6 +6,7 @@
 
 pub mod ending;
 mod map;
+pub mod set;
 pub mod unfinished;
 
 use std::fs::{self, File, OpenOptions};

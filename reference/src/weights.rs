@@ -7,6 +7,7 @@
 //! What people have on disk comes in more forms than one: without the prefix `model.`, with the experts of a layer in
 //! one tensor, in 8 bits. [`model_weights::ModelWeights`] reads them all under the names of the one form.
 
+pub mod changed;
 pub mod checkpoint;
 pub mod finite;
 pub mod generator;

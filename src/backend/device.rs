@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
+use dsv2_optimized::model::plan::{CacheSize, MemoryPlan, Pass};
 use dsv2_optimized::model::tap::Tap as DeviceTap;
 use dsv2_optimized::model::{Model as DeviceModel, Settings as ModelSettings};
 use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Tensor, Variant};
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs};
 use crate::taps::{AnyTap, Forced, Recorder, again};
 use crate::trace::Trace;
+use crate::{memory, planned};
 
 /// Tokens of a page of the cache.
 const PAGE: usize = 16;
@@ -82,6 +84,19 @@ impl Backend for OnDevice {
             .or_else(|| cannot_run_case(case))
     }
 
+    fn takes(&self, case: &Case, settings: &Settings<'_>) -> Result<u64> {
+        let on_host =
+            memory::largest(&planned::stages(case, settings.attention, settings.precision)).saturating_mul(16);
+        match self {
+            OnDevice::Cuda => Ok(on_host),
+            OnDevice::Emulator { races } => {
+                let shadow = if *races { SHADOW_OF_RACES } else { 0 };
+                let of_device = device_memory(case, settings)?;
+                Ok(sum([of_device, of_device / 4, of_device.saturating_mul(shadow), on_host, OF_MODULES]))
+            }
+        }
+    }
+
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
         let mut recorder = Recorder::new(settings.precision, settings.stages);
         self.show(case, settings, tap, &mut recorder)?;
@@ -98,6 +113,35 @@ impl OnDevice {
     pub fn show(self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap, sink: &mut dyn AnyTap) -> Result<()> {
         show(self.device()?, case, settings, tap, sink)
     }
+}
+
+/// What the emulator keeps of each byte of memory where it watches for races, at most: a history for each byte of a word, and
+/// one for the word.
+const SHADOW_OF_RACES: u64 = 84;
+/// All kernels, parsed, and what a launch keeps of its threads.
+const OF_MODULES: u64 = 32 << 20;
+
+/// What a run takes of a device: weights, cache, and the largest pass.
+fn device_memory(case: &Case, settings: &Settings<'_>) -> Result<u64> {
+    let element = element(settings.precision).unwrap_or(Element::F32);
+    let inputs = &case.inputs;
+    let cache = CacheSize { batch: inputs.batch(), tokens: inputs.length(), page_size: PAGE };
+    let mut keys = 0;
+    let passes: Vec<Pass> = case
+        .chunks
+        .iter()
+        .map(|&new| {
+            keys += new;
+            Pass { new, keys, form: settings.attention, masked: true, logits: new }
+        })
+        .collect();
+    let settings = ModelSettings::new(element, Variant::Tuned);
+    let plan = MemoryPlan::new(&case.config, case.dialect, case.head, settings, cache, &passes)?;
+    Ok(plan.total() as u64)
+}
+
+fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
+    parts.into_iter().fold(0, u64::saturating_add)
 }
 
 /// Whether a stage is inside a fused kernel, which never writes it.

@@ -1,5 +1,6 @@
 //! What there is to say beside the verdict.
 
+mod fp8;
 mod hint;
 mod pattern;
 mod uncatchable;
@@ -8,6 +9,7 @@ use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::stage::flow;
 use indexmap::IndexSet;
 
+pub use fp8::{FITS_FP8, fits_fp8};
 pub use hint::Hint;
 
 use super::dump::Dump;

@@ -11,13 +11,14 @@ use dsv2::memory::Size;
 use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
 use dsv2::trace::Trace;
-use dsv2::{Result, output, report};
+use dsv2::{Result, report};
 use dsv2_foreign::Text;
+use dsv2_reference::file::set;
 use dsv2_reference::model::cache::CacheFormat;
 
 use super::feed::FeedArgs;
 use super::progress::Progress;
-use super::{Done, cache_format, for_people, layers, plan, precision, say_notes, size, styled};
+use super::{Done, cache_format, for_people, layers, plan, precision, size, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -78,7 +79,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         cache: args.cache,
     };
     let shown = |path: &Path| path.display().to_string();
-    args.report.as_deref().map(output::check_folder).transpose()?;
+    args.report.as_deref().map(set::check).transpose()?;
     let files = Files {
         model: shown(&args.model),
         inputs: shown(&args.inputs),
@@ -114,7 +115,6 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         let mut progress = Progress::of_something_slow();
         report = report.explained(&explain(&question, |done, of, what| progress.reached(done, of, what))?);
     }
-    say_notes(request.case.weights.notes());
     let text = (!args.json).then(|| report::check_text(&report, styled()));
     let report = Report::Check(Box::new(report));
     if let Some(dir) = &args.report {

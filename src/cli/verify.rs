@@ -5,14 +5,16 @@ use std::time::Instant;
 
 use clap::Args;
 use dsv2::backend::{Backend, OnDevice, Precision};
+use dsv2::memory::{self, Size};
 use dsv2::outcome::Item;
 use dsv2::report::model::{PassOrFail, Report, VerifyReport};
-use dsv2::verify::{Plan, verify};
+use dsv2::verify::{Plan, need, verify};
 use dsv2::waivers::Waivers;
-use dsv2::{Error, Result, output, report};
+use dsv2::{Error, Result, report};
+use dsv2_reference::file::set;
 
 use super::progress::Progress;
-use super::{Attention, BackendName, Done, GoldenArgs, for_people, precision, styled};
+use super::{Attention, BackendName, Done, GoldenArgs, for_people, precision, size, styled};
 
 /// The arguments of `dsv2 verify`.
 #[derive(Args, Default)]
@@ -38,21 +40,29 @@ pub struct VerifyArgs {
     /// Failures that are accepted for now: a waivers.toml (see golden/RUNNER.md)
     #[arg(long, value_name = "FILE")]
     waivers: Option<PathBuf>,
+    /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_limit: Option<Size>,
     #[command(flatten)]
     golden: GoldenArgs,
 }
 
 pub fn run(args: &VerifyArgs) -> Result<Done> {
     let (golden, cases) = args.golden.cases(args.cases.as_deref())?;
-    let plan = Plan {
+    let mut plan = Plan {
         golden: &golden,
         cases,
         candidates: candidates(args)?,
         attention: args.attention.into(),
+        at_a_time: usize::MAX,
         waivers: args.waivers.as_deref().map(Waivers::read).transpose()?.unwrap_or_default(),
     };
 
-    args.report.as_deref().map(output::check_folder).transpose()?;
+    args.report.as_deref().map(set::check).transpose()?;
+    let there_is = args.memory_limit.into_iter().chain(memory::available()).min();
+    let (at_a_time, takes) = need::at_a_time(need::of_cases(&plan)?, there_is);
+    super::plan(takes, args.memory_limit)?;
+    plan.at_a_time = at_a_time;
     let start = Instant::now();
     let mut progress = Progress::new(plan.cases.len() * plan.candidates.len());
     let tell = |item: &Item| progress.step(&report::progress(item));

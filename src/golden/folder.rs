@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::GoldenCase;
+use super::{GoldenCase, Outline};
 use crate::error::{Error, Result};
 use crate::values::{self, Values};
 use dsv2_reference::file::{self, unfinished::Unfinished};
@@ -60,6 +60,18 @@ impl GoldenCases {
     /// # Errors
     /// If there is no such case, or it is at fault.
     pub fn load(&self, name: &str) -> Result<GoldenCase> {
+        GoldenCase::load(self.folder(name)?).map_err(|error| error.in_case(name))
+    }
+
+    /// What a case is to run, before anything large of it is read.
+    ///
+    /// # Errors
+    /// As [`GoldenCases::load`].
+    pub fn outline(&self, name: &str) -> Result<Outline> {
+        Outline::read(&self.folder(name)?).map_err(|error| error.in_case(name))
+    }
+
+    fn folder(&self, name: &str) -> Result<Folder> {
         if !self.names.iter().any(|other| other == name) {
             let expected = match NOT_PACKAGED.contains(&name) {
                 true => {
@@ -69,11 +81,10 @@ impl GoldenCases {
             };
             return Err(Error::request("CASE", expected, format!("{name:?}")));
         }
-        let folder = match &self.root {
+        Ok(match &self.root {
             Some(root) => Folder::Disk { name: name.to_owned(), path: root.join(name) },
             None => Folder::Embedded { name: name.to_owned() },
-        };
-        GoldenCase::load(folder).map_err(|error| error.in_case(name))
+        })
     }
 }
 
@@ -130,6 +141,22 @@ impl Folder {
             Folder::Disk { .. } => values::read(&self.path(file)),
             Folder::Embedded { name } => values::parse(&self.path(file), embedded(name, file)?.to_vec()),
         }
+    }
+
+    /// The config.json of a checkpoint in it.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no JSON.
+    pub fn config_of(&self, checkpoint: &str) -> Result<serde_json::Value> {
+        let file = format!("{checkpoint}/config.json");
+        let (path, bytes) = match self {
+            Folder::Disk { .. } => {
+                let path = self.on_disk(checkpoint)?.0.join("config.json");
+                (path.clone(), file::read(&path, file::CONFIG)?)
+            }
+            Folder::Embedded { name } => (self.path(&file), embedded(name, &file)?.to_vec()),
+        };
+        serde_json::from_slice(&bytes).map_err(|error| Error::file(path, "a JSON object", error))
     }
 
     /// Copies a file in it to the new file `to`.

@@ -71,6 +71,8 @@ pub struct CheckReport {
     pub layouts: Vec<LayoutReport>,
     /// What is taken for granted of the whole dump, and what of the request has no effect.
     pub assumed: Vec<String>,
+    /// How the checkpoint was taken: what of it was not read, and what was taken for what.
+    pub checkpoint: Vec<String>,
     /// Tensors of the dump that no stage of the model goes by, and that nobody looked at.
     pub unknown: Vec<String>,
     /// Stages that were judged from further back, because the dump lacks inputs of theirs.

@@ -56,6 +56,7 @@ pub fn remarks(report: &CheckReport) -> Vec<Note> {
     };
     there_are([
         ("assumed", report.assumed.clone()),
+        ("checkpoint", report.checkpoint.clone()),
         ("recognised layouts", layouts(report)),
         ("not looked at (no stage of this model)", report.unknown.clone()),
         ("judged from further back", spans.collect()),

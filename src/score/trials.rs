@@ -39,6 +39,7 @@ pub fn run(trials: &Trials<'_>, mut done: impl FnMut(&str, &[Finding])) -> Resul
     let turns = turns(trials, &cases);
     let work = cases.into_iter().zip(turns).collect();
     let found = schedule::in_order(
+        usize::MAX,
         work,
         |(golden, turn)| try_case(trials, golden, &turn),
         |place, findings| done(&trials.cases[place], findings),

@@ -5,12 +5,10 @@
 //! is moved by an error of a rounding's usual size: where it is stored, in place of the rounding, and where it is read. What
 //! a sum makes of that is in proportion to its terms, not to what is left of them.
 
-use std::sync::Arc;
-
 use dsv2_reference::stage::table::{DOWN_PROJ, EXPERTS, SHARED_EXPERTS};
 use dsv2_reference::tap::{StageValue, Tap};
 use dsv2_reference::weights::WeightSource;
-use dsv2_reference::weights::finite::Watch;
+use dsv2_reference::weights::changed::Changed;
 use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dtype, Real, Tensor};
 
@@ -20,10 +18,9 @@ use super::storage::{ROUNDING, Tf32Operands, normal, roundings_inside};
 use crate::precision::{Precision, unit_roundoff};
 use crate::trace::Trace;
 
-/// A model's weights with such errors, for what is rounded inside a stage: each product of a sum has one of its own.
+/// Such errors of a model's weights, for what is rounded inside a stage: each product of a sum has one of its own.
+#[derive(Clone, Copy)]
 pub struct DrawnWeights<'a> {
-    /// The weights as they are.
-    pub weights: &'a dyn WeightSource,
     /// What kind of model has them.
     pub config: &'a DeepseekV2Config,
     /// What is computed in.
@@ -33,6 +30,21 @@ pub struct DrawnWeights<'a> {
 }
 
 impl DrawnWeights<'_> {
+    /// The weights with these errors.
+    pub fn of(self, weights: &dyn WeightSource) -> impl WeightSource {
+        let change = move |name: &str, exact: Tensor| {
+            // what is looked up is copied; and where both sides have 8 bits, the operands' errors are far larger
+            if name.ends_with("embed_tokens.weight") || (self.precision == Precision::Fp8 && exact.is_scaled()) {
+                return Ok(exact);
+            }
+            let wide: ArrayD<f64> = exact.to_array();
+            let (size, seed) = (self.size(name), fnv1a64(name) ^ splitmix64(self.draw));
+            let drawn = wide.iter().enumerate().map(|(i, x)| x * (1.0 + size * normal(seed.wrapping_add(i as u64))));
+            Ok(Tensor::from_values(Dtype::F64, exact.shape(), drawn))
+        };
+        Changed { source: weights, change }
+    }
+
     /// What is lost, relative to a product.
     fn size(&self, name: &str) -> f64 {
         let kind = match name.ends_with(".down_proj.weight") {
@@ -47,28 +59,6 @@ impl DrawnWeights<'_> {
             other => unit_roundoff(other.narrow().unwrap_or(Dtype::F32)),
         };
         ROUNDING * unit * (roundings as f64).sqrt()
-    }
-}
-
-impl WeightSource for DrawnWeights<'_> {
-    fn tensor(&self, name: &str, shape: &[usize]) -> dsv2_reference::Result<Tensor> {
-        let exact = self.weights.tensor(name, shape)?;
-        // what is looked up is copied; and where both sides have 8 bits, the operands' errors are far larger
-        if name.ends_with("embed_tokens.weight") || (self.precision == Precision::Fp8 && exact.is_scaled()) {
-            return Ok(exact);
-        }
-        let exact: ArrayD<f64> = exact.to_array();
-        let (size, seed) = (self.size(name), fnv1a64(name) ^ splitmix64(self.draw));
-        let drawn = exact.iter().enumerate().map(|(i, x)| x * (1.0 + size * normal(seed.wrapping_add(i as u64))));
-        Ok(Tensor::from_values(Dtype::F64, shape, drawn))
-    }
-
-    fn names(&self) -> Option<Vec<String>> {
-        self.weights.names()
-    }
-
-    fn watch(&self) -> Arc<Watch> {
-        self.weights.watch()
     }
 }
 

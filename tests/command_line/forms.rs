@@ -32,6 +32,7 @@ fn engines_that_compute_in_fp8_have_a_budget_of_their_own_and_others_keep_theirs
         }
         let failed = check(&room, "bf16").fails();
         assert!(failed.contains("FAIL: first wrong stage model.layers.0.self_attn.q_proj"), "{failed}");
+        assert!(failed.contains("all of the dump is within budget: `--dtype fp8`, if yours does"), "{failed}");
         // The router is not among the matrices of 8 bits, and its budget does not know them.
         let stdout = check(&room, "fp8").passes();
         let budget = |stage: &str| -> f64 {
@@ -52,6 +53,8 @@ fn an_fp8_budget_does_not_hide_a_wrong_rule() {
     run(room.trace().args(["--dtype", "fp8", "--dialect", "hf-pre-5.15"])).passes();
     let failed = check(&room, "fp8").fails();
     assert!(failed.contains("FAIL: first wrong stage model.layers.0.self_attn.attn_scores"), "{failed}");
+    let failed = check(&room, "bf16").fails();
+    assert!(!failed.contains("--dtype fp8"), "{failed}");
 }
 
 #[test]
@@ -80,6 +83,22 @@ fn what_was_not_read_or_taken_for_something_else_is_said() {
 }
 
 #[test]
+fn a_report_says_how_the_checkpoint_was_taken() {
+    let room = Room::of("untied-fused");
+    let dump = room.dump(&room.expected());
+    let printed = run(&mut room.check(&dump)).passes();
+    assert!(printed.contains("checkpoint: config.json ties lm_head to the embedding"), "{printed}");
+    let ran = run(room.check(&dump).arg("--json").arg("--report").arg(room.out("report")));
+    assert_eq!(ran.stderr, "");
+    let json: serde_json::Value = serde_json::from_str(&ran.passes()).unwrap();
+    let said = |place: usize| json["checkpoint"][place].as_str().unwrap();
+    assert!(said(0).starts_with("config.json ties lm_head to the embedding, but"), "{json}");
+    assert!(said(1).contains("not read: `model.layers.7.eh_proj.weight`"), "{json}");
+    let page = fs::read_to_string(room.out("report/report.html")).unwrap();
+    assert!(page.contains("`model.layers.7.eh_proj.weight`"), "{page}");
+}
+
+#[test]
 fn a_model_without_a_head_is_traced_and_checked_up_to_its_last_norm() {
     let room = Room::of("checkpoint-sharded");
     change_config(&room, |config| config["architectures"] = json!(["DeepseekV2Model"]));
@@ -90,7 +109,7 @@ fn a_model_without_a_head_is_traced_and_checked_up_to_its_last_norm() {
     );
     ran.passes();
     let stdout = check(&room, "f32").passes();
-    assert!(stdout.contains("model.norm") && !stdout.contains("lm_head"), "{stdout}");
+    assert!(stdout.contains("model.norm") && !stdout.contains("\n lm_head"), "{stdout}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod forms;
 mod generate;
 mod hostile;
 mod materialize;
+mod outputs;
 mod process;
 mod refused;
 mod requests;

@@ -73,16 +73,6 @@ fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
-fn a_full_disk_under_stdout_is_said_by_the_exit_status() {
-    let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_dsv2")).arg("kv-cache").stdout(full).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    let line = String::from_utf8(output.stderr).unwrap();
-    assert!(line.starts_with("dsv2: cannot write to stdout: "), "{line}");
-}
-
-#[test]
 fn control_characters_of_a_path_do_not_reach_the_terminal() {
     let room = Room::of("v2");
     let inputs = room.file("inputs.safetensors");

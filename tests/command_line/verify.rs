@@ -132,3 +132,48 @@ fn a_gpu_that_is_not_there_is_a_refusal_and_no_pass() {
     let line = run(&mut dsv2(["verify", "--backend", "cuda"])).refused();
     assert!(line.contains("--backend: expected a CUDA device, found") && line.contains(&reason), "{line}");
 }
+
+#[test]
+fn what_does_not_fit_into_memory_is_refused_before_any_case_runs() {
+    let verify =
+        |limit: &str| run(dsv2(["verify", "--case", "v2*", "--backend", "emulated", "--memory-limit"]).arg(limit));
+    let line = verify("1MB").refused();
+    assert!(line.starts_with("dsv2: memory: expected about ") && line.ends_with("(--case)"), "{line}");
+    assert!(line.contains(" MB that is free, found 1.0 MB; fewer or smaller cases take less"), "{line}");
+    verify("300MB").passes();
+    assert!(verify("much").refused().contains("--memory-limit"));
+}
+
+/// Before a model of that size is made: the number of any size may be damaged.
+#[test]
+fn a_size_in_case_json_that_cannot_be_right_is_refused_before_any_weight_is_made() {
+    let room = tempfile::tempdir().unwrap();
+    let (good, case) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/cases/v2"), room.path().join("v2"));
+    fs::create_dir(&case).unwrap();
+    for name in ["inputs.safetensors", "expected.safetensors"] {
+        fs::copy(good.join(name), case.join(name)).unwrap();
+    }
+    let text = fs::read(good.join("case.json")).unwrap();
+    for (key, value, words) in [
+        (
+            "vocab_size",
+            20_000,
+            "a config of a model whose `lm_head` is as expected, found of shape [2, 11, 20000], and [2, 11, 112]",
+        ),
+        ("n_routed_experts", 600, "`model.layers.1.mlp.gate.router_logits` is as expected, found of shape [22, 600]"),
+        ("num_hidden_layers", 2, "`model.layers.2.input_layernorm` is as expected, found none"),
+        ("moe_intermediate_size", 1 << 20, "expected a model of at most 16777216 generated weights, found "),
+        ("intermediate_size", 1 << 29, "expected "),
+    ] {
+        let mut file: Value = serde_json::from_slice(&text).unwrap();
+        file["config"][key] = value.into();
+        fs::write(case.join("case.json"), file.to_string()).unwrap();
+        for command in ["verify", "mutants", "materialize v2 nowhere"] {
+            let mut command = dsv2(
+                command.split(' ').map(|word| if word == "nowhere" { room.path().join(word) } else { word.into() }),
+            );
+            let line = run(command.arg("--golden").arg(room.path())).refused();
+            assert!(line.starts_with("dsv2: golden case `v2`: ") && line.contains(words), "{key}: {line}");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use dsv2_reference::model::linear::Linear;
 use dsv2_reference::paper::linalg::mha_to_mla::LatentKeysAndValues;
-use dsv2_reference::paper::linalg::orthonormal::Orthonormal;
+use dsv2_reference::paper::linalg::orthonormal::orthonormal;
 use dsv2_reference::paper::linalg::{ThinSvd, absorbed, condition};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
@@ -270,7 +270,7 @@ fn orthonormal_weights_keep_norms_and_relative_errors_at_any_depth() {
     };
     for_all(chains(), law)
         .tried(64)
-        .holds_for(&|seed| Box::new(Orthonormal(gaussian(seed))))
+        .holds_for(&|seed| Box::new(orthonormal(gaussian(seed))))
         .fails_for("Gaussian weights", &|seed| Box::new(gaussian(seed)));
 }
 
@@ -283,7 +283,7 @@ fn wide_orthonormal_weights_have_orthonormal_rows() {
         Ok(())
     };
     for_all((1..10_usize, 0..6_usize, 1..50_u64), law)
-        .holds_for(&|seed| Box::new(Orthonormal(gaussian(seed))))
+        .holds_for(&|seed| Box::new(orthonormal(gaussian(seed))))
         .fails_for("Gaussian weights", &|seed| Box::new(gaussian(seed)));
 }
 

@@ -2,6 +2,8 @@
 //! 1 something has become worse by more than chance; 2 the request or a file is at fault, which one line on stderr says.
 
 mod changes;
+#[path = "../../../src/no_memory.rs"]
+mod no_memory;
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use clap::{Parser, Subcommand};
 use dsv2_bench_report::compare::{Change, compare};
 use dsv2_bench_report::{Result, Results, report};
 use dsv2_foreign::{Place, Text};
+use dsv2_reference::file::{ending, set};
 
 /// The report of what benchmarks measured, and the gate between two runs
 #[derive(Parser)]
@@ -44,6 +47,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Without a thread to wait for signals, they end the program as they always do.
+    let _ = ending::watch(|line| {
+        refuse(line);
+    });
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(refused) if !refused.use_stderr() => return print(&Text::lines(&refused.to_string()), ExitCode::SUCCESS),
@@ -73,6 +80,7 @@ fn main() -> ExitCode {
 
 /// One report of all files. Returns where it is.
 fn write_report(files: &[PathBuf], output: &Path) -> Result<PathBuf> {
+    set::check(output)?;
     let mut runs = Vec::new();
     for path in files {
         runs.extend(Results::read(path)?.runs);

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use dsv2_foreign::{Foreign, Markdown, Text};
+use dsv2_reference::file::set;
 
-use crate::results::write_whole;
-use crate::{Error, Plot, Result, Results, Run, Table, plot};
+use crate::{Plot, Result, Results, Run, Table, plot};
 
 /// The parts of the report: what tables and plots name as their section, and the heading.
 const SECTIONS: [(&str, &str); 7] = [
@@ -19,21 +19,23 @@ const SECTIONS: [(&str, &str); 7] = [
     ("machine", "The machine"),
 ];
 
-/// Writes REPORT.md, the plots (in `report-plots/`) and `REPORT.json`, all results in one file, into a folder.
+/// Writes REPORT.md, the plots (in `report-plots/`) and `REPORT.json`, all results in one file, into a folder: all of them, or
+/// none ([`set::replace`]; before the results are read, [`set::check`]).
 ///
 /// # Errors
 /// If a file cannot be written or a plot cannot be drawn.
 pub fn write(results: &Results, folder: &Path) -> Result<()> {
-    // Drawn before anything is written.
-    let drawn = results.runs.iter().flat_map(|run| &run.plots).map(|plot| Ok((&plot.file, plot::svg(plot)?)));
-    let drawn = drawn.collect::<Result<Vec<_>>>()?;
-    let plots = folder.join(PLOTS);
-    std::fs::create_dir_all(&plots).map_err(Error::io(&plots, "create"))?;
-    for (name, svg) in drawn {
-        write_whole(&plots.join(format!("{name}.svg")), Text::markup(&svg).as_str().as_bytes())?;
+    let names: Vec<String> = plots(results).map(|plot| format!("{PLOTS}/{}.svg", plot.file)).collect();
+    let mut files = vec![("REPORT.md", Text::markup(&markdown(results))), ("REPORT.json", results.json())];
+    for (name, plot) in names.iter().zip(plots(results)) {
+        files.push((name, Text::markup(&plot::svg(plot)?)));
     }
-    results.write(&folder.join("REPORT.json"))?;
-    write_whole(&folder.join("REPORT.md"), Text::markup(&markdown(results)).as_str().as_bytes())
+    let files: Vec<_> = files.into_iter().map(|(name, text)| (name, text.to_string())).collect();
+    Ok(set::replace(folder, &files)?)
+}
+
+fn plots(results: &Results) -> impl Iterator<Item = &Plot> {
+    results.runs.iter().flat_map(|run| &run.plots)
 }
 
 const PLOTS: &str = "report-plots";

@@ -245,24 +245,24 @@ impl Results {
         Ok(results)
     }
 
-    /// Writes a file, beside its place first.
+    /// Writes a file, whole or not at all.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
+        let new = Unfinished::beside(path)?;
+        fs::write(new.path(), self.json().as_str()).map_err(Error::io(path, "write"))?;
+        Ok(new.finish()?)
+    }
+
+    /// The content of the file.
+    pub(crate) fn json(&self) -> Text {
         let text = serde_json::to_string_pretty(self).expect("numbers and texts");
-        write_whole(path, Text::json(&(text + "\n")).as_str().as_bytes())
+        Text::json(&(text + "\n"))
     }
 
     /// Of all runs.
     pub fn measurements(&self) -> impl Iterator<Item = &Measurement> {
         self.runs.iter().flat_map(|run| &run.measurements)
     }
-}
-
-/// Writes a file beside its place, then renames it, so that nobody finds half of it.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let new = Unfinished::beside(path)?;
-    fs::write(new.path(), bytes).map_err(Error::io(path, "write"))?;
-    Ok(new.finish()?)
 }

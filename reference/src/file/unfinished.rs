@@ -31,6 +31,12 @@ pub fn remove_all() {
     std::mem::forget(begun);
 }
 
+/// Does something that a signal that ends the program waits for.
+pub(super) fn undisturbed<R>(work: impl FnOnce() -> R) -> R {
+    let _begun = begun();
+    work()
+}
+
 fn remove(path: &Path) {
     let _ = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),

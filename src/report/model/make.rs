@@ -49,6 +49,7 @@ impl CheckReport {
             end_to_end: end_to_end.as_ref().map(EndToEnd::from),
             layouts: layouts.iter().map(LayoutReport::from).collect(),
             assumed: assumed.clone(),
+            checkpoint: request.case.weights.notes(),
             unknown: unknown.clone(),
             spans: spans.collect(),
             hint: checked.hint.as_ref().map(HintReport::from),

@@ -5,44 +5,27 @@
 //! with orthonormal columns (or rows, if it is wide) keeps the norm of every vector (of its row space) to the last bits,
 //! and the condition number is 1: errors are carried on as they are.
 
-use std::sync::Arc;
-
 use ndarray::Array2;
 use ndarray_linalg::QR;
 
 use crate::weights::WeightSource;
-use crate::weights::finite::Watch;
+use crate::weights::changed::Changed;
 use crate::{Dtype, Error, Result, Tensor};
 
 /// The weights of another source, each matrix \[out,in\] replaced by the nearest thing that keeps norms: the Q of its QR
 /// decomposition (of the transposed matrix's, if it is wider than high). Vectors (norms, biases) stay as they are.
-#[derive(Clone, Debug)]
-pub struct Orthonormal<W>(pub W);
-
-impl<W: WeightSource> WeightSource for Orthonormal<W> {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = self.0.tensor(name, shape)?;
-        let &[rows, columns] = shape else { return Ok(tensor) };
+pub fn orthonormal<W: WeightSource>(source: W) -> impl WeightSource {
+    let change = |name: &str, tensor: Tensor| {
+        let &[rows, columns] = tensor.shape() else { return Ok(tensor) };
         let matrix: Array2<f64> = tensor.to_array();
-        let orthonormal = orthonormal(matrix)
-            .map_err(|error| Error::weight(name, "a matrix with a QR decomposition", error.to_string()))?;
-        Ok(Tensor::from_values(Dtype::F64, &[rows, columns], orthonormal.iter().copied()))
-    }
-
-    fn names(&self) -> Option<Vec<String>> {
-        self.0.names()
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.shape(name)
-    }
-
-    fn watch(&self) -> Arc<Watch> {
-        self.0.watch()
-    }
+        let q =
+            q(matrix).map_err(|error| Error::weight(name, "a matrix with a QR decomposition", error.to_string()))?;
+        Ok(Tensor::from_values(Dtype::F64, &[rows, columns], q.iter().copied()))
+    };
+    Changed { source: Box::new(source), change }
 }
 
-fn orthonormal(matrix: Array2<f64>) -> Result<Array2<f64>, ndarray_linalg::error::LinalgError> {
+fn q(matrix: Array2<f64>) -> Result<Array2<f64>, ndarray_linalg::error::LinalgError> {
     if matrix.is_empty() {
         return Ok(matrix);
     }

@@ -95,6 +95,8 @@ impl FileWriter {
 
         let created = OpenOptions::new().write(true).create(true).truncate(true).open(path);
         let file = created.map_err(|source| cannot("create", shown, source))?;
+        let whole = (8 + header.len() as u64).saturating_add(end as u64);
+        reserve(&file, whole).map_err(|source| cannot("write", shown, source))?;
         let mut writer = FileWriter { shown: shown.to_owned(), out: BufWriter::new(file), remaining: end as u64 };
         writer.write(&(header.len() as u64).to_le_bytes())?;
         writer.write(&header)?;
@@ -123,6 +125,23 @@ impl FileWriter {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.out.write_all(bytes).map_err(|source| cannot("write", &self.shown, source))
     }
+}
+
+/// Takes the room for all of the file: a full disk, or a limit on files, is known before the work, where the system can tell.
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    match rustix::io::retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, bytes)) {
+        Err(no_room @ (Errno::NOSPC | Errno::FBIG | Errno::DQUOT)) => Err(no_room.into()),
+        // Not every file system can, and writing tells all the same.
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_: &File, _: u64) -> io::Result<()> {
+    Ok(())
 }
 
 /// An [`Error::Io`].

@@ -1,0 +1,88 @@
+//! How much memory a verification takes, known before it begins.
+//!
+//! | part | bytes |
+//! |---|---|
+//! | stages | the expected ones, those of the run, what takes their place, what each should be, one plain run for each draw: all as f64 |
+//! | a layer's stages | three times, in the runs that are under way |
+//! | weights | in bf16, twice |
+//! | the backend's own | [`Backend::takes`] |
+//!
+//! A test compares it with what is really allocated.
+
+use super::Plan;
+use crate::backend::{Backend, Settings};
+use crate::case::Case;
+use crate::error::Result;
+use crate::local;
+use crate::memory::{self, Need, Size};
+use crate::planned;
+use crate::precision::Precision;
+
+/// The stages of a case as often as they are there, beside those of plain runs.
+const SETS: u64 = 6;
+/// What a case takes whatever its size: its files, budgets, names, reports.
+const FIXED: u64 = 2 << 20;
+
+/// Bytes that running a golden case on a backend and judging it takes, at most.
+///
+/// # Errors
+/// If the case is impossible.
+pub fn of_run(case: &Case, backend: &dyn Backend, settings: &Settings<'_>) -> Result<u64> {
+    let planned = planned::stages(case, settings.attention, Precision::F64);
+    let sets = SETS.saturating_add(local::draws(case));
+    let parts = [
+        memory::all(&planned).saturating_mul(8).saturating_mul(sets),
+        memory::at_a_time(&planned).saturating_mul(24),
+        case.config.parameter_count().saturating_mul(4),
+        backend.takes(case, settings)?,
+        FIXED,
+    ];
+    Ok(parts.into_iter().fold(0, u64::saturating_add))
+}
+
+/// The same for each case of a plan, whose runs come one after another.
+///
+/// # Errors
+/// If a golden case is at fault.
+pub fn of_cases(plan: &Plan<'_>) -> Result<Vec<u64>> {
+    let of_case = |name: &String| {
+        let case = plan.golden.outline(name)?.case;
+        plan.candidates.iter().try_fold(0, |most: u64, &(backend, precision)| {
+            let settings = Settings { precision, attention: plan.attention, ..Settings::default() };
+            Ok(match backend.cannot_run(&case, &settings) {
+                Some(_) => most,
+                None => most.max(of_run(&case, backend, &settings)?),
+            })
+        })
+    };
+    plan.cases.iter().map(of_case).collect()
+}
+
+/// How many cases may run at a time where each takes `needs`, and what the largest of them take together: as many as there are
+/// processors, or fewer, if there is not the memory for them; at least one.
+pub fn at_a_time(mut needs: Vec<u64>, there_is: Option<Size>) -> (usize, Need) {
+    needs.sort_unstable_by(|a, b| b.cmp(a));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let together = |n: usize| needs.iter().take(n).fold(0, |sum: u64, need| sum.saturating_add(*need));
+    let fits = |n: &usize| there_is.is_none_or(|there_is| Size(together(*n)) <= there_is);
+    let most = (1..=processors.min(needs.len())).rev().find(fits).unwrap_or(1);
+    (most, Need { size: Size(together(most)), less: "fewer or smaller cases take less (--case)" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_cases_run_at_a_time_where_there_is_less_memory() {
+        let needs = || vec![10, 40, 20, 30];
+        let (most, need) = at_a_time(needs(), None);
+        assert!(most >= 1 && need.size >= Size(40));
+        assert_eq!(at_a_time(needs(), Some(Size(69))).0, 1);
+        assert_eq!(at_a_time(needs(), Some(Size(69))).1.size, Size(40));
+        // too little for any is for the plan to refuse
+        assert_eq!(at_a_time(needs(), Some(Size(5))).1.size, Size(40));
+        assert_eq!(at_a_time(vec![u64::MAX; 3], Some(Size(5))).0, 1);
+        assert_eq!(at_a_time(Vec::new(), None).1.size, Size(0));
+    }
+}

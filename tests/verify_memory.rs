@@ -1,0 +1,122 @@
+//! What `verify` plans to take is what it takes.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use dsv2::backend::{Backend, OnDevice, Precision, Reference, Settings};
+use dsv2::golden::GoldenCases;
+use dsv2::values::Values;
+use dsv2::verify::{self, need};
+use dsv2_reference::tap::NoTap;
+use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
+use ndarray::ArrayD;
+use serde_json::{Value, json};
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every call goes to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // the old block and the new one may be there together
+        grow(size);
+        HELD.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+fn grow(size: usize) {
+    let held = HELD.fetch_add(size, Relaxed) + size;
+    PEAK.fetch_max(held, Relaxed);
+}
+
+/// What a run of a case on a backend takes, and what was planned.
+fn run(golden: &GoldenCases, name: &str, backend: &dyn Backend, precision: Precision) -> (u64, u64) {
+    let settings = Settings { precision, ..Settings::default() };
+    let planned = need::of_run(&golden.outline(name).unwrap().case, backend, &settings).unwrap();
+    let before = HELD.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let case = golden.load(name).unwrap();
+    let outcome = verify::run(&case, backend, precision, settings.attention, &mut NoTap);
+    assert!(!outcome.fails(), "{name}: {outcome:?}");
+    ((PEAK.load(Relaxed) - before) as u64, planned)
+}
+
+const ON_REFERENCE: [(&dyn Backend, Precision); 2] = [(&Reference, Precision::F64), (&Reference, Precision::F32)];
+const ON_EMULATOR: [(&dyn Backend, Precision); 2] =
+    [(&OnDevice::Emulator { races: false }, Precision::F32), (&OnDevice::Emulator { races: false }, Precision::Bf16)];
+
+/// One test, so that nothing else allocates meanwhile.
+#[test]
+fn no_run_of_a_golden_case_takes_more_than_was_planned() {
+    let golden = GoldenCases::embedded();
+    let all: Vec<&str> = golden.names().iter().map(String::as_str).collect();
+    let few = ["one-token", "real-decode", "batch-of-one", "classify-no-pad"];
+    for (cases, candidates) in [(&all[..], ON_REFERENCE), (&few[..], ON_EMULATOR)] {
+        for (name, (backend, precision)) in cases.iter().flat_map(|name| candidates.map(|candidate| (name, candidate)))
+        {
+            let (taken, planned) = run(&golden, name, backend, precision);
+            assert!(taken <= planned, "{name}, {} {precision}: {taken} bytes, {planned} planned", backend.name());
+        }
+    }
+
+    // golden cases are small, and what any of them takes hides what grows with a model
+    let room = tempfile::tempdir().unwrap();
+    let golden = larger(room.path());
+    for (backend, precision) in ON_REFERENCE {
+        let (taken, planned) = run(&golden, "larger", backend, precision);
+        let bytes = format!("{precision}: {taken} bytes, {planned} planned");
+        assert!(taken > 40_000_000 && taken <= planned && planned < 2 * taken, "{bytes}");
+    }
+}
+
+/// The case `v2` with a wider model and more tokens. What it expects is what the reference computes.
+fn larger(room: &Path) -> GoldenCases {
+    let folder = room.join("larger");
+    fs::create_dir(&folder).unwrap();
+    let v2 = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/cases/v2/case.json");
+    let mut file: Value = serde_json::from_slice(&fs::read(v2).unwrap()).unwrap();
+    file["name"] = "larger".into();
+    for (key, value) in [("hidden_size", 352), ("intermediate_size", 600), ("kv_lora_rank", 128), ("vocab_size", 3000)]
+    {
+        file["config"][key] = value.into();
+    }
+    let ids = ArrayD::from_shape_fn(vec![1, 200], |at| (at[1] * 37 % 3000) as i64);
+    file["inputs"] = json!({"input_ids": {"dtype": "I64", "shape": [1, 200]}});
+    let write = |file: &Value| fs::write(folder.join("case.json"), file.to_string()).unwrap();
+    write(&file);
+    write_safetensors(&folder.join("inputs.safetensors"), &[("input_ids".to_owned(), Data::Index(ids))]).unwrap();
+    let golden = GoldenCases::at(room).unwrap();
+    let settings = Settings { precision: Precision::F32, ..Settings::default() };
+    let expected = Reference.run(&golden.outline("larger").unwrap().case, &settings, &mut NoTap).unwrap();
+    expected.write(&folder.join("expected.safetensors")).unwrap();
+    let stage = |(name, values): (&str, &Values)| {
+        let dtype = if values.index().is_some() { "I64" } else { "F32" };
+        (name.to_owned(), json!({"dtype": dtype, "shape": values.shape(), "baseline": null}))
+    };
+    file["stages"] = expected.iter().map(stage).collect::<serde_json::Map<_, _>>().into();
+    write(&file);
+    golden
+}
