@@ -8,7 +8,7 @@ use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::stage::flow;
 use indexmap::IndexSet;
 
-pub use hint::Hint;
+pub use hint::{Hint, facts, said};
 
 use super::dump::Dump;
 use super::judge::Judged;

@@ -10,7 +10,7 @@
 
 mod extra_rows;
 pub mod last_tokens;
-mod part;
+pub mod part;
 
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, TOPK_INDICES};
