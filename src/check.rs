@@ -31,6 +31,7 @@ mod truth;
 use std::path::{Path, PathBuf};
 
 use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::stage::table::{ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
 
 use crate::case::Case;
 use crate::error::Result;
@@ -113,9 +114,12 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 /// About so much memory [`check_files`] needs.
 pub fn need_by_stage(case: &Case) -> Need {
     let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
-    // two runs in f64 and one in f32; and a stage as each of them has it, widened, with copies to compare
-    let size =
-        memory::at_a_time(&planned).saturating_mul(24).saturating_add(memory::largest(&planned).saturating_mul(48));
+    // two runs in f64 and one in f32, a stage of each of which is compared, widened, in three copies at most; what is kept is
+    // the routing, of the dump, the truth and what it should be
+    let runs = [Precision::F64, Precision::F64, Precision::F32].map(|precision| memory::of_run(&planned, precision));
+    let compared = memory::largest(&planned).saturating_mul(48);
+    let routing = memory::of_kinds(&planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]).saturating_mul(24);
+    let size = runs.into_iter().fold(compared.saturating_add(routing), u64::saturating_add);
     Need { size: Size(size), less: LESS }
 }
 
@@ -138,17 +142,22 @@ const LESS: &str = "fewer tokens take less, and so do a few layers (--layers)";
 
 /// [`check`] of a dump in files that hold different stages, read by the tensor: none of it is kept, and `candidate` of what comes
 /// of it is empty. Nothing, if it has to be read whole, and [`check`]ed, for more to be said. The request's own candidate is not
-/// looked at.
+/// looked at; a hint is given if `hints` are wanted.
 ///
 /// # Errors
 /// If the reference refuses the case, or a file cannot be read.
-pub fn check_files(request: &Request, candidates: &[PathBuf], reached: Reached<'_>) -> Result<Option<Checked>> {
+pub fn check_files(
+    request: &Request,
+    candidates: &[PathBuf],
+    hints: bool,
+    reached: Reached<'_>,
+) -> Result<Option<Checked>> {
     request.case.check_cache(request.cache)?;
     if !lockstep::can_judge(request) {
         return Ok(None);
     }
     match lockstep::PlainDump::open(candidates, request)? {
-        Some((dump, case)) => lockstep::check(&request.about(case), &dump, true, reached),
+        Some((dump, case)) => lockstep::check(&request.about(case), &dump, hints, reached),
         None => Ok(None),
     }
 }

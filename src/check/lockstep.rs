@@ -43,7 +43,7 @@ pub fn can_judge(request: &Request) -> bool {
 /// # Errors
 /// If the reference refuses the case, or a tensor cannot be decoded.
 pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<'_>) -> Result<Option<Checked>> {
-    let measured = Measured::of(request, dump, reached)?;
+    let measured = Measured::of(request, dump, &mut *reached)?;
     let case = &request.case;
     let mut verdict = measured.verdict(request, dump)?;
     if !verdict.passes() && !second_look::finds_nothing(request, dump, &measured, &verdict)? {
@@ -51,7 +51,7 @@ pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<
     }
     let inconclusive = doubt::leave_open(&mut verdict, |name| dump.holds(name), &measured.names, &case.config);
     let hint = match verdict.first_failure().filter(|_| hints) {
-        Some(failed) => match second_look::hint(request, dump, &measured, failed)? {
+        Some(failed) => match second_look::hint(request, dump, &measured, failed, reached)? {
             Some(hint) => hint,
             None => return Ok(None),
         },

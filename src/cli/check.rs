@@ -89,7 +89,8 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         None => {
             plan(check::need_by_stage(&request.case), args.memory_limit)?;
             let mut progress = Progress::of_something_slow();
-            check::check_files(&request, &args.candidate, &mut |done, of, what| progress.reached(done, of, what))?
+            let mut reached = |done, of, what: &str| progress.reached(done, of, what);
+            check::check_files(&request, &args.candidate, true, &mut reached)?
         }
         Some(_) => None,
     };

@@ -77,7 +77,7 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
         Settings { precision: args.dtype, attention, stages: Some(&wanted), cache: args.cache, ..Settings::default() };
     let backend = args.backend.backend();
     let mut planned = planned::stages(&case, attention, args.dtype);
-    let computed = memory::at_a_time(&planned).saturating_mul(if args.dtype == Precision::F64 { 8 } else { 4 });
+    let computed = memory::of_run(&planned, args.dtype);
     planned.retain(|name, _| wanted(name) && !backend.leaves_out(name, &settings));
     if planned.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use dsv2_metrics::{Comparison, Metrics, Spread};
 use dsv2_reference::DeepseekV2Config;
-use dsv2_reference::stage::table::{ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
-use dsv2_reference::stage::{Stage, forward_order};
+use dsv2_reference::stage::table::{EXPERTS, MLP, ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
+use dsv2_reference::stage::{self, Stage, forward_order};
 use dsv2_reference::tap::NoTap;
 use indexmap::{IndexMap, IndexSet};
 
@@ -64,6 +64,10 @@ pub struct Measured {
     pub choices: Trace,
     /// What was read in another way than it came, and in which.
     pub readings: Vec<(String, &'static str)>,
+    /// How far the dump's experts are from its `mlp`, layer by layer, where it holds both.
+    experts_as_mlp: BTreeMap<usize, Comparison>,
+    /// The dump's experts of the layer at hand, until its `mlp` comes.
+    experts: Option<(usize, Arc<Values>)>,
     /// Stages of routing whose shape allows another reading.
     ambiguous: BTreeSet<String>,
     stages: BTreeMap<String, Stagewise>,
@@ -121,6 +125,8 @@ impl Measured {
             routing: Default::default(),
             choices: Trace::default(),
             readings: Vec::new(),
+            experts_as_mlp: BTreeMap::new(),
+            experts: None,
             ambiguous: BTreeSet::new(),
             stages: BTreeMap::new(),
             noise: IndexMap::new(),
@@ -159,6 +165,7 @@ impl Measured {
         let (config, precision) = (&request.case.config, dump.precision());
         let Some(mut truth) = to_truth.show(name) else { return Ok(None) };
         let got = dump.stage(name)?.map(|got| Arc::new(self.read(name, got, &truth, config)));
+        self.hold_experts_against_mlp(name, got.as_ref());
         let followed = got.as_deref().and_then(|got| self.choice(name, got, request));
         if let Some(followed) = &followed {
             truth = followed.clone();
@@ -231,6 +238,32 @@ impl Measured {
         Some(followed)
     }
 
+    /// Some programs have the shared experts among the experts: then these are the `mlp`.
+    fn hold_experts_against_mlp(&mut self, name: &str, got: Option<&Arc<Values>>) {
+        let (Some(stage), Some(got)) = (Stage::parse(name), got) else { return };
+        match (stage.kind, stage.layer) {
+            (EXPERTS, Some(layer)) => self.experts = Some((layer, got.clone())),
+            (MLP, Some(layer)) => {
+                let experts = self.experts.take().filter(|(of, _)| *of == layer).and_then(|(_, experts)| {
+                    let Values::Real(dtype, a) = &*experts else { return None };
+                    let experts = Values::Real(*dtype, a.to_shape(got.shape()).ok()?.into_owned());
+                    self.rows.measure(name, &experts, got)
+                });
+                self.experts_as_mlp.extend(experts.map(|experts| (layer, experts)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the dump's experts are not its `mlp`: they are further from it than it may be from the truth.
+    pub fn experts_are_not_mlp(&self, layer: usize, budgets: &Budgets) -> bool {
+        let (Some(off), Some(budget)) = (self.experts_as_mlp.get(&layer), budgets.get(&stage::name(MLP, layer))) else {
+            return false;
+        };
+        let within = off.metrics.values().iter().zip(budget.values()).all(|(off, budget)| *off <= budget);
+        !within || off.nonfinite.is_some()
+    }
+
     /// Whether a stage is off by no more than what is the least that it may be, whatever the others of its kind.
     fn surely_passes(&self, name: &str, off: &Comparison, precision: Precision) -> bool {
         let least = self.noise.get(name).map(|noise| noise.zip(&factors(precision), |noise, factor| noise * factor));
@@ -268,14 +301,8 @@ impl Measured {
     /// # Errors
     /// If the config's way of routing is impossible.
     pub fn verdict(&self, request: &Request, dump: &PlainDump) -> Result<Verdict> {
-        let (budgets, none, rows) = (self.budgets(dump), Budgets::default(), &self.rows);
-        let own = LocalTruth {
-            truth: Truth { trace: &self.routing[OWN], budgets: &budgets, rows },
-            exact: &self.exact,
-            method: Some(request.case.config.topk_method()?),
-        };
-        let truth = Truth { trace: &self.routing[TRUTH], budgets: &none, rows };
-        let mut verdict = judge::judge(&self.routing[DUMP], &truth, Some(&own), |_| false);
+        let budgets = self.budgets(dump);
+        let mut verdict = self.of_routing(&self.routing[DUMP], request, &budgets)?;
         for (name, stage) in &self.stages {
             let Off { carried, own } = &stage.off;
             let budget = stage.budget(name, &budgets);
@@ -283,6 +310,21 @@ impl Measured {
         }
         verdict.stages.sort_by_key(|stage| forward_order(&stage.stage));
         Ok(verdict)
+    }
+
+    /// What becomes of these stages of routing.
+    ///
+    /// # Errors
+    /// If the config's way of routing is impossible.
+    pub fn of_routing(&self, stages: &Trace, request: &Request, budgets: &Budgets) -> Result<Verdict> {
+        let (none, rows) = (Budgets::default(), &self.rows);
+        let own = LocalTruth {
+            truth: Truth { trace: &self.routing[OWN], budgets, rows },
+            exact: &self.exact,
+            method: Some(request.case.config.topk_method()?),
+        };
+        let truth = Truth { trace: &self.routing[TRUTH], budgets: &none, rows };
+        Ok(judge::judge(stages, &truth, Some(&own), |_| false))
     }
 
     /// Whether a stage may be right if it is read in another way.

@@ -5,15 +5,19 @@
 //! failing stage of a kind that conventions are about, weights in another type, a choice of experts between all failing stages
 //! and what they are judged from. Where all of it is lacking, the verdict stands.
 
+use std::collections::BTreeSet;
+
 use dsv2_reference::Real;
 use dsv2_reference::stage::table::{EXPERTS, TOPK_INDICES, TOPK_WEIGHTS};
-use dsv2_reference::stage::{Stage, flow};
+use dsv2_reference::stage::{self, Stage, flow, forward_order};
 use dsv2_reference::tap::{NoTap, StageValue, Tap};
+use ndarray::Axis;
 
-use super::PlainDump;
 use super::measured::{DUMP, Measured, OWN, is_compared_with_help_of};
 use super::station::put;
+use super::{PlainDump, Reached};
 use crate::backend::{Reference, Settings};
+use crate::budget::Budgets;
 use crate::case::{Case, Part};
 use crate::check::explain::{Hint, facts, said};
 use crate::check::{Request, align};
@@ -24,7 +28,7 @@ use crate::local::{copied, usable_stage};
 use crate::mutants::explain::{Named, are_too_many, suspects};
 use crate::precision::Precision;
 use crate::taps::recorded;
-use crate::trace::as_held;
+use crate::trace::{Trace, as_held};
 use crate::values::Values;
 
 /// Whether nothing but what was measured can be said of the stages that fail.
@@ -40,11 +44,10 @@ pub fn finds_nothing(request: &Request, dump: &PlainDump, measured: &Measured, v
         return Ok(false);
     }
     let budgets = measured.budgets(dump);
-    let may_be_right = |stage: &&&StageVerdict| {
-        let of_convention = Stage::parse(&stage.stage).is_some_and(|of| [TOPK_WEIGHTS, EXPERTS].contains(&of.kind));
-        of_convention || measured.may_be_read_otherwise(&stage.stage, &budgets)
-    };
-    if failing.iter().any(|stage| may_be_right(&stage)) || align::may_be_rounded(case, dump.precision())? {
+    if failing.iter().any(|stage| measured.may_be_read_otherwise(&stage.stage, &budgets))
+        || align::may_be_rounded(case, dump.precision())?
+        || may_be_restated(request, measured, &failing, &budgets)?
+    {
         return Ok(false);
     }
     let exists = |name: &str| measured.names.contains(name);
@@ -55,6 +58,54 @@ pub fn finds_nothing(request: &Request, dump: &PlainDump, measured: &Measured, v
         stage.disposition == Disposition::OverBudget && between.iter().any(is_choice)
     };
     Ok(!failing.iter().all(of_near_ties))
+}
+
+/// Whether a convention about experts and their weights may explain why they fail: the weights pass by it, or the experts are
+/// another stage. (A dump without weights does not tell.)
+fn may_be_restated(
+    request: &Request,
+    measured: &Measured,
+    failing: &[&StageVerdict],
+    budgets: &Budgets,
+) -> Result<bool> {
+    let is = |stage: &StageVerdict, kinds: &[&str]| {
+        Stage::parse(&stage.stage).filter(|of| kinds.contains(&of.kind)).and_then(|of| of.layer)
+    };
+    let layers: BTreeSet<usize> = failing.iter().filter_map(|stage| is(stage, &[TOPK_WEIGHTS, EXPERTS])).collect();
+    let [held, own] = [DUMP, OWN].map(|of| &measured.routing[of]);
+    for layer in layers {
+        let (name, choice) = (stage::name(TOPK_WEIGHTS, layer), stage::name(TOPK_INDICES, layer));
+        let (Some(Values::Real(dtype, weights)), Some(by_itself)) = (held.get(&name), own.get(&name)) else {
+            return Ok(true);
+        };
+        // as many experts as are chosen: weights may be by expert
+        let by_expert = weights.shape().last() == Some(&request.case.config.num_experts());
+        if by_expert || !measured.experts_are_not_mlp(layer, budgets) || weights.shape() != by_itself.shape() {
+            return Ok(true);
+        }
+        if !failing.iter().any(|stage| stage.stage == name) {
+            continue;
+        }
+        let mut edited = vec![weights * request.case.config.routed_scaling_factor];
+        if let Some(by_itself) = by_itself.real() {
+            let last = Axis(weights.ndim() - 1);
+            let mut summed = weights.clone();
+            let sums = by_itself.sum_axis(last);
+            summed.lanes_mut(last).into_iter().zip(&sums).for_each(|(mut row, sum)| row *= *sum);
+            edited.push(summed);
+        }
+        for edited in edited {
+            let mut stages: Trace = [(name.clone(), Values::Real(*dtype, edited))].into_iter().collect();
+            if let Some(chosen) = held.get(&choice) {
+                stages = stages.with(&choice, chosen.clone());
+            }
+            let verdict = measured.of_routing(&stages, request, budgets)?;
+            if verdict.stages.iter().any(|stage| stage.stage == name && stage.disposition == Disposition::Pass) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// What the first wrong stage looks like, if there is something to say; nothing, if mutants can be tried, for which all of the
@@ -68,6 +119,7 @@ pub fn hint(
     dump: &PlainDump,
     measured: &Measured,
     failed: &StageVerdict,
+    reached: Reached<'_>,
 ) -> Result<Option<Option<Hint>>> {
     let (case, name) = (&request.case, failed.stage.as_str());
     let suspects = suspects(case, name, &measured.names, |name| measured.taught.contains(name));
@@ -76,7 +128,7 @@ pub fn hint(
     }
     let (mut held, mut own) = (measured.routing[DUMP].clone(), measured.routing[OWN].clone());
     if own.get(name).is_none() {
-        let (got, by_itself) = both(request, dump, measured, name)?;
+        let (got, by_itself) = both(request, dump, measured, name, reached)?;
         (held, own) = (held.with(name, got), own.with(name, by_itself));
     }
     let budgets = measured.budgets(dump);
@@ -89,12 +141,18 @@ pub fn hint(
 }
 
 /// A stage of the dump, and what it should be by itself: the model is run again, as far as to this stage.
-fn both(request: &Request, dump: &PlainDump, measured: &Measured, name: &str) -> Result<(Values, Values)> {
+fn both(
+    request: &Request,
+    dump: &PlainDump,
+    measured: &Measured,
+    name: &str,
+    reached: Reached<'_>,
+) -> Result<(Values, Values)> {
     let case = &request.case;
     let last = Stage::parse(name).and_then(|stage| stage.layer).map(|layer| layer + 1);
     let needed = last.filter(|_| case.part.is_none() && matches!(case.inputs.tokens, Tokens::InputIds(_)));
     let case = Case { part: needed.map(Part::first).or(case.part.clone()), ..case.clone() };
-    let mut taught = Taught { request, dump, measured, until: name, seen: None, refused: None };
+    let mut taught = Taught { request, dump, measured, until: name, seen: None, refused: None, done: 0, reached };
     let settings = Settings { precision: Precision::F64, ..Settings::default() };
     Reference.show(&case, &settings, &mut NoTap, &mut taught)?;
     match (taught.seen, taught.refused) {
@@ -113,6 +171,8 @@ struct Taught<'a> {
     /// The stage of the dump, and what it should be.
     seen: Option<(Values, Values)>,
     refused: Option<Error>,
+    done: usize,
+    reached: Reached<'a>,
 }
 
 impl Taught<'_> {
@@ -139,6 +199,9 @@ impl<T: Real> Tap<T> for Taught<'_> {
     fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
         if self.seen.is_none() && self.refused.is_none() && (self.dump.holds(name) || is_compared_with_help_of(name)) {
             self.refused = Taught::stage(self, name, value).err();
+            self.done += 1;
+            let before = self.dump.names().filter(|held| forward_order(held) <= forward_order(self.until));
+            (self.reached)(self.done, before.count().max(self.done), name);
         }
     }
 }
