@@ -84,8 +84,7 @@ pub trait Backend: Sync {
     /// # Errors
     /// If the case is impossible.
     fn takes(&self, case: &Case, settings: &Settings<'_>) -> Result<u64> {
-        let computed = memory::at_a_time(&planned::stages(case, settings.attention, settings.precision));
-        Ok(computed.saturating_mul(if settings.precision == Precision::F64 { 8 } else { 4 }))
+        Ok(memory::of_run(&planned::stages(case, settings.attention, settings.precision), settings.precision))
     }
 
     /// Runs a case and records its stages. `tap` sees each before it is recorded, and may change it.

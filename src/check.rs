@@ -11,7 +11,7 @@
 //! explain   what the first wrong stage looks like, and what such a dump leaves open
 //! ```
 //!
-//! A dump in a file that is right as it came is judged stage by stage, without any of it being kept (`lockstep`).
+//! A dump in files that needs no interpretation is judged stage by stage, without any of it being kept (`lockstep`).
 //!
 //! A stage is judged by itself; the truth tells what its error came to.
 
@@ -28,9 +28,10 @@ mod shapes;
 pub mod shards;
 mod truth;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::stage::table::{ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
 
 use crate::case::Case;
 use crate::error::Result;
@@ -115,12 +116,15 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
     checked(request, false)
 }
 
-/// About so much memory [`check_file`] needs.
+/// About so much memory [`check_files`] needs.
 pub fn need_by_stage(case: &Case) -> Need {
     let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
-    // two runs in f64 and one in f32; and a stage as each of them has it, widened, with copies to compare
-    let size =
-        memory::at_a_time(&planned).saturating_mul(24).saturating_add(memory::largest(&planned).saturating_mul(48));
+    // two runs in f64 and one in f32, a stage of each of which is compared, widened, in three copies at most; what is kept is
+    // the routing, of the dump, the truth and what it should be
+    let runs = [Precision::F64, Precision::F64, Precision::F32].map(|precision| memory::of_run(&planned, precision));
+    let compared = memory::largest(&planned).saturating_mul(48);
+    let routing = memory::of_kinds(&planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]).saturating_mul(24);
+    let size = runs.into_iter().fold(compared.saturating_add(routing), u64::saturating_add);
     Need { size: Size(size), less: LESS }
 }
 
@@ -143,19 +147,24 @@ pub fn need_whole<'a>(case: &Case, files: impl IntoIterator<Item = &'a Path>) ->
 /// What takes less memory.
 const LESS: &str = "fewer tokens take less, and so do a few layers (--layers)";
 
-/// [`check`] of a dump in a file, read by the tensor, if it is right as it came: none of it is kept, and `candidate` of what
-/// comes of it is empty. Nothing, if it has to be read whole, and [`check`]ed, for more to be said. The request's own candidate
-/// is not looked at.
+/// [`check`] of a dump in files that hold different stages, read by the tensor: none of it is kept, and `candidate` of what comes
+/// of it is empty. Nothing, if it has to be read whole, and [`check`]ed, for more to be said. The request's own candidate is not
+/// looked at; a hint is given if `hints` are wanted.
 ///
 /// # Errors
-/// If the reference refuses the case, or the file cannot be read.
-pub fn check_file(request: &Request, candidate: &Path, reached: Reached<'_>) -> Result<Option<Checked>> {
+/// If the reference refuses the case, or a file cannot be read.
+pub fn check_files(
+    request: &Request,
+    candidates: &[PathBuf],
+    hints: bool,
+    reached: Reached<'_>,
+) -> Result<Option<Checked>> {
     request.case.check_cache(request.cache)?;
     if !lockstep::can_judge(request) {
         return Ok(None);
     }
-    match lockstep::PlainDump::open(candidate, &request.case, request.precision)? {
-        Some(dump) => lockstep::check(request, &dump, reached),
+    match lockstep::PlainDump::open(candidates, request)? {
+        Some((dump, case)) => lockstep::check(&request.about(case), &dump, hints, reached),
         None => Ok(None),
     }
 }

@@ -94,11 +94,22 @@ impl TensorFile {
         &self.names
     }
 
-    /// Type and shape of a tensor that is decoded from where it lies in the file; nothing, if it lies there in another form.
-    pub fn lies_as(&self, name: &str) -> Option<(Element, &[usize])> {
-        let Source::Safetensors(file) = &self.source else { return None };
-        let raw = file.raw(name)?;
-        Some((Element::of(raw.dtype)?, raw.shape))
+    /// Type and shape of a tensor, before it is decoded; nothing, if the file says nothing of them that can be read.
+    pub fn lies_as(&self, name: &str) -> Option<(Element, Vec<usize>)> {
+        let of_array = |bytes: &[u8]| {
+            let array = Npy::parse(bytes).ok()?;
+            let (element, shape) = array.is();
+            Some((element, shape.to_vec()))
+        };
+        match &self.source {
+            Source::Safetensors(file) => {
+                let raw = file.raw(name)?;
+                Some((Element::of(raw.dtype)?, raw.shape.to_vec()))
+            }
+            Source::Npy(bytes) => of_array((**bytes).as_ref()),
+            Source::Npz(archive) => of_array(&archive.beginning(&format!("{name}.npy"), Npy::LONGEST_HEADER).ok()?),
+            Source::Torch(file) => file.lies_as(name).map(|(element, shape)| (element, shape.to_vec())),
+        }
     }
 
     /// Decodes the tensor `name`.

@@ -249,26 +249,33 @@ pub fn plain(precision: Precision) -> Precision {
 /// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice. Rows that
 /// nobody may read hold anything, NaN as well: there, the model's own values stand.
 pub fn usable(candidate: &Trace, model: &Trace, config: &DeepseekV2Config, rows: &ComparedRows) -> Trace {
-    let experts = config.num_experts();
     let fits = |(name, values): (&str, &Values)| {
-        let (stage, own) = (Stage::parse(name)?, model.get(name)?);
-        let fitted = match (values.fit(own.shape())?, own) {
-            (Values::Index(chosen), Values::Index(own)) => {
-                let chosen = rows.with_unread_of(&stage, chosen, own);
-                chosen
-                    .rows()
-                    .into_iter()
-                    .all(|row| as_choice(row, experts).is_some())
-                    .then_some(Values::Index(chosen))?
-            }
-            // a loss, or what a classifier pools, may read what a mask masks, and no other token reads it from these
-            (values @ Values::Real(..), Values::Real(..)) if [NORM, LM_HEAD, SCORE].contains(&stage.kind) => values,
-            (Values::Real(dtype, a), Values::Real(_, own)) => Values::Real(dtype, rows.with_unread_of(&stage, a, own)),
-            _ => return None,
-        };
-        Some((name.to_owned(), fitted))
+        Some((name.to_owned(), usable_stage(name, values, model.get(name)?, config, rows)?))
     };
     candidate.iter().filter_map(fits).collect()
+}
+
+/// The same of one stage, which is the model's `own`.
+pub(crate) fn usable_stage(
+    name: &str,
+    values: &Values,
+    own: &Values,
+    config: &DeepseekV2Config,
+    rows: &ComparedRows,
+) -> Option<Values> {
+    let (stage, experts) = (Stage::parse(name)?, config.num_experts());
+    match (values.fit(own.shape())?, own) {
+        (Values::Index(chosen), Values::Index(own)) => {
+            let chosen = rows.with_unread_of(&stage, chosen, own);
+            chosen.rows().into_iter().all(|row| as_choice(row, experts).is_some()).then_some(Values::Index(chosen))
+        }
+        // a loss, or what a classifier pools, may read what a mask masks, and no other token reads it from these
+        (values @ Values::Real(..), Values::Real(..)) if [NORM, LM_HEAD, SCORE].contains(&stage.kind) => Some(values),
+        (Values::Real(dtype, a), Values::Real(_, own)) => {
+            Some(Values::Real(dtype, rows.with_unread_of(&stage, a, own)))
+        }
+        _ => None,
+    }
 }
 
 /// Whether the stage must be bit-identical: a copy of what the trace holds, kept in the type of the computation.

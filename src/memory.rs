@@ -7,11 +7,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV};
 use indexmap::IndexMap;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::error::{Error, Result};
 use crate::planned::Planned;
+use crate::precision::Precision;
 
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +101,19 @@ pub fn available() -> Option<Size> {
     let of_machine = Some(system.available_memory()).filter(|bytes| *bytes > 0);
     let of_group = system.cgroup_limits().map(|limits| limits.free_memory);
     of_machine.into_iter().chain(of_group).min().map(Size)
+}
+
+/// About so many bytes a run in `precision` holds at a time, beside its weights: a layer's stages, and the cache of all layers.
+pub fn of_run(planned: &IndexMap<String, Planned>, precision: Precision) -> u64 {
+    let elements = at_a_time(planned).saturating_add(of_kinds(planned, &[CACHED_KV, CACHED_K_PE]));
+    elements.saturating_mul(if precision == Precision::F64 { 8 } else { 4 })
+}
+
+/// The elements of all stages of these kinds.
+pub fn of_kinds(planned: &IndexMap<String, Planned>, kinds: &[&str]) -> u64 {
+    let is = |name: &str| Stage::parse(name).is_some_and(|stage| kinds.contains(&stage.kind));
+    let of = planned.iter().filter(|(name, _)| is(name)).map(|(_, planned)| planned.elements());
+    of.fold(0, u64::saturating_add)
 }
 
 /// How many elements the stages have that a run has in memory at a time: those of a layer, or those behind the layers.

@@ -50,8 +50,11 @@ impl ComparedRows {
 
     /// The same of a stage by its name, whatever its axes of length 1; nothing if it has no numbers, or others than `want`.
     pub fn measure(&self, stage: &str, got: &Values, want: &Values) -> Option<Comparison> {
-        let (got, want) = (fit(got.real()?, want.shape())?, want.real()?);
-        Some(self.compare(&Stage::parse(stage)?, &got, want))
+        let (got, want, stage) = (got.real()?, want.real()?, Stage::parse(stage)?);
+        match got.shape() == want.shape() {
+            true => Some(self.compare(&stage, got, want)),
+            false => Some(self.compare(&stage, &fit(got, want.shape())?, want)),
+        }
     }
 
     /// `a` with the rows that nobody may read as in `own`, of the same shape.

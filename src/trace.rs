@@ -186,13 +186,19 @@ impl Trace {
 impl FromIterator<(String, Values)> for Trace {
     fn from_iter<I: IntoIterator<Item = (String, Values)>>(stages: I) -> Self {
         let named = stages.into_iter().map(|(name, values)| {
-            let scores = Stage::parse(&name).is_some_and(|stage| stage.layout == Layout::Scores);
-            (canonical(&name).to_owned(), if scores { with_infinities(values) } else { values })
+            let values = as_held(&name, values);
+            (canonical(&name).to_owned(), values)
         });
         let mut stages: IndexMap<String, Values> = named.collect();
         stages.sort_by_key(|name, _| forward_order(name));
         Trace { stages, ..Trace::default() }
     }
+}
+
+/// A stage as a trace holds it.
+pub(crate) fn as_held(stage: &str, values: Values) -> Values {
+    let scores = Stage::parse(stage).is_some_and(|stage| stage.layout == Layout::Scores);
+    if scores { with_infinities(values) } else { values }
 }
 
 /// Masked scores are minus infinity; many programs use the lowest number of their type, or thereabouts.

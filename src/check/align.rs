@@ -29,6 +29,7 @@ use crate::local::Local;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
 use crate::values::Values;
+pub use loaded::may_be_rounded;
 use places::{Reading, halves_of_pairs, readings};
 
 /// How often readings are tried anew: one that was wrong may have hidden another.
@@ -157,12 +158,12 @@ impl Placed {
     /// Read as the shapes allow; where that leaves several ways, in the order in which they come unless another one is by
     /// far nearer to the truth.
     fn new(request: &Request, dump: &Trace, truth: &Truth) -> Self {
+        let heads = request.case.config.num_attention_heads;
         let mut placed = Placed { trace: Trace::default(), says: IndexMap::new() };
         placed.trace = dump
             .iter()
             .map(|(name, values)| {
-                let (values, says) =
-                    first_reading(request, name, values, truth).unwrap_or((values.clone(), Vec::new()));
+                let (values, says) = first_reading(name, values.clone(), truth.trace.get(name), &truth.rows, heads);
                 placed.says.insert(name.to_owned(), says);
                 (name.to_owned(), values)
             })
@@ -172,9 +173,10 @@ impl Placed {
 
     /// Reads stages that fail in another way, if they pass by it. Says whether there were some.
     fn reread(&mut self, request: &Request, dump: &Dump, truth: &Truth, judged: &Judged) -> Result<bool> {
+        let heads = request.case.config.num_attention_heads;
         let mut found = Vec::new();
         for (name, values) in dump.trace.iter().filter(|(name, _)| judged.fails(name)) {
-            for (values, says) in all_readings(request, name, values, truth) {
+            for (values, says) in all_readings(name, values, truth.trace.get(name), heads) {
                 let stage: Trace = [(name.to_owned(), values)].into_iter().collect();
                 if self.says.get(name) != Some(&says) && judged.explains(request, truth, &stage, &[name])? {
                     found.extend(stage.iter().map(|(name, values)| (name.to_owned(), values.clone(), says.clone())));
@@ -189,11 +191,11 @@ impl Placed {
             }
             let Some([a, b]) = other_order(dump.trace.get(first), dump.trace.get(second)) else { continue };
             let read = |name: &String, values| {
-                let (values, mut says) = first_reading(request, name, values, truth)?;
+                let (values, mut says) = first_reading(name, values, truth.trace.get(name), &truth.rows, heads);
                 says.push(OTHER_ORDER);
-                Some((name.clone(), values, says))
+                (name.clone(), values, says)
             };
-            let (Some(a), Some(b)) = (read(first, &a), read(second, &b)) else { continue };
+            let (a, b) = (read(first, a), read(second, b));
             let pair: Trace = [&a, &b].into_iter().map(|(name, values, _)| (name.clone(), values.clone())).collect();
             if judged.explains(request, truth, &pair, &[first.as_str(), second.as_str()])? {
                 found.retain(|(name, ..)| name != first && name != second);
@@ -274,7 +276,7 @@ impl Placed {
 }
 
 /// Rotated queries and keys, which are multiplied with each other, and the copy of the keys.
-const ROTATED: [&str; 3] = [Q_PE, K_PE, CACHED_K_PE];
+pub const ROTATED: [&str; 3] = [Q_PE, K_PE, CACHED_K_PE];
 
 /// What is said of a stage that would be right in halves, where what it is multiplied with is not.
 const DISAGREES: &str =
@@ -283,32 +285,44 @@ const DISAGREES: &str =
 /// What is said of two stages in one tensor, if the second comes first.
 const OTHER_ORDER: &str = "in one tensor with another stage, the second before the first";
 
-/// All ways to read a tensor of numbers.
-fn all_readings(request: &Request, name: &str, values: &Values, truth: &Truth) -> Vec<(Values, Vec<&'static str>)> {
-    let (Values::Real(dtype, got), Some(stage), Some(want)) = (values, Stage::parse(name), truth.trace.get(name))
-    else {
+/// All ways to read a tensor of numbers, of which `want` has the model's shape.
+pub fn all_readings(
+    name: &str,
+    values: &Values,
+    want: Option<&Values>,
+    heads: usize,
+) -> Vec<(Values, Vec<&'static str>)> {
+    let (Values::Real(dtype, got), Some(stage), Some(want)) = (values, Stage::parse(name), want) else {
         return Vec::new();
     };
-    let readings = readings(&stage, got, want.shape(), request.case.config.num_attention_heads);
+    let readings = readings(&stage, got, want.shape(), heads);
     readings.into_iter().map(|Reading { values, says }| (Values::Real(*dtype, values), says)).collect()
 }
 
-/// A tensor as the model has it, and what is said of the way it came.
-fn first_reading(request: &Request, name: &str, values: &Values, truth: &Truth) -> Option<(Values, Vec<&'static str>)> {
-    let (stage, want) = (Stage::parse(name)?, truth.trace.get(name)?);
-    let heads = request.case.config.num_attention_heads;
-    match (values, want) {
+/// A tensor as the model has it, if `want` is the truth of it, and what is said of the way it came; as it came, if it cannot be
+/// read so.
+pub fn first_reading(
+    name: &str,
+    values: Values,
+    want: Option<&Values>,
+    rows: &ComparedRows,
+    heads: usize,
+) -> (Values, Vec<&'static str>) {
+    let (Some(stage), Some(want)) = (Stage::parse(name), want) else { return (values, Vec::new()) };
+    match (&values, want) {
         (Values::Index(got), Values::Index(want)) => {
-            let Reading { values, says } = readings(&stage, got, want.shape(), heads).into_iter().next()?;
-            Some((Values::Index(values), says))
+            match readings(&stage, got, want.shape(), heads).into_iter().next() {
+                Some(Reading { values, says }) => (Values::Index(values), says),
+                None => (values, Vec::new()),
+            }
         }
         (Values::Real(dtype, got), Values::Real(_, want)) => {
-            let error = |a: &ArrayD<f64>| truth.rows.compare(&stage, a, want).metrics.l2;
+            let error = |a: &ArrayD<f64>| rows.compare(&stage, a, want).metrics.l2;
             if got.shape() == want.shape() && error(got) < IN_ORDER {
-                return Some((values.clone(), Vec::new()));
+                return (values, Vec::new());
             }
             let mut readings = readings(&stage, got, want.shape(), heads).into_iter();
-            let mut found = readings.next()?;
+            let Some(mut found) = readings.next() else { return (values, Vec::new()) };
             let mut least = error(&found.values);
             for reading in readings {
                 let error = error(&reading.values);
@@ -316,20 +330,10 @@ fn first_reading(request: &Request, name: &str, values: &Values, truth: &Truth) 
                     (found, least) = (reading, error);
                 }
             }
-            Some((Values::Real(*dtype, found.values), found.says))
+            (Values::Real(*dtype, found.values), found.says)
         }
-        _ => None,
+        _ => (values, Vec::new()),
     }
-}
-
-/// Whether a tensor that has the model's shape is read in no other way than as it came.
-pub fn is_read_as_it_came(name: &str, got: &Values, want: &Values, rows: &ComparedRows, heads: usize) -> bool {
-    let (Values::Real(_, got), Values::Real(_, want), Some(stage)) = (got, want, Stage::parse(name)) else {
-        return true;
-    };
-    got.shape() == want.shape()
-        && (rows.compare(&stage, got, want).metrics.l2 < IN_ORDER
-            || readings(&stage, got, want.shape(), heads).len() == 1)
 }
 
 /// A stage whose halves were brought into pairs, as it was before.

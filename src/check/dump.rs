@@ -11,7 +11,7 @@ use dsv2_reference::stage::Stage;
 use indexmap::IndexSet;
 use serde::Serialize;
 
-pub use narrow::{by_most, precision_of, told};
+pub use narrow::{Computed, Told, by_most, computed, precision_of, retyped, told};
 
 use super::request::Request;
 use crate::error::{Error, Result};

@@ -10,7 +10,7 @@ use dsv2_reference::stage::flow;
 use indexmap::IndexSet;
 
 pub use fp8::{FITS_FP8, fits_fp8};
-pub use hint::Hint;
+pub use hint::{Hint, facts, said};
 
 use super::dump::Dump;
 use super::judge::Judged;

@@ -13,7 +13,7 @@
 mod extra_rows;
 pub mod last_tokens;
 mod new_tokens;
-mod part;
+pub mod part;
 mod vocabulary;
 
 use dsv2_reference::stage::Stage;

@@ -86,14 +86,17 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         candidate: args.candidate.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", "),
         expected: args.expected.as_deref().map(shown),
     };
-    let checked = match (&args.candidate[..], &args.shards) {
-        ([file], None) => {
+    let checked = match &args.shards {
+        None => {
             plan(check::need_by_stage(&request.case), args.memory_limit)?;
             let mut progress = Progress::of_something_slow();
-            check::check_file(&request, file, &mut |done, of, what| progress.reached(done, of, what))?
+            let mut reached = |done, of, what: &str| progress.reached(done, of, what);
+            check::check_files(&request, &args.candidate, true, &mut reached)?
         }
-        _ => None,
+        Some(_) => None,
     };
+    // mutants are held against the dump, all of it
+    let checked = checked.filter(|checked| !(args.explain && checked.conclusion() == Conclusion::Fail));
     let checked = match checked {
         Some(checked) => checked,
         None => {

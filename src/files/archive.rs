@@ -40,6 +40,8 @@ struct Member {
     /// How many bytes it has when it is not compressed.
     size: u64,
     crc: u32,
+    /// Whether it counts already among what was inflated; it may be asked for again.
+    counted: Cell<bool>,
 }
 
 impl Archive {
@@ -83,7 +85,14 @@ impl Archive {
             if by_name.insert(name.to_owned(), members.len()).is_some() {
                 return Err(Refusal::new(format!("one member `{quoted}`"), "two of that name"));
             }
-            members.push(Member { name: name.to_owned(), range, compressed, size, crc: entry.crc32() });
+            members.push(Member {
+                name: name.to_owned(),
+                range,
+                compressed,
+                size,
+                crc: entry.crc32(),
+                counted: Cell::new(false),
+            });
         }
         Ok(Archive { members, by_name, left: Cell::new(INFLATED), bytes })
     }
@@ -126,6 +135,22 @@ impl Archive {
         }
     }
 
+    /// The first bytes of a member, at most `most`, inflated if need be; its checksum is not looked at.
+    ///
+    /// # Errors
+    /// If there is no such member, or it is damaged.
+    pub fn beginning(&self, name: &str, most: usize) -> Result<Cow<'_, [u8]>, Refusal> {
+        let member = self.member(name)?;
+        let lies = self.lies(member);
+        if !member.compressed {
+            return Ok(Cow::Borrowed(&lies[..lies.len().min(most)]));
+        }
+        let mut bytes = Vec::new();
+        let read = DeflateDecoder::new(lies).take(most as u64).read_to_end(&mut bytes);
+        read.map_err(|error| Refusal::new("a compressed member in good order", error))?;
+        Ok(Cow::Owned(bytes))
+    }
+
     fn inflated(&self, member: &Member) -> Result<Vec<u8>, Refusal> {
         let (size, held) = (member.size, member.range.len() as u64);
         let found = |size: u64| format!("{size} bytes out of {held}");
@@ -135,12 +160,14 @@ impl Archive {
                 found(size),
             ));
         }
-        let Some(left) = self.left.get().checked_sub(size) else {
+        let new = if member.counted.get() { 0 } else { size };
+        let Some(left) = self.left.get().checked_sub(new) else {
             let expected =
                 format!("at most {INFLATED} bytes altogether (np.savez, which does not compress, has no limit)");
             return Err(Refusal::new(expected, found(size)));
         };
         self.left.set(left);
+        member.counted.set(true);
         let mut bytes = Vec::with_capacity(size as usize);
         let read = DeflateDecoder::new(self.lies(member)).take(size + 1).read_to_end(&mut bytes);
         read.map_err(|error| Refusal::new("a compressed member in good order", error))?;

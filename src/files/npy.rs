@@ -27,6 +27,14 @@ pub struct Npy {
 }
 
 impl Npy {
+    /// At most so many bytes are a header, with what it begins with.
+    pub const LONGEST_HEADER: usize = (1 << 16) + 12;
+
+    /// The type and the shape.
+    pub fn is(&self) -> (Element, &[usize]) {
+        (self.element, &self.shape)
+    }
+
     /// Reads the header.
     ///
     /// # Errors

@@ -60,6 +60,12 @@ impl TorchFile {
         self.tensors.keys().cloned().collect()
     }
 
+    /// The type and the shape of a tensor, if its type is one of ours.
+    pub fn lies_as(&self, name: &str) -> Option<(Element, &[usize])> {
+        let stored = self.tensors.get(name)?;
+        Some((element(&stored.dtype)?, &stored.shape))
+    }
+
     /// Decodes a tensor.
     ///
     /// # Errors

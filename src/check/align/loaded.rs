@@ -67,14 +67,33 @@ pub fn with_rounded_weights(request: &Request, dump: &Dump, truth: &Truth, judge
     Ok(Some(Rounded { says, judged: Judged { local, dispositions } }))
 }
 
+/// Whether a run in `precision` may have rounded some weights: whether one is stored in another type.
+///
+/// # Errors
+/// If a weight cannot be read.
+pub fn may_be_rounded(case: &Case, precision: Precision) -> Result<bool> {
+    let Some(narrow) = precision.narrow() else { return Ok(false) };
+    for (name, shape) in case.weight_shapes() {
+        let tensor = case.weights.tensor(&name, &shape)?;
+        if is_rounded(&tensor, narrow, precision) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_rounded(tensor: &Tensor, narrow: Dtype, precision: Precision) -> bool {
+    let as_stored = precision == Precision::Fp8 && tensor.is_scaled();
+    tensor.dtype() != narrow && !as_stored
+}
+
 /// The case with every weight rounded that is not read in 8 bits; nothing, if that changes none.
 fn rounded(case: &Case, narrow: Dtype, precision: Precision) -> Result<Option<Case>> {
     let mut tensors = HashMap::new();
     let mut any = false;
     for (name, shape) in case.weight_shapes() {
         let tensor = case.weights.tensor(&name, &shape)?;
-        let as_stored = precision == Precision::Fp8 && tensor.is_scaled();
-        let tensor = if tensor.dtype() != narrow && !as_stored {
+        let tensor = if is_rounded(&tensor, narrow, precision) {
             let values: ArrayD<f64> = tensor.to_array::<f64, IxDyn>();
             let rounded = Tensor::from_values(narrow, &shape, values.iter().copied());
             let inexact = rounded.to_array::<f64, IxDyn>() != values;

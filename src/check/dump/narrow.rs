@@ -24,25 +24,42 @@ pub fn precision_of(trace: &Trace) -> Precision {
 /// wider type than it was computed in.
 pub fn as_computed(trace: &Trace) -> Option<(Trace, Precision, String)> {
     let telling: Vec<Told> = trace.iter().filter_map(|(name, values)| told(name, values)).collect();
+    let Computed { precision, dtype, says } = computed(&telling, precision_of(trace))?;
+    let retyped = trace.iter().map(|(name, values)| (name.to_owned(), retyped(values.clone(), dtype)));
+    Some((retyped.collect(), precision, says))
+}
+
+/// In which type a dump was computed that was saved in a wider one.
+pub struct Computed {
+    /// The type of the computation.
+    pub precision: Precision,
+    /// The type of most of its numbers.
+    pub dtype: Dtype,
+    /// What is to be said.
+    pub says: String,
+}
+
+/// The same of all tensors that tell something, of a dump that is `stored` in another type; nothing, if it is stored as it
+/// was computed.
+pub fn computed(telling: &[Told], stored: Precision) -> Option<Computed> {
     let precision = by_most(telling.iter().map(|told| told.dtype));
-    let dtype = precision.narrow()?;
+    let dtype = precision.narrow().filter(|_| stored != precision)?;
     let found = telling.iter().filter(|told| told.by_numbers && told.dtype == dtype).count();
-    if precision_of(trace) == precision {
-        return None;
-    }
-    let retyped = trace.iter().map(|(name, values)| match values {
-        // also of those that are fp32 by definition: whoever rounded them to bf16 stored them so
-        Values::Real(Dtype::F32 | Dtype::F64, a) if narrow(a) == Some(dtype) => {
-            (name.to_owned(), Values::Real(dtype, a.clone()))
-        }
-        _ => (name.to_owned(), values.clone()),
-    });
     let says = format!(
         "judged as {precision}: every number of {found} of {} tensors that are stored wider is one of {precision} \
          (--dtype f32 judges it as it is stored)",
         telling.len()
     );
-    Some((retyped.collect(), precision, says))
+    Some(Computed { precision, dtype, says })
+}
+
+/// A tensor in the narrow type, if its numbers are of it: also one that is fp32 by definition, since whoever rounded it to bf16
+/// stored it so.
+pub fn retyped(values: Values, dtype: Dtype) -> Values {
+    match values {
+        Values::Real(Dtype::F32 | Dtype::F64, a) if narrow(&a) == Some(dtype) => Values::Real(dtype, a),
+        other => other,
+    }
 }
 
 /// In which type a stage was computed.

@@ -24,7 +24,7 @@ pub fn elements(path: &Path, planned: &IndexMap<String, Planned>) -> Result<u64>
     let mut all = 0_u64;
     for name in file.names().iter().filter(|name| is_named(name)) {
         let Some((_, shape)) = file.lies_as(name) else {
-            // compressed or pickled: as if all of it were F32
+            // nobody knows: as if all of it were F32
             let bytes = std::fs::metadata(path).map_err(Error::io(path, "read"))?.len();
             return Ok(bytes / 4);
         };

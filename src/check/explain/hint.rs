@@ -42,14 +42,25 @@ pub fn hint(
     if failed.disposition == Disposition::WrongShape {
         return None;
     }
-    let mut says = facts(&failed.stage, case, &dump.trace, local);
+    let facts = facts(&failed.stage, case, &dump.trace, local);
     let trials = Trials::new((case, &dump.trace, &truth.trace), local.truth.budgets, local.truth.rows, choices);
-    let mut names = Vec::new();
-    match named(&trials, &failed.stage, &truth.names) {
+    let few = || is_of_few_tokens(&failed.stage, &dump.trace, local);
+    let found = match named(&trials, &failed.stage, &truth.names) {
         // what computes less precisely does so for every token; one that flips a near tie of the wrong token looks alike
         Named::All(mutants) | Named::Stage(mutants)
-            if mutants.iter().all(|mutant| mutant.class == Class::Precision)
-                && is_of_few_tokens(&failed.stage, &dump.trace, local) => {}
+            if mutants.iter().all(|mutant| mutant.class == Class::Precision) && few() =>
+        {
+            Named::Nobody
+        }
+        found => found,
+    };
+    said(facts, found)
+}
+
+/// What is said of these facts, and of these mutants; nothing, if there is nothing to say.
+pub fn said(facts: Vec<String>, found: Named) -> Option<Hint> {
+    let (mut says, mut names) = (facts, Vec::new());
+    match found {
         Named::All(mutants) if mutants.len() <= NAMED => {
             says.push(format!("a known bug computes this: {}", listed(&mutants)));
             names = mutants;
@@ -99,7 +110,8 @@ fn listed(mutants: &[&Mutant]) -> String {
     mutants.iter().map(one).collect::<Vec<_>>().join(" or ")
 }
 
-fn facts(name: &str, case: &Case, candidate: &Trace, local: &LocalTruth<'_>) -> Vec<String> {
+/// What is true of every number of a stage that is wrong.
+pub fn facts(name: &str, case: &Case, candidate: &Trace, local: &LocalTruth<'_>) -> Vec<String> {
     let truth = &local.truth;
     let (Some(stage), Some(got), Some(want)) = (Stage::parse(name), candidate.get(name), truth.trace.get(name)) else {
         return Vec::new();

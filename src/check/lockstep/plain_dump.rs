@@ -1,81 +1,115 @@
 //! A dump as the model would write it: every tensor that is named as a stage is one of this model's, in its shape. It is read by
-//! the tensor.
+//! the tensor, out of one file or several.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use dsv2_reference::Dtype;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::canonical;
 use indexmap::IndexMap;
 
-use crate::case::Case;
-use crate::check::dump::{by_most, told};
+use crate::case::{Case, Part};
+use crate::check::dump::{Computed, Recognised, Told, by_most, computed, retyped, told};
+use crate::check::request::Request;
+use crate::check::shapes::part;
 use crate::error::Result;
 use crate::files::{Decoded, Element, TensorFile};
 use crate::planned;
 use crate::precision::Precision;
-use crate::trace::{Trace, is_named};
+use crate::trace::{as_held, is_named};
 use crate::values::Values;
 
-/// A file of stages that need no interpretation.
+/// Files of stages that need no interpretation.
 pub struct PlainDump {
-    file: TensorFile,
-    /// Stages, and their names in the file.
-    stages: IndexMap<String, String>,
+    files: Vec<TensorFile>,
+    /// Stages: the file, and their names in it.
+    stages: IndexMap<String, (usize, String)>,
     unread: Vec<String>,
     precision: Precision,
+    /// What most of it was computed in, if it was saved in a wider type.
+    saved_wider: Option<Dtype>,
+    /// What is taken for granted of the whole dump.
+    assumed: Vec<String>,
+    /// What is said of the layers that are judged alone.
+    says: Vec<Recognised>,
 }
 
 impl PlainDump {
-    /// Opens a dump, of which `asked` may say what it was computed in; nothing, if it is no plain one.
+    /// Opens a dump, and says what case it is of: one of some layers begins with what the dump holds before them. Nothing, if it
+    /// is no plain one.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn open(path: &Path, case: &Case, asked: Option<Precision>) -> Result<Option<Self>> {
-        let file = TensorFile::open(path)?;
-        let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
+    pub fn open(paths: &[PathBuf], request: &Request) -> Result<Option<(Self, Case)>> {
+        let case = &request.case;
+        let whole = Case { part: None, ..case.clone() };
+        let planned = planned::stages(&whole, AttentionForm::Expanded, Precision::F64);
+        let files = paths.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
         let (mut stages, mut unread, mut types) = (IndexMap::new(), Vec::new(), Vec::new());
-        for name in file.names() {
+        for (place, name) in
+            files.iter().enumerate().flat_map(|(i, file)| file.names().iter().map(move |name| (i, name)))
+        {
             if !is_named(name) {
                 unread.push(name.clone());
                 continue;
             }
             let stage = canonical(name).to_owned();
-            let (Some(planned), Some((element, shape))) = (planned.get(&stage), file.lies_as(name)) else {
+            let (Some(planned), Some((element, shape))) = (planned.get(&stage), files[place].lies_as(name)) else {
                 return Ok(None);
             };
             let fits =
                 shape == planned.shape && kind(element).is_some_and(|dtype| dtype.is_some() == planned.dtype.is_some());
-            if !fits || stages.insert(stage, name.clone()).is_some() {
+            if !fits || stages.insert(stage, (place, name.clone())).is_some() {
                 return Ok(None);
             }
             types.extend(kind(element).flatten());
         }
-        let mut dump = PlainDump { file, stages, unread, precision: by_most(types.into_iter()) };
-        if dump.stages.is_empty() {
-            return Ok(None);
+        let (precision, assumed) = (by_most(types.into_iter()), case.config.notes(case.dialect));
+        let mut dump = PlainDump { files, stages, unread, precision, saved_wider: None, assumed, says: Vec::new() };
+        if let Some(Computed { precision, dtype, says }) = computed(&dump.telling()?, dump.precision)
+            && request.precision.is_none_or(|asked| asked == precision)
+        {
+            (dump.precision, dump.saved_wider) = (precision, Some(dtype));
+            dump.assumed.push(says);
         }
-        let computed = dump.computed_in()?;
-        if computed.narrow().is_some() && computed != dump.precision && asked.is_none_or(|asked| asked == computed) {
-            return Ok(None);
-        }
-        dump.precision = asked.unwrap_or(dump.precision);
-        Ok(Some(dump))
+        dump.precision = request.precision.unwrap_or(dump.precision);
+        let case = dump.of_its_layers(case)?;
+        Ok(Some((dump, case)).filter(|(dump, _)| !dump.stages.is_empty()))
     }
 
-    /// In which type it was computed, as the numbers tell.
-    fn computed_in(&self) -> Result<Precision> {
-        let mut types = Vec::new();
+    /// What its tensors tell of the type in which they were computed.
+    fn telling(&self) -> Result<Vec<Told>> {
+        let mut telling = Vec::new();
         for name in self.stages.keys() {
-            let values = self.stage(name)?;
-            types.extend(values.and_then(|values| told(name, &values)).map(|told| told.dtype));
+            telling.extend(self.stage(name)?.and_then(|values| told(name, &values)));
         }
-        Ok(by_most(types.into_iter()))
+        Ok(telling)
+    }
+
+    /// The case, in which some layers begin with what the dump holds before them, if they are alone; all else is left out.
+    fn of_its_layers(&mut self, case: &Case) -> Result<Case> {
+        let mut case = case.clone();
+        if let Some(Part { layers, .. }) = case.part.clone() {
+            let before = self.stage(&part::entering(&layers))?;
+            self.says = part::enter(&mut case, &layers, before.as_ref(), self.stages.keys().map(String::as_str))?;
+            self.stages.retain(|name, _| part::is_inside(name, &layers));
+        }
+        Ok(case)
     }
 
     /// What the candidate is taken to compute in.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// What is taken for granted of the whole dump.
+    pub fn assumed(&self) -> &[String] {
+        &self.assumed
+    }
+
+    /// What is said of the layers that are judged alone.
+    pub fn says(&self) -> &[Recognised] {
+        &self.says
     }
 
     /// The stages that it holds.
@@ -98,11 +132,13 @@ impl PlainDump {
     /// # Errors
     /// If it is damaged.
     pub fn stage(&self, stage: &str) -> Result<Option<Values>> {
-        let Some(name) = self.stages.get(stage) else { return Ok(None) };
-        let Decoded::Values(values) = self.file.tensor(name)? else { return Ok(None) };
-        // as a trace has it: masked scores are minus infinity
-        let trace: Trace = [(stage.to_owned(), values)].into_iter().collect();
-        Ok(trace.get(stage).cloned())
+        let Some((file, name)) = self.stages.get(stage) else { return Ok(None) };
+        let Decoded::Values(values) = self.files[*file].tensor(name)? else { return Ok(None) };
+        let values = as_held(stage, values);
+        Ok(Some(match self.saved_wider {
+            Some(dtype) => retyped(values, dtype),
+            None => values,
+        }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where a run waits: it hands over what it has computed of a stage, and is told what to go on with.
+//! Where a run waits: it says which stage it has computed, shows it if it is asked to, and is told what to go on with.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -9,24 +9,53 @@ use indexmap::IndexSet;
 
 use crate::precision::Precision;
 use crate::taps::recorded;
+use crate::trace::as_held;
 use crate::values::Values;
+
+/// What a run says.
+enum Says {
+    /// It has computed this stage.
+    Computed(String),
+    /// What it has computed.
+    Shows(Values),
+}
+
+/// What a run is told.
+enum Told {
+    /// To show what it has computed.
+    Show,
+    /// To go on, with something else in the place of what it has computed, if there is something.
+    GoOn(Option<Arc<Values>>),
+}
 
 /// The end that compares.
 pub struct Station {
-    computed: Receiver<(String, Values)>,
-    answers: SyncSender<Option<Arc<Values>>>,
+    said: Receiver<Says>,
+    told: SyncSender<Told>,
 }
 
 impl Station {
     /// The next stage; nothing, if the run has ended.
-    pub fn next(&self) -> Option<(String, Values)> {
-        self.computed.recv().ok()
+    pub fn next(&self) -> Option<String> {
+        match self.said.recv().ok()? {
+            Says::Computed(name) => Some(name),
+            Says::Shows(_) => None,
+        }
     }
 
-    /// What takes the place of the stage that was handed over last, if anything does.
+    /// The stage at which it waits, of this name. No more than one run need have a copy of it at a time.
+    pub fn show(&self, name: &str) -> Option<Values> {
+        self.told.send(Told::Show).ok()?;
+        match self.said.recv().ok()? {
+            Says::Shows(values) => Some(as_held(name, values)),
+            Says::Computed(_) => None,
+        }
+    }
+
+    /// What takes the place of the stage at which it waits, if anything does.
     pub fn go_on(&self, with: Option<Arc<Values>>) {
         // a run that has failed waits for nothing; it says itself why
-        let _ = self.answers.send(with);
+        let _ = self.told.send(Told::GoOn(with));
     }
 }
 
@@ -34,31 +63,44 @@ impl Station {
 pub struct Waiting<'a> {
     wanted: &'a (dyn Fn(&str) -> bool + Sync),
     precision: Precision,
-    computed: SyncSender<(String, Values)>,
-    answers: Receiver<Option<Arc<Values>>>,
+    says: SyncSender<Says>,
+    told: Receiver<Told>,
 }
 
 /// Both ends, for the stages that are `wanted` of a run in `precision`.
 pub fn station<'a>(wanted: &'a (dyn Fn(&str) -> bool + Sync), precision: Precision) -> (Waiting<'a>, Station) {
-    let ((computed, taken), (answers, answered)) = (sync_channel(0), sync_channel(1));
-    (Waiting { wanted, precision, computed, answers: answered }, Station { computed: taken, answers })
+    let ((says, said), (tells, told)) = (sync_channel(0), sync_channel(1));
+    (Waiting { wanted, precision, says, told }, Station { said, told: tells })
 }
 
 impl<T: Real> Tap<T> for Waiting<'_> {
     fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
-        if !(self.wanted)(name)
-            || self.computed.send((name.to_owned(), recorded(self.precision, name, &value))).is_err()
-        {
+        if !(self.wanted)(name) || self.says.send(Says::Computed(name.to_owned())).is_err() {
             return;
         }
-        let answer = self.answers.recv().ok().flatten();
-        match (value, answer.as_deref()) {
-            (StageValue::Real(mut value), Some(Values::Real(_, a))) if value.shape() == a.shape() => {
-                value.zip_mut_with(a, |to, &x| *to = T::from_f64(x));
+        while let Ok(told) = self.told.recv() {
+            match told {
+                Told::Show if self.says.send(Says::Shows(recorded(self.precision, name, &value))).is_err() => return,
+                Told::Show => {}
+                Told::GoOn(with) => {
+                    if let Some(with) = with {
+                        put(value, &with);
+                    }
+                    return;
+                }
             }
-            (StageValue::Index(mut value), Some(Values::Index(a))) if value.shape() == a.shape() => value.assign(a),
-            _ => {}
         }
+    }
+}
+
+/// Puts `values` in the place of a stage, if they are of its shape.
+pub fn put<T: Real>(stage: StageValue<'_, T>, values: &Values) {
+    match (stage, values) {
+        (StageValue::Real(mut stage), Values::Real(_, a)) if stage.shape() == a.shape() => {
+            stage.zip_mut_with(a, |to, &x| *to = T::from_f64(x));
+        }
+        (StageValue::Index(mut stage), Values::Index(a)) if stage.shape() == a.shape() => stage.assign(a),
+        _ => {}
     }
 }
 

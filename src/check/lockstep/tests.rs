@@ -1,12 +1,29 @@
+use std::path::PathBuf;
+
+use dsv2_reference::Dtype;
 use dsv2_reference::model::cache::CacheFormat;
+use dsv2_reference::tap::NoTap;
 
 use super::*;
-use crate::check::{check_file, check_without_hint};
+use crate::backend::{Backend, Reference, Settings};
+use crate::case::{Entering, Layers, Part};
+use crate::check::check_without_hint;
 use crate::golden::GoldenCases;
+use crate::mutants::explain::applicable;
+use crate::mutants::tap::Planted;
+use crate::mutants::weights::Wide;
+use crate::precision::Precision;
+use crate::values::Values;
 
 /// All that is said of a dump, but for the dump itself.
 fn said(checked: Checked) -> String {
     format!("{:#?}", Checked { candidate: Trace::default(), ..checked })
+}
+
+/// What is said of dumps in files, stage by stage.
+fn by_stage(request: &Request, files: &[PathBuf]) -> Option<String> {
+    let (dump, case) = PlainDump::open(files, request).unwrap()?;
+    check(&request.about(case), &dump, false, &mut |_, _, _| ()).unwrap().map(said)
 }
 
 /// What both ways say of a dump in a file: stage by stage, and read whole.
@@ -14,10 +31,17 @@ fn both(request: &mut Request, trace: &Trace) -> (Option<String>, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("dump.safetensors");
     trace.write(&path).unwrap();
-    let stepwise = check_file(request, &path, &mut |_, _, _| ()).unwrap();
+    let stepwise = by_stage(request, std::slice::from_ref(&path));
     request.candidate = Trace::read(&path).unwrap();
-    let whole = check_without_hint(request).unwrap();
-    (stepwise.map(said), said(whole))
+    (stepwise, said(check_without_hint(request).unwrap()))
+}
+
+fn assert_same(request: &mut Request, trace: &Trace, what: &str) -> usize {
+    let (stepwise, whole) = both(request, trace);
+    stepwise.map_or(0, |stepwise| {
+        assert!(stepwise == whole, "{what}:\n{stepwise}\nread whole:\n{whole}");
+        1
+    })
 }
 
 fn request(case: &str, cache: CacheFormat) -> Request {
@@ -30,32 +54,100 @@ fn dumped(request: &Request, precision: Precision) -> Trace {
     Reference.run(&request.case, &settings, &mut NoTap).unwrap()
 }
 
+/// Saved in a wider type than it was computed in.
+fn saved_wider(trace: &Trace) -> Trace {
+    let wider = |values: &Values| match values {
+        Values::Real(_, a) => Values::Real(Dtype::F32, a.clone()),
+        other => other.clone(),
+    };
+    trace.iter().map(|(name, values)| (name.to_owned(), wider(values))).collect()
+}
+
+/// The cases that are judged stage by stage, of models that are small.
+fn cases() -> Vec<Request> {
+    let golden = GoldenCases::embedded();
+    let requests = golden.names().iter().map(|name| request(name, CacheFormat::Plain));
+    requests.filter(|request| can_judge(request) && request.case.config.parameter_count() < 3_000_000).collect()
+}
+
 #[test]
 fn a_right_dump_is_judged_to_the_bit_as_if_it_were_read_whole() {
-    let golden = GoldenCases::embedded();
     let mut judged = 0;
-    for name in golden.names() {
-        let mut request = request(name, CacheFormat::Plain);
-        if !can_judge(&request) || request.case.config.parameter_count() > 3_000_000 {
-            continue;
-        }
+    for mut request in cases() {
         for precision in [Precision::F32, Precision::Bf16] {
             let dump = dumped(&request, precision);
             for kept in [|_: &str| true, |name: &str| !name.contains("topk"), |name: &str| name.contains("layers.1")] {
                 let mut part = dump.clone();
                 part.retain(kept);
-                if part.is_empty() {
-                    continue;
-                }
-                let (stepwise, whole) = both(&mut request, &part);
-                if let Some(stepwise) = stepwise {
-                    judged += 1;
-                    assert!(stepwise == whole, "{name} {precision}:\n{stepwise}\nread whole:\n{whole}");
+                if !part.is_empty() {
+                    judged += assert_same(&mut request, &part, &precision.to_string());
                 }
             }
         }
     }
     assert!(judged > 40, "{judged}");
+}
+
+#[test]
+fn a_wrong_dump_is_judged_to_the_bit_as_if_it_were_read_whole() {
+    let mut judged = 0;
+    for (number, mut request) in cases().into_iter().step_by(5).enumerate() {
+        let case = request.case.clone();
+        let weights = Wide::new(&case);
+        for mutant in applicable(&case).skip(number % 7).step_by(7) {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let Ok(mut tap) = Planted::all(vec![&mutant.variant], &weights, precision) else { continue };
+                let settings = Settings { precision, ..Settings::default() };
+                let Ok(mut dump) = Reference.run(&case, &settings, &mut tap) else { continue };
+                judged += assert_same(&mut request, &dump, mutant.id);
+                dump.retain(|name| !name.contains("attn_") && !name.contains("_pe"));
+                judged += assert_same(&mut request, &dump, mutant.id);
+            }
+        }
+    }
+    assert!(judged > 20, "{judged}");
+}
+
+#[test]
+fn narrow_runs_that_were_saved_wider_are_recognised() {
+    let mut request = request("v2", CacheFormat::Plain);
+    for precision in [Precision::Bf16, Precision::F16] {
+        let dump = saved_wider(&dumped(&request, precision));
+        assert_eq!(assert_same(&mut request, &dump, "saved as F32"), 1);
+        request.precision = Some(Precision::F32);
+        assert_same(&mut request, &dump, "and judged as it is stored");
+        request.precision = None;
+    }
+}
+
+#[test]
+fn layers_alone_begin_with_what_the_dump_holds_before_them() {
+    for layers in [0..1, 1..2, 1..3] {
+        let mut request = request("v2", CacheFormat::Plain);
+        let dump = dumped(&request, Precision::F32);
+        request.case.part = Some(Part { layers: Layers(layers), entering: Entering::OfDump });
+        assert_eq!(assert_same(&mut request, &dump, "layers alone"), 1);
+    }
+}
+
+#[test]
+fn files_that_hold_different_stages_are_one_dump() {
+    let request = request("v2", CacheFormat::Plain);
+    let dump = dumped(&request, Precision::F32);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(format!("{name}.safetensors"));
+    let write = |name: &str, kept: fn(&str) -> bool| {
+        let mut part = dump.clone();
+        part.retain(kept);
+        part.write(&path(name)).unwrap();
+    };
+    write("all", |_| true);
+    write("first", |name| name.contains("layers.0"));
+    write("others", |name| !name.contains("layers.0"));
+    let of = |names: &[&str]| by_stage(&request, &names.iter().map(|name| path(name)).collect::<Vec<_>>());
+    assert!(of(&["all"]).is_some());
+    assert_eq!(of(&["others", "first"]), of(&["all"]));
+    assert_eq!(of(&["all", "first"]), None, "a stage twice is for the others to refuse");
 }
 
 #[test]
@@ -69,7 +161,7 @@ fn near_ties_that_fell_the_other_way_are_followed_as_well() {
 }
 
 #[test]
-fn what_is_not_right_as_it_came_is_left_to_the_whole_check() {
+fn what_may_be_meant_otherwise_is_left_to_the_whole_check() {
     let mut request = request("v2", CacheFormat::Plain);
     let dump = dumped(&request, Precision::F32);
     let with = |name: &str, change: fn(&Values) -> Values| dump.clone().with(name, change(dump.get(name).unwrap()));
@@ -82,8 +174,9 @@ fn what_is_not_right_as_it_came_is_left_to_the_whole_check() {
         other => other.clone(),
     };
     let of_another = dump.clone().with("model.layers.77.mlp", dump.get("model.norm").unwrap().clone());
-    for dump in [with("model.norm", scaled), with("lm_head", flat), of_another] {
+    for dump in [with("model.layers.1.mlp.experts", scaled), with("lm_head", flat), of_another] {
         assert_eq!(both(&mut request, &dump).0, None);
     }
     assert!(both(&mut request, &dump).0.is_some());
+    assert!(both(&mut request, &with("model.norm", scaled)).0.is_some());
 }

@@ -7,7 +7,7 @@ use dsv2_reference::stage::{Layout, Stage, layer_path};
 use ndarray::{Array3, s};
 
 use super::extra_rows;
-use crate::case::{Case, Entering, Part};
+use crate::case::{Case, Entering, Layers, Part};
 use crate::check::dump::{Dump, Recognised};
 use crate::error::{Error, Result};
 use crate::inputs::Tokens;
@@ -20,35 +20,66 @@ use crate::values::Values;
 /// If the dump does not hold what enters them, or none of their stages.
 pub fn take_in(case: &mut Case, dump: &mut Dump) -> Result<()> {
     let Some(Part { layers, .. }) = case.part.clone() else { return Ok(()) };
-    let (first, last) = (layers.0.start, layers.0.end - 1);
-    let named = if first == last { format!("layer {first}") } else { format!("layers {first} to {last}") };
-    let entering = if first == 0 { EMBED_TOKENS.to_owned() } else { layer_path(first - 1) };
-    let found = match (dump.trace.get(&entering), &case.inputs.tokens) {
+    let says = enter(case, &layers, dump.trace.get(&entering(&layers)), dump.trace.iter().map(|(name, _)| name))?;
+    dump.trace.retain(|name| is_inside(name, &layers));
+    dump.recognised.extend(says);
+    if !dump.trace.iter().any(|(name, _)| Stage::parse(name).is_some()) {
+        return Err(Error::request("--candidate", format!("a stage of {}", named(&layers)), "none"));
+    }
+    Ok(())
+}
+
+/// The stage that enters some layers.
+pub fn entering(layers: &Layers) -> String {
+    match layers.0.start {
+        0 => EMBED_TOKENS.to_owned(),
+        first => layer_path(first - 1),
+    }
+}
+
+/// Whether a tensor is one of these layers', or of what they all need.
+pub fn is_inside(name: &str, layers: &Layers) -> bool {
+    match Stage::parse(name) {
+        Some(Stage { layer: Some(layer), .. }) => layers.0.contains(&layer),
+        Some(stage) => [COS, SIN].contains(&stage.kind),
+        None => true,
+    }
+}
+
+/// Lets what the dump `held` of it enter the layers of the case. `names` are those of all its tensors. What a report says.
+///
+/// # Errors
+/// If the dump does not hold it.
+pub fn enter<'a>(
+    case: &mut Case,
+    layers: &Layers,
+    held: Option<&Values>,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<Vec<Recognised>> {
+    let (entering, named) = (entering(layers), named(layers));
+    let found = match (held, &case.inputs.tokens) {
         (Some(values), _) => of_the_dump(&entering, values, case)?,
-        (None, Tokens::InputsEmbeds(embeds)) if first == 0 => embeds.mapv(f64::from),
+        (None, Tokens::InputsEmbeds(embeds)) if layers.0.start == 0 => embeds.mapv(f64::from),
         (None, _) => {
             let expected = format!("`{entering}`, which enters {named}");
             return Err(Error::request("--candidate", expected, "none"));
         }
     };
     case.part = Some(Part { layers: layers.clone(), entering: Entering::Given(Arc::new(found)) });
-
-    let inside = |name: &str| match Stage::parse(name) {
-        Some(Stage { layer: Some(layer), .. }) => layers.0.contains(&layer),
-        Some(stage) => [COS, SIN].contains(&stage.kind),
-        None => true,
-    };
-    let outside = dump.trace.iter().filter(|(name, _)| !inside(name) && *name != entering).count();
-    dump.trace.retain(inside);
-    dump.recognised.push(Recognised { layout: format!("enters {named}, taken as it is"), stage: entering });
+    let outside = names.filter(|name| !is_inside(name, layers) && *name != entering).count();
+    let mut says = vec![Recognised { layout: format!("enters {named}, taken as it is"), stage: entering }];
     if outside > 0 {
         let stage = format!("{outside} stage{}", if outside == 1 { "" } else { "s" });
-        dump.recognised.push(Recognised { stage, layout: format!("outside {named}, not judged") });
+        says.push(Recognised { stage, layout: format!("outside {named}, not judged") });
     }
-    if !dump.trace.iter().any(|(name, _)| Stage::parse(name).is_some()) {
-        return Err(Error::request("--candidate", format!("a stage of {named}"), "none"));
+    Ok(says)
+}
+
+fn named(Layers(layers): &Layers) -> String {
+    match (layers.start, layers.end - 1) {
+        (first, last) if first == last => format!("layer {first}"),
+        (first, last) => format!("layers {first} to {last}"),
     }
-    Ok(())
 }
 
 /// The residual stream in a dump, `[B,S,D]`. Nothing may be read from tokens that are masked: there it is 0.

@@ -27,9 +27,8 @@ pub const MOST_WORK: f64 = 4e9;
 /// all stages of the model.
 pub fn named(trials: &Trials<'_>, stage: &str, names: &IndexSet<String>) -> Named {
     let case = trials.case();
-    let between = between(stage, names, &case.config, |name| trials.held(name));
-    let suspects: Vec<_> = applicable(case).filter(|mutant| acts_at(mutant, &between)).collect();
-    if suspects.len() as f64 * work(case) > MOST_WORK {
+    let suspects = suspects(case, stage, names, |name| trials.held(name));
+    if are_too_many(&suspects, case) {
         return Named::TooMany(suspects.len());
     }
     let reference = trials.distances(&[]);
@@ -53,6 +52,22 @@ pub fn named(trials: &Trials<'_>, stage: &str, names: &IndexSet<String>) -> Name
         (true, false) => Named::Stage(best(of_stage)),
         (true, true) => Named::Nobody,
     }
+}
+
+/// The mutants that may compute `stage` of a dump that holds so much. `names` are all stages of the model.
+pub fn suspects(
+    case: &Case,
+    stage: &str,
+    names: &IndexSet<String>,
+    held: impl Fn(&str) -> bool,
+) -> Vec<&'static Mutant> {
+    let between = between(stage, names, &case.config, held);
+    applicable(case).filter(|mutant| acts_at(mutant, &between)).collect()
+}
+
+/// Whether it takes too long to try them.
+pub fn are_too_many(suspects: &[&Mutant], case: &Case) -> bool {
+    suspects.len() as f64 * work(case) > MOST_WORK
 }
 
 /// The kinds of stage from those that `stage` is judged from, which are not among them, up to itself.
