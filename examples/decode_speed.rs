@@ -32,8 +32,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut bare_times, mut text_times) = (vec![], vec![]);
     for _ in 0..ROUNDS {
         bare_times.push(timed(|| Ok(bare.generate(&ids, None, tokens).map(|_| ())?))?);
-        text_times
-            .push(timed(|| Ok(generate(&folder, &mut decoder, &[prompt.clone()], &rules, &mut Silent).map(|_| ())?))?);
+        text_times.push(timed(|| {
+            Ok(generate(&folder, &mut decoder, std::slice::from_ref(&prompt), &rules, &mut Silent).map(|_| ())?)
+        })?);
     }
     // the best time is the one that other programs disturbed least
     let per_second = |times: Vec<Duration>| tokens as f64 / times.into_iter().min().unwrap_or_default().as_secs_f64();

@@ -69,7 +69,7 @@ impl Inputs {
             return refused(found);
         }
         let Tokens::InputIds(ids) = &self.tokens else { return refused("inputs_embeds") };
-        let padding = padding::padding_token(config.pad_token_id, &config.eos_token_ids());
+        let padding = padding::padding_token(config.pad_token_id, config.eos_token_ids());
         let Some(pad) = padding.filter(|pad| ids.iter().any(|id| id == pad)) else { return Ok(self) };
         let attend = ids.mapv(|id| id != pad);
         let mut positions = Array2::zeros(attend.dim());
