@@ -20,7 +20,9 @@
 pub use dsv2_metrics::{FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
 use dsv2_metrics::{Metrics, Spread, for_so_many, with_floors};
 use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::table::{CACHED_K_PE, K_PE, Q_PE};
 use indexmap::IndexMap;
+use ndarray::{ArrayD, Axis};
 
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
@@ -90,9 +92,29 @@ fn kind(name: &str) -> &str {
 /// How the truth of a stage is spread, and over how many tokens whose errors are independent.
 pub fn spread(name: &str, truth: &Values, rows: &ComparedRows) -> Option<(Spread, f64)> {
     let (stage, want) = (Stage::parse(name)?, truth.real()?);
-    let spread = Spread::of(want.view(), rows.of_stage(&stage, want.shape()).as_deref());
+    let compared = rows.of_stage(&stage, want.shape());
+    let mut spread = Spread::of(want.view(), compared.as_deref());
+    if [Q_PE, K_PE, CACHED_K_PE].contains(&stage.kind) {
+        // A rotation keeps the length of each pair: what is the same token turned otherwise has the same errors, turned.
+        let turned = Spread::of(pair_lengths(want).view(), compared.as_deref());
+        spread.independent_rows = spread.independent_rows.min(turned.independent_rows);
+        spread.independent_elements = spread.independent_elements.min(turned.independent_elements);
+    }
     let tokens = ComparedRows::tokens(&stage, want.shape(), spread.rows) as f64 / spread.rows.max(1) as f64;
     Some((spread, spread.independent_rows * tokens))
+}
+
+/// The length of each pair of neighbours, in place of both.
+fn pair_lengths(rotated: &ArrayD<f64>) -> ArrayD<f64> {
+    let mut lengths = rotated.as_standard_layout().into_owned();
+    let last = Axis(lengths.ndim().saturating_sub(1));
+    for mut row in lengths.lanes_mut(last) {
+        for mut pair in row.exact_chunks_mut(2) {
+            let length = pair[0].hypot(pair[1]);
+            pair.fill(length);
+        }
+    }
+    lengths
 }
 
 /// The noise of propagated errors: the loss is a single number and the pooled logits are a few rows, whose own draw says
@@ -165,6 +187,21 @@ mod tests {
         };
         assert!(budget(1) > 2.0 * budget(200) && budget(10) > budget(100), "{} {}", budget(1), budget(10));
         approx::assert_relative_eq!(budget(200), 1e-6 * FACTORS.l2, max_relative = 1e-12);
+    }
+
+    #[test]
+    fn one_token_turned_by_several_angles_counts_once() {
+        let independent = |name: &str| {
+            let a = ArrayD::from_shape_fn(
+                vec![1, 1, 4, 2],
+                |at| if at[3] == 0 { f64::cos } else { f64::sin }(at[2] as f64),
+            );
+            spread(name, &Values::Real(Dtype::F32, a), &ComparedRows::default()).unwrap().1
+        };
+        let [turned, other] =
+            ["model.layers.0.self_attn.q_pe", "model.layers.0.self_attn.attn_scores"].map(independent);
+        approx::assert_relative_eq!(turned, 1.0, max_relative = 1e-9);
+        approx::assert_relative_eq!(other, 4.0, max_relative = 1e-9);
     }
 
     #[test]

@@ -94,14 +94,15 @@ impl TensorFile {
         &self.names
     }
 
-    /// Type and shape of a tensor, before it is decoded; nothing, if the file says nothing of them that can be read.
+    /// Type and shape of a tensor, before it is decoded; nothing, if the file says nothing of them that can be read, or a shape that
+    /// no memory could hold.
     pub fn lies_as(&self, name: &str) -> Option<(Element, Vec<usize>)> {
         let of_array = |bytes: &[u8]| {
             let array = Npy::parse(bytes).ok()?;
             let (element, shape) = array.is();
             Some((element, shape.to_vec()))
         };
-        match &self.source {
+        let said = match &self.source {
             Source::Safetensors(file) => {
                 let raw = file.raw(name)?;
                 Some((Element::of(raw.dtype)?, raw.shape.to_vec()))
@@ -109,7 +110,8 @@ impl TensorFile {
             Source::Npy(bytes) => of_array((**bytes).as_ref()),
             Source::Npz(archive) => of_array(&archive.beginning(&format!("{name}.npy"), Npy::LONGEST_HEADER).ok()?),
             Source::Torch(file) => file.lies_as(name).map(|(element, shape)| (element, shape.to_vec())),
-        }
+        };
+        said.filter(|(element, shape)| element.bytes(shape).is_some())
     }
 
     /// Decodes the tensor `name`.

@@ -60,10 +60,12 @@ impl TorchFile {
         self.tensors.keys().cloned().collect()
     }
 
-    /// The type and the shape of a tensor, if its type is one of ours.
+    /// The type and the shape of a tensor, if its type is one of ours and it is no larger than the file.
     pub fn lies_as(&self, name: &str) -> Option<(Element, &[usize])> {
         let stored = self.tensors.get(name)?;
-        Some((element(&stored.dtype)?, &stored.shape))
+        let element = element(&stored.dtype)?;
+        element.bytes(&stored.shape).filter(|&bytes| bytes <= self.archive.length())?;
+        Some((element, &stored.shape))
     }
 
     /// Decodes a tensor.
