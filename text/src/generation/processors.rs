@@ -112,7 +112,7 @@ impl LogitsProcessors {
         &self.0
     }
 
-    /// Applies all to the logits [V] of the row's next token. `row` is all that was there: padding, prompt, answer.
+    /// Applies all to the logits \[V\] of the row's next token. `row` is all that was there: padding, prompt, answer.
     ///
     /// # Errors
     /// If a logit is not a number.

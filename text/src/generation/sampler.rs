@@ -16,7 +16,7 @@ pub enum Sampler {
 }
 
 impl Sampler {
-    /// The token for the `step`-th token of an answer, by the logits [V] after all processors. Tokens whose logit is −∞ are
+    /// The token for the `step`-th token of an answer, by the logits \[V\] after all processors. Tokens whose logit is −∞ are
     /// never chosen.
     ///
     /// # Errors
