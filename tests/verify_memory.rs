@@ -1,9 +1,7 @@
 //! What `verify` plans to take is what it takes.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use dsv2::backend::{Backend, OnDevice, Precision, Reference, Settings};
 use dsv2::golden::GoldenCases;
@@ -12,56 +10,22 @@ use dsv2::verify::{self, need};
 use dsv2_reference::tap::NoTap;
 use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use ndarray::ArrayD;
+use peak_alloc::PeakAlloc;
 use serde_json::{Value, json};
 
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-// SAFETY: every call goes to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // the old block and the new one may be there together
-        grow(size);
-        HELD.fetch_sub(layout.size(), Relaxed);
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-fn grow(size: usize) {
-    let held = HELD.fetch_add(size, Relaxed) + size;
-    PEAK.fetch_max(held, Relaxed);
-}
+static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 /// What a run of a case on a backend takes, and what was planned.
 fn run(golden: &GoldenCases, name: &str, backend: &dyn Backend, precision: Precision) -> (u64, u64) {
     let settings = Settings { precision, ..Settings::default() };
     let planned = need::of_run(&golden.outline(name).unwrap().case, backend, &settings).unwrap();
-    let before = HELD.load(Relaxed);
-    PEAK.store(before, Relaxed);
+    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_usage();
     let case = golden.load(name).unwrap();
     let outcome = verify::run(&case, backend, precision, settings.attention, &mut NoTap);
     assert!(!outcome.fails(), "{name}: {outcome:?}");
-    ((PEAK.load(Relaxed) - before) as u64, planned)
+    ((ALLOCATOR.peak_usage() - before) as u64, planned)
 }
 
 const ON_REFERENCE: [(&dyn Backend, Precision); 2] = [(&Reference, Precision::F64), (&Reference, Precision::F32)];
