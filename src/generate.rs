@@ -19,7 +19,7 @@ use dsv2_text::{FinishReason, GenerationConfig};
 use crate::error::Result;
 pub use batch::generate;
 pub use model_folder::ModelFolder;
-pub use prompts::Prompt;
+pub use prompts::{Prompt, conversation};
 pub use session::Session;
 
 /// How tokens are chosen, and when that ends.

@@ -4,10 +4,10 @@ use std::io::{BufRead, IsTerminal, Read, Write};
 
 use clap::Args;
 use dsv2::generate::need::Sequences;
-use dsv2::generate::{ModelFolder, Rules, Session};
+use dsv2::generate::{ModelFolder, Rules, Session, conversation};
 use dsv2::{Error, Result};
 use dsv2_foreign::Text;
-use dsv2_text::{ChatOptions, ChatTemplate, Message};
+use dsv2_text::Message;
 use rustyline::error::ReadlineError;
 
 use super::Done;
@@ -64,7 +64,6 @@ pub fn run(args: &ChatArgs) -> Result<Done> {
 /// A conversation.
 struct Chat<'a> {
     folder: &'a ModelFolder,
-    template: ChatTemplate,
     rules: Rules,
     session: Session<'a>,
     /// What was there before the first question.
@@ -76,14 +75,15 @@ struct Chat<'a> {
 
 impl<'a> Chat<'a> {
     fn new(args: &ChatArgs, folder: &'a ModelFolder, rules: Rules) -> Result<Self> {
-        let template = folder.template()?;
+        // that there is none is said before the first question
+        folder.template()?;
         let beginning: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
         let (context, most) = (folder.config.max_position_embeddings, rules.config.max_new_tokens);
         // a first question of some length; what comes later is seen when it comes
         let new = most.unwrap_or(MOST).min(context);
         let first = Sequences { batch: 1, prompt: FIRST.min(context), new, padded: false };
         let session = Session::new(folder, args.model.decoder(folder, first)?)?;
-        Ok(Chat { folder, template, rules, session, messages: beginning.clone(), beginning, answers: 0 })
+        Ok(Chat { folder, rules, session, messages: beginning.clone(), beginning, answers: 0 })
     }
 
     fn reset(&mut self) {
@@ -94,9 +94,7 @@ impl<'a> Chat<'a> {
     fn answer(&mut self, said: &str, live: bool) -> Result<()> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", said));
-        let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-        let prompt = self.folder.tokenizer.encode(&self.template.render(&messages, &options)?, false)?;
-        self.folder.check(&prompt)?;
+        let (_, prompt) = conversation(self.folder, &messages)?;
         let mut watch = Watch::new(self.folder, 1, self.rules.config.max_new_tokens.unwrap_or(MOST), live);
         let rules = Rules { first_sequence: self.answers, ..self.rules.clone() };
         let completion = self.session.say(&prompt, &rules, &mut watch)?;

@@ -41,14 +41,15 @@ pub fn run(args: &GenerateArgs) -> Result<Done> {
         (Some(file), _) => Prompt::read(file)?,
         (None, text) => vec![Prompt::Text(text.clone().unwrap_or_default())],
     };
-    let tokens = prompts.iter().map(|prompt| prompt.tokens(&folder)).collect::<Result<Vec<_>>>()?;
+    let fed = prompts.iter().map(|prompt| prompt.fed(&folder)).collect::<Result<Vec<_>>>()?;
+    let (texts, tokens): (Vec<String>, Vec<Vec<i64>>) = fed.into_iter().unzip();
     let live = is_read_live() && !args.json;
     let rules = Rules { logprobs: !live, ..args.rules.rules(&folder)? };
     // whoever reads along reads one text at a time
     let batch = if live { 1 } else { usize::from(args.batch) };
     let most = largest(&tokens, batch, &rules, &folder)?;
     let mut decoder = args.model.decoder(&folder, most)?;
-    let spoken = speak(&folder, &mut *decoder, &prompts, &tokens, &rules, most, live);
+    let spoken = speak(&folder, &mut *decoder, &texts, &tokens, &rules, most, live);
     match spoken {
         Err(error) if !has_left(&error) => Err(error),
         _ => Ok(Done { output: Text::lines(""), conforms: true }),
@@ -67,7 +68,7 @@ fn largest(tokens: &[Vec<i64>], batch: usize, rules: &Rules, folder: &ModelFolde
 fn speak(
     folder: &ModelFolder,
     decoder: &mut dyn Decoder,
-    prompts: &[Prompt],
+    texts: &[String],
     tokens: &[Vec<i64>],
     rules: &Rules,
     most: Sequences,
@@ -78,7 +79,7 @@ fn speak(
         let rules = Rules { first_sequence: first, ..rules.clone() };
         let mut watch = Watch::new(folder, tokens.len(), most.new, live);
         if live {
-            say(&spoken(&prompts[first].text(folder)?))?;
+            say(&spoken(&texts[first]))?;
         }
         let completions = generate(folder, decoder, tokens, &rules, &mut watch)?;
         if live {
@@ -87,7 +88,7 @@ fn speak(
         }
         watch.quiet();
         for (row, completion) in completions.iter().enumerate() {
-            let record = record(&prompts[first + row].text(folder)?, tokens[row].len(), completion, &watch, row);
+            let record = record(&texts[first + row], tokens[row].len(), completion, &watch, row);
             say(&Text::json(&format!("{record}\n")))?;
         }
     }

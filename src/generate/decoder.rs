@@ -3,7 +3,11 @@
 mod device;
 mod reference;
 
-use ndarray::Array2;
+use dsv2_reference::AttentionForm;
+use dsv2_reference::model::mask::AttentionMask;
+use dsv2_reference::model::{ModelInput, Tokens};
+use dsv2_text::generation::padding;
+use ndarray::{Array2, ArrayView1};
 
 use crate::error::Result;
 pub use device::{OnDevice, PAGE};
@@ -27,13 +31,24 @@ impl Step {
         let mut positions = Array2::zeros(self.tokens.dim());
         let past = real.ncols() - self.tokens.ncols();
         for (mut positions, real) in positions.rows_mut().into_iter().zip(real.rows()) {
-            let mut seen = real.iter().take(past).filter(|real| **real).count() as i64;
-            for (position, real) in positions.iter_mut().zip(real.iter().skip(past)) {
-                *position = if *real { seen } else { 0 };
-                seen += i64::from(*real);
-            }
+            let of_all = padding::positions(&real.to_vec());
+            positions.assign(&ArrayView1::from(&of_all[past..]));
         }
         Some(positions)
+    }
+
+    /// Which form of attention is cheaper: many queries with expanded keys, a single one on the latents.
+    fn attention(&self) -> AttentionForm {
+        if self.tokens.ncols() == 1 { AttentionForm::Absorbed } else { AttentionForm::Expanded }
+    }
+
+    /// What goes into the model.
+    fn input<T>(self) -> ModelInput<T> {
+        ModelInput {
+            position_ids: self.position_ids(),
+            tokens: Tokens::InputIds(self.tokens),
+            attention_mask: self.real.map(AttentionMask::Padding),
+        }
     }
 }
 

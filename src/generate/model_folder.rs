@@ -1,5 +1,6 @@
 //! A model to speak with: what a folder from the hub holds, or what is in the program.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ pub struct ModelFolder {
     pub notes: Vec<String>,
     /// Where it lies, if it is not in the program.
     folder: Option<PathBuf>,
+    template: OnceCell<ChatTemplate>,
 }
 
 impl ModelFolder {
@@ -41,7 +43,8 @@ impl ModelFolder {
         let tokenizer = Tokenizer::from_folder(folder)?;
         let weights = read_weights(folder, &mut config, Head::CausalLm, dialect, |_| true)?;
         let folder = Some(folder.to_owned());
-        ModelFolder { config, dialect, weights, tokenizer, notes: Vec::new(), folder }.checked()
+        ModelFolder { config, dialect, weights, tokenizer, notes: Vec::new(), folder, template: OnceCell::new() }
+            .checked()
     }
 
     /// The small model in the program.
@@ -60,19 +63,24 @@ impl ModelFolder {
             config,
             notes: Vec::new(),
             folder: None,
+            template: OnceCell::new(),
         }
         .checked()
     }
 
-    /// The chat template.
+    /// The chat template, which is read when it is first asked for.
     ///
     /// # Errors
     /// If there is none, or it is none.
-    pub fn template(&self) -> Result<ChatTemplate> {
-        Ok(match &self.folder {
+    pub fn template(&self) -> Result<&ChatTemplate> {
+        if let Some(template) = self.template.get() {
+            return Ok(template);
+        }
+        let template = match &self.folder {
             Some(folder) => ChatTemplate::from_folder(folder)?,
             None => ChatTemplate::from_source(embedded::CHAT_TEMPLATE, self.tokenizer.special_tokens())?,
-        })
+        };
+        Ok(self.template.get_or_init(|| template))
     }
 
     /// The settings of a generation: those of the folder, and above them `arguments`, by Hugging Face's names.

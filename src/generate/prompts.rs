@@ -66,31 +66,33 @@ impl Prompt {
         }
     }
 
-    /// What the model is given to read: a text as it is, a conversation as the model's template writes it.
+    /// What the model is given to read, and its tokens: a text as it is, a conversation as the model's template writes it.
     ///
     /// # Errors
-    /// If there is no template, or it refuses the messages.
-    pub fn text(&self, folder: &ModelFolder) -> Result<String> {
+    /// If there is no template, or it refuses the messages; if there are no tokens, one that the model does not know, or more
+    /// than it can read.
+    pub fn fed(&self, folder: &ModelFolder) -> Result<(String, Vec<i64>)> {
         match self {
-            Prompt::Text(text) => Ok(text.clone()),
-            Prompt::Messages(messages) => {
-                let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
-                Ok(folder.template()?.render(messages, &options)?)
-            }
+            Prompt::Text(text) => fed(folder, text.clone(), true),
+            Prompt::Messages(messages) => conversation(folder, messages),
         }
     }
+}
 
-    /// Its tokens. What a template wrote has its special tokens already.
-    ///
-    /// # Errors
-    /// As [`Self::text`]; also if there are no tokens, one that the model does not know, or more than it can read.
-    pub fn tokens(&self, folder: &ModelFolder) -> Result<Vec<i64>> {
-        let text = self.text(folder)?;
-        let tokens = folder.tokenizer.encode(&text, matches!(self, Prompt::Text(_)))?;
-        if tokens.is_empty() || text.is_empty() {
-            return Err(Error::request("prompt", "a text", "an empty one"));
-        }
-        folder.check(&tokens)?;
-        Ok(tokens)
+/// The same of a conversation. What a template wrote has its special tokens already.
+///
+/// # Errors
+/// As [`Prompt::fed`].
+pub fn conversation(folder: &ModelFolder, messages: &[Message]) -> Result<(String, Vec<i64>)> {
+    let options = ChatOptions { add_generation_prompt: true, ..ChatOptions::default() };
+    fed(folder, folder.template()?.render(messages, &options)?, false)
+}
+
+fn fed(folder: &ModelFolder, text: String, add_special_tokens: bool) -> Result<(String, Vec<i64>)> {
+    let tokens = folder.tokenizer.encode(&text, add_special_tokens)?;
+    if tokens.is_empty() || text.is_empty() {
+        return Err(Error::request("prompt", "a text", "an empty one"));
     }
+    folder.check(&tokens)?;
+    Ok((text, tokens))
 }

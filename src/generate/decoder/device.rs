@@ -8,10 +8,7 @@ use dsv2_optimized::model::cache::LatentCache;
 use dsv2_optimized::model::head::{CausalLm, CausalLmInput};
 use dsv2_optimized::model::tap::Tap;
 use dsv2_optimized::{Device, Tensor};
-use dsv2_reference::AttentionForm;
 use dsv2_reference::model::causal_lm::LogitsToKeep;
-use dsv2_reference::model::mask::AttentionMask;
-use dsv2_reference::model::{ModelInput, Tokens};
 use ndarray::Array2;
 
 use super::{Decoder, Step};
@@ -63,17 +60,8 @@ impl Decoder for OnDevice {
     }
 
     fn forward(&mut self, step: Step, tell: &mut dyn FnMut(&str)) -> Result<Array2<f32>> {
-        let (position_ids, batch) = (step.position_ids(), step.tokens.nrows());
-        let form = if step.tokens.ncols() == 1 { AttentionForm::Absorbed } else { AttentionForm::Expanded };
-        let input = CausalLmInput {
-            input: ModelInput {
-                tokens: Tokens::InputIds(step.tokens),
-                attention_mask: step.real.map(AttentionMask::Padding),
-                position_ids,
-            },
-            logits_to_keep: LogitsToKeep::Last(1),
-            labels: None,
-        };
+        let (batch, form) = (step.tokens.nrows(), step.attention());
+        let input = CausalLmInput { input: step.input(), logits_to_keep: LogitsToKeep::Last(1), labels: None };
         let mut told = Told(RefCell::new(tell));
         let (logits, _) = self.model.forward(&input, Some(&mut self.cache), form, Some(&mut told))?;
         let (expected, found) = (format!("[{batch}, 1, V]"), format!("{:?}", logits.shape()));

@@ -1,12 +1,11 @@
 //! The reference as a decoder: f64 or f32, or either of the 16-bit types around f32 arithmetic.
 
+use dsv2_reference::Real;
+use dsv2_reference::model::Run;
 use dsv2_reference::model::cache::LatentCache;
 use dsv2_reference::model::causal_lm::{CausalLmInput, DeepseekV2ForCausalLM, LogitsToKeep};
-use dsv2_reference::model::mask::AttentionMask;
-use dsv2_reference::model::{ModelInput, Run, Tokens};
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::tap::{StageValue, Tap};
-use dsv2_reference::{AttentionForm, Real};
 use ndarray::{Array2, Axis};
 
 use super::{Decoder, Step};
@@ -45,18 +44,8 @@ impl<T: Real> Decoder for OnHost<T> {
     }
 
     fn forward(&mut self, step: Step, tell: &mut dyn FnMut(&str)) -> Result<Array2<f32>> {
-        let position_ids = step.position_ids();
-        // many queries are cheaper with expanded keys, a single one on the latents
-        let attention = if step.tokens.ncols() == 1 { AttentionForm::Absorbed } else { AttentionForm::Expanded };
-        let input = CausalLmInput {
-            input: ModelInput {
-                tokens: Tokens::InputIds(step.tokens),
-                attention_mask: step.real.map(AttentionMask::Padding),
-                position_ids,
-            },
-            logits_to_keep: LogitsToKeep::Last(1),
-            labels: None,
-        };
+        let attention = step.attention();
+        let input = CausalLmInput { input: step.input(), logits_to_keep: LogitsToKeep::Last(1), labels: None };
         let mut rounding = self.rounding;
         let mut tap = |name: &str, mut value: StageValue<'_, T>| {
             tell(name);
