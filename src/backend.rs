@@ -20,16 +20,18 @@ use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, EMBED_TOKENS};
 use dsv2_reference::tap::{StageValue, Tap};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{Real, Tensor};
+use indexmap::IndexMap;
 use ndarray::{Array3, Axis, Slice};
 
 use crate::case::{Case, EMBEDDING, Entering, Part};
 use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs, Labels};
+use crate::memory;
+use crate::planned::Planned;
 pub use crate::precision::{Choice, Precision};
 use crate::taps::storage::{PlainErrors, Tf32Operands};
 use crate::taps::{AnyTap, Drawn, DrawnWeights, Forced, Recorder, again, fp8_operands};
 use crate::trace::Trace;
-use crate::{memory, planned};
 
 pub use device::OnDevice;
 
@@ -79,12 +81,13 @@ pub trait Backend: Sync {
         false
     }
 
-    /// About how many bytes of this machine's memory a run takes beside what it records.
+    /// About how many bytes of this machine's memory a run takes beside what it records. `planned` are all stages of the case.
     ///
     /// # Errors
     /// If the case is impossible.
-    fn takes(&self, case: &Case, settings: &Settings<'_>) -> Result<u64> {
-        Ok(memory::of_run(&planned::stages(case, settings.attention, settings.precision), settings.precision))
+    fn takes(&self, case: &Case, settings: &Settings<'_>, planned: &IndexMap<String, Planned>) -> Result<u64> {
+        let _ = case;
+        Ok(memory::of_run(planned, settings.precision))
     }
 
     /// Runs a case and records its stages. `tap` sees each before it is recorded, and may change it.
@@ -92,6 +95,26 @@ pub trait Backend: Sync {
     /// # Errors
     /// If the case is refused.
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace>;
+}
+
+/// A backend whose stages can be looked at while it runs, one after another.
+pub trait Streaming: Backend {
+    /// Whether it runs some layers alone, or whatever the case: all of them.
+    fn runs_some_layers(&self) -> bool;
+
+    /// Runs a case and keeps nothing: `sink` sees each stage as it is stored, chunk by chunk (those that `settings` choose, at
+    /// least), and what it leaves there is what the computation goes on with. `tap` sees each before, and may change it.
+    ///
+    /// # Errors
+    /// If the case is refused.
+    fn show(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap, sink: &mut dyn AnyTap) -> Result<()>;
+}
+
+/// What is shown of a run, joined.
+fn recorded(backend: &impl Streaming, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
+    let mut recorder = Recorder::new(settings.precision, settings.stages);
+    backend.show(case, settings, tap, &mut recorder)?;
+    Trace::join(recorder.into_chunks(), case.inputs.batch())
 }
 
 /// The model written to be read.
@@ -108,25 +131,16 @@ impl Backend for Reference {
     }
 
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
-        let mut recorder = Recorder::new(settings.precision, settings.stages);
-        self.show(case, settings, tap, &mut recorder)?;
-        Trace::join(recorder.into_chunks(), case.inputs.batch())
+        recorded(self, case, settings, tap)
     }
 }
 
-impl Reference {
-    /// Runs a case and keeps nothing: `sink` sees each stage as it is stored, chunk by chunk, and what it leaves there is what
-    /// the computation goes on with.
-    ///
-    /// # Errors
-    /// If the case is refused.
-    pub fn show(
-        &self,
-        case: &Case,
-        settings: &Settings<'_>,
-        tap: &mut dyn AnyTap,
-        sink: &mut dyn AnyTap,
-    ) -> Result<()> {
+impl Streaming for Reference {
+    fn runs_some_layers(&self) -> bool {
+        true
+    }
+
+    fn show(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap, sink: &mut dyn AnyTap) -> Result<()> {
         match settings.precision {
             Precision::F64 => show::<f64>(case, settings, tap, sink),
             _ => show::<f32>(case, settings, tap, sink),

@@ -22,7 +22,6 @@ use dsv2_metrics::{Metrics, Spread, for_so_many, with_floors};
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{CACHED_K_PE, K_PE, Q_PE};
 use indexmap::IndexMap;
-use ndarray::{ArrayD, Axis};
 
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
@@ -93,23 +92,53 @@ fn kind(name: &str) -> &str {
 pub fn spread(name: &str, truth: &Values, rows: &ComparedRows) -> Option<(Spread, f64)> {
     let (stage, want) = (Stage::parse(name)?, truth.real()?);
     let compared = rows.of_stage(&stage, want.shape());
-    let mut spread = Spread::of(want.view(), compared.as_deref());
-    if [Q_PE, K_PE, CACHED_K_PE].contains(&stage.kind) {
-        // A rotation keeps the length of each pair: what is the same token turned otherwise has the same errors, turned.
-        let turned = Spread::of(pair_lengths(want).view(), compared.as_deref());
-        spread.independent_rows = spread.independent_rows.min(turned.independent_rows);
-        spread.independent_elements = spread.independent_elements.min(turned.independent_elements);
-    }
-    let tokens = ComparedRows::tokens(&stage, want.shape(), spread.rows) as f64 / spread.rows.max(1) as f64;
-    Some((spread, spread.independent_rows * tokens))
+    let mut spreading = Spreading::new(stage, want.shape());
+    spreading.add(want.as_standard_layout().as_slice()?, compared.as_deref());
+    Some(spreading.finish())
 }
 
-/// The length of each pair of neighbours, in place of both.
-fn pair_lengths(rotated: &ArrayD<f64>) -> ArrayD<f64> {
-    let mut lengths = rotated.as_standard_layout().into_owned();
-    let last = Axis(lengths.ndim().saturating_sub(1));
-    for mut row in lengths.lanes_mut(last) {
-        for mut pair in row.exact_chunks_mut(2) {
+/// The same in the making, of a stage of which some rows are at hand at a time.
+pub struct Spreading {
+    stage: Stage,
+    shape: Vec<usize>,
+    whole: dsv2_metrics::Spreading,
+    /// A rotation keeps the length of each pair: what is the same token turned otherwise has the same errors, turned.
+    turned: Option<dsv2_metrics::Spreading>,
+}
+
+impl Spreading {
+    /// Of a stage of this shape.
+    pub fn new(stage: Stage, shape: &[usize]) -> Self {
+        let is_turned = [Q_PE, K_PE, CACHED_K_PE].contains(&stage.kind);
+        let of = || dsv2_metrics::Spreading::new(shape);
+        Spreading { stage, shape: shape.to_vec(), whole: of(), turned: is_turned.then(of) }
+    }
+
+    /// Its next rows; those count for which `compared` holds (all, if there is none).
+    pub fn add(&mut self, rows: &[f64], compared: Option<&[bool]>) {
+        self.whole.add(rows, compared);
+        if let Some(turned) = &mut self.turned {
+            turned.add(&pair_lengths(rows, self.shape.last().copied().unwrap_or(1)), compared);
+        }
+    }
+
+    /// How it is spread, and over how many tokens whose errors are independent.
+    pub fn finish(self) -> (Spread, f64) {
+        let mut spread = self.whole.finish();
+        if let Some(turned) = self.turned.map(dsv2_metrics::Spreading::finish) {
+            spread.independent_rows = spread.independent_rows.min(turned.independent_rows);
+            spread.independent_elements = spread.independent_elements.min(turned.independent_elements);
+        }
+        let tokens = ComparedRows::tokens(&self.stage, &self.shape, spread.rows) as f64 / spread.rows.max(1) as f64;
+        (spread, spread.independent_rows * tokens)
+    }
+}
+
+/// The length of each pair of neighbours in rows of this width, in place of both.
+fn pair_lengths(rotated: &[f64], width: usize) -> Vec<f64> {
+    let mut lengths = rotated.to_vec();
+    for row in lengths.chunks_mut(width.max(1)) {
+        for pair in row.chunks_exact_mut(2) {
             let length = pair[0].hypot(pair[1]);
             pair.fill(length);
         }

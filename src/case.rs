@@ -82,8 +82,15 @@ impl Case {
     /// # Errors
     /// As [`Case::open`]; also if the inputs cannot be fed so.
     pub fn open_as(model: &Path, inputs: &Path, feed: Feed) -> Result<Self> {
+        Self::of(DeepseekV2Config::from_file(&model.join("config.json"))?, model, inputs, feed)
+    }
+
+    /// The same where `config` is what the folder's config.json says.
+    ///
+    /// # Errors
+    /// As [`Case::open_as`].
+    pub fn of(mut config: DeepseekV2Config, model: &Path, inputs: &Path, feed: Feed) -> Result<Self> {
         let Feed { dialect, chunks, use_cache, ids_only, infer_mask, decode, layers, first_layers } = feed;
-        let mut config = DeepseekV2Config::from_file(&model.join("config.json"))?;
         config.validate(dialect)?;
         let head = head(&config)?;
         let inputs = Inputs::read(inputs)?;

@@ -11,7 +11,7 @@
 //! explain   what the first wrong stage looks like, and what such a dump leaves open
 //! ```
 //!
-//! A dump in files that needs no interpretation is judged stage by stage, without any of it being kept (`lockstep`).
+//! A dump in files, each tensor of which is a stage, is judged stage by stage, without any of it being kept (`lockstep`).
 //!
 //! A stage is judged by itself; the truth tells what its error came to.
 
@@ -31,13 +31,13 @@ mod truth;
 use std::path::{Path, PathBuf};
 
 use dsv2_reference::model::attention::AttentionForm;
-use dsv2_reference::stage::table::{ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
+use indexmap::IndexMap;
 
 use crate::case::Case;
 use crate::error::Result;
 use crate::judge::Verdict;
 use crate::memory::{self, Need, Size};
-use crate::planned;
+use crate::planned::{self, Planned};
 use crate::precision::Precision;
 use crate::taps::has_8_bits;
 use crate::trace::Trace;
@@ -116,16 +116,12 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
     checked(request, false)
 }
 
-/// About so much memory [`check_files`] needs.
-pub fn need_by_stage(case: &Case) -> Need {
-    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
-    // two runs in f64 and one in f32, a stage of each of which is compared, widened, in three copies at most; what is kept is
-    // the routing, of the dump, the truth and what it should be
-    let runs = [Precision::F64, Precision::F64, Precision::F32].map(|precision| memory::of_run(&planned, precision));
-    let compared = memory::largest(&planned).saturating_mul(48);
-    let routing = memory::of_kinds(&planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]).saturating_mul(24);
-    let size = runs.into_iter().fold(compared.saturating_add(routing), u64::saturating_add);
-    Need { size: Size(size), less: LESS }
+/// About so much memory [`check_files`] needs for these files.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn need_by_stage(case: &Case, candidates: &[PathBuf]) -> Result<Need> {
+    lockstep::need(case, candidates).map(|size| Need { size: Size(size), less: LESS })
 }
 
 /// About so much memory [`check`] needs for these files, which it reads whole.
@@ -133,10 +129,11 @@ pub fn need_by_stage(case: &Case) -> Need {
 /// # Errors
 /// If a file cannot be read, or a large tensor of it is far from any shape that its stage could have.
 pub fn need_whole<'a>(case: &Case, files: impl IntoIterator<Item = &'a Path>) -> Result<Need> {
-    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
+    let of_model = stages_of_model(case);
     let elements = files.into_iter().try_fold(0_u64, |sum, file| {
-        dump::size::elements(file, &planned).map(|elements| sum.saturating_add(elements))
+        dump::size::elements(file, &of_model).map(|elements| sum.saturating_add(elements))
     })?;
+    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
     // the dump, the truth, what takes the place of it, what each stage should be, and a plain run: all in f64, some twice
     // (where the weights have 8 bits, a dump that fails is judged once more, beside what came of it and what it was)
     let each = if has_8_bits(case)? { 80 } else { 64 };
@@ -144,11 +141,25 @@ pub fn need_whole<'a>(case: &Case, files: impl IntoIterator<Item = &'a Path>) ->
     Ok(Need { size: Size(size), less: LESS })
 }
 
+/// A dump in a file, to be [`check`]ed. Of tensors that are named as stages which the model lacks, the large ones are not decoded.
+///
+/// # Errors
+/// As [`Trace::read`].
+pub fn read(case: &Case, file: &Path) -> Result<Trace> {
+    let of_model = stages_of_model(case);
+    Trace::read_but(file, |name, elements| dump::size::is_left(name, elements, &of_model))
+}
+
+/// All stages of the model, of which a case may be a part.
+fn stages_of_model(case: &Case) -> IndexMap<String, Planned> {
+    planned::stages(&Case { part: None, ..case.clone() }, AttentionForm::Expanded, Precision::F64)
+}
+
 /// What takes less memory.
 const LESS: &str = "fewer tokens take less, and so do a few layers (--layers)";
 
-/// [`check`] of a dump in files that hold different stages, read by the tensor: none of it is kept, and `candidate` of what comes
-/// of it is empty. Nothing, if it has to be read whole, and [`check`]ed, for more to be said. The request's own candidate is not
+/// [`check`] of a dump in files that hold different stages, read some rows at a time: none of it is kept, and `candidate` of
+/// what comes of it is empty. Nothing, if it has to be read whole, and [`check`]ed, for more to be said. The request's own candidate is not
 /// looked at; a hint is given if `hints` are wanted.
 ///
 /// # Errors

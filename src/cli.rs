@@ -16,7 +16,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dsv2::backend::{Backend, OnDevice, Precision, Reference};
+use dsv2::backend::{OnDevice, Precision, Reference, Streaming};
 use dsv2::case::Layers;
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
@@ -155,7 +155,7 @@ impl BackendName {
         [BackendName::Reference, BackendName::Emulated].into_iter().chain(gpu)
     }
 
-    fn backend(self) -> &'static dyn Backend {
+    fn backend(self) -> &'static dyn Streaming {
         match self {
             BackendName::Reference => &Reference,
             BackendName::Emulated => &OnDevice::Emulator { races: false },

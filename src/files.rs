@@ -17,12 +17,14 @@ mod npy;
 pub mod torch;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use dsv2_reference::file;
 use dsv2_reference::weights::safetensors_file::{SafetensorsFile, SharedBytes, foreign};
 
 use crate::error::{Error, Result, one_line};
+use crate::values::Values;
 use archive::Archive;
 pub use element::{Decoded, Element};
 use npy::Npy;
@@ -122,6 +124,46 @@ impl TensorFile {
         self.decoded(name).map_err(|Refusal { expected, found }| {
             Error::file(&self.path, format!("{expected} for `{}`", one_line(name)), found)
         })
+    }
+
+    /// Decodes some rows of the tensor `name`, slices along its last axis, as `[rows, width]`: nothing, if they do not lie in the
+    /// file as they are, one after another, or the tensor is no array of numbers.
+    ///
+    /// # Errors
+    /// As [`TensorFile::tensor`].
+    pub fn rows(&self, name: &str, rows: Range<usize>) -> Result<Option<Values>> {
+        let Some((element, shape, bytes)) = self.in_order(name) else { return Ok(None) };
+        let width = shape.last().copied().unwrap_or(1);
+        let size = width.saturating_mul(element.size());
+        let Some(bytes) = bytes.get(rows.start.saturating_mul(size)..rows.end.saturating_mul(size)) else {
+            return Ok(None);
+        };
+        match element.decode(bytes, &[rows.len(), width]).map_err(|refused| refused.of(&self.path))? {
+            Decoded::Values(values) => Ok(Some(values)),
+            Decoded::Narrow(..) | Decoded::Complex(..) => Ok(None),
+        }
+    }
+
+    /// The elements of a tensor where they lie in the file, if they lie there row-major and little-endian, all of them.
+    fn in_order(&self, name: &str) -> Option<(Element, Vec<usize>, &[u8])> {
+        let of_array = |bytes| {
+            let array = Npy::parse(bytes).ok()?;
+            let (element, shape) = array.is();
+            Some((element, shape.to_vec(), array.in_order(bytes)?))
+        };
+        let (element, shape, bytes) = match &self.source {
+            Source::Safetensors(file) => {
+                let raw = file.raw(name)?;
+                (Element::of(raw.dtype)?, raw.shape.to_vec(), raw.bytes)
+            }
+            Source::Npy(bytes) => of_array((**bytes).as_ref())?,
+            Source::Npz(archive) => of_array(archive.stored(&format!("{name}.npy")).ok()?)?,
+            Source::Torch(file) => {
+                let (element, shape) = file.lies_as(name)?;
+                (element, shape.to_vec(), file.in_order(name)?)
+            }
+        };
+        (element.bytes(&shape) == Some(bytes.len())).then_some((element, shape, bytes))
     }
 
     fn decoded(&self, name: &str) -> Result<Decoded, Refusal> {

@@ -11,12 +11,12 @@
 use std::collections::BTreeSet;
 
 use dsv2_metrics::{Metrics, are_few};
-use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, NORM, SCORE, TOPK_INDICES};
 use dsv2_reference::stage::{self, Stage, flow};
 use dsv2_reference::tap::NoTap;
+use dsv2_reference::{DeepseekV2Config, Dtype};
 use indexmap::IndexMap;
 use ndarray::ArrayD;
 
@@ -108,7 +108,8 @@ impl Local {
         };
         let mut noise = noise(&plain, &truth, &rows);
         for (name, noise) in &mut noise {
-            noise.l2 = noise.l2.max(usual_noise(name, teacher.get(name), &case.config, precision));
+            let written = teacher.get(name).and_then(Values::dtype);
+            noise.l2 = noise.l2.max(usual_noise(name, written, &case.config, precision));
         }
 
         let exact: BTreeSet<String> = teacher
@@ -218,14 +219,13 @@ pub fn taught(case: &Case, teacher: &Trace, wanted: Choice<'_>, assumed: &Assume
     Reference.run(case, &settings, &mut assumed.tap())
 }
 
-/// What rounding costs a stage in a narrow type as a rule, where the candidate has `held` it.
-pub(crate) fn usual_noise(name: &str, held: Option<&Values>, config: &DeepseekV2Config, precision: Precision) -> f64 {
+/// What rounding costs a stage in a narrow type as a rule, where the candidate has `written` it in a type.
+pub(crate) fn usual_noise(name: &str, written: Option<Dtype>, config: &DeepseekV2Config, precision: Precision) -> f64 {
     let Some(narrow) = precision.narrow() else { return 0.0 };
-    let written = matches!(held, Some(Values::Real(dtype, _)) if *dtype == narrow);
     match precision.stored(name) == narrow {
         true => storage::usual_rounding(name, config, narrow),
         // fp32 by definition, but written in the narrow type all the same, and so may be what it is computed from
-        false if written => 3.0 * storage::usual_rounding(name, config, narrow),
+        false if written == Some(narrow) => 3.0 * storage::usual_rounding(name, config, narrow),
         false => 0.0,
     }
 }

@@ -43,6 +43,12 @@ impl ComparedRows {
         ComparedRows { tokens, keys, chosen: inputs.logits_to_keep.clone() }
     }
 
+    /// How many of a hundred tokens are not compared, at most.
+    pub fn unread_of_hundred(&self) -> u64 {
+        let unread = |tokens: &Array2<bool>| tokens.iter().filter(|compared| !**compared).count();
+        self.tokens.as_ref().map_or(0, |tokens| (100 * unread(tokens)).div_ceil(tokens.len().max(1)) as u64)
+    }
+
     /// Compares numbers of a stage in one shape, over the rows that mean something.
     pub fn compare(&self, stage: &Stage, got: &ArrayD<f64>, want: &ArrayD<f64>) -> Comparison {
         dsv2_metrics::compare(got.view(), want.view(), self.of_stage(stage, want.shape()).as_deref())

@@ -103,7 +103,16 @@ impl Trace {
     /// # Errors
     /// If the file cannot be read, is of no format that is known, or holds a stage in a type that none has.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::of_file(path, &TensorFile::open(path)?)
+        Self::read_but(path, |_, _| false)
+    }
+
+    /// The same without the tensors that are `left` undecoded, by their name and how many elements they have: as if they were named
+    /// as no stage.
+    ///
+    /// # Errors
+    /// As [`Trace::read`].
+    pub(crate) fn read_but(path: &Path, left: impl Fn(&str, u64) -> bool) -> Result<Self> {
+        Self::of_file(path, &TensorFile::open(path)?, left)
     }
 
     /// The same of a file that lies in memory; `path` is for messages.
@@ -111,13 +120,15 @@ impl Trace {
     /// # Errors
     /// As [`Trace::read`].
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self> {
-        Self::of_file(path, &TensorFile::from_bytes(path, Arc::new(bytes))?)
+        Self::of_file(path, &TensorFile::from_bytes(path, Arc::new(bytes))?, |_, _| false)
     }
 
-    fn of_file(path: &Path, file: &TensorFile) -> Result<Self> {
+    fn of_file(path: &Path, file: &TensorFile, left: impl Fn(&str, u64) -> bool) -> Result<Self> {
         let (mut stages, mut unread, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        let elements = |shape: Vec<usize>| shape.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64));
+        let is_left = |name| file.lies_as(name).is_some_and(|(_, shape)| left(name, elements(shape)));
         for name in file.names() {
-            if !is_named(name) {
+            if !is_named(name) || is_left(name) {
                 unread.push(name.clone());
                 continue;
             }

@@ -46,6 +46,11 @@ impl Values {
         if let Values::Real(_, a) = self { Some(a) } else { None }
     }
 
+    /// The type that its numbers were stored or computed in, if it holds numbers.
+    pub fn dtype(&self) -> Option<Dtype> {
+        if let Values::Real(dtype, _) = self { Some(*dtype) } else { None }
+    }
+
     /// The whole numbers, if it holds such.
     pub fn index(&self) -> Option<&ArrayD<i64>> {
         if let Values::Index(a) = self { Some(a) } else { None }
@@ -68,6 +73,15 @@ impl Values {
             Values::Real(dtype, a) => Values::Real(*dtype, fit(a, shape)?),
             Values::Index(a) => Values::Index(fit(a, shape)?),
             Values::Bool(a) => Values::Bool(fit(a, shape)?),
+        })
+    }
+
+    /// The same elements, one after another, in another shape of as many.
+    pub fn in_shape(self, shape: &[usize]) -> Option<Self> {
+        Some(match self {
+            Values::Real(dtype, a) => Values::Real(dtype, a.into_shape_with_order(shape).ok()?),
+            Values::Index(a) => Values::Index(a.into_shape_with_order(shape).ok()?),
+            Values::Bool(a) => Values::Bool(a.into_shape_with_order(shape).ok()?),
         })
     }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use budget::{
     FACTORS, FP32_ROUNDINGS, LOCAL_FACTORS, MARGIN, NARROW_LOCAL_FACTORS, are_few, for_so_many, with_floors,
 };
-pub use spread::Spread;
+pub use spread::{Spread, Spreading};
 
 /// One number for each way of measuring an error (or a budget for it).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -90,24 +90,51 @@ pub struct Comparison {
 /// If the shapes differ, or `compared` has not one entry for each row.
 pub fn compare(a: ArrayViewD<'_, f64>, b: ArrayViewD<'_, f64>, compared: Option<&[bool]>) -> Comparison {
     assert_eq!(a.shape(), b.shape(), "compared tensors have one shape");
-    let shape = b.shape().to_vec();
-    let width = shape.last().copied().unwrap_or(1);
+    let mut comparing = Comparing::new(b.shape());
     let (a, b) = (a.as_standard_layout(), b.as_standard_layout());
-    let (a, b) = (a.as_slice().expect("row-major"), b.as_slice().expect("row-major"));
-    let count = b.len().checked_div(width).unwrap_or(0);
-    assert!(compared.is_none_or(|rows| rows.len() == count), "one entry for each row");
+    comparing.add(a.as_slice().expect("row-major"), b.as_slice().expect("row-major"), compared);
+    comparing.finish()
+}
 
-    let mut sums = Sums::default();
-    for row in (0..count).filter(|&row| compared.is_none_or(|rows| rows[row])) {
-        let span = row * width..(row + 1) * width;
-        sums.add_row(span.start, &a[span.clone()], &b[span]);
+/// A comparison in the making, of tensors of which some rows are at hand at a time.
+pub struct Comparing {
+    shape: Vec<usize>,
+    /// Where the next row begins.
+    at: usize,
+    sums: Sums,
+}
+
+impl Comparing {
+    /// Of two tensors of this shape.
+    pub fn new(shape: &[usize]) -> Self {
+        Comparing { shape: shape.to_vec(), at: 0, sums: Sums::default() }
     }
-    let element = |at: usize| Element { index: unravel(at, &shape), got: a[at], want: b[at] };
-    Comparison {
-        metrics: sums.metrics(),
-        worst: sums.worst.map(|(at, _)| element(at)),
-        nonfinite: sums.nonfinite.map(element),
-        rows: sums.rows.len(),
+
+    /// The next rows of both; those count for which `compared` holds (all, if there is none).
+    ///
+    /// # Panics
+    /// If there are more of one than of the other, or `compared` has not one entry for each row.
+    pub fn add(&mut self, a: &[f64], b: &[f64], compared: Option<&[bool]>) {
+        let width = self.shape.last().copied().unwrap_or(1);
+        let count = b.len().checked_div(width).unwrap_or(0);
+        assert!(a.len() == b.len() && compared.is_none_or(|rows| rows.len() == count), "one entry for each row");
+        for row in (0..count).filter(|&row| compared.is_none_or(|rows| rows[row])) {
+            let span = row * width..(row + 1) * width;
+            self.sums.add_row(self.at + span.start, &a[span.clone()], &b[span]);
+        }
+        self.at += b.len();
+    }
+
+    /// What comparing them gives.
+    pub fn finish(self) -> Comparison {
+        let Comparing { shape, sums, .. } = self;
+        let element = |(at, [got, want]): (usize, [f64; 2])| Element { index: unravel(at, &shape), got, want };
+        Comparison {
+            metrics: sums.metrics(),
+            worst: sums.worst.map(|(at, _, both)| element((at, both))),
+            nonfinite: sums.nonfinite.map(element),
+            rows: sums.rows.len(),
+        }
     }
 }
 
@@ -119,9 +146,9 @@ struct Sums {
     /// ⟨a − b, b⟩
     product: f64,
     elements: usize,
-    /// where |a−b| is largest, and how large
-    worst: Option<(usize, f64)>,
-    nonfinite: Option<usize>,
+    /// where |a−b| is largest, how large, and both
+    worst: Option<(usize, f64, [f64; 2])>,
+    nonfinite: Option<(usize, [f64; 2])>,
 }
 
 impl Sums {
@@ -131,13 +158,13 @@ impl Sums {
             if !(x.is_finite() && y.is_finite()) {
                 let same = x == y || (x.is_nan() && y.is_nan());
                 if !same && self.nonfinite.is_none() {
-                    self.nonfinite = Some(start + offset);
+                    self.nonfinite = Some((start + offset, [x, y]));
                 }
                 continue;
             }
             let error = (x - y).abs();
-            if error > self.worst.map_or(0.0, |(_, worst)| worst) {
-                self.worst = Some((start + offset, error));
+            if error > self.worst.map_or(0.0, |(_, worst, _)| worst) {
+                self.worst = Some((start + offset, error, [x, y]));
             }
             difference += error * error;
             norm += y * y;
@@ -156,7 +183,7 @@ impl Sums {
         }
         let least = LEAST_ROW * (norm / self.rows.len() as f64).sqrt();
         let row = self.rows.iter().map(|(d, n)| d.sqrt() / n.sqrt().max(least)).fold(0.0, f64::max);
-        let max = self.worst.map_or(0.0, |(_, error)| error) / (norm / self.elements as f64).sqrt();
+        let max = self.worst.map_or(0.0, |(_, error, _)| error) / (norm / self.elements as f64).sqrt();
         Metrics { l2: (difference / norm).sqrt(), row, max, gain: (self.product / norm).abs() }
     }
 }

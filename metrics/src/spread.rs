@@ -40,16 +40,36 @@ struct Equal {
 impl Spread {
     /// Of a tensor, over the rows for which `compared` holds (all, if there is none); what is not finite counts as 0.
     pub fn of(b: ArrayViewD<'_, f64>, compared: Option<&[bool]>) -> Self {
-        let width = b.shape().last().copied().unwrap_or(1);
-        let b = b.as_standard_layout();
-        let elements = b.as_slice().expect("row-major");
-        let rows = elements.chunks(width.max(1)).enumerate().filter(|(row, _)| compared.is_none_or(|rows| rows[*row]));
-        let (mut norms, mut largest) = (Vec::new(), 0.0f64);
-        // in an order of its own, so that a sum over them is the same to the bit whenever it is made
-        let mut equal: BTreeMap<u64, Equal> = BTreeMap::new();
+        let mut spreading = Spreading::new(b.shape());
+        spreading.add(b.as_standard_layout().as_slice().expect("row-major"), compared);
+        spreading.finish()
+    }
+}
+
+/// The same in the making, of a tensor of which some rows are at hand at a time.
+pub struct Spreading {
+    width: usize,
+    /// The squares of the norms of the rows.
+    norms: Vec<f64>,
+    largest: f64,
+    /// In an order of its own, so that a sum over them is the same to the bit whenever it is made.
+    equal: BTreeMap<u64, Equal>,
+}
+
+impl Spreading {
+    /// Of a tensor of this shape.
+    pub fn new(shape: &[usize]) -> Self {
+        let width = shape.last().copied().unwrap_or(1);
+        Spreading { width, norms: Vec::new(), largest: 0.0, equal: BTreeMap::new() }
+    }
+
+    /// Its next rows; those count for which `compared` holds (all, if there is none).
+    pub fn add(&mut self, b: &[f64], compared: Option<&[bool]>) {
+        let Spreading { width, norms, largest, equal } = self;
+        let rows = b.chunks((*width).max(1)).enumerate().filter(|(row, _)| compared.is_none_or(|rows| rows[*row]));
         for (_, row) in rows {
             let finite = row.iter().filter(|x| x.is_finite());
-            largest = finite.clone().fold(largest, |largest, x| largest.max(x.abs()));
+            *largest = finite.clone().fold(*largest, |largest, x| largest.max(x.abs()));
             let (squares, fourths) = finite.fold((0.0, 0.0), |(squares, fourths), x| {
                 let square = x * x;
                 (squares + square, fourths + square * square)
@@ -60,6 +80,11 @@ impl Spread {
             equal.squares += squares;
             equal.fourths += fourths;
         }
+    }
+
+    /// How unevenly it is spread.
+    pub fn finish(self) -> Spread {
+        let Spreading { width, norms, largest, equal } = self;
         let square: f64 = norms.iter().sum();
         if square == 0.0 {
             return Spread { rows: norms.len().max(1), ..Spread::default() };

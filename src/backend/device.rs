@@ -13,15 +13,17 @@ use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{ATTN_SCORES, ATTN_WEIGHTS};
 use dsv2_reference::tap::{StageValue, Tap};
+use indexmap::IndexMap;
 use ndarray::ArrayD;
 
-use super::{Backend, Precision, Settings, causal_lm_labels, classification_labels, model_input};
+use super::{Backend, Precision, Settings, Streaming, causal_lm_labels, classification_labels, model_input, recorded};
 use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::inputs::{AttentionMask, Inputs};
-use crate::taps::{AnyTap, Forced, Recorder, again};
+use crate::memory;
+use crate::planned::Planned;
+use crate::taps::{AnyTap, Forced, again};
 use crate::trace::Trace;
-use crate::{memory, planned};
 
 /// Tokens of a page of the cache.
 const PAGE: usize = 16;
@@ -84,9 +86,8 @@ impl Backend for OnDevice {
             .or_else(|| cannot_run_case(case))
     }
 
-    fn takes(&self, case: &Case, settings: &Settings<'_>) -> Result<u64> {
-        let on_host =
-            memory::largest(&planned::stages(case, settings.attention, settings.precision)).saturating_mul(16);
+    fn takes(&self, case: &Case, settings: &Settings<'_>, planned: &IndexMap<String, Planned>) -> Result<u64> {
+        let on_host = memory::largest(planned).saturating_mul(16);
         match self {
             OnDevice::Cuda => Ok(on_host),
             OnDevice::Emulator { races } => {
@@ -98,19 +99,16 @@ impl Backend for OnDevice {
     }
 
     fn run(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap) -> Result<Trace> {
-        let mut recorder = Recorder::new(settings.precision, settings.stages);
-        self.show(case, settings, tap, &mut recorder)?;
-        Trace::join(recorder.into_chunks(), case.inputs.batch())
+        recorded(self, case, settings, tap)
     }
 }
 
-impl OnDevice {
-    /// Runs a case and keeps nothing: `sink` sees each stage that `settings` choose, chunk by chunk, and what it leaves there is
-    /// what the computation goes on with.
-    ///
-    /// # Errors
-    /// If the case is refused.
-    pub fn show(self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap, sink: &mut dyn AnyTap) -> Result<()> {
+impl Streaming for OnDevice {
+    fn runs_some_layers(&self) -> bool {
+        false
+    }
+
+    fn show(&self, case: &Case, settings: &Settings<'_>, tap: &mut dyn AnyTap, sink: &mut dyn AnyTap) -> Result<()> {
         show(self.device()?, case, settings, tap, sink)
     }
 }

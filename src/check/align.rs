@@ -7,7 +7,9 @@
 //! budget by it. A dump that is right as it came costs nothing more.
 
 mod loaded;
+
 mod places;
+mod reading;
 mod restated;
 mod unrounded;
 
@@ -17,7 +19,7 @@ use dsv2_reference::stage::convention::place::{self, Turn};
 use dsv2_reference::stage::table::{CACHED_K_PE, K_PE, Q_PE};
 use dsv2_reference::stage::{self, Stage};
 use indexmap::IndexMap;
-use ndarray::{ArrayD, Axis, concatenate};
+use ndarray::{Axis, concatenate};
 
 use super::dump::{Dump, Recognised, order};
 use super::request::Request;
@@ -26,18 +28,14 @@ use crate::budget::Budgets;
 use crate::error::Result;
 use crate::judge::{self, Disposition};
 use crate::local::Local;
-use crate::rows::ComparedRows;
 use crate::trace::Trace;
 use crate::values::Values;
 pub use loaded::may_be_rounded;
-use places::{Reading, halves_of_pairs, readings};
+use places::halves_of_pairs;
+pub use reading::{Order, all_readings, first_reading, has_other_readings, in_rows, is_in_order, order_of};
 
 /// How often readings are tried anew: one that was wrong may have hidden another.
 const ROUNDS: usize = 3;
-/// What part of the error may be left for another reading to be tried first.
-const BY_FAR: f64 = 0.25;
-/// A relative error that no other order of the numbers could make much smaller.
-const IN_ORDER: f64 = 0.1;
 
 /// A dump in the model's terms.
 pub struct Aligned {
@@ -284,57 +282,6 @@ const DISAGREES: &str =
 
 /// What is said of two stages in one tensor, if the second comes first.
 const OTHER_ORDER: &str = "in one tensor with another stage, the second before the first";
-
-/// All ways to read a tensor of numbers, of which `want` has the model's shape.
-pub fn all_readings(
-    name: &str,
-    values: &Values,
-    want: Option<&Values>,
-    heads: usize,
-) -> Vec<(Values, Vec<&'static str>)> {
-    let (Values::Real(dtype, got), Some(stage), Some(want)) = (values, Stage::parse(name), want) else {
-        return Vec::new();
-    };
-    let readings = readings(&stage, got, want.shape(), heads);
-    readings.into_iter().map(|Reading { values, says }| (Values::Real(*dtype, values), says)).collect()
-}
-
-/// A tensor as the model has it, if `want` is the truth of it, and what is said of the way it came; as it came, if it cannot be
-/// read so.
-pub fn first_reading(
-    name: &str,
-    values: Values,
-    want: Option<&Values>,
-    rows: &ComparedRows,
-    heads: usize,
-) -> (Values, Vec<&'static str>) {
-    let (Some(stage), Some(want)) = (Stage::parse(name), want) else { return (values, Vec::new()) };
-    match (&values, want) {
-        (Values::Index(got), Values::Index(want)) => {
-            match readings(&stage, got, want.shape(), heads).into_iter().next() {
-                Some(Reading { values, says }) => (Values::Index(values), says),
-                None => (values, Vec::new()),
-            }
-        }
-        (Values::Real(dtype, got), Values::Real(_, want)) => {
-            let error = |a: &ArrayD<f64>| rows.compare(&stage, a, want).metrics.l2;
-            if got.shape() == want.shape() && error(got) < IN_ORDER {
-                return (values, Vec::new());
-            }
-            let mut readings = readings(&stage, got, want.shape(), heads).into_iter();
-            let Some(mut found) = readings.next() else { return (values, Vec::new()) };
-            let mut least = error(&found.values);
-            for reading in readings {
-                let error = error(&reading.values);
-                if error < BY_FAR * least {
-                    (found, least) = (reading, error);
-                }
-            }
-            (Values::Real(*dtype, found.values), found.says)
-        }
-        _ => (values, Vec::new()),
-    }
-}
 
 /// A stage whose halves were brought into pairs, as it was before.
 fn in_halves_again(values: &Values) -> Option<Values> {

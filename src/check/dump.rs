@@ -11,6 +11,7 @@ use dsv2_reference::stage::Stage;
 use indexmap::IndexSet;
 use serde::Serialize;
 
+pub use names::{meant, wrappers};
 pub use narrow::{Computed, Told, by_most, computed, precision_of, retyped, told};
 
 use super::request::Request;

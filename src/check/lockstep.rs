@@ -1,20 +1,33 @@
-//! A dump in files, judged stage by stage as the model is run: three runs go side by side, and wait at each stage until it has
-//! been compared. So no more than a stage of the dump is in memory at a time, however many layers there are.
+//! A dump in files, judged stage by stage as the model is run: three runs, which wait at each stage until it has been compared.
+//! So no stage of the dump is kept, however many layers there are.
 //!
 //! | run | is | goes on with |
 //! |---|---|---|
-//! | the truth | f64 | its own stages, and the dump's choice of experts |
+//! | the truth, a layer ahead of the others | f64 | its own stages, and the dump's choice of experts |
 //! | what each stage should be by itself | f64 | the dump's stages, where it has them |
 //! | a plain implementation, for the noise | the dump's type | the same |
+//!
+//! ```text
+//! tensors     which tensor is which stage, before any is decoded
+//! plain_dump  the dump, by the tensor, or some rows of one
+//! station     where a run waits
+//! runs        what is compared, layer by layer
+//! measured    what is kept of it, and the verdict
+//! need        how much memory that takes
+//! ```
 //!
 //! What is kept of a stage is how far off it is, and what budgets are made of; and the routing as it is, which is small. At the
 //! end the budgets are known, and it is judged as any dump. Where stages fail, it is settled here as well if the
 //! [second look](second_look) that a dump gets which is read whole would find nothing that explains them.
 
 mod measured;
+mod need;
+mod pieces;
 mod plain_dump;
+mod runs;
 mod second_look;
 mod station;
+mod tensors;
 
 use indexmap::IndexSet;
 
@@ -24,7 +37,8 @@ use super::{Checked, Request, doubt, truth};
 use crate::error::Result;
 use crate::local::draws;
 use crate::trace::Trace;
-use measured::{Measured, TRUTH};
+use measured::TRUTH;
+pub use need::need;
 pub use plain_dump::PlainDump;
 
 /// Who is told how far it is: so many stages of so many, and the last of them.
@@ -43,7 +57,7 @@ pub fn can_judge(request: &Request) -> bool {
 /// # Errors
 /// If the reference refuses the case, or a tensor cannot be decoded.
 pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<'_>) -> Result<Option<Checked>> {
-    let measured = Measured::of(request, dump, &mut *reached)?;
+    let measured = runs::measure(request, dump, &mut *reached)?;
     let case = &request.case;
     if measured.halves_disagree(dump) {
         return Ok(None);
@@ -61,6 +75,9 @@ pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<
         None => None,
     };
     let near_ties = truth::near_ties(&measured.choices, &measured.routing[TRUTH], &measured.rows, case)?;
+    if !near_ties.is_empty() && measured.ends_otherwise(dump) {
+        return Ok(None);
+    }
     let end_to_end = if near_ties.is_empty() { None } else { measured.end_to_end(request, dump)? };
     let held = dump.names().collect::<IndexSet<_>>();
     let Told { spans, uncatchable, .. } = what_is_lacking(&held, &measured.names, &case.config);

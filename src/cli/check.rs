@@ -88,7 +88,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     };
     let checked = match &args.shards {
         None => {
-            plan(check::need_by_stage(&request.case), args.memory_limit)?;
+            plan(check::need_by_stage(&request.case, &args.candidate)?, args.memory_limit)?;
             let mut progress = Progress::of_something_slow();
             let mut reached = |done, of, what: &str| progress.reached(done, of, what);
             check::check_files(&request, &args.candidate, true, &mut reached)?
@@ -101,7 +101,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         Some(checked) => checked,
         None => {
             plan(check::need_whole(&request.case, args.candidate.iter().map(PathBuf::as_path))?, args.memory_limit)?;
-            let read = |file: &PathBuf| Ok((shown(file), Trace::read(file)?));
+            let read = |file: &PathBuf| Ok((shown(file), check::read(&request.case, file)?));
             let files = args.candidate.iter().map(read).collect::<Result<Vec<_>>>()?;
             let joined = match &args.shards {
                 Some(rule) => shards::join(&files, rule, &request.case)?,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use clap::Args;
-use dsv2::backend::{OnDevice, Precision, Reference, Settings};
+use dsv2::backend::{Precision, Settings};
 use dsv2::case::{Case, Feed, Layers};
 use dsv2::memory::{self, Need, Size};
 use dsv2::planned::{self, layers_needed};
@@ -66,18 +66,15 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
         _ => true,
     };
     let wanted = |name: &str| pattern.matches(name) && of_layers(name);
-    let first_layers = match args.backend {
-        BackendName::Reference => layers_needed(config.num_hidden_layers, wanted),
-        BackendName::Emulated | BackendName::Cuda => None,
-    };
-    let case = Case::open_as(&args.model, &args.inputs, Feed { first_layers, ..args.feed.feed() })?;
+    let backend = args.backend.backend();
+    let first_layers = backend.runs_some_layers().then(|| layers_needed(config.num_hidden_layers, wanted)).flatten();
+    let case = Case::of(config.clone(), &args.model, &args.inputs, Feed { first_layers, ..args.feed.feed() })?;
     case.check_cache(args.cache)?;
     let attention = args.attention.into();
     let settings =
         Settings { precision: args.dtype, attention, stages: Some(&wanted), cache: args.cache, ..Settings::default() };
-    let backend = args.backend.backend();
     let mut planned = planned::stages(&case, attention, args.dtype);
-    let computed = backend.takes(&case, &settings)?;
+    let computed = backend.takes(&case, &settings, &planned)?;
     planned.retain(|name, _| wanted(name) && !backend.leaves_out(name, &settings));
     if planned.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));
@@ -91,13 +88,7 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     match &case.inputs.packed {
         None if streamed => {
             let mut stream = Stream::create(&args.output, planned.clone())?;
-            match args.backend {
-                BackendName::Reference => Reference.show(&case, &settings, &mut told, &mut stream)?,
-                BackendName::Emulated => {
-                    OnDevice::Emulator { races: false }.show(&case, &settings, &mut told, &mut stream)?;
-                }
-                BackendName::Cuda => OnDevice::Cuda.show(&case, &settings, &mut told, &mut stream)?,
-            }
+            backend.show(&case, &settings, &mut told, &mut stream)?;
             stream.finish()?;
         }
         packed => {

@@ -85,7 +85,7 @@ fn candidates(args: &VerifyArgs) -> Result<Vec<(&'static dyn Backend, Precision)
     let backends: Vec<&'static dyn Backend> = match args.backend {
         _ if args.races => vec![&OnDevice::Emulator { races: true }],
         Some(name) => vec![name.backend()],
-        None => BackendName::present().map(BackendName::backend).collect(),
+        None => BackendName::present().map(|name| name.backend() as _).collect(),
     };
     let types = |backend: &'static dyn Backend| match args.dtype {
         // a type that only some have is asked of them alone, unless somebody named the backend

@@ -78,6 +78,11 @@ impl Npy {
         Ok(Npy { element, big_endian, columns, shape, start: start + length })
     }
 
+    /// The bytes of the elements, if they lie row by row, the low byte of each first.
+    pub fn in_order<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        (!self.columns && !self.big_endian).then(|| bytes.get(self.start..))?
+    }
+
     /// Reads the elements behind the header.
     ///
     /// # Errors

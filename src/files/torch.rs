@@ -68,6 +68,16 @@ impl TorchFile {
         Some((element, &stored.shape))
     }
 
+    /// The bytes of a tensor where they lie, if they lie there row by row.
+    pub fn in_order(&self, name: &str) -> Option<&[u8]> {
+        let (stored, (element, _)) = (self.tensors.get(name)?, self.lies_as(name)?);
+        let storage = self.archive.stored(&format!("{}data/{}", self.folder, stored.storage)).ok()?;
+        match gathered(stored, element, storage, self.archive.length()).ok()? {
+            Cow::Borrowed(bytes) => Some(bytes),
+            Cow::Owned(_) => None,
+        }
+    }
+
     /// Decodes a tensor.
     ///
     /// # Errors

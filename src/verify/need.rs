@@ -34,7 +34,7 @@ pub fn of_run(case: &Case, backend: &dyn Backend, settings: &Settings<'_>) -> Re
         memory::all(&planned).saturating_mul(8).saturating_mul(sets),
         memory::at_a_time(&planned).saturating_mul(24),
         case.config.parameter_count().saturating_mul(4),
-        backend.takes(case, settings)?,
+        backend.takes(case, settings, &planned)?,
         FIXED,
     ];
     Ok(parts.into_iter().fold(0, u64::saturating_add))

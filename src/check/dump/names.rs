@@ -1,7 +1,7 @@
 //! Which stage a tensor is: wrappers taken off its name, other names, tensors that hold several stages.
 
 use dsv2_reference::stage;
-use dsv2_reference::stage::convention::name::{Part, other_name, unwrapped};
+use dsv2_reference::stage::convention::name::{OtherName, Part, other_name, unwrapped};
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use indexmap::IndexMap;
 use indexmap::map::Entry;
@@ -30,14 +30,9 @@ pub struct Named {
 pub fn named(dump: &Trace, config: &DeepseekV2Config, dialect: Dialect) -> Result<Named> {
     let (bare, mut recognised) = bare(dump)?;
     let (mut stages, mut pairs) = (IndexMap::<String, (Values, String)>::new(), Vec::new());
-    let meant = |name: &str| {
-        other_name(name).filter(|(other, layer)| {
-            !other.dense || (*layer < config.num_hidden_layers && !config.is_moe_layer(*layer, dialect))
-        })
-    };
     let mut others = Vec::new();
     for (name, values) in bare.iter() {
-        match meant(name).and_then(|(other, layer)| {
+        match meant(name, config, dialect).and_then(|(other, layer)| {
             Some((other, layer, parts(&Vec::from_iter(other.holds), layer, values, config)?))
         }) {
             Some((other, layer, parts)) => others.push((name, values, other, layer, parts)),
@@ -78,21 +73,32 @@ fn twice(stage: &str, first: &str, second: &str) -> Error {
 /// The dump without wrappers in its names; said once for all names that have the same.
 fn bare(dump: &Trace) -> Result<(Trace, Vec<Recognised>)> {
     let mut taken = IndexMap::<String, (Values, &str)>::new();
-    let mut said = IndexMap::<String, usize>::new();
+    let mut said = Vec::new();
     for (name, values) in dump.iter() {
         let (bare, says) = unwrapped(name).unzip();
-        if let Some(says) = says {
-            *said.entry(says).or_default() += 1;
-        }
+        said.extend(says);
         match taken.entry(bare.unwrap_or_else(|| name.to_owned())) {
             Entry::Vacant(entry) => _ = entry.insert((values.clone(), name)),
             Entry::Occupied(entry) if entry.get().0.identical(values) => {}
             Entry::Occupied(entry) => return Err(twice(entry.key(), entry.get().1, name)),
         }
     }
+    Ok((taken.into_iter().map(|(name, (values, _))| (name, values)).collect(), wrappers(said.into_iter())))
+}
+
+/// What is said of wrappers in names, once for all names that have the same.
+pub fn wrappers(said: impl Iterator<Item = String>) -> Vec<Recognised> {
+    let mut counted = IndexMap::<String, usize>::new();
+    said.for_each(|says| *counted.entry(says).or_default() += 1);
     let count = |n: usize| if n == 1 { "1 tensor".to_owned() } else { format!("{n} tensors") };
-    let recognised = said.into_iter().map(|(says, n)| Recognised { stage: count(n), layout: says }).collect();
-    Ok((taken.into_iter().map(|(name, (values, _))| (name, values)).collect(), recognised))
+    counted.into_iter().map(|(says, n)| Recognised { stage: count(n), layout: says }).collect()
+}
+
+/// What a tensor under another name than a stage's is taken for in this model, and its layer.
+pub fn meant(name: &str, config: &DeepseekV2Config, dialect: Dialect) -> Option<(&'static OtherName, usize)> {
+    other_name(name).filter(|(other, layer)| {
+        !other.dense || (*layer < config.num_hidden_layers && !config.is_moe_layer(*layer, dialect))
+    })
 }
 
 /// The stages that a tensor holds, if it is as wide as they are together.

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use dsv2_reference::stage::canonical;
+use dsv2_reference::stage::convention::name::{OtherName, other_name, unwrapped};
+use dsv2_reference::stage::{self, Stage, canonical};
 use indexmap::IndexMap;
 
 use crate::error::{Error, Result};
@@ -14,6 +15,18 @@ use crate::trace::is_named;
 const MOST_ROWS: u64 = 1024;
 /// A tensor of so many elements is decoded whatever its shape, for the verdict to say what is wrong with it.
 const SMALL: u64 = 1 << 20;
+
+/// Whether a tensor is left undecoded: a large one that is named as a stage, but as none of this model, such as one of a layer
+/// behind its last. `planned` are the stages of the model.
+pub fn is_left(name: &str, elements: u64, planned: &IndexMap<String, Planned>) -> bool {
+    let bare = unwrapped(name).map(|(bare, _)| bare);
+    let stage = canonical(bare.as_deref().unwrap_or(name));
+    let own = Stage::parse(stage).map(|_| stage.to_owned());
+    let parts =
+        |(other, layer): (&'static OtherName, usize)| other.holds.iter().map(move |part| stage::name(part.kind, layer));
+    let mut meant = own.into_iter().chain(other_name(stage).into_iter().flat_map(parts)).peekable();
+    elements > SMALL && meant.peek().is_some() && meant.all(|stage| !planned.contains_key(&stage))
+}
 
 /// How many elements of a file are decoded: those of the tensors that are named as stages. `planned` are the stages of the model.
 ///
@@ -35,6 +48,9 @@ pub fn elements(path: &Path, planned: &IndexMap<String, Planned>) -> Result<u64>
             let expected = format!("`{name}` of shape {:?}, or with some more rows", own.shape);
             return Err(Error::file(path, expected, format!("shape {shape:?}")));
         }
+        if is_left(name, elements, planned) {
+            continue;
+        }
         all = all.saturating_add(elements);
     }
     Ok(all)
@@ -46,6 +62,7 @@ mod tests {
     use dsv2_reference::weights::safetensors_file::StreamedFile;
 
     use super::*;
+    use crate::trace::Trace;
 
     fn refusal(stage: &str, shape: &[usize]) -> Option<String> {
         let folder = tempfile::tempdir().unwrap();
@@ -57,6 +74,30 @@ mod tests {
         let planned = Planned { dtype: Some(Dtype::F32), shape: vec![1, 4, 8] };
         let planned = IndexMap::from([("lm_head".to_owned(), planned)]);
         elements(&path, &planned).err().map(|error| error.to_string().replace(&path.display().to_string(), "DUMP"))
+    }
+
+    #[test]
+    fn a_large_tensor_of_no_stage_of_this_model_is_not_decoded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dump.safetensors");
+        let shape = [1, 1 << 18, 8];
+        let names = ["model.norm", "model.layers.77.mlp", "module.model.layers.77"];
+        let tensors = names.map(|name| (name, Some(Dtype::Bf16), &shape[..]));
+        let mut file = StreamedFile::create(&path, tensors).unwrap();
+        for name in names {
+            file.append(name, &vec![0; 1 << 22]).unwrap();
+        }
+        file.finish().unwrap();
+        let planned = Planned { dtype: Some(Dtype::F32), shape: shape.to_vec() };
+        let planned = IndexMap::from([("model.norm".to_owned(), planned)]);
+        assert_eq!(elements(&path, &planned).unwrap(), 1 << 21);
+        let dump = Trace::read_but(&path, |name, elements| is_left(name, elements, &planned)).unwrap();
+        assert_eq!(dump.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["model.norm"]);
+        assert_eq!(dump.unread(), ["model.layers.77.mlp", "module.model.layers.77"]);
+        assert!(!is_left("model.layers.77.mlp", 1 << 10, &planned), "a small one is for the verdict to speak of");
+        let own = Planned { dtype: Some(Dtype::F32), shape: shape.to_vec() };
+        let planned = IndexMap::from([("model.layers.0.mlp.up_proj".to_owned(), own)]);
+        assert!(!is_left("model.layers.0.mlp.gate_up_proj", 1 << 30, &planned), "it holds a stage under another name");
     }
 
     #[test]

@@ -1,36 +1,37 @@
-//! A dump as the model would write it: every tensor that is named as a stage is one of this model's, in its shape. It is read by
-//! the tensor, out of one file or several.
+//! A dump that need not be decoded for it to be known which of its tensors is which stage of this model. It is read by the tensor,
+//! or some rows of one, out of one file or several.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use dsv2_reference::Dtype;
-use dsv2_reference::model::attention::AttentionForm;
-use dsv2_reference::stage::canonical;
 use indexmap::IndexMap;
 
+use super::pieces::Held;
+use super::tensors::{Tensor, Tensors, stages_of};
 use crate::case::{Case, Part};
+use crate::check::align::Order;
 use crate::check::dump::{Computed, Recognised, Told, by_most, computed, retyped, told};
 use crate::check::request::Request;
 use crate::check::shapes::part;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{Decoded, Element, TensorFile};
-use crate::planned;
 use crate::precision::Precision;
-use crate::trace::{as_held, is_named};
+use crate::trace::as_held;
 use crate::values::Values;
 
 /// Files of stages that need no interpretation.
 pub struct PlainDump {
     files: Vec<TensorFile>,
-    /// Stages: the file, and their names in it.
-    stages: IndexMap<String, (usize, String)>,
+    stages: IndexMap<String, Tensor>,
     unread: Vec<String>,
     precision: Precision,
-    /// What most of it was computed in, if it was saved in a wider type.
-    saved_wider: Option<Dtype>,
+    /// The stages that were saved in a wider type than most of it was computed in, and hold numbers of this type.
+    saved_wider: BTreeMap<String, Dtype>,
     /// What is taken for granted of the whole dump.
     assumed: Vec<String>,
-    /// What is said of the layers that are judged alone.
+    /// What is said of the names of its tensors, and of the layers that are judged alone.
     says: Vec<Recognised>,
 }
 
@@ -42,34 +43,16 @@ impl PlainDump {
     /// If it cannot be read.
     pub fn open(paths: &[PathBuf], request: &Request) -> Result<Option<(Self, Case)>> {
         let case = &request.case;
-        let whole = Case { part: None, ..case.clone() };
-        let planned = planned::stages(&whole, AttentionForm::Expanded, Precision::F64);
         let files = paths.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
-        let (mut stages, mut unread, mut types) = (IndexMap::new(), Vec::new(), Vec::new());
-        for (place, name) in
-            files.iter().enumerate().flat_map(|(i, file)| file.names().iter().map(move |name| (i, name)))
-        {
-            if !is_named(name) {
-                unread.push(name.clone());
-                continue;
-            }
-            let stage = canonical(name).to_owned();
-            let (Some(planned), Some((element, shape))) = (planned.get(&stage), files[place].lies_as(name)) else {
-                return Ok(None);
-            };
-            let fits =
-                shape == planned.shape && kind(element).is_some_and(|dtype| dtype.is_some() == planned.dtype.is_some());
-            if !fits || stages.insert(stage, (place, name.clone())).is_some() {
-                return Ok(None);
-            }
-            types.extend(kind(element).flatten());
-        }
-        let (precision, assumed) = (by_most(types.into_iter()), case.config.notes(case.dialect));
-        let mut dump = PlainDump { files, stages, unread, precision, saved_wider: None, assumed, says: Vec::new() };
+        let Some(Tensors { stages, recognised, unread }) = stages_of(&files, case)? else { return Ok(None) };
+        let precision = by_most(stages.values().filter_map(|tensor| kind(tensor.element)));
+        let assumed = case.config.notes(case.dialect);
+        let mut dump =
+            PlainDump { files, stages, unread, precision, saved_wider: BTreeMap::new(), assumed, says: recognised };
         if let Some(Computed { precision, dtype, says }) = computed(&dump.telling()?, dump.precision)
             && request.precision.is_none_or(|asked| asked == precision)
         {
-            (dump.precision, dump.saved_wider) = (precision, Some(dtype));
+            (dump.precision, dump.saved_wider) = (precision, dump.of_numbers_of(dtype)?);
             dump.assumed.push(says);
         }
         dump.precision = request.precision.unwrap_or(dump.precision);
@@ -86,12 +69,25 @@ impl PlainDump {
         Ok(telling)
     }
 
+    /// The stages that are stored in a wider type than this one, and hold numbers of it.
+    fn of_numbers_of(&self, dtype: Dtype) -> Result<BTreeMap<String, Dtype>> {
+        let mut found = BTreeMap::new();
+        for name in self.stages.keys() {
+            let Some(values) = self.stage(name)? else { continue };
+            let stored = values.dtype();
+            let as_computed = retyped(values, dtype).dtype();
+            found.extend(as_computed.filter(|_| stored != as_computed).map(|dtype| (name.clone(), dtype)));
+        }
+        Ok(found)
+    }
+
     /// The case, in which some layers begin with what the dump holds before them, if they are alone; all else is left out.
     fn of_its_layers(&mut self, case: &Case) -> Result<Case> {
         let mut case = case.clone();
         if let Some(Part { layers, .. }) = case.part.clone() {
             let before = self.stage(&part::entering(&layers))?;
-            self.says = part::enter(&mut case, &layers, before.as_ref(), self.stages.keys().map(String::as_str))?;
+            let held = self.stages.keys().map(String::as_str);
+            self.says.extend(part::enter(&mut case, &layers, before.as_ref(), held)?);
             self.stages.retain(|name, _| part::is_inside(name, &layers));
         }
         Ok(case)
@@ -107,7 +103,7 @@ impl PlainDump {
         &self.assumed
     }
 
-    /// What is said of the layers that are judged alone.
+    /// What is said of the names of its tensors, and of the layers that are judged alone.
     pub fn says(&self) -> &[Recognised] {
         &self.says
     }
@@ -127,30 +123,66 @@ impl PlainDump {
         &self.unread
     }
 
-    /// Decodes a stage, if it holds it.
+    /// Decodes a stage, if it holds it: in the model's shape, if it lies row by row as the model has it.
     ///
     /// # Errors
     /// If it is damaged.
     pub fn stage(&self, stage: &str) -> Result<Option<Values>> {
-        let Some((file, name)) = self.stages.get(stage) else { return Ok(None) };
-        let Decoded::Values(values) = self.files[*file].tensor(name)? else { return Ok(None) };
-        let values = as_held(stage, values);
-        Ok(Some(match self.saved_wider {
-            Some(dtype) => retyped(values, dtype),
-            None => values,
+        let Some(Tensor { file, name, shape, order, .. }) = self.stages.get(stage) else { return Ok(None) };
+        let Decoded::Values(mut values) = self.files[*file].tensor(name)? else { return Ok(None) };
+        if let Order::Rows(_) = order {
+            values = values.in_shape(shape).ok_or_else(|| self.lacks(stage))?;
+        }
+        Ok(Some(match (as_held(stage, values), self.saved_wider.get(stage)) {
+            (Values::Real(_, a), Some(dtype)) => Values::Real(*dtype, a),
+            (values, _) => values,
         }))
+    }
+
+    /// How a stage lies in its file, if it holds it.
+    pub fn order(&self, stage: &str) -> Option<Order> {
+        self.stages.get(stage).map(|tensor| tensor.order)
+    }
+
+    /// Whether some stage lies in its file in other rows than the model has, or may do so.
+    pub fn lies_otherwise(&self) -> bool {
+        self.stages.values().any(|tensor| tensor.order == Order::Other)
+    }
+
+    /// A stage, if it holds it, to be read some rows at a time as the model has them.
+    ///
+    /// # Errors
+    /// If it is damaged.
+    pub fn held(&self, stage: &str) -> Result<Option<Held<'_>>> {
+        let Some(Tensor { file, name, element, shape, .. }) = self.stages.get(stage) else { return Ok(None) };
+        let one_by_one = self.files[*file].rows(name, 0..0)?.is_some();
+        let dtype = self.saved_wider.get(stage).copied().or(kind(*element));
+        Ok(Some(Held::in_file(self, stage, shape.clone(), dtype, one_by_one)))
+    }
+
+    /// Some rows of a stage that lies in its file as the model has it.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn rows(&self, stage: &str, rows: Range<usize>) -> Result<Values> {
+        let of = |Tensor { file, name, .. }: &Tensor| self.files[*file].rows(name, rows);
+        let found = self.stages.get(stage).map(of).transpose()?.flatten();
+        found.map(|values| as_held(stage, values)).ok_or_else(|| self.lacks(stage))
+    }
+
+    /// A stage is no longer where it was.
+    pub fn lacks(&self, stage: &str) -> Error {
+        Error::request("--candidate", format!("`{stage}` as before"), "none")
     }
 }
 
-/// The type of numbers, or none of whole numbers; nothing, if it is neither of these.
-fn kind(element: Element) -> Option<Option<Dtype>> {
+/// The type of numbers; nothing, if they are whole ones.
+fn kind(element: Element) -> Option<Dtype> {
     match element {
-        Element::F16 => Some(Some(Dtype::F16)),
-        Element::Bf16 => Some(Some(Dtype::Bf16)),
-        Element::F32 => Some(Some(Dtype::F32)),
-        Element::F64 => Some(Some(Dtype::F64)),
-        Element::U8 | Element::U16 | Element::U32 | Element::U64 => Some(None),
-        Element::I8 | Element::I16 | Element::I32 | Element::I64 => Some(None),
+        Element::F16 => Some(Dtype::F16),
+        Element::Bf16 => Some(Dtype::Bf16),
+        Element::F32 => Some(Dtype::F32),
+        Element::F64 => Some(Dtype::F64),
         _ => None,
     }
 }

@@ -15,9 +15,10 @@ use dsv2_reference::tap::{NoTap, StageValue, Tap};
 use ndarray::Axis;
 
 use super::measured::{DUMP, Measured, OWN, is_compared_with_help_of};
+use super::pieces::{numbers, pieces, taken};
 use super::station::put;
 use super::{PlainDump, Reached};
-use crate::backend::{Reference, Settings};
+use crate::backend::{Reference, Settings, Streaming};
 use crate::budget::Budgets;
 use crate::case::{Case, Part};
 use crate::check::explain::{Hint, facts, said};
@@ -41,7 +42,8 @@ pub fn finds_nothing(request: &Request, dump: &PlainDump, measured: &Measured, v
     let failing: Vec<&StageVerdict> = verdict.stages.iter().filter(|stage| stage.disposition.fails()).collect();
     let (batch, length) = (case.inputs.batch(), case.inputs.length());
     // shapes do not tell which of the two comes first
-    if (batch == length && batch > 1) || !measured.readings.is_empty() {
+    let turned = measured.readings.iter().any(|(_, says)| !align::in_rows(says));
+    if (batch == length && batch > 1) || turned || dump.lies_otherwise() {
         return Ok(false);
     }
     let budgets = measured.budgets(dump, &case.config);
@@ -166,14 +168,19 @@ fn both(
     let last = Stage::parse(name).and_then(|stage| stage.layer).map(|layer| layer + 1);
     let needed = last.filter(|_| case.part.is_none() && matches!(case.inputs.tokens, Tokens::InputIds(_)));
     let case = Case { part: needed.map(Part::first).or(case.part.clone()), ..case.clone() };
-    let mut taught = Taught { request, dump, measured, until: name, seen: None, refused: None, done: 0, reached };
+    let mut taught = Taught { request, dump, measured, until: name, own: None, refused: None, done: 0, reached };
     let settings = Settings { precision: Precision::F64, ..Settings::default() };
     Reference.show(&case, &settings, &mut NoTap, &mut taught)?;
-    match (taught.seen, taught.refused) {
-        (_, Some(error)) => Err(error),
-        (Some(seen), None) => Ok(seen),
-        (None, None) => Err(Error::request("--candidate", format!("`{name}` as before"), "none")),
-    }
+    let Taught { own, refused, .. } = taught;
+    refused.map_or(Ok(()), Err)?;
+    let (Some(got), Some(own)) = (dump.stage(name)?, own) else {
+        return Err(dump.lacks(name));
+    };
+    let own = match (&own, measured.exact.contains(name)) {
+        (Values::Real(_, a), true) => copied(dump.precision(), name, a, &got, &measured.rows),
+        _ => own,
+    };
+    Ok((got, own))
 }
 
 /// The sink of a run that goes on with the dump's stages, until one is reached.
@@ -182,8 +189,8 @@ struct Taught<'a> {
     dump: &'a PlainDump,
     measured: &'a Measured,
     until: &'a str,
-    /// The stage of the dump, and what it should be.
-    seen: Option<(Values, Values)>,
+    /// What this one should be.
+    own: Option<Values>,
     refused: Option<Error>,
     done: usize,
     reached: Reached<'a>,
@@ -191,27 +198,33 @@ struct Taught<'a> {
 
 impl Taught<'_> {
     fn stage<T: Real>(&mut self, name: &str, value: StageValue<'_, T>) -> Result<()> {
-        let Some(got) = self.dump.stage(name)? else { return Ok(()) };
-        let own = as_held(name, recorded(Precision::F64, name, &value));
+        let (Some(held), Some(stage)) = (self.dump.held(name)?, Stage::parse(name)) else { return Ok(()) };
         let (config, rows) = (&self.request.case.config, &self.measured.rows);
-        if name != self.until {
-            if let Some(lesson) = usable_stage(name, &got, &own, config, rows) {
-                put(value, &lesson);
+        match value {
+            value if name == self.until => self.own = Some(as_held(name, recorded(Precision::F64, name, &value))),
+            StageValue::Real(mut value) => {
+                let taken = taken(&stage, &held.shape, rows);
+                for piece in pieces(&held.shape) {
+                    let taken = taken.as_deref().map(|taken| &taken[piece.clone()]);
+                    let got = held.rows(piece.clone())?;
+                    put(&mut value, piece, numbers(&got), taken, |&x| T::from_f64(x));
+                }
             }
-            return Ok(());
+            StageValue::Index(mut value) => {
+                let own = Values::Index(value.to_owned());
+                let lesson = held.whole()?.and_then(|got| usable_stage(name, &got, &own, config, rows));
+                if let Some(Values::Index(lesson)) = lesson {
+                    value.assign(&lesson);
+                }
+            }
         }
-        let own = match (&own, self.measured.exact.contains(name)) {
-            (Values::Real(_, a), true) => copied(self.dump.precision(), name, a, &got, rows),
-            _ => own,
-        };
-        self.seen = Some((got, own));
         Ok(())
     }
 }
 
 impl<T: Real> Tap<T> for Taught<'_> {
     fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
-        if self.seen.is_none() && self.refused.is_none() && (self.dump.holds(name) || is_compared_with_help_of(name)) {
+        if self.own.is_none() && self.refused.is_none() && (self.dump.holds(name) || is_compared_with_help_of(name)) {
             self.refused = Taught::stage(self, name, value).err();
             self.done += 1;
             let before = self.dump.names().filter(|held| forward_order(held) <= forward_order(self.until));

@@ -1,12 +1,16 @@
-//! Where a run waits: it says which stage it has computed, shows it if it is asked to, and is told what to go on with.
+//! Where a run waits: it says which stage it has computed, shows as much of it as it is asked for, is told what takes the place
+//! of it, and to go on.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use dsv2_reference::Real;
 use dsv2_reference::tap::{StageValue, Tap};
 use indexmap::IndexSet;
+use ndarray::{ArrayViewMutD, Axis};
 
+use super::pieces::shown;
 use crate::precision::Precision;
 use crate::taps::recorded;
 use crate::trace::as_held;
@@ -22,10 +26,11 @@ enum Says {
 
 /// What a run is told.
 enum Told {
-    /// To show what it has computed.
-    Show,
-    /// To go on, with something else in the place of what it has computed, if there is something.
-    GoOn(Option<Arc<Values>>),
+    /// To show what it has computed: some rows of it, or all.
+    Show(Option<Range<usize>>),
+    /// To put these in the place of some rows of it.
+    Put(Range<usize>, Arc<Values>),
+    GoOn,
 }
 
 /// The end that compares.
@@ -34,28 +39,48 @@ pub struct Station {
     told: SyncSender<Told>,
 }
 
+/// Another run has failed, or this one: it says itself why.
+pub struct Ended;
+
 impl Station {
     /// The next stage; nothing, if the run has ended.
     pub fn next(&self) -> Option<String> {
         match self.said.recv().ok()? {
-            Says::Computed(name) => Some(name),
+            Says::Computed(stage) => Some(stage),
             Says::Shows(_) => None,
         }
     }
 
-    /// The stage at which it waits, of this name. No more than one run need have a copy of it at a time.
-    pub fn show(&self, name: &str) -> Option<Values> {
-        self.told.send(Told::Show).ok()?;
-        match self.said.recv().ok()? {
-            Says::Shows(values) => Some(as_held(name, values)),
-            Says::Computed(_) => None,
+    /// The stage at which it waits.
+    pub fn show(&self) -> Result<Values, Ended> {
+        self.tell(Told::Show(None))?;
+        self.shown()
+    }
+
+    /// Asks for some rows of it, to be [shown](Self::shown).
+    pub fn ask(&self, rows: Range<usize>) -> Result<(), Ended> {
+        self.tell(Told::Show(Some(rows)))
+    }
+
+    /// What was asked for.
+    pub fn shown(&self) -> Result<Values, Ended> {
+        match self.said.recv() {
+            Ok(Says::Shows(values)) => Ok(values),
+            _ => Err(Ended),
         }
     }
 
-    /// What takes the place of the stage at which it waits, if anything does.
-    pub fn go_on(&self, with: Option<Arc<Values>>) {
-        // a run that has failed waits for nothing; it says itself why
-        let _ = self.told.send(Told::GoOn(with));
+    /// Puts something in the place of some rows of it.
+    pub fn put(&self, rows: Range<usize>, values: Arc<Values>) -> Result<(), Ended> {
+        self.tell(Told::Put(rows, values))
+    }
+
+    pub fn go_on(&self) -> Result<(), Ended> {
+        self.tell(Told::GoOn)
+    }
+
+    fn tell(&self, what: Told) -> Result<(), Ended> {
+        self.told.send(what).map_err(|_| Ended)
     }
 }
 
@@ -74,33 +99,58 @@ pub fn station<'a>(wanted: &'a (dyn Fn(&str) -> bool + Sync), precision: Precisi
 }
 
 impl<T: Real> Tap<T> for Waiting<'_> {
-    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
+    fn stage(&mut self, name: &str, mut value: StageValue<'_, T>) {
         if !(self.wanted)(name) || self.says.send(Says::Computed(name.to_owned())).is_err() {
             return;
         }
         while let Ok(told) = self.told.recv() {
             match told {
-                Told::Show if self.says.send(Says::Shows(recorded(self.precision, name, &value))).is_err() => return,
-                Told::Show => {}
-                Told::GoOn(with) => {
-                    if let Some(with) = with {
-                        put(value, &with);
+                Told::Show(rows) => {
+                    let shown = match rows {
+                        Some(rows) => shown(self.precision, name, &value, rows),
+                        None => as_held(name, recorded(self.precision, name, &value)),
+                    };
+                    if self.says.send(Says::Shows(shown)).is_err() {
+                        return;
                     }
-                    return;
                 }
+                Told::Put(rows, values) => match (&mut value, &*values) {
+                    (StageValue::Real(a), Values::Real(_, from)) => {
+                        put(a, rows, from.as_slice().unwrap_or_default(), None, |&x| T::from_f64(x));
+                    }
+                    (StageValue::Index(a), Values::Index(from)) => {
+                        put(a, rows, from.as_slice().unwrap_or_default(), None, |&x| x);
+                    }
+                    _ => {}
+                },
+                Told::GoOn => return,
             }
         }
     }
 }
 
-/// Puts `values` in the place of a stage, if they are of its shape.
-pub fn put<T: Real>(stage: StageValue<'_, T>, values: &Values) {
-    match (stage, values) {
-        (StageValue::Real(mut stage), Values::Real(_, a)) if stage.shape() == a.shape() => {
-            stage.zip_mut_with(a, |to, &x| *to = T::from_f64(x));
-        }
-        (StageValue::Index(mut stage), Values::Index(a)) if stage.shape() == a.shape() => stage.assign(a),
-        _ => {}
+/// Puts numbers in the place of some rows, but for those that are not to be `taken`.
+pub fn put<A, B>(
+    to: &mut ArrayViewMutD<'_, A>,
+    rows: Range<usize>,
+    from: &[B],
+    taken: Option<&[bool]>,
+    convert: impl Fn(&B) -> A,
+) {
+    let width = to.shape().last().copied().unwrap_or(1);
+    if from.len() != rows.len() * width {
+        return;
+    }
+    let is_taken = |row: usize| taken.is_none_or(|taken| taken[row]);
+    if let Some(all) = to.as_slice_mut() {
+        let places = all[rows.start * width..rows.end * width].chunks_mut(width.max(1));
+        let rows = places.zip(from.chunks(width.max(1))).enumerate().filter(|(row, _)| is_taken(*row));
+        rows.for_each(|(_, (to, from))| to.iter_mut().zip(from).for_each(|(to, x)| *to = convert(x)));
+    } else {
+        let last = Axis(to.ndim() - 1);
+        let places = to.lanes_mut(last).into_iter().skip(rows.start).zip(from.chunks(width.max(1)));
+        let rows = places.enumerate().filter(|(row, _)| is_taken(*row));
+        rows.for_each(|(_, (mut to, from))| to.iter_mut().zip(from).for_each(|(to, x)| *to = convert(x)));
     }
 }
 

@@ -182,3 +182,53 @@ fn what_may_be_meant_otherwise_is_left_to_the_whole_check() {
         assert_eq!(stepwise.expect("it is what it is"), whole);
     }
 }
+
+/// The dump with other names for its tensors, or other tensors.
+fn renamed(dump: &Trace, change: impl Fn(&str, &Values) -> (String, Values)) -> Trace {
+    dump.iter().map(|(name, values)| change(name, values)).collect()
+}
+
+/// The rows of all tokens one after another, without an axis for the batch.
+fn flat(name: &str, values: &Values) -> (String, Values) {
+    let values = match values {
+        Values::Real(_, a) if a.ndim() == 3 => values.clone().in_shape(&[a.len() / a.shape()[2], a.shape()[2]]),
+        _ => None,
+    }
+    .unwrap_or_else(|| values.clone());
+    (name.to_owned(), values)
+}
+
+/// The axis of the heads behind that of the tokens.
+fn heads_behind(name: &str, values: &Values) -> (String, Values) {
+    let values = match values {
+        Values::Real(dtype, a) if name.ends_with("q_pe") => {
+            let turned = a.clone().permuted_axes(ndarray::IxDyn(&[0, 2, 1, 3]));
+            Values::Real(*dtype, turned.as_standard_layout().into_owned())
+        }
+        other => other.clone(),
+    };
+    (name.to_owned(), values)
+}
+
+#[test]
+fn other_names_and_other_rows_are_judged_to_the_bit_as_if_they_were_read_whole() {
+    let wrapped = |name: &str, values: &Values| (format!("module.{name}"), values.clone());
+    let module = |name: &str, values: &Values| (name.replace("self_attn.o_proj", "self_attn"), values.clone());
+    let (mut judged, mut wrong) = (0, 0);
+    for mut request in cases().into_iter().step_by(3) {
+        let dump = dumped(&request, Precision::F32);
+        let twice: Trace =
+            dump.iter().flat_map(|(name, values)| [(name.to_owned(), values.clone()), module(name, values)]).collect();
+        let others =
+            [renamed(&dump, flat), renamed(&dump, wrapped), renamed(&dump, module), renamed(&dump, heads_behind)];
+        for (i, dump) in others.into_iter().chain([twice]).enumerate() {
+            judged += assert_same(&mut request, &dump, &format!("of kind {i}"));
+            let spoilt = renamed(&dump, |name, values| match values {
+                Values::Real(dtype, a) if name.ends_with("mlp") => (name.to_owned(), Values::Real(*dtype, a * 1.01)),
+                _ => (name.to_owned(), values.clone()),
+            });
+            wrong += assert_same(&mut request, &spoilt, &format!("a wrong one of kind {i}"));
+        }
+    }
+    assert!(judged > 20 && wrong > 5, "{judged} {wrong}");
+}

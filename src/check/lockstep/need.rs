@@ -1,0 +1,88 @@
+//! How much memory it takes to judge a dump stage by stage.
+
+use std::path::PathBuf;
+
+use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::stage::Stage;
+use dsv2_reference::stage::table::*;
+use indexmap::IndexMap;
+
+use super::pieces::PIECE;
+use super::tensors::stages_of;
+use crate::case::Case;
+use crate::check::align::{self, Order};
+use crate::error::Result;
+use crate::files::TensorFile;
+use crate::inputs::AttentionMask;
+use crate::memory::{at_a_time, largest, of_kinds, of_run};
+use crate::planned::{self, Planned};
+use crate::precision::Precision;
+use crate::rows::ComparedRows;
+
+/// About so many bytes are needed for a dump in these files.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn need(case: &Case, files: &[PathBuf]) -> Result<u64> {
+    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
+    let all = |parts: &[u64]| parts.iter().copied().fold(0, u64::saturating_add);
+    // what is kept: the routing, of the dump, the truth and what it should be, and the caches of all three runs
+    let routing = of_kinds(&planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]).saturating_mul(24);
+    let cached = of_kinds(&planned, &[CACHED_KV, CACHED_K_PE]).saturating_mul(8);
+    // two runs in a layer, one in f64 and one in f32, and the truth, which waits at the next; what is compared, in pieces
+    let [wide, narrow] = [Precision::F64, Precision::F32].map(|precision| of_run(&planned, precision));
+    let widest = planned.values().filter_map(|planned| planned.shape.last()).max().map_or(1, |&width| width as u64);
+    let pieces = 12 * 8 * (PIECE as u64).max(widest);
+    let unread =
+        at_a_time(&planned).saturating_mul(8).saturating_mul(ComparedRows::of(&case.inputs).unread_of_hundred()) / 100;
+    let files = files.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
+    let tensors = stages_of(&files, case)?.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
+    // decoded as a whole: what does not lie in its file number by number, and what lies there in another order, which is kept
+    let mut decoded = 0;
+    for tensor in &tensors {
+        if files[tensor.file].rows(&tensor.name, 0..0)?.is_none() {
+            decoded = decoded.max(8 * largest(&planned));
+        }
+    }
+    let turned = tensors.iter().filter(|tensor| tensor.order == Order::Other);
+    let turned = turned.map(|tensor| tensor.shape.iter().product::<usize>() as u64).max().unwrap_or(0);
+    let otherwise = decoded.saturating_add(turned.saturating_mul(48));
+    let kept = if turned > 0 { at_a_time(&planned).saturating_mul(8) } else { 0 };
+    let judged = all(&[
+        wide,
+        narrow,
+        cached,
+        at_rest(&planned, case),
+        routing,
+        pieces,
+        unread,
+        otherwise,
+        kept,
+        reread(&planned, case),
+    ]);
+    // a stage that fails: what it should be, beside the run of which it comes, and then with that of the dump
+    let hinted = all(&[wide, largest(&planned).saturating_mul(16), routing]);
+    Ok(judged.max(hinted))
+}
+
+/// A run that waits before a layer: the residual stream, normed as well, rotary tables and the mask.
+fn at_rest(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
+    let heads = case.config.num_attention_heads as u64;
+    let by_head = matches!(&case.inputs.attention_mask, Some(AttentionMask::Additive(mask)) if mask.dim().1 > 1);
+    let mask = most_of(planned, ATTN_SCORES) / if by_head { 1 } else { heads.max(1) };
+    let others = [INPUT_LAYERNORM, LAYER, COS, SIN].map(|kind| most_of(planned, kind));
+    others.into_iter().fold(mask, u64::saturating_add).saturating_mul(8)
+}
+
+/// What is decoded as a whole, since it may lie in more than one order: the dump's stage, the truth, and all readings of it.
+fn reread(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
+    let heads = case.config.num_attention_heads;
+    let otherwise = planned.iter().filter(|(name, planned)| align::has_other_readings(name, &planned.shape, heads));
+    otherwise.map(|(_, planned)| planned.elements()).max().unwrap_or(0).saturating_mul(48)
+}
+
+/// The elements of the largest stage of a kind.
+fn most_of(planned: &IndexMap<String, Planned>, kind: &str) -> u64 {
+    let is = |name: &str| Stage::parse(name).is_some_and(|stage| stage.kind == kind);
+    planned.iter().filter(|(name, _)| is(name)).map(|(_, planned)| planned.elements()).max().unwrap_or(0)
+}
