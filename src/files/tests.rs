@@ -51,6 +51,30 @@ fn held_against(name: &str, truth: &str) -> usize {
 }
 
 #[test]
+fn rows_are_those_of_the_whole_tensor_wherever_they_lie_as_they_are() {
+    let given = |name: &str| {
+        let file = TensorFile::open(&path(name)).unwrap();
+        let mut given = 0;
+        for tensor in file.names() {
+            let Ok(Decoded::Values(whole)) = file.tensor(tensor) else { continue };
+            if whole.is_empty() {
+                continue;
+            }
+            let count = whole.len().checked_div(whole.shape().last().copied().unwrap_or(1)).unwrap_or(0);
+            let Some(rows) = file.rows(tensor, 0..count).unwrap() else { continue };
+            assert!(same(&rows.in_shape(whole.shape()).unwrap(), &whole), "{name}: {tensor}");
+            let one = file.rows(tensor, count.saturating_sub(1)..count).unwrap().unwrap();
+            assert_eq!(one.len() * count, whole.len(), "{name}: {tensor}");
+            assert!(file.rows(tensor, count..count + 1).unwrap().is_none(), "{name}: {tensor} has no more rows");
+            given += 1;
+        }
+        given
+    };
+    assert!(given("types.safetensors") > 10 && given("types.pt") > 10 && given("types.npz") > 10);
+    assert_eq!(given("compressed.npz"), 0, "its rows lie nowhere");
+}
+
+#[test]
 fn every_type_is_read_out_of_every_format() {
     for (name, tensors) in [
         ("types.safetensors", 20),

