@@ -31,9 +31,14 @@ pub fn all_readings(
 
 /// Whether a stage whose tensor has the model's shape may lie otherwise in it all the same.
 pub fn has_other_readings(name: &str, shape: &[usize], heads: usize) -> bool {
-    // the shape tells, whatever the numbers are
-    let unknown = ArrayD::from_elem(shape, ());
-    Stage::parse(name).is_some_and(|stage| readings(&stage, &unknown, shape, heads).len() > 1)
+    let readings = |stage| Some(readings(&stage, &unknown(shape)?, shape, heads));
+    Stage::parse(name).and_then(readings).is_some_and(|readings| readings.len() > 1)
+}
+
+/// A tensor of whose numbers nothing is known: its shape tells how it may be read. Nothing, if no memory could hold one.
+fn unknown(shape: &[usize]) -> Option<ArrayD<()>> {
+    let elements = shape.iter().filter(|&&n| n > 0).try_fold(1_usize, |product, &n| product.checked_mul(n))?;
+    isize::try_from(elements).ok().map(|_| ArrayD::from_elem(shape, ()))
 }
 
 /// How a tensor lies in its file, if its stage may lie so.
@@ -52,7 +57,12 @@ pub fn order_of(name: &str, got: &[usize], want: &[usize], heads: usize) -> Opti
     if got == want {
         return Some(Order::Model);
     }
-    let readings = readings(&Stage::parse(name)?, &ArrayD::from_elem(got, ()), want, heads);
+    // a file may say any shape; no reading has more numbers than there are, or fewer
+    let count = |shape: &[usize]| shape.iter().try_fold(1_usize, |product, &n| product.checked_mul(n));
+    if count(got).is_none() || count(got) != count(want) {
+        return None;
+    }
+    let readings = readings(&Stage::parse(name)?, &unknown(got)?, want, heads);
     let alike = got.last() == want.last();
     match &readings[..] {
         [] => None,
