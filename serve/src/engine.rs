@@ -1,9 +1,9 @@
 //! The thread that computes: sequences join and leave while others decode.
 //!
 //! A round is: those whose client has left or whose time is over leave; those that wait join, in the order in which they came, as far
-//! as there is room in the batch and memory for all that they may become; one of those whose prompt is not read yet reads a chunk
-//! of it ([`CHUNK`](dsv2::generate::pool::CHUNK) tokens); all others take one step together. So a long prompt holds up those that
-//! decode for one chunk at a time, and they hold it up for one step at a time. What a sequence says depends on nothing of this:
+//! as there is room in the batch and memory for all that they may become; [`CHUNK`] tokens of prompts that are not read yet are
+//! read, those of the first ones; all others take one step together. So a long prompt holds up those that decode for one chunk at a
+//! time, and they hold it up for one step at a time. What a sequence says depends on nothing of this:
 //! its bits are the same in any company ([`Pool`]).
 
 mod running;
@@ -231,8 +231,12 @@ impl<T: Real> Rounds<'_, T> {
             self.join(&mut waiting, &mut running);
             self.state.running.store(running.len(), Relaxed);
             self.state.waiting.store(waiting.len(), Relaxed);
-            if let Some(reading) = running.iter_mut().find(|running: &&mut Running<T>| running.is_reading()) {
-                reading.read(&self.pool);
+            let mut budget = CHUNK;
+            for reading in running.iter_mut().filter(|running: &&mut Running<T>| running.is_reading()) {
+                budget -= reading.read(&self.pool, budget).min(budget);
+                if budget == 0 {
+                    break;
+                }
             }
             running.retain(|running| !running.is_over());
             self.step(&mut running);

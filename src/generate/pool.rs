@@ -13,7 +13,7 @@ use super::ModelFolder;
 use crate::error::Result;
 use crate::precision::Precision;
 
-/// How many tokens of a prompt are read at a time: what sequences that decode wait for when another one joins.
+/// How many tokens of prompts are read at a time: what sequences that decode wait for when another one joins.
 pub const CHUNK: usize = 128;
 
 /// A model, and no sequence: they are its callers'.
@@ -56,9 +56,9 @@ impl<T: Real> Pool<T> {
         Known { cache: LatentCache::new(self.model.model().config(), 1), absorbed: prompt == 1 }
     }
 
-    /// How many of so many tokens of a prompt that are still to be read are read next.
-    pub fn next_chunk(&self, tokens: usize) -> usize {
-        if self.chunks { tokens.min(CHUNK) } else { tokens }
+    /// How many of so many tokens of a prompt that are still to be read are read next, if there may be `most`.
+    pub fn next_chunk(&self, tokens: usize, most: usize) -> usize {
+        if self.chunks { tokens.min(most) } else { tokens }
     }
 
     /// Reads more tokens of a prompt. Logits \[S,V\] of all of them, or \[1,V\] of the last one. The chunks that a prompt is

@@ -70,10 +70,16 @@ impl<'a, T: Real> Running<'a, T> {
         &mut self.known
     }
 
-    /// Reads a chunk of the prompt; after the last one, the first token is chosen.
-    pub(super) fn read(&mut self, pool: &Pool<T>) {
+    /// Reads the next tokens of the prompt, `most` if it can be cut, and says how many; after the last ones, the first token is
+    /// chosen.
+    pub(super) fn read(&mut self, pool: &Pool<T>, most: usize) -> usize {
         let begin = self.known.tokens();
-        let end = begin + pool.next_chunk(self.job.prompt.len() - begin);
+        let tokens = pool.next_chunk(self.job.prompt.len() - begin, most);
+        self.read_chunk(pool, begin, begin + tokens);
+        tokens
+    }
+
+    fn read_chunk(&mut self, pool: &Pool<T>, begin: usize, end: usize) {
         let logits = match pool.read(&mut self.known, &self.job.prompt[begin..end], self.job.scores_prompt) {
             Ok(logits) => logits,
             Err(error) => return self.fail(error.to_string()),

@@ -49,6 +49,13 @@ fn whoever_joins_and_leaves_meanwhile_changes_no_bit() {
                 })
             })
             .collect();
+        // they are in company indeed
+        let mut most = 0;
+        while asked.iter().any(|asked| !asked.is_finished()) {
+            most = most.max(server.api.engine.load().0);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(most, 6);
         for (number, (asked, expected)) in asked.into_iter().zip(&expected).enumerate() {
             assert_eq!(asked.join().unwrap(), *expected, "request {number}");
         }

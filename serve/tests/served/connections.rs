@@ -102,3 +102,18 @@ fn what_takes_too_long_when_it_is_told_to_end_is_broken_off() {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+#[test]
+fn a_client_that_takes_nothing_is_not_waited_for_for_ever() {
+    let server = Server::start(&["--max-connections", "1", "--read-timeout", "0.5"]);
+    let mut deaf = server.connect();
+    // more than a socket holds
+    let prompt: Vec<usize> = (0..1000).map(|token| 2 + token % 1000).collect();
+    let body = json!({"prompt": prompt, "max_tokens": 0, "echo": true, "logprobs": 20, "n": 8});
+    deaf.write_all(&request("/v1/completions", &body)).unwrap();
+    server.until(8, 0);
+    assert_eq!(server.get("/health").status, 200);
+    let mut heard = Vec::new();
+    let broken_off = deaf.read_to_end(&mut heard).is_err() || !heard.ends_with(b"}");
+    assert!(broken_off, "{} bytes were taken", heard.len());
+}

@@ -4,4 +4,5 @@ mod answers;
 mod client;
 mod company;
 mod connections;
+mod program;
 mod refusals;
