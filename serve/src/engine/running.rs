@@ -107,7 +107,7 @@ impl<'a, T: Real> Running<'a, T> {
     pub(super) fn take(&mut self, logits: ArrayView1<f32>) {
         let (chosen, text) = match self.sequence.choose(logits, self.job.rules.first_sequence) {
             Ok(chosen) => chosen,
-            Err(error) => return self.fail(error.to_string()),
+            Err(error) => return self.refuse(error.into()),
         };
         let scored = self.job.logprobs.map(|top| scored(&logits.to_vec(), chosen.id, top));
         self.last = chosen.id;
@@ -125,10 +125,15 @@ impl<'a, T: Real> Running<'a, T> {
         self.over = true;
     }
 
-    /// What goes wrong here is no client's fault.
+    /// What goes wrong with the model is no client's fault.
     pub(super) fn fail(&mut self, message: String) {
         eprintln!("{}", Text::message(&format!("dsv2-serve: {message}")).as_str());
-        self.tell(Event::Failed(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, message)));
+        self.refuse(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, message));
+    }
+
+    /// By the client's settings, no token may come.
+    fn refuse(&mut self, error: ApiError) {
+        self.tell(Event::Failed(error));
         self.over = true;
     }
 

@@ -22,6 +22,9 @@ pub struct Defaults {
 const OF_COMPLETIONS: usize = 16;
 const OF_CHATS: usize = 256;
 
+/// Logits that are divided by less are no numbers any more.
+const COLDEST: f64 = 1e-6;
+
 impl Defaults {
     /// Those of a model.
     ///
@@ -64,6 +67,10 @@ impl Defaults {
             fields.refuse(penalty, &[json!(0)])?;
         }
         let temperature = fields.take::<f64>("temperature")?.unwrap_or(self.temperature);
+        if temperature != 0.0 && temperature < COLDEST {
+            let message = format_args!("expected 0, or a number of at least {COLDEST}, found {temperature}");
+            return Err(ApiError::field("temperature", message));
+        }
         let drawn = [
             ("top_p", fields.take::<f64>("top_p")?.map(Value::from)),
             ("min_p", fields.take::<f64>("min_p")?.map(Value::from)),

@@ -4,5 +4,6 @@ mod answers;
 mod client;
 mod company;
 mod connections;
+mod folder;
 mod program;
 mod refusals;

@@ -24,7 +24,10 @@ fn what_is_wrong_is_named() {
             r#""context_length_exceeded" "prompt" this model's context has 1024 tokens"#,
         ),
         (json!({"prompt": "word ".repeat(2000)}), "context_length_exceeded"),
-        (json!({"prompt": "a", "temperature": -1}), r#""temperature" `temperature`: expected a number above 0"#),
+        (
+            json!({"prompt": "a", "temperature": -1}),
+            r#""temperature" `temperature`: expected 0, or a number of at least"#,
+        ),
         (json!({"prompt": "a", "temperature": "hot"}), r#""temperature" `temperature`: invalid type"#),
         (json!({"prompt": "a", "temperature": 0, "top_p": 2}), r#""top_p" `top_p`: expected a number from 0 to 1"#),
         (json!({"prompt": "a", "repetition_penalty": 0}), "repetition_penalty"),
