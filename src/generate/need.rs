@@ -24,7 +24,9 @@ use crate::precision::Precision;
 pub struct Sequences {
     /// How many.
     pub batch: usize,
-    /// Tokens of the longest prompt.
+    /// Tokens that are in the cache already.
+    pub cached: usize,
+    /// Tokens of the longest prompt, without those.
     pub prompt: usize,
     /// Tokens that may be added to it.
     pub new: usize,
@@ -37,10 +39,14 @@ const LESS: &str = "shorter prompts, fewer of them at a time or fewer new tokens
 /// On the reference: a layer's stages for the whole prompt, the cache, and W^UK and W^UV of all layers, which are widened once for
 /// the steps after the prompt. All other weights are mapped files, of which the system drops what it has no room for.
 pub fn on_host(folder: &ModelFolder, precision: Precision, sequences: Sequences) -> Need {
-    let Sequences { batch, prompt, new, .. } = sequences;
-    let cache = cache(folder, prompt.saturating_add(new)).saturating_mul(batch as u64);
+    let Sequences { batch, cached, prompt, new, .. } = sequences;
+    let whole = cached.saturating_add(prompt).saturating_add(new);
+    let cache = cache(folder, whole).saturating_mul(batch as u64);
+    // a score, and a weight, of each cached token for each token of the prompt
+    let scores = product(&[2, batch, folder.config.num_attention_heads, prompt, cached]);
     let absorbed = if new > 1 { absorbed(folder) } else { 0 };
-    let numbers = at_a_time(folder, precision, batch, prompt).saturating_add(cache).saturating_add(absorbed);
+    let at_a_time = at_a_time(folder, precision, batch, prompt);
+    let numbers = [at_a_time, scores, cache, absorbed].into_iter().fold(0, u64::saturating_add);
     Need { size: bytes(numbers, precision), less: LESS }
 }
 
@@ -111,7 +117,8 @@ fn absorbed(folder: &ModelFolder) -> u64 {
 /// # Errors
 /// If the config is impossible.
 pub fn on_emulator(folder: &ModelFolder, settings: Settings, sequences: Sequences) -> Result<Need> {
-    let Sequences { batch, prompt, new, padded } = sequences;
+    let Sequences { batch, cached, prompt, new, padded } = sequences;
+    let prompt = cached.saturating_add(prompt);
     let options = GenerateOptions { page_size: PAGE, ..GenerateOptions::new(new) };
     let plan = options.plan(&folder.config, folder.dialect, settings, batch, prompt, padded)?;
     let logits = batch.saturating_mul(folder.config.vocab_size).saturating_mul(Element::F32.bytes());
