@@ -11,7 +11,9 @@ mod batch;
 pub mod decoder;
 mod model_folder;
 pub mod need;
+pub mod pool;
 mod prompts;
+mod sequence;
 mod session;
 
 use dsv2_text::{FinishReason, GenerationConfig};
@@ -20,6 +22,7 @@ use crate::error::Result;
 pub use batch::generate;
 pub use model_folder::ModelFolder;
 pub use prompts::{Prompt, conversation};
+pub use sequence::Sequence;
 pub use session::Session;
 
 /// How tokens are chosen, and when that ends.

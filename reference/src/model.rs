@@ -182,6 +182,47 @@ impl<T: Real> DeepseekV2Model<T> {
         })
     }
 
+    /// One new token of each of B sequences, each after what its own cache holds: \[B,1,D\]. If it fails the caches are left as they
+    /// were.
+    pub(crate) fn forward_each(
+        &self,
+        tokens: &[i64],
+        caches: &mut [&mut LatentCache<T>],
+        tap: &mut dyn Tap<T>,
+    ) -> Result<Array3<T>> {
+        let ids = Tokens::InputIds(Array2::from_shape_fn((tokens.len(), 1), |(b, _)| tokens[b]));
+        if tokens.is_empty() || tokens.len() != caches.len() {
+            let expected = format!("a token for each of {} caches, and at least one", caches.len());
+            return Err(Error::input("input_ids", expected, tokens.len()));
+        }
+        for cache in caches.iter() {
+            self.check_shapes(&ModelInput::ids(Array2::zeros((1, 1))), Some(cache))?;
+        }
+        let before: Vec<_> = caches.iter().map(|cache| cache.state()).collect();
+        let mut root = Scope::root(tap);
+        let tap = &mut root.child("model");
+        let result = self.layers_each(&ids, caches, tap);
+        if result.is_err() {
+            caches.iter_mut().zip(before).for_each(|(cache, before)| cache.restore(before));
+        }
+        result
+    }
+
+    fn layers_each(
+        &self,
+        ids: &Tokens<T>,
+        caches: &mut [&mut LatentCache<T>],
+        tap: &mut Scope<T>,
+    ) -> Result<Array3<T>> {
+        let mut hidden = embed(&self.embed_tokens, ids)?;
+        self.watch.check()?;
+        tap.real("embed_tokens", &mut hidden);
+        let hidden = self.layers.forward_each(hidden, caches, tap)?;
+        let mut last_hidden_state = self.norm.forward_3d(hidden.view());
+        tap.real("norm", &mut last_hidden_state);
+        Ok(last_hidden_state)
+    }
+
     /// What its caches look like; see [`LatentCache::shape`].
     fn cache_shape(&self) -> (usize, usize, usize) {
         (self.config.num_hidden_layers, self.config.kv_lora_rank, self.config.qk_rope_head_dim)

@@ -2,8 +2,8 @@
 
 use crate::attention::ABSORBED;
 use crate::common::{Stages, ids, input, logits, model};
-use dsv2_reference::{AttentionForm, LatentCache, NoTap, Real, Run};
-use ndarray::{Array2, Array3, Axis, s};
+use dsv2_reference::{AttentionForm, DeepseekV2ForCausalLM, LatentCache, NoTap, Real, Run};
+use ndarray::{Array1, Array2, Array3, Axis, array, s};
 use serde_json::{Value, json};
 
 /// Structures that take different paths through the model.
@@ -125,5 +125,52 @@ fn longer_sequences_do_not_change_a_bit_of_their_beginning() {
     for length in [1, 2, 15, 16, 17, 20] {
         let part = logits(&model, &input(ids(1, length)));
         assert_eq!(part, whole.slice(s![.., ..length, ..]), "{length}");
+    }
+}
+
+/// The logits of each step after the prompt, of a sequence alone.
+fn alone(model: &DeepseekV2ForCausalLM<f32>, prompt: &Array2<i64>, steps: &[i64]) -> Vec<Array1<f32>> {
+    let mut cache = LatentCache::new(model.model().config(), 1);
+    model.forward(&input(prompt.clone()), Some(&mut cache), &Run::default(), &mut NoTap).unwrap();
+    let run = Run { attention: AttentionForm::Absorbed, ..Run::default() };
+    let step = |token: &i64| {
+        let output = model.forward(&input(array![[*token]]), Some(&mut cache), &run, &mut NoTap).unwrap();
+        output.logits.index_axis(Axis(0), 0).index_axis(Axis(0), 0).to_owned()
+    };
+    steps.iter().map(step).collect()
+}
+
+#[test]
+fn sequences_that_join_and_leave_a_batch_change_no_bit_of_the_others() {
+    let dynamic = json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 20});
+    let long = json!({"type": "longrope", "factor": 4.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [1.5, 2.0, 3.0, 9.0], "original_max_position_embeddings": 20});
+    // long enough that some of them pass the length at which the angles change, and others do not
+    for structure in structures().into_iter().chain([dynamic, json!({"rope_scaling": long})]) {
+        let model = model::<f32>(structure.clone());
+        let (prompts, steps) = ([3, 17, 30].map(|length| ids(1, length)), [7, 11, 2, 40, 23]);
+        let mut caches = prompts.each_ref().map(|prompt| {
+            let mut cache = LatentCache::new(model.model().config(), 1);
+            model.forward(&input(prompt.clone()), Some(&mut cache), &Run::default(), &mut NoTap).unwrap();
+            cache
+        });
+        let expected = prompts.each_ref().map(|prompt| alone(&model, prompt, &steps));
+        let mut done = [0; 3];
+        for who in [&[0][..], &[0, 1], &[2, 0, 1], &[2, 1], &[1, 2, 0], &[2, 1], &[0, 2]] {
+            let tokens: Vec<i64> = who.iter().map(|&row| steps[done[row]]).collect();
+            let mut places = caches.each_mut().map(Some);
+            let mut theirs: Vec<_> = who.iter().map(|&row| places[row].take().unwrap()).collect();
+            let before: Vec<usize> = theirs.iter().map(|cache| cache.len()).collect();
+            let refused = model.step_each(&vec![50; who.len()], &mut theirs, &mut NoTap).unwrap_err();
+            assert!(refused.to_string().contains("token ids 0 to 49"), "{refused}");
+            assert_eq!(theirs.iter().map(|cache| cache.len()).collect::<Vec<_>>(), before);
+            let logits = model.step_each(&tokens, &mut theirs, &mut NoTap).unwrap();
+            for (&row, logits) in who.iter().zip(logits.rows()) {
+                assert_eq!(logits, expected[row][done[row]], "{structure}: step {} of {row}", done[row]);
+                done[row] += 1;
+            }
+        }
+        assert_eq!(done, [5, 5, 5]);
+        assert!(model.step_each(&[1], &mut [], &mut NoTap).is_err());
     }
 }

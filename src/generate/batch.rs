@@ -1,12 +1,12 @@
 //! The loop over tokens.
 
+use dsv2_text::generation::Lengths;
 use dsv2_text::generation::padding::left_padded;
-use dsv2_text::generation::sampler::log_probability;
-use dsv2_text::generation::{FinishReason, Lengths, LogitsProcessors, Sampler, StopStrings, StoppingCriteria};
-use ndarray::{Array1, Array2, ArrayView1, Axis, s};
+use ndarray::{Array1, Array2, Axis, s};
 
 use super::decoder::{Decoder, Step};
-use super::{Chosen, Completion, Listener, ModelFolder, Rules};
+use super::sequence::Sequence;
+use super::{Completion, Listener, ModelFolder, Rules};
 use crate::error::{Error, Result};
 
 /// Goes on with each prompt until it ends.
@@ -65,7 +65,7 @@ pub(super) fn run(
         for (row, &index) in working.iter().enumerate() {
             let (chosen, text) = sequences[index].choose(logits.row(row), rules.first_sequence + index)?;
             listener.token(index, chosen, &text)?;
-            match &sequences[index].finish {
+            match sequences[index].finish() {
                 None => {
                     going_on.push(row);
                     next.push(chosen.id);
@@ -92,64 +92,4 @@ pub(super) fn run(
 
 fn has_padding(real: &Array2<bool>) -> bool {
     real.iter().any(|real| !real)
-}
-
-/// A sequence that grows.
-struct Sequence<'a> {
-    /// Padding, prompt and answer: what processors and stop rules see.
-    row: Vec<i64>,
-    processors: LogitsProcessors,
-    sampler: Sampler,
-    stopping: StoppingCriteria,
-    strings: StopStrings<'a>,
-    logprobs: bool,
-    chosen: Vec<Chosen>,
-    text: String,
-    finish: Option<FinishReason>,
-}
-
-impl<'a> Sequence<'a> {
-    fn new(folder: &'a ModelFolder, row: Vec<i64>, prompt: usize, lengths: &Lengths, rules: &Rules) -> Result<Self> {
-        let (config, padding) = (&rules.config, row.len() - prompt);
-        Ok(Sequence {
-            row,
-            processors: LogitsProcessors::new(config, lengths, padding, folder.config.vocab_size)?,
-            sampler: if config.do_sample { Sampler::Seeded(rules.seed) } else { Sampler::Greedy },
-            stopping: StoppingCriteria::new(config, lengths),
-            strings: StopStrings::new(&folder.tokenizer, &config.stop_strings, true),
-            logprobs: rules.logprobs,
-            chosen: Vec::new(),
-            text: String::new(),
-            finish: None,
-        })
-    }
-
-    /// Takes the next token by its logits \[V\]; `number` is that of the sequence. The token, and the text that it completes.
-    fn choose(&mut self, logits: ArrayView1<f32>, number: usize) -> Result<(Chosen, String)> {
-        let mut scores = logits.to_vec();
-        self.processors.apply(&self.row, &mut scores)?;
-        let id = self.sampler.choose(&scores, number as u64, self.chosen.len() as u64)?;
-        let chosen = Chosen { id, logprob: self.logprobs.then(|| log_probability(&scores, id as usize)) };
-        self.row.push(id);
-        self.chosen.push(chosen);
-        let piece = self.strings.push(id)?;
-        self.finish = piece.stopped.or_else(|| self.stopping.after(&self.row));
-        self.text += &piece.text;
-        Ok((chosen, piece.text))
-    }
-
-    /// What its text ends with, where it was not a stop string that ended it.
-    fn last_text(&mut self) -> Result<String> {
-        let rest = match self.finish {
-            Some(FinishReason::StopString(_)) => String::new(),
-            _ => self.strings.clone().finish()?,
-        };
-        self.text += &rest;
-        Ok(rest)
-    }
-
-    fn completion(self) -> Completion {
-        let finish = self.finish.unwrap_or(FinishReason::Length);
-        Completion { tokens: self.chosen, text: self.text, finish }
-    }
 }

@@ -1,8 +1,7 @@
 //! A model to speak with: what a folder from the hub holds, or what is in the program.
 
-use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::checkpoint::Checkpoint;
@@ -28,7 +27,7 @@ pub struct ModelFolder {
     pub notes: Vec<String>,
     /// Where it lies, if it is not in the program.
     folder: Option<PathBuf>,
-    template: OnceCell<ChatTemplate>,
+    template: OnceLock<ChatTemplate>,
 }
 
 impl ModelFolder {
@@ -43,7 +42,7 @@ impl ModelFolder {
         let tokenizer = Tokenizer::from_folder(folder)?;
         let weights = read_weights(folder, &mut config, Head::CausalLm, dialect, |_| true)?;
         let folder = Some(folder.to_owned());
-        ModelFolder { config, dialect, weights, tokenizer, notes: Vec::new(), folder, template: OnceCell::new() }
+        ModelFolder { config, dialect, weights, tokenizer, notes: Vec::new(), folder, template: OnceLock::new() }
             .checked()
     }
 
@@ -63,7 +62,7 @@ impl ModelFolder {
             config,
             notes: Vec::new(),
             folder: None,
-            template: OnceCell::new(),
+            template: OnceLock::new(),
         }
         .checked()
     }

@@ -40,11 +40,55 @@ const LESS: &str = "shorter prompts, fewer of them at a time or fewer new tokens
 /// the steps after the prompt. All other weights are mapped files, of which the system drops what it has no room for.
 pub fn on_host(folder: &ModelFolder, precision: Precision, sequences: Sequences) -> Need {
     let Sequences { batch, cached, prompt, new, .. } = sequences;
-    let (config, number) = (&folder.config, if precision == Precision::F64 { 8 } else { 4 });
+    let whole = cached.saturating_add(prompt).saturating_add(new);
+    let cache = cache(folder, whole).saturating_mul(batch as u64);
+    // a score, and a weight, of each cached token for each token of the prompt
+    let scores = product(&[2, batch, folder.config.num_attention_heads, prompt, cached]);
+    let absorbed = if new > 1 { absorbed(folder) } else { 0 };
+    let at_a_time = at_a_time(folder, precision, batch, prompt);
+    let numbers = [at_a_time, scores, cache, absorbed].into_iter().fold(0, u64::saturating_add);
+    Need { size: bytes(numbers, precision), less: LESS }
+}
+
+/// Of a [`Pool`](super::pool::Pool), whoever is in it: a step of `batch` sequences, and W^UK and W^UV of all layers.
+pub fn of_pool(folder: &ModelFolder, precision: Precision, batch: usize) -> Size {
+    bytes(at_a_time(folder, precision, batch, 1).saturating_add(absorbed(folder)), precision)
+}
+
+/// What a sequence of a pool takes.
+#[derive(Clone, Copy, Debug)]
+pub struct InPool {
+    /// As long as it is there.
+    pub kept: Size,
+    /// While its prompt is read, which happens for one sequence at a time.
+    pub reading: Size,
+}
+
+/// Of a sequence of a pool: its cache; and, for the last chunk of its prompt, a layer's stages, keys and values of all tokens,
+/// scores, and logits.
+pub fn in_pool(folder: &ModelFolder, precision: Precision, prompt: usize, new: usize, chunk: usize) -> InPool {
+    let config = &folder.config;
+    let head = config.qk_nope_head_dim + config.v_head_dim + config.qk_head_dim() + 3 * chunk;
+    let of_all = product(&[prompt, config.num_attention_heads, head]);
+    let reading = at_a_time(folder, precision, 1, chunk).saturating_add(of_all);
+    let reading = reading.saturating_add(product(&[2, chunk, config.vocab_size]));
+    InPool { kept: bytes(cache(folder, prompt.saturating_add(new)), precision), reading: bytes(reading, precision) }
+}
+
+fn bytes(numbers: u64, precision: Precision) -> Size {
+    Size(numbers.saturating_mul(if precision == Precision::F64 { 8 } else { 4 }))
+}
+
+fn product(factors: &[usize]) -> u64 {
+    factors.iter().fold(1, |product: u64, n| product.saturating_mul(*n as u64))
+}
+
+/// The numbers of a layer's stages for the whole of some prompts of one length.
+fn at_a_time(folder: &ModelFolder, precision: Precision, batch: usize, prompt: usize) -> u64 {
     let mut inputs = Inputs::new(Tokens::InputIds(Array2::zeros((batch, prompt))));
     inputs.logits_to_keep = Some(LogitsToKeep::Last(1));
     let case = Case {
-        config: config.clone(),
+        config: folder.config.clone(),
         head: Head::CausalLm,
         dialect: folder.dialect,
         weights: folder.weights.clone(),
@@ -53,17 +97,19 @@ pub fn on_host(folder: &ModelFolder, precision: Precision, sequences: Sequences)
         chunks: vec![prompt],
         part: None,
     };
-    let at_a_time = memory::at_a_time(&planned::stages(&case, AttentionForm::Expanded, precision));
-    let product = |factors: &[usize]| factors.iter().fold(1, |product: u64, n| product.saturating_mul(*n as u64));
-    // the cache doubles its room when it is full
-    let whole = cached.saturating_add(prompt).saturating_add(new);
-    let cache = product(&[2, batch, whole, config.kv_cache_elements_per_token()]);
-    // a score, and a weight, of each cached token for each token of the prompt
-    let scores = product(&[2, batch, config.num_attention_heads, prompt, cached]);
-    let heads = [config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim, config.kv_lora_rank];
-    let absorbed = if new > 1 { product(&heads).saturating_mul(config.num_hidden_layers as u64) } else { 0 };
-    let numbers = [at_a_time, scores, cache, absorbed].into_iter().fold(0, u64::saturating_add);
-    Need { size: Size(numbers.saturating_mul(number)), less: LESS }
+    memory::at_a_time(&planned::stages(&case, AttentionForm::Expanded, precision))
+}
+
+/// The numbers of a sequence's cache. It doubles its room when it is full.
+fn cache(folder: &ModelFolder, tokens: usize) -> u64 {
+    product(&[2, tokens, folder.config.kv_cache_elements_per_token()])
+}
+
+/// The numbers of W^UK and W^UV of all layers.
+fn absorbed(folder: &ModelFolder) -> u64 {
+    let config = &folder.config;
+    let head = config.qk_nope_head_dim + config.v_head_dim;
+    product(&[config.num_attention_heads, head, config.kv_lora_rank, config.num_hidden_layers])
 }
 
 /// On the emulator, whose device memory is the host's: weights, cache and the largest pass.

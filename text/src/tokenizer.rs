@@ -1,5 +1,6 @@
 //! Text into tokens and back, as `AutoTokenizer` of Transformers 5.23 reads a folder.
 
+mod bytes;
 mod special;
 mod stream;
 
@@ -149,6 +150,24 @@ impl Tokenizer {
     /// The token of an id, as it is written in tokenizer.json (bytes of a text may be written as other characters there).
     pub fn token_of(&self, id: i64) -> Option<String> {
         self.inner.id_to_token(u32::try_from(id).ok()?)
+    }
+
+    /// The bytes that a token adds to a text, where others stand before it; often no whole characters. None if there is no such token.
+    pub fn bytes_of(&self, id: i64) -> Option<Vec<u8>> {
+        let known = self.known(id).ok()?;
+        let token = self.inner.id_to_token(known)?;
+        if self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&known) {
+            return Some(token.into_bytes());
+        }
+        if self.joins_bytes() {
+            return Some(token.chars().flat_map(bytes::of_character).collect());
+        }
+        if let Some(byte) = bytes::of_fallback(&token) {
+            return Some(vec![byte]);
+        }
+        // a text's first token may lose its space
+        let (once, twice) = (self.text_of(&[known], false).ok()?, self.text_of(&[known, known], false).ok()?);
+        Some(twice.strip_prefix(&*once).unwrap_or(&once).as_bytes().to_vec())
     }
 
     /// Whether a token stands for something other than text.

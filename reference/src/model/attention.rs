@@ -44,7 +44,7 @@
 
 pub mod forms;
 
-use ndarray::{Array3, Array4, ArrayView3, Axis, s};
+use ndarray::{Array3, Array4, ArrayView3, Axis, concatenate, s};
 
 pub use forms::AttentionForm;
 use forms::{LatentAttention, Operands};
@@ -167,6 +167,43 @@ impl<T: Real> DeepseekV2Attention<T> {
         let mut output = self.o_proj.forward_3d(attn_output.view());
         tap.real("o_proj", &mut output);
         (output, attn_weights)
+    }
+
+    /// The same for sequences that have caches of their own, and as many tokens in them as they like: `caches[b]`, of one
+    /// sequence, is that of row b of `hidden` \[B,1,D\]. Absorbed form. The projections see all rows at once, so that each weight is
+    /// read once; the attention of each sequence is computed apart, so that no padding is needed. Row b is, bit for bit,
+    /// what [`DeepseekV2Attention::forward`] says of it alone.
+    pub(crate) fn forward_each(
+        &self,
+        hidden: ArrayView3<T>,
+        rotary: &RotaryTables<T>,
+        caches: &mut [&mut LayerCache<T>],
+        tap: &mut Scope<T>,
+    ) -> Array3<T> {
+        let (q_nope, q_pe) = self.queries(hidden, rotary, tap);
+        let (compressed_kv, k_pe) = self.latents(hidden, rotary, tap);
+        let mut outputs = Vec::with_capacity(caches.len());
+        for (b, cache) in caches.iter_mut().enumerate() {
+            cache.append(compressed_kv.slice(s![b..=b, .., ..]), k_pe.slice(s![b..=b, .., ..]));
+            let mut decoded = None;
+            let (mut latents, mut keys) = cache.read(&mut decoded);
+            let mut stage = tap.root_child(format!("past_key_values.{}", self.layer));
+            stage.view("compressed_kv", latents.view_mut());
+            stage.view("k_pe", keys.view_mut());
+            let (latents, keys) = (latents.view(), keys.view());
+            // a single new token sees all that are cached
+            let bias = &Array4::zeros((1, 1, 1, keys.len_of(Axis(1))));
+            let of_row = |q: &Array4<T>| q.slice(s![b..=b, .., .., ..]).to_owned();
+            let operands =
+                Operands { q_nope: of_row(&q_nope), q_pe: of_row(&q_pe), compressed_kv: latents, k_pe: keys, bias };
+            outputs.push(merge_heads(self.heads.attend(AttentionForm::Absorbed, operands, tap).0));
+        }
+        let rows: Vec<_> = outputs.iter().map(|row| row.view()).collect();
+        let mut attn_output = concatenate(Axis(0), &rows).expect("rows of one width");
+        tap.real("attn_output", &mut attn_output);
+        let mut output = self.o_proj.forward_3d(attn_output.view());
+        tap.real("o_proj", &mut output);
+        output
     }
 
     /// q^C \[B,H,S,n\] and the rotated q^R \[B,H,S,r\] (eq. 37 to 40).

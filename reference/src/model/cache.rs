@@ -30,6 +30,12 @@ pub struct LatentCache<T> {
     pub(crate) dynamic_rope: Option<DynamicNtk>,
 }
 
+/// How far a cache had got before a pass.
+pub(crate) struct CacheState {
+    length: usize,
+    dynamic_rope: Option<DynamicNtk>,
+}
+
 impl<T: Real> LatentCache<T> {
     /// An empty cache for `batch` sequences, in the type of the computation.
     pub fn new(config: &DeepseekV2Config, batch: usize) -> Self {
@@ -124,13 +130,23 @@ impl<T: Real> LatentCache<T> {
         mut cache: Option<&mut Self>,
         pass: impl FnOnce(Option<&mut Self>) -> Result<V>,
     ) -> Result<V> {
-        let before = cache.as_deref().map(|cache| (cache.len(), cache.dynamic_rope.clone()));
+        let before = cache.as_deref().map(Self::state);
         let result = pass(cache.as_deref_mut());
-        if let (Err(_), Some(cache), Some((length, dynamic_rope))) = (&result, cache, before) {
-            cache.crop_to(length);
-            cache.dynamic_rope = dynamic_rope;
+        if let (Err(_), Some(cache), Some(before)) = (&result, cache, before) {
+            cache.restore(before);
         }
         result
+    }
+
+    /// What a pass may change besides the tokens that are there.
+    pub(crate) fn state(&self) -> CacheState {
+        CacheState { length: self.len(), dynamic_rope: self.dynamic_rope.clone() }
+    }
+
+    /// Puts the cache back as it was.
+    pub(crate) fn restore(&mut self, before: CacheState) {
+        self.crop_to(before.length);
+        self.dynamic_rope = before.dynamic_rope;
     }
 
     /// Takes the sequences in the order of `rows`; a row may come several times or not at all (beam search).

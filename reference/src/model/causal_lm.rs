@@ -112,6 +112,29 @@ impl<T: Real> DeepseekV2ForCausalLM<T> {
         })
     }
 
+    /// A step of a batch that sequences join and leave: one new token of each of B sequences, each after what its own cache (of one
+    /// sequence) holds, in the absorbed form. Each weight is read once. Logits \[B,V\].
+    ///
+    /// Row b is, bit for bit, what [`DeepseekV2ForCausalLM::forward`] says of this token and this cache alone, whoever else
+    /// is there. A tap sees attention sequence by sequence, everything else of all together.
+    ///
+    /// # Errors
+    /// If there is not one token for each cache, a token is out of range, or a cache is of another model or several
+    /// sequences. Then the caches are as they were.
+    pub fn step_each(
+        &self,
+        tokens: &[i64],
+        caches: &mut [&mut LatentCache<T>],
+        tap: &mut dyn Tap<T>,
+    ) -> Result<Array2<T>> {
+        let hidden = self.model.forward_each(tokens, caches, tap)?;
+        let tap = &mut Scope::root(tap);
+        let mut logits = self.lm_head.forward_3d(hidden.view());
+        tap.real("lm_head", &mut logits);
+        self.watch.check()?;
+        Ok(logits.index_axis_move(Axis(1), 0))
+    }
+
     /// logits = W_lm h at the kept positions, \[B,kept,V\], and their loss.
     fn head(
         &self,

@@ -6,12 +6,13 @@
 //! x <- x + FFN(RMSNorm(x))
 //! ```
 
-use ndarray::{Array2, Array3, Array4};
+use ndarray::{Array2, Array3, Array4, ArrayView3};
 
 use crate::model::attention::{AttentionContext, DeepseekV2Attention};
 use crate::model::cache::LayerCache;
 use crate::model::experts::{DeepseekV2Mlp, DeepseekV2Moe};
 use crate::model::norm::RmsNorm;
+use crate::model::rope::RotaryTables;
 use crate::stage::layer_path;
 use crate::tap::Scope;
 use crate::weights::WeightSource;
@@ -85,10 +86,34 @@ impl<T: Real> DeepseekV2DecoderLayer<T> {
         cache: Option<&mut LayerCache<T>>,
         tap: &mut Scope<T>,
     ) -> Result<(Array3<T>, LayerExtras<T>)> {
+        let attend = |normed: ArrayView3<T>, tap: &mut Scope<T>| self.self_attn.forward(normed, context, cache, tap);
+        let (hidden, attn_weights, router_logits) = self.around(attend, hidden, tap)?;
+        Ok((hidden, LayerExtras { attn_weights, router_logits }))
+    }
+
+    /// The same, where each sequence has a cache of its own; see [`DeepseekV2Attention::forward_each`].
+    pub(crate) fn forward_each(
+        &self,
+        hidden: Array3<T>,
+        rotary: &RotaryTables<T>,
+        caches: &mut [&mut LayerCache<T>],
+        tap: &mut Scope<T>,
+    ) -> Result<Array3<T>> {
+        let attend =
+            |normed: ArrayView3<T>, tap: &mut Scope<T>| (self.self_attn.forward_each(normed, rotary, caches, tap), ());
+        Ok(self.around(attend, hidden, tap)?.0)
+    }
+
+    /// The layer around its attention, which may return something besides. Router logits, too.
+    fn around<W>(
+        &self,
+        attend: impl FnOnce(ArrayView3<T>, &mut Scope<T>) -> (Array3<T>, W),
+        hidden: Array3<T>,
+        tap: &mut Scope<T>,
+    ) -> Result<(Array3<T>, W, Option<Array2<T>>)> {
         let mut normed = self.input_layernorm.forward_3d(hidden.view());
         tap.real("input_layernorm", &mut normed);
-        let (attention, attn_weights) =
-            self.self_attn.forward(normed.view(), context, cache, &mut tap.child("self_attn"));
+        let (attention, besides) = attend(normed.view(), &mut tap.child("self_attn"));
         let hidden = hidden + attention;
 
         let mut normed = self.post_attention_layernorm.forward_3d(hidden.view());
@@ -103,6 +128,6 @@ impl<T: Real> DeepseekV2DecoderLayer<T> {
         };
         let mut hidden = hidden + feed_forward;
         tap.real("", &mut hidden);
-        Ok((hidden, LayerExtras { attn_weights, router_logits }))
+        Ok((hidden, besides, router_logits))
     }
 }

@@ -6,13 +6,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{Array2, Array3, Array4, Axis};
+use ndarray::{Array2, Array3, Array4, ArrayView3, Axis, concatenate};
 
 use crate::model::attention::AttentionContext;
 use crate::model::cache::{LatentCache, LayerCache};
 use crate::model::layer::DeepseekV2DecoderLayer;
 use crate::model::mask::{attention_bias, default_position_ids};
-use crate::model::rope::RotaryEmbedding;
+use crate::model::rope::{RotaryEmbedding, RotaryTables};
 use crate::model::{ModelInput, Run};
 use crate::tap::{Scope, Tap};
 use crate::weights::WeightSource;
@@ -136,5 +136,35 @@ impl<T: Real> DecoderLayers<T> {
             }
         }
         Ok((hidden, extras))
+    }
+
+    /// The residual stream \[B,1,D\] of one new token of each of B sequences, through all layers. Row b comes after what `caches[b]`
+    /// holds, with the angles that it has alone.
+    pub(crate) fn forward_each(
+        &self,
+        mut hidden: Array3<T>,
+        caches: &mut [&mut LatentCache<T>],
+        tap: &mut Scope<T>,
+    ) -> Result<Array3<T>> {
+        let mut rows = Vec::with_capacity(caches.len());
+        for cache in caches.iter_mut() {
+            let positions = default_position_ids(1, cache.len());
+            let state = self.rotary_emb.dynamic().map(|ntk| cache.dynamic_rope.get_or_insert_with(|| ntk.clone()));
+            rows.push(self.rotary_emb.tables::<T>(&positions, state));
+        }
+        let table = |part: fn(&RotaryTables<T>) -> ArrayView3<T>| {
+            let parts: Vec<_> = rows.iter().map(part).collect();
+            concatenate(Axis(0), &parts).expect("rows of one width")
+        };
+        let mut rotary = RotaryTables { cos: table(|row| row.cos.view()), sin: table(|row| row.sin.view()) };
+        tap.real("rotary_emb.cos", &mut rotary.cos);
+        tap.real("rotary_emb.sin", &mut rotary.sin);
+        for (i, layer) in self.range.clone().zip(&self.layers) {
+            let mut of_layer: Vec<_> = caches.iter_mut().map(|cache| cache.layer_mut(i)).collect();
+            let output = layer.forward_each(hidden, &rotary, &mut of_layer, &mut tap.child(format_args!("layers.{i}")));
+            self.watch.check()?;
+            hidden = output?;
+        }
+        Ok(hidden)
     }
 }

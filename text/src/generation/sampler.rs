@@ -44,9 +44,41 @@ pub fn uniform(seed: u64, sequence: u64, step: u64) -> f64 {
 
 /// The natural logarithm of a token's probability.
 pub fn log_probability(logits: &[f32], token: usize) -> f64 {
-    let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let all: f64 = logits.iter().map(|logit| (f64::from(*logit) - most).exp()).sum();
-    logits.get(token).map_or(f64::NEG_INFINITY, |logit| f64::from(*logit) - most - all.ln())
+    LogProbabilities::new(logits).of(token)
+}
+
+/// The natural logarithms of all tokens' probabilities.
+#[derive(Clone, Copy, Debug)]
+pub struct LogProbabilities<'a> {
+    logits: &'a [f32],
+    most: f64,
+    all: f64,
+}
+
+impl<'a> LogProbabilities<'a> {
+    /// By the logits \[V\].
+    pub fn new(logits: &'a [f32]) -> Self {
+        let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let all: f64 = logits.iter().map(|logit| (f64::from(*logit) - most).exp()).sum();
+        LogProbabilities { logits, most, all: all.ln() }
+    }
+
+    /// That of a token.
+    pub fn of(&self, token: usize) -> f64 {
+        self.logits.get(token).map_or(f64::NEG_INFINITY, |logit| f64::from(*logit) - self.most - self.all)
+    }
+
+    /// The `n` likeliest tokens, the likeliest first; of equally likely ones that with the lowest number.
+    pub fn likeliest(&self, n: usize) -> Vec<(usize, f64)> {
+        let falling = |a: &usize, b: &usize| self.logits[*b].total_cmp(&self.logits[*a]).then(a.cmp(b));
+        let mut tokens: Vec<usize> = (0..self.logits.len()).collect();
+        if n < tokens.len() {
+            tokens.select_nth_unstable_by(n, falling);
+            tokens.truncate(n);
+        }
+        tokens.sort_unstable_by(falling);
+        tokens.into_iter().map(|token| (token, self.of(token))).collect()
+    }
 }
 
 fn best(logits: &[f32]) -> Result<usize> {

@@ -1,6 +1,6 @@
 //! The text of tokens that come one by one.
 
-use super::Tokenizer;
+use super::{Tokenizer, bytes};
 use crate::error::Result;
 
 /// Gives out the text of tokens as they come, never a part of a character. All that it gives out, joined, is what
@@ -69,10 +69,6 @@ impl<'a> TextStream<'a> {
     /// Whether the token is one byte, in the way of tokenizers that have a token for each.
     fn is_byte(&self, id: u32) -> bool {
         !self.tokenizer.joins_bytes()
-            && self
-                .tokenizer
-                .inner
-                .id_to_token(id)
-                .is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
+            && self.tokenizer.inner.id_to_token(id).is_some_and(|token| bytes::of_fallback(&token).is_some())
     }
 }

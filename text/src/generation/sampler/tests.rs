@@ -58,3 +58,15 @@ fn logits_that_say_nothing_are_refused() {
     let refused = Sampler::Seeded(0).choose(&[0.0, f32::INFINITY], 0, 0).unwrap_err().to_string();
     assert_eq!(refused, "logits: expected finite ones to draw by, found ∞");
 }
+
+#[test]
+fn the_likeliest_tokens_come_by_falling_probability_and_rising_number() {
+    let logits = [1.0, 3.0, -1.0, 3.0, 2.0];
+    let likely = LogProbabilities::new(&logits);
+    let order = |n| likely.likeliest(n).into_iter().map(|(token, _)| token).collect::<Vec<_>>();
+    assert_eq!([order(0), order(1), order(3)], [vec![], vec![1], vec![1, 3, 4]]);
+    assert_eq!(order(9), [1, 3, 4, 0, 2]);
+    assert!(likely.likeliest(9).iter().all(|(token, log)| *log == log_probability(&logits, *token)));
+    let all: f64 = likely.likeliest(9).iter().map(|(_, log)| log.exp()).sum();
+    assert!((all - 1.0).abs() < 1e-12, "{all}");
+}
