@@ -1,20 +1,25 @@
-"""Checkpoints of the published models' shapes, for measuring memory: no download, and little on the disk.
+"""Checkpoints of the published models' shapes, for measuring memory and time: no download, and little on the disk.
 
     python peers/large_folder.py v2-lite DIR --tokens 512
     python peers/large_folder.py v2 DIR --tokens 128 --layers 2
+    python peers/large_folder.py v2-lite DIR --text
 
 makes DIR/model, a Hugging Face folder with a file for each layer, and DIR/inputs.safetensors. Attention, norms, routers and
 shared experts hold numbers; what is large, routed experts and embeddings, are holes in the files, which read as zeros and take
-no place. With --layers only the first layers hold numbers, and all others are holes. It needs NumPy.
+no place. With --layers only the first layers hold numbers, and all others are holes. With --text the folder has the tokenizer
+and the template of text/model, and the embeddings of its tokens are numbers, so that `dsv2 generate` and `dsv2 chat` answer
+from it (not in sentences: the numbers are random). It needs NumPy.
 """
 
 import argparse
 import json
+import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 
+TEXT = Path(__file__).resolve().parent.parent / "text" / "model"
 YARN = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 4096, "type": "yarn"}
 COMMON = {
     "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "vocab_size": 102400, "kv_lora_rank": 512,
@@ -67,11 +72,14 @@ def bf16(values):
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def is_hole(name):
-    return ".mlp.experts." in name or "embed_tokens" in name or "lm_head" in name
+def rows_with_numbers(name, shape, tokens):
+    """The other rows of a tensor are a hole."""
+    if ".mlp.experts." in name:
+        return 0
+    return tokens if "embed_tokens" in name or "lm_head" in name else shape[0]
 
 
-def write(path, weights, random, holes):
+def write(path, weights, random, holes, tokens):
     header, at = {}, 0
     for name, shape in weights.items():
         size = 2 * int(np.prod(shape))
@@ -82,7 +90,8 @@ def write(path, weights, random, holes):
         file.write(struct.pack("<Q", len(text)) + text)
         start = file.tell()
         for name, shape in weights.items():
-            if holes or is_hole(name):
+            shape = (rows_with_numbers(name, shape, tokens), *shape[1:])
+            if holes or shape[0] == 0:
                 continue
             file.seek(start + header[name]["data_offsets"][0])
             ones = len(shape) == 1
@@ -97,6 +106,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--layers", type=int, help="only the first layers hold numbers")
+    parser.add_argument("--text", action="store_true", help="with the tokenizer of text/model")
     args = parser.parse_args()
     c = {**COMMON, **CONFIGS[args.model]}
     d, layers, random = c["hidden_size"], c["num_hidden_layers"], np.random.default_rng(1)
@@ -107,8 +117,13 @@ def main():
         "model.embed_tokens.weight": (c["vocab_size"], d), "lm_head.weight": (c["vocab_size"], d), "model.norm.weight": (d,),
     }
     kept = layers if args.layers is None else args.layers
+    tokens = 0
+    if args.text:
+        for file in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]:
+            shutil.copy(TEXT / file, model)
+        tokens = json.loads((TEXT / "config.json").read_text())["vocab_size"]
     for place, (name, weights) in enumerate(files.items()):
-        write(model / name, weights, random, kept <= place < layers)
+        write(model / name, weights, random, kept <= place < layers, tokens)
     (model / "config.json").write_text(json.dumps(c, indent=1))
     index = {weight: name for name, weights in files.items() for weight in weights}
     (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))

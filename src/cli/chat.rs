@@ -63,7 +63,10 @@ pub fn run(args: &ChatArgs) -> Result<Done> {
 
 /// A conversation.
 struct Chat<'a> {
+    model: &'a ModelArgs,
     folder: &'a ModelFolder,
+    /// What memory is planned for.
+    planned: Sequences,
     rules: Rules,
     session: Session<'a>,
     /// What was there before the first question.
@@ -74,16 +77,30 @@ struct Chat<'a> {
 }
 
 impl<'a> Chat<'a> {
-    fn new(args: &ChatArgs, folder: &'a ModelFolder, rules: Rules) -> Result<Self> {
+    fn new(args: &'a ChatArgs, folder: &'a ModelFolder, rules: Rules) -> Result<Self> {
         // that there is none is said before the first question
         folder.template()?;
         let beginning: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
-        let (context, most) = (folder.config.max_position_embeddings, rules.config.max_new_tokens);
-        // a first question of some length; what comes later is seen when it comes
-        let new = most.unwrap_or(MOST).min(context);
-        let first = Sequences { batch: 1, prompt: FIRST.min(context), new, padded: false };
-        let session = Session::new(folder, args.model.decoder(folder, first)?)?;
-        Ok(Chat { folder, rules, session, messages: beginning.clone(), beginning, answers: 0 })
+        // a first question of some length; for longer texts it is planned anew
+        let first = FIRST.min(folder.config.max_position_embeddings);
+        let planned = Sequences { batch: 1, cached: 0, prompt: first, new: room(folder, &rules, first), padded: false };
+        let session = Session::new(folder, args.model.decoder(folder, planned)?)?;
+        let (model, messages) = (&args.model, beginning.clone());
+        Ok(Chat { model, folder, planned, rules, session, messages, beginning, answers: 0 })
+    }
+
+    /// Refuses a prompt that there is not the memory for.
+    fn plan(&mut self, prompt: &[i64]) -> Result<()> {
+        let cached = self.session.known(prompt);
+        let fed = prompt.len() - cached;
+        let all = |planned: Sequences| planned.cached + planned.prompt + planned.new;
+        let sequences =
+            Sequences { cached, prompt: fed, new: room(self.folder, &self.rules, prompt.len()), ..self.planned };
+        if all(sequences) > all(self.planned) || fed > self.planned.prompt {
+            self.model.grow(self.folder, self.planned, sequences)?;
+            self.planned = sequences;
+        }
+        Ok(())
     }
 
     fn reset(&mut self) {
@@ -95,6 +112,7 @@ impl<'a> Chat<'a> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", said));
         let (_, prompt) = conversation(self.folder, &messages)?;
+        self.plan(&prompt)?;
         let mut watch = Watch::new(self.folder, 1, self.rules.config.max_new_tokens.unwrap_or(MOST), live);
         let rules = Rules { first_sequence: self.answers, ..self.rules.clone() };
         let completion = self.session.say(&prompt, &rules, &mut watch)?;
@@ -105,6 +123,14 @@ impl<'a> Chat<'a> {
         self.answers += 1;
         Ok(())
     }
+}
+
+/// For how many tokens after a prompt there is to be room: for an answer, and as much again, since a [`Session`] makes room for
+/// some more turns.
+fn room(folder: &ModelFolder, rules: &Rules, prompt: usize) -> usize {
+    let answer = rules.config.max_new_tokens.unwrap_or(MOST);
+    let whole = prompt.saturating_add(answer).saturating_mul(2);
+    whole.min(folder.config.max_position_embeddings).saturating_sub(prompt)
 }
 
 /// Where what is said to the model comes from.

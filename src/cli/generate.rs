@@ -37,11 +37,10 @@ pub struct GenerateArgs {
 
 pub fn run(args: &GenerateArgs) -> Result<Done> {
     let folder = args.model.open()?;
-    let prompts = match (&args.prompts, &args.prompt) {
-        (Some(file), _) => Prompt::read(file)?,
-        (None, text) => vec![Prompt::Text(text.clone().unwrap_or_default())],
+    let fed = match (&args.prompts, &args.prompt) {
+        (Some(file), _) => Prompt::fed_file(file, &folder)?,
+        (None, text) => vec![Prompt::Text(text.clone().unwrap_or_default()).fed(&folder)?],
     };
-    let fed = prompts.iter().map(|prompt| prompt.fed(&folder)).collect::<Result<Vec<_>>>()?;
     let (texts, tokens): (Vec<String>, Vec<Vec<i64>>) = fed.into_iter().unzip();
     let live = is_read_live() && !args.json;
     let rules = Rules { logprobs: !live, ..args.rules.rules(&folder)? };
@@ -62,7 +61,7 @@ fn largest(tokens: &[Vec<i64>], batch: usize, rules: &Rules, folder: &ModelFolde
     let context = folder.config.max_position_embeddings;
     let new = Lengths::new(&rules.config, prompt, Some(context))?.most.min(context).saturating_sub(prompt);
     let padded = tokens.iter().any(|tokens| tokens.len() < prompt);
-    Ok(Sequences { batch: batch.min(tokens.len()), prompt, new, padded })
+    Ok(Sequences { batch: batch.min(tokens.len()), cached: 0, prompt, new, padded })
 }
 
 fn speak(

@@ -57,45 +57,68 @@ impl ModelArgs {
         Ok(decoder)
     }
 
-    fn load(&self, folder: &ModelFolder, sequences: Sequences) -> Result<Box<dyn Decoder>> {
-        let precision = self.dtype.unwrap_or(match self.backend {
+    /// Refuses sequences that have grown, if what they need beside what they had planned before is not there.
+    pub fn grow(&self, folder: &ModelFolder, before: Sequences, sequences: Sequences) -> Result<()> {
+        let (Some(before), Some(need)) = (self.need(folder, before)?, self.need(folder, sequences)?) else {
+            return Ok(());
+        };
+        let beside = |size: Size| Size(size.0.saturating_sub(before.size.0));
+        plan(Need { size: beside(need.size), ..need }, self.memory_limit.map(beside))
+    }
+
+    fn precision(&self) -> Precision {
+        self.dtype.unwrap_or(match self.backend {
             BackendName::Cuda => Precision::Bf16,
             BackendName::Reference | BackendName::Emulated => Precision::F32,
-        });
-        let refused = |expected: &str| Err(Error::request("--dtype", expected, precision));
+        })
+    }
+
+    /// What the kernels compute in.
+    fn settings(&self) -> Result<Settings> {
+        let element = match self.precision() {
+            Precision::F32 => Element::F32,
+            Precision::Bf16 => Element::Bf16,
+            other @ (Precision::F64 | Precision::Tf32 | Precision::F16 | Precision::Fp8) => {
+                return Err(Error::request("--dtype", "f32 or bf16 on the kernels", other));
+            }
+        };
+        Ok(Settings::new(element, Variant::Tuned))
+    }
+
+    /// What is needed of this machine's memory; nothing, where that of a GPU is.
+    fn need(&self, folder: &ModelFolder, sequences: Sequences) -> Result<Option<Need>> {
+        match self.backend {
+            BackendName::Reference => Ok(Some(need::on_host(folder, self.precision(), sequences))),
+            BackendName::Emulated => need::on_emulator(folder, self.settings()?, sequences).map(Some),
+            BackendName::Cuda => Ok(None),
+        }
+    }
+
+    fn load(&self, folder: &ModelFolder, sequences: Sequences) -> Result<Box<dyn Decoder>> {
+        if let Some(need) = self.need(folder, sequences)? {
+            plan(need, self.memory_limit)?;
+        }
+        let precision = self.precision();
         let on = match self.backend {
             BackendName::Reference => {
-                self.plan(need::on_host(folder, precision, sequences))?;
                 return match precision {
                     Precision::F64 => Ok(Box::new(OnHost::<f64>::load(folder, precision)?)),
                     Precision::F32 | Precision::F16 | Precision::Bf16 => {
                         Ok(Box::new(OnHost::<f32>::load(folder, precision)?))
                     }
-                    Precision::Tf32 | Precision::Fp8 => refused("f64, f32, f16 or bf16 on the reference"),
+                    Precision::Tf32 | Precision::Fp8 => {
+                        Err(Error::request("--dtype", "f64, f32, f16 or bf16 on the reference", precision))
+                    }
                 };
             }
             BackendName::Emulated => backend::OnDevice::Emulator { races: false },
             BackendName::Cuda => backend::OnDevice::Cuda,
         };
-        let element = match precision {
-            Precision::F32 => Element::F32,
-            Precision::Bf16 => Element::Bf16,
-            Precision::F64 | Precision::Tf32 | Precision::F16 | Precision::Fp8 => {
-                return refused("f32 or bf16 on the kernels");
-            }
-        };
-        let settings = Settings::new(element, Variant::Tuned);
-        if let BackendName::Emulated = self.backend {
-            self.plan(need::on_emulator(folder, settings, sequences)?)?;
-        }
+        let settings = self.settings()?;
         let mut progress = Progress::of_something_slow();
         let whole = need::weights(folder, settings)?;
         let mut tell = |bytes: usize| progress.reached(bytes >> 20, whole >> 20, "MiB of weights");
         Ok(Box::new(OnDevice::load(folder, &on.device()?, settings, &mut tell)?))
-    }
-
-    fn plan(&self, need: Need) -> Result<()> {
-        plan(need, self.memory_limit)
     }
 }
 
@@ -108,23 +131,26 @@ pub struct RuleArgs {
     /// The most tokens that are added to a prompt [default: as generation_config.json says, else 256]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
+    /// The most tokens of prompt and answer together
+    #[arg(long, value_name = "N", conflicts_with = "max_new_tokens")]
+    max_length: Option<usize>,
     /// Take the likeliest token each time
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"])]
     greedy: bool,
     /// Draw tokens, by logits divided by this; 0 is --greedy
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = number)]
     temperature: Option<f64>,
     /// Draw from this many of the likeliest tokens; 0 for all
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Draw from the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = number)]
     top_p: Option<f64>,
     /// Draw from tokens that have at least this part of the likeliest one's probability
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = number)]
     min_p: Option<f64>,
     /// Divide the logits of tokens that came already by this (multiply with it, if they are negative)
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
     repetition_penalty: Option<f64>,
     /// What drawing begins with: the same seed draws the same text [default: 0]
     #[arg(long, value_name = "N")]
@@ -132,6 +158,11 @@ pub struct RuleArgs {
     /// A text that ends the answer, and is no part of it; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+}
+
+/// A setting that is a number: JSON knows no other ones.
+fn number(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| "expected a finite number".into())
 }
 
 impl RuleArgs {
@@ -150,7 +181,9 @@ impl RuleArgs {
             arguments.insert("do_sample".into(), json!(!greedy));
         }
         let given = [
-            ("max_new_tokens", self.max_new_tokens.map(Value::from)),
+            // one of them stands above both of the folder's
+            ("max_new_tokens", self.max_new_tokens.map(Value::from).or(self.max_length.map(|_| Value::Null))),
+            ("max_length", self.max_length.map(Value::from)),
             ("repetition_penalty", self.repetition_penalty.map(Value::from)),
             ("stop_strings", (!self.stop.is_empty()).then(|| json!(self.stop))),
         ];

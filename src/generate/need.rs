@@ -24,7 +24,9 @@ use crate::precision::Precision;
 pub struct Sequences {
     /// How many.
     pub batch: usize,
-    /// Tokens of the longest prompt.
+    /// Tokens that are in the cache already.
+    pub cached: usize,
+    /// Tokens of the longest prompt, without those.
     pub prompt: usize,
     /// Tokens that may be added to it.
     pub new: usize,
@@ -37,7 +39,7 @@ const LESS: &str = "shorter prompts, fewer of them at a time or fewer new tokens
 /// On the reference: a layer's stages for the whole prompt, the cache, and W^UK and W^UV of all layers, which are widened once for
 /// the steps after the prompt. All other weights are mapped files, of which the system drops what it has no room for.
 pub fn on_host(folder: &ModelFolder, precision: Precision, sequences: Sequences) -> Need {
-    let Sequences { batch, prompt, new, .. } = sequences;
+    let Sequences { batch, cached, prompt, new, .. } = sequences;
     let (config, number) = (&folder.config, if precision == Precision::F64 { 8 } else { 4 });
     let mut inputs = Inputs::new(Tokens::InputIds(Array2::zeros((batch, prompt))));
     inputs.logits_to_keep = Some(LogitsToKeep::Last(1));
@@ -54,10 +56,13 @@ pub fn on_host(folder: &ModelFolder, precision: Precision, sequences: Sequences)
     let at_a_time = memory::at_a_time(&planned::stages(&case, AttentionForm::Expanded, precision));
     let product = |factors: &[usize]| factors.iter().fold(1, |product: u64, n| product.saturating_mul(*n as u64));
     // the cache doubles its room when it is full
-    let cache = product(&[2, batch, prompt.saturating_add(new), config.kv_cache_elements_per_token()]);
+    let whole = cached.saturating_add(prompt).saturating_add(new);
+    let cache = product(&[2, batch, whole, config.kv_cache_elements_per_token()]);
+    // a score, and a weight, of each cached token for each token of the prompt
+    let scores = product(&[2, batch, config.num_attention_heads, prompt, cached]);
     let heads = [config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim, config.kv_lora_rank];
     let absorbed = if new > 1 { product(&heads).saturating_mul(config.num_hidden_layers as u64) } else { 0 };
-    let numbers = at_a_time.saturating_add(cache).saturating_add(absorbed);
+    let numbers = [at_a_time, scores, cache, absorbed].into_iter().fold(0, u64::saturating_add);
     Need { size: Size(numbers.saturating_mul(number)), less: LESS }
 }
 
@@ -66,7 +71,8 @@ pub fn on_host(folder: &ModelFolder, precision: Precision, sequences: Sequences)
 /// # Errors
 /// If the config is impossible.
 pub fn on_emulator(folder: &ModelFolder, settings: Settings, sequences: Sequences) -> Result<Need> {
-    let Sequences { batch, prompt, new, padded } = sequences;
+    let Sequences { batch, cached, prompt, new, padded } = sequences;
+    let prompt = cached.saturating_add(prompt);
     let options = GenerateOptions { page_size: PAGE, ..GenerateOptions::new(new) };
     let plan = options.plan(&folder.config, folder.dialect, settings, batch, prompt, padded)?;
     let logits = batch.saturating_mul(folder.config.vocab_size).saturating_mul(Element::F32.bytes());

@@ -22,22 +22,31 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// The prompts of a file. A line is a text, empty lines are none. In a file whose name ends in `.jsonl` each line is JSON: a
-    /// string, or an object with a `prompt` or with `messages`.
+    /// What the model is given to read for each prompt of a file. A line is a text, empty lines are none. In a file whose name
+    /// ends in `.jsonl` each line is JSON: a string, or an object with a `prompt` or with `messages`.
     ///
     /// # Errors
-    /// If it cannot be read, is no UTF-8, has a line that is no prompt, or has none.
-    pub fn read(path: &Path) -> Result<Vec<Self>> {
+    /// If the file cannot be read, is no UTF-8, has a line that is no prompt, or has none; as [`Prompt::fed`], with the line.
+    pub fn fed_file(path: &Path, folder: &ModelFolder) -> Result<Vec<(String, Vec<i64>)>> {
+        let prompts = Self::read(path)?;
+        let fed = |(line, prompt): &(usize, Self)| {
+            prompt.fed(folder).map_err(|error| Error::file(path, format!("a prompt in line {line}"), error))
+        };
+        prompts.iter().map(fed).collect()
+    }
+
+    /// The prompts of a file, and the lines that they stand in.
+    fn read(path: &Path) -> Result<Vec<(usize, Self)>> {
         let text = file::read_text(path, LARGEST)?;
         let json = path.extension().is_some_and(|extension| extension == "jsonl");
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let prompts: Vec<Self> = lines
-            .map(|(at, line)| match json {
-                false => Ok(Prompt::Text(line.to_owned())),
-                true => Prompt::from_json(line)
-                    .map_err(|(expected, found)| Error::file(path, format!("{expected} in line {}", at + 1), found)),
-            })
-            .collect::<Result<_>>()?;
+        let prompt = |at: usize, line: &str| match json {
+            false => Ok(Prompt::Text(line.to_owned())),
+            true => Prompt::from_json(line)
+                .map_err(|(expected, found)| Error::file(path, format!("{expected} in line {}", at + 1), found)),
+        };
+        let prompts: Vec<(usize, Self)> =
+            lines.map(|(at, line)| Ok((at + 1, prompt(at, line)?))).collect::<Result<_>>()?;
         if prompts.is_empty() {
             return Err(Error::file(path, "prompts, one in each line", "none"));
         }

@@ -291,6 +291,7 @@ fn prompts_at_fault_are_refused_in_a_line() {
         ("UTF-8", refused("a.txt", b"good\n\xff\xfe\n")),
         ("none", refused("b.txt", b"\n \n")),
         ("fewer than 1024 tokens (max_position_embeddings)", refused("c.txt", long.as_bytes())),
+        ("line 3", refused("g.txt", format!("good\n\n{long}\n").as_bytes())),
         ("line 2", refused("d.jsonl", b"\"fine\"\n{\"prompt\": 3}\n")),
         ("not by wizard", refused("e.jsonl", role)),
         ("messages", refused("f.jsonl", br#"{"messages": "hello"}"#)),
@@ -302,6 +303,10 @@ fn prompts_at_fault_are_refused_in_a_line() {
     assert_eq!(option(&["--prompt", ""]), "dsv2: prompt: expected a text, found an empty one");
     for args in [
         &["--prompt", "a", "--top-p", "2"][..],
+        &["--prompt", "a", "--temperature", "nan"],
+        &["--prompt", "a", "--repetition-penalty", "inf"],
+        &["--prompt", "a", "--max-length", "2"],
+        &["--prompt", "a", "--max-length", "9", "--max-new-tokens", "9"],
         &["--prompt", "a", "--max-new-tokens", "0"],
         &["--prompt", "a", "--greedy", "--seed", "1"],
         &["--prompt", "a", "--dtype", "fp8"],
@@ -313,6 +318,23 @@ fn prompts_at_fault_are_refused_in_a_line() {
         option(args);
     }
     assert!(chat(&[], b"hello \xff\n").refused().contains("UTF-8"));
+}
+
+#[test]
+fn a_conversation_that_outgrows_its_memory_is_refused_before_it_is_computed() {
+    let lines = format!("hello\n{}\n", "What is MLA? ".repeat(150));
+    let answers = |limit: &str| chat(&["--greedy", "--memory-limit", limit], lines.as_bytes());
+    assert_eq!(answers("100MB").passes().lines().count(), 2);
+    let refused = answers("20MB");
+    assert_eq!((refused.code, refused.stdout.lines().count()), (Some(2), 1), "{}", refused.stderr);
+    assert!(refused.stderr.contains("memory: expected about"), "{}", refused.stderr);
+}
+
+#[test]
+fn max_length_counts_the_prompt() {
+    let printed = ran(&mut dsv2(["generate", "--prompt", "hello", "--greedy", "--max-length", "6"])).passes();
+    let record = &records(&printed)[0];
+    assert_eq!(record["prompt_tokens"].as_u64().unwrap() + ids(&record["tokens"]).len() as u64, 6);
 }
 
 #[test]

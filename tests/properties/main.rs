@@ -4,8 +4,6 @@ mod balance_losses;
 mod deepseek_v3;
 mod expert_parallel;
 mod latent_cache;
-#[cfg(feature = "linalg")]
-mod linalg;
 mod masks;
 mod mla;
 mod models;
@@ -19,7 +17,7 @@ mod tensor_parallel;
 mod token_dropping;
 mod yarn;
 
-#[cfg(not(feature = "linalg"))]
+/// `linalg.rs` is a program of the package dsv2-reference: all else here need not be compiled again with LAPACK.
 #[test]
-#[ignore = "needs --features linalg, and OpenBLAS on the system (Debian: apt-get install libopenblas-dev)"]
+#[ignore = "cargo test -p dsv2-reference --features linalg --lib --test linalg; needs OpenBLAS (Debian: apt-get install libopenblas-dev)"]
 fn laws_about_matrices() {}
