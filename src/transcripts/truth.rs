@@ -217,7 +217,7 @@ fn rerouted(choices: &Trace, ties: &[Tie], draw: u64) -> Trace {
 
 /// About so much memory a transcript of so many tokens needs, of which the model says something of `told`.
 pub fn need(model: &ModelFolder, tokens: usize, told: usize) -> Need {
-    let sequences = need::Sequences { batch: 1, prompt: tokens, new: 1, padded: false };
+    let sequences = need::Sequences { batch: 1, cached: 0, prompt: tokens, new: 1, padded: false };
     let run = need::on_host(model, Precision::F64, sequences);
     // of the truth and of each plain implementation, and a copy
     let rows = (told as u64).saturating_mul(model.config.vocab_size as u64).saturating_mul(8 * (REROUTED + 2));

@@ -90,9 +90,6 @@ impl Request {
             (Some(prompt), None) => prompt.each(),
             (None, Some(_)) => Vec::new(),
         };
-        if self.messages.is_none() && prompts.is_empty() {
-            return Err(fault("a prompt", "an empty list"));
-        }
         if self.n == Some(0) {
             return Err(fault("an n from 1 up", 0));
         }
@@ -111,6 +108,9 @@ impl Request {
         }
         for prompt in prompts {
             let Prompt::Ids(ids) = prompt else { continue };
+            if ids.is_empty() {
+                return Err(fault("a prompt", "an empty list"));
+            }
             if let Some(id) = ids.iter().find(|id| !known(**id)) {
                 return Err(fault(format!("tokens below {vocabulary} in prompt"), id));
             }
