@@ -28,6 +28,25 @@ pub struct Told {
     pub own: Option<f64>,
     /// The likeliest tokens, and their logprobs; those that are not clear are left out.
     pub top: Vec<(i64, f64)>,
+    /// Whether all are clear, so that tokens that are not among them are not the likeliest.
+    pub whole: bool,
+}
+
+impl Told {
+    fn of(own: Option<f64>, top: impl Iterator<Item = Option<(i64, f64)>>) -> Self {
+        let all: Vec<_> = top.collect();
+        Told { own, whole: all.iter().all(Option::is_some), top: all.into_iter().flatten().collect() }
+    }
+
+    /// The likeliest token by `right` of those that are not told, and the logprob that it has at most by what is told: the
+    /// least of the likeliest. Nothing, unless that is too little. (`own` may be told without being one of the likeliest.)
+    pub fn left_out(&self, own: i64, right: &[f64]) -> Option<(i64, f64)> {
+        let listed = self.top.iter().filter(|(token, _)| *token != own);
+        let least = listed.map(|(_, logprob)| *logprob).min_by(f64::total_cmp).filter(|_| self.whole)?;
+        let told = |token: &i64| *token == own || self.top.iter().any(|(listed, _)| listed == token);
+        let others = (0..).zip(right).filter(|(token, logprob)| !told(token) && **logprob > least);
+        others.max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| (token, least))
+    }
 }
 
 /// The texts of all tokens.
@@ -125,8 +144,8 @@ fn tokens_of(record: &LogprobsRecord, vocabulary: &Vocabulary) -> Option<Vec<(Op
         let told = content.iter().map(|token| {
             let id = token.id.or_else(|| vocabulary.id(&token.token));
             let top = token.top_logprobs.iter().flatten();
-            let top = top.filter_map(|token| Some((token.id.or_else(|| vocabulary.id(&token.token))?, token.logprob?)));
-            (id, Told { own: token.logprob, top: top.collect() })
+            let top = top.map(|token| Some((token.id.or_else(|| vocabulary.id(&token.token))?, token.logprob?)));
+            (id, Told::of(token.logprob, top))
         });
         return Some(told.collect());
     }
@@ -134,8 +153,8 @@ fn tokens_of(record: &LogprobsRecord, vocabulary: &Vocabulary) -> Option<Vec<(Op
     let told = tokens.iter().enumerate().map(|(at, token)| {
         let own = record.token_logprobs.as_ref().and_then(|own| *own.get(at)?);
         let top = record.top_logprobs.as_ref().and_then(|top| top.get(at)?.as_ref());
-        let top = top.into_iter().flatten().filter_map(|(token, logprob)| Some((vocabulary.id(token)?, (*logprob)?)));
-        (vocabulary.id(token), Told { own, top: top.collect() })
+        let top = top.into_iter().flatten().map(|(token, logprob)| Some((vocabulary.id(token)?, (*logprob)?)));
+        (vocabulary.id(token), Told::of(own, top))
     });
     Some(told.collect())
 }

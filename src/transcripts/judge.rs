@@ -1,8 +1,10 @@
 //! The parts of a transcript, judged one by one, each from what the transcript itself holds of the parts before it.
 
 mod ends;
+mod errors;
 mod fed;
 mod numbers;
+mod settled;
 
 use std::fmt;
 
@@ -21,6 +23,7 @@ use crate::generate::ModelFolder;
 use crate::memory::Need;
 use crate::precision::Precision;
 use numbers::Numbers;
+pub use settled::{Judged, settle};
 
 /// What of a transcript is judged, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -115,6 +118,16 @@ impl PartVerdict {
         matches!(self.outcome, Outcome::Fail { .. })
     }
 
+    /// Whether it is as it should be.
+    fn passes(&self) -> bool {
+        self.outcome == Outcome::Pass
+    }
+
+    /// Whether nothing could be said of it.
+    fn is_not_judged(&self) -> bool {
+        matches!(self.outcome, Outcome::NotJudged(_))
+    }
+
     /// Whether it fails, or nobody knows.
     fn is_off(&self) -> bool {
         self.fails() || matches!(self.outcome, Outcome::Inconclusive(_))
@@ -124,54 +137,6 @@ impl PartVerdict {
         self.hints = hints;
         self
     }
-}
-
-/// The verdict on a transcript.
-#[derive(Clone, Debug)]
-pub struct Judged {
-    /// Part by part; of the logprobs, that by the first convention that was tried.
-    pub parts: Vec<PartVerdict>,
-    /// The verdict on the logprobs by each convention.
-    logprobs: Vec<(LogprobsOf, PartVerdict)>,
-}
-
-impl Judged {
-    /// The first part that fails.
-    pub fn first_failure(&self) -> Option<&PartVerdict> {
-        self.parts.iter().find(|part| part.fails())
-    }
-
-    /// How bad it is for a convention.
-    fn off_by(&self, of: LogprobsOf) -> usize {
-        let verdict = self.logprobs.iter().find(|(tried, _)| *tried == of);
-        verdict.map_or(0, |(_, verdict)| if verdict.fails() { 2 } else { usize::from(verdict.is_off()) })
-    }
-
-    fn settle(&mut self, of: LogprobsOf) {
-        let Some((_, settled)) = self.logprobs.iter().find(|(tried, _)| *tried == of) else { return };
-        for part in self.parts.iter_mut().filter(|part| part.part == Part::Logprobs) {
-            part.clone_from(settled);
-        }
-    }
-}
-
-/// Which probabilities the engine of these transcripts tells: the conventions that explain most of them. That of all is taken for
-/// each, so that an engine is not right once by one and once by another. Nothing, if no logprobs are told.
-pub fn settle(judged: &mut [Judged]) -> Vec<LogprobsOf> {
-    let told =
-        |judged: &Judged| judged.logprobs.iter().any(|(_, verdict)| !matches!(verdict.outcome, Outcome::NotJudged(_)));
-    if !judged.iter().any(told) {
-        return Vec::new();
-    }
-    let tried = |of: &LogprobsOf| judged.iter().any(|judged| judged.logprobs.iter().any(|(tried, _)| tried == of));
-    let off = |of: LogprobsOf| judged.iter().map(|judged| judged.off_by(of)).sum::<usize>();
-    let tried: Vec<LogprobsOf> = LogprobsOf::ALL.into_iter().filter(tried).collect();
-    let least = tried.iter().map(|&of| off(of)).min();
-    let settled: Vec<LogprobsOf> = tried.into_iter().filter(|&of| Some(off(of)) == least).collect();
-    if let Some(&of) = settled.first() {
-        judged.iter_mut().for_each(|judged| judged.settle(of));
-    }
-    settled
 }
 
 /// What transcripts are judged by.
@@ -249,14 +214,14 @@ impl<'a> Judge<'a> {
         };
         let mut numbers = numbers::judge(self, transcript, &fed, &answer)?;
         // The prompt is not told, but what the model says of the answer tells of it.
-        if given.is_none() && numbers.are_off() {
+        if given.is_none() && numbers.fail_by_all() {
             for mutant in [Part::Template, Part::Tokenization].into_iter().flat_map(mutants::of) {
                 let Ok(other) = prompt(&self.speech, request, Some(mutant.bug)) else { continue };
                 if other.ids == right.ids || other.ids.is_empty() {
                     continue;
                 }
                 let tried = numbers::judge(self, transcript, &other.ids, &answer)?;
-                if !tried.are_off() {
+                if tried.pass() {
                     fed::tell(&mut parts, mutant, &right, &other);
                     (numbers, fed) = (tried, other.ids);
                     break;

@@ -7,7 +7,7 @@ use dsv2_reference::Dialect;
 use dsv2_text::ChatTemplate;
 use serde_json::{Value, json};
 
-use super::judge::{Judge, Judged, Outcome, settle};
+use super::judge::{Judge, Judged, Outcome, Part, settle};
 use super::mutants::{Bug, MUTANTS};
 use super::sampling::LogprobsOf;
 use super::{Speech, record::Transcript};
@@ -225,4 +225,31 @@ fn an_engine_has_one_convention_of_logprobs() {
     let mut all =
         [judge.judge(&Engine::new(&judge, LogprobsOf::Model, Precision::F32, None).answer(&greedy, true)).unwrap()];
     assert_eq!(settle(&mut all), LogprobsOf::ALL);
+}
+
+#[test]
+fn experts_that_were_chosen_otherwise_are_no_fault_where_filters_leave_one_convention_open() {
+    let model = Model::new();
+    let judge = model.judge(Precision::F16, None);
+    // after these the router's logits are nearly equal, and f16 goes elsewhere
+    let prompt =
+        [0, 300, 27, 422, 507, 264, 705, 436, 553, 370, 32, 200, 200, 299, 27, 345, 305, 281, 705, 436, 553, 738];
+    let request = json!({"prompt": prompt, "max_tokens": 1, "temperature": 0.4, "top_k": 10});
+    let judged = judged(&judge, &Engine::new(&judge, LogprobsOf::Model, Precision::F16, None).answer(&request, true));
+    let logprobs = judged.parts.iter().find(|part| part.part == Part::Logprobs).unwrap();
+    assert!(matches!(logprobs.outcome, Outcome::Inconclusive(_)), "{:?}", logprobs.outcome);
+}
+
+#[test]
+fn a_likely_token_that_is_left_out_of_the_likeliest_fails() {
+    let model = Model::new();
+    let judge = model.judge(Precision::F32, None);
+    let engine = Engine::new(&judge, LogprobsOf::Model, Precision::F32, None);
+    let mut transcript = engine.answer(&complete("The router", json!({"temperature": 0, "max_tokens": 4})), true);
+    assert!(judged(&judge, &transcript).first_failure().is_none());
+    let told = transcript.response.choices[0].logprobs.as_mut().and_then(|told| told.content.as_mut()).unwrap();
+    // the second: the first is the token itself
+    told[2].top_logprobs.as_mut().unwrap().remove(1);
+    let judged = judged(&judge, &transcript);
+    assert_eq!(judged.first_failure().map(|first| first.part), Some(Part::Logprobs), "{}", said(&judged));
 }

@@ -5,17 +5,20 @@
 //! Their errors are what an engine's are held against.
 //!
 //! An engine may send a token to other experts, if its router's logits are nearly equal ([`near_tie`](crate::judge::near_tie)):
-//! then its errors there are larger, and no fault. What that makes is seen from plain implementations that are sent to all such
-//! experts in turn, at random.
+//! then its errors there are larger, and no fault. What that makes is seen from plain implementations that go elsewhere at
+//! random ([`rerouting`]).
+
+mod rerouting;
+
+use std::collections::BTreeSet;
 
 use dsv2_metrics::{FACTORS, for_so_many};
-use dsv2_reference::config::Head;
-use dsv2_reference::config::TopkMethod;
+use dsv2_reference::config::{Head, TopkMethod};
+use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{LM_HEAD, ROUTER_LOGITS, TOPK_INDICES};
-use dsv2_reference::stage::{Stage, sibling};
-use dsv2_reference::weights::generator::splitmix64;
 use dsv2_reference::{Dtype, NoTap};
-use ndarray::{Array2, ArrayD, Ix2, Ix3, s};
+use ndarray::{Array2, Ix3, s};
 
 use super::sampling::Sampling;
 use crate::backend::{Backend, Reference, Settings};
@@ -23,13 +26,12 @@ use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::generate::{ModelFolder, need};
 use crate::inputs::{Inputs, LogitsToKeep, Tokens};
-use crate::judge::near_tie::alternatives;
-use crate::judge::routing::as_choice;
 use crate::local::plain;
 use crate::memory::{Need, Size};
 use crate::precision::{Precision, unit_roundoff};
+use crate::taps::AnyTap;
 use crate::trace::Trace;
-use crate::values::Values;
+use rerouting::{Rerouting, RouterErrors};
 
 /// How many plain implementations there are.
 const DRAWS: u64 = 3;
@@ -50,15 +52,10 @@ pub struct Truth {
     roundoff: f64,
     case: Case,
     precision: Precision,
-    choices: Trace,
-    ties: Vec<Tie>,
-}
-
-/// A token that may go to other experts.
-struct Tie {
-    stage: String,
-    token: usize,
-    others: Vec<Vec<i64>>,
+    method: TopkMethod,
+    errors: RouterErrors,
+    /// The tokens that may go to other experts, if it is known.
+    open: BTreeSet<usize>,
 }
 
 impl Truth {
@@ -71,17 +68,18 @@ impl Truth {
         let settings = Settings { stages: Some(&wanted), ..Settings::default() };
         let truth = Reference.run(&case, &settings, &mut NoTap)?;
         let choices = truth.choices();
-        let plain = (0..DRAWS).map(|draw| plain_run(&case, precision, Some(&choices), draw));
+        let plain = (0..DRAWS).map(|draw| plain_run(&case, precision, Some(&choices), draw, &mut NoTap));
         let plain = plain.collect::<Result<Vec<Trace>>>()?;
         Ok(Truth {
             logits: logits(&truth)?,
             plain: plain.iter().map(logits).collect::<Result<_>>()?,
             moved: None,
             roundoff: unit_roundoff(precision.narrow().unwrap_or(Dtype::F32)),
-            ties: ties(&truth, &plain, model.config.topk_method()?),
+            errors: RouterErrors::of(&truth, &plain, FACTORS.l2),
+            method: model.config.topk_method()?,
+            open: BTreeSet::new(),
             case,
             precision,
-            choices,
         })
     }
 
@@ -91,16 +89,22 @@ impl Truth {
     /// # Errors
     /// As [`Truth::of`].
     pub fn rerouted(mut self) -> Result<Option<Self>> {
-        if self.ties.is_empty() {
-            return Ok(None);
-        }
         let at_home: Vec<f64> = (0..self.rows()).map(|row| self.usual_error(row)).collect();
-        let runs = (0..REROUTED).map(|draw| {
-            logits(&plain_run(&self.case, self.precision, Some(&rerouted(&self.choices, &self.ties, draw)), draw)?)
-        });
-        self.plain = runs.collect::<Result<_>>()?;
+        let (mut plain, mut open) = (Vec::new(), BTreeSet::new());
+        for draw in 0..REROUTED {
+            let mut rerouting = Rerouting::new(self.method, &self.errors, draw);
+            let run = plain_run(&self.case, self.precision, None, draw, &mut rerouting)?;
+            open.extend(rerouting.open);
+            // nothing is moved in the first run before the first near tie
+            if open.is_empty() {
+                return Ok(None);
+            }
+            plain.push(logits(&run)?);
+        }
+        self.plain = plain;
         let moved = at_home.iter().enumerate().map(|(row, usual)| self.usual_error(row) > MOVED * usual);
         self.moved = Some(moved.collect());
+        self.open = open;
         Ok(Some(self))
     }
 
@@ -112,8 +116,7 @@ impl Truth {
     /// Whether they may, though no run shows it: they move it, or its own token has one.
     pub fn is_reached(&self, row: usize) -> bool {
         let token = self.case.inputs.length() - self.rows() + row;
-        let own = || self.moved.is_some() && self.ties.iter().any(|tie| tie.token == token);
-        self.is_moved(row) || own()
+        self.is_moved(row) || self.open.contains(&token)
     }
 
     /// How many rows there are.
@@ -166,55 +169,6 @@ fn root_mean_square(errors: impl ExactSizeIterator<Item = f64>) -> f64 {
     (errors.map(|error| error * error).sum::<f64>() / count).sqrt()
 }
 
-/// Which tokens an engine may send elsewhere, whose router's logits are as far off as those of plain implementations.
-fn ties(truth: &Trace, plain: &[Trace], method: TopkMethod) -> Vec<Tie> {
-    let mut ties = Vec::new();
-    for (stage, values) in truth.iter().filter(|(name, _)| is(name, TOPK_INDICES)) {
-        let logits_of = |trace: &Trace| by_token(trace.get(&sibling(stage, "router_logits"))?.real()?);
-        let (Some(chosen), Some(logits)) = (values.index().and_then(by_token), logits_of(truth)) else { continue };
-        let plain: Vec<Array2<f64>> = plain.iter().filter_map(logits_of).collect();
-        for (token, (chosen, z)) in chosen.rows().into_iter().zip(logits.rows()).enumerate() {
-            let Some(chosen) = as_choice(chosen, z.len()) else { continue };
-            let errors =
-                plain.iter().flat_map(|plain| plain.row(token).to_vec().into_iter().zip(z).map(|(a, b)| a - b));
-            let usual = root_mean_square(errors.collect::<Vec<_>>().into_iter());
-            let found = alternatives(method, &z.to_vec(), &chosen, FACTORS.l2 * usual);
-            let others = found.sets.into_iter().map(|(_, set)| set.into_iter().map(|expert| expert as i64).collect());
-            let others: Vec<Vec<i64>> = others.collect();
-            if !others.is_empty() {
-                ties.push(Tie { stage: stage.to_owned(), token, others });
-            }
-        }
-    }
-    ties
-}
-
-/// A tensor of a row a token.
-fn by_token<T: Clone>(values: &ArrayD<T>) -> Option<Array2<T>> {
-    let width = *values.shape().last()?;
-    let tokens = values.len().checked_div(width)?;
-    values.to_shape((tokens, width)).ok()?.into_owned().into_dimensionality::<Ix2>().ok()
-}
-
-/// The choices, where some of those that may fall otherwise do.
-fn rerouted(choices: &Trace, ties: &[Tie], draw: u64) -> Trace {
-    let moved = |(name, values): (&str, &Values)| {
-        let Some(chosen) = values.index() else { return (name.to_owned(), values.clone()) };
-        let (shape, Some(mut rows)) = (chosen.raw_dim(), by_token(chosen)) else {
-            return (name.to_owned(), values.clone());
-        };
-        for (number, tie) in ties.iter().enumerate().filter(|(_, tie)| tie.stage == name) {
-            let drawn = splitmix64((draw << 32) + number as u64) as usize % (2 * tie.others.len());
-            if let Some(experts) = tie.others.get(drawn) {
-                rows.row_mut(tie.token).iter_mut().zip(experts).for_each(|(to, from)| *to = *from);
-            }
-        }
-        let moved = rows.into_dyn().into_shape_with_order(shape);
-        (name.to_owned(), moved.map_or_else(|_| values.clone(), Values::Index))
-    };
-    choices.iter().map(moved).collect()
-}
-
 /// About so much memory a transcript of so many tokens needs, of which the model says something of `told`.
 pub fn need(model: &ModelFolder, tokens: usize, told: usize) -> Need {
     let sequences = need::Sequences { batch: 1, cached: 0, prompt: tokens, new: 1, padded: false };
@@ -232,18 +186,33 @@ fn wanted(name: &str) -> bool {
     [LM_HEAD, TOPK_INDICES, ROUTER_LOGITS].into_iter().any(|kind| is(name, kind))
 }
 
-fn plain_run(case: &Case, precision: Precision, replay: Option<&Trace>, draw: u64) -> Result<Trace> {
+fn plain_run(
+    case: &Case,
+    precision: Precision,
+    replay: Option<&Trace>,
+    draw: u64,
+    tap: &mut dyn AnyTap,
+) -> Result<Trace> {
     let precision = plain(precision);
-    let settings =
-        Settings { precision, plain_errors: true, draw, replay, stages: Some(&wanted), ..Settings::default() };
-    Reference.run(case, &settings, &mut NoTap)
+    // the engine may have either
+    let attention = if draw.is_multiple_of(2) { AttentionForm::Expanded } else { AttentionForm::Absorbed };
+    let settings = Settings {
+        precision,
+        attention,
+        plain_errors: true,
+        draw,
+        replay,
+        stages: Some(&wanted),
+        ..Settings::default()
+    };
+    Reference.run(case, &settings, tap)
 }
 
 /// What a plain implementation in this type says of the tokens `from..` of `ids`, and of the next.
 #[cfg(test)]
 pub(super) fn plain_logits(model: &ModelFolder, ids: &[i64], from: usize, precision: Precision) -> Result<Array2<f64>> {
     // a draw that no truth has
-    logits(&plain_run(&case(model, ids, from)?, precision, None, 70)?)
+    logits(&plain_run(&case(model, ids, from)?, precision, None, 70, &mut NoTap)?)
 }
 
 /// The run that tells what comes after each token from the one before `from` on.

@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use dsv2_foreign::Foreign;
-use dsv2_metrics::{FACTORS, for_so_many};
 
+use super::errors::Errors;
 use super::{Judge, Outcome, Part, PartVerdict};
-use crate::budget::part;
 use crate::error::Result;
 use crate::transcripts::answer::{Answer, Told};
 use crate::transcripts::mutants::{self, Bug, Mutant};
@@ -26,13 +25,24 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// Whether something is wrong, or may be, whatever the convention.
-    pub fn are_off(&self) -> bool {
-        self.tokens.is_off() || self.logprobs.iter().all(|(_, verdict)| verdict.is_off())
+    /// Whether all is as it should be, by one convention at least.
+    pub fn pass(&self) -> bool {
+        let told = self.logprobs.iter().any(|(_, verdict)| !verdict.is_not_judged());
+        !self.tokens.is_off() && (!told || self.logprobs.iter().any(|(_, verdict)| verdict.passes()))
     }
 
+    /// Whether it is wrong by every convention by which it can be judged.
+    pub fn fail_by_all(&self) -> bool {
+        let judged = || self.logprobs.iter().filter(|(_, verdict)| !verdict.is_not_judged());
+        self.tokens.fails() || (judged().count() > 0 && judged().all(|(_, verdict)| verdict.fails()))
+    }
+
+    /// Whether something is wrong. **Trap.** A convention by which few numbers can be compared, or none, excuses no other.
     fn fail(&self) -> bool {
-        self.tokens.fails() || self.logprobs.iter().all(|(_, verdict)| verdict.fails())
+        let as_much = |than: &PartVerdict| {
+            self.logprobs.iter().any(|(_, verdict)| verdict.passes() && verdict.compared >= than.compared)
+        };
+        self.tokens.fails() || self.logprobs.iter().any(|(_, verdict)| verdict.fails() && !as_much(verdict))
     }
 }
 
@@ -104,8 +114,8 @@ impl Question<'_> {
     fn numbers(&self) -> Numbers {
         let all = self.judge.logprobs_of.map_or(LogprobsOf::ALL.to_vec(), |of| vec![of]);
         let mut logprobs: Vec<_> = all.into_iter().map(|of| (of, self.logprobs(of))).collect();
-        if logprobs.iter().all(|(_, verdict)| verdict.fails()) {
-            for (of, verdict) in &mut logprobs {
+        if !logprobs.iter().any(|(_, verdict)| verdict.passes()) {
+            for (of, verdict) in logprobs.iter_mut().filter(|(_, verdict)| verdict.fails()) {
                 verdict.hints = self.bugs_of_logprobs(*of);
             }
         }
@@ -204,6 +214,7 @@ impl Question<'_> {
         let sampling = self.judge.sampling(self.transcript, self.fed, bug);
         // rows that near ties reach have a budget of their own
         let (mut errors, mut worst) = ([Errors::default(), Errors::default()], Worst::default());
+        let mut not_told = 0;
         for (at, told) in told.iter().enumerate().filter(|(_, told)| told.own.is_some() || !told.top.is_empty()) {
             let (Some(&token), true) = (self.row.get(self.from + at), at < self.truth.rows()) else { continue };
             let before = &self.row[..self.from + at];
@@ -217,7 +228,10 @@ impl Question<'_> {
             }
             let right = sampling.told(of, before, &self.truth.row(at));
             let plain: Vec<Vec<f64>> = self.truth.plain_rows(at).map(|row| sampling.told(of, before, &row)).collect();
-            for (token, found) in told.own.map(|own| (token, own)).into_iter().chain(told.top.iter().copied()) {
+            let own = told.own.map(|own| (token, own));
+            let left_out = told.left_out(token, &right);
+            not_told += usize::from(left_out.is_some());
+            for (token, found) in own.into_iter().chain(told.top.iter().copied()).chain(left_out) {
                 let Some(&expected) = usize::try_from(token).ok().and_then(|token| right.get(token)) else { continue };
                 let noise = plain.iter().map(|plain| plain[token as usize] - expected);
                 let error = errors[usize::from(self.truth.is_reached(at))].add(
@@ -234,7 +248,12 @@ impl Question<'_> {
         let [steady, reached] = errors;
         let (by_steady, by_reached) = (steady.ratio(), reached.ratio());
         let open = by_steady <= 1.0 && by_reached > 1.0;
-        Off { ratio: by_steady.max(by_reached), compared: steady.count + reached.count, open, worst }
+        Off {
+            ratio: by_steady.max(by_reached),
+            compared: (steady.count + reached.count).saturating_sub(not_told),
+            open,
+            worst,
+        }
     }
 
     /// A token, for a line.
@@ -268,48 +287,5 @@ struct Worst {
 /// The same, where each token has the logprob that its predecessor is told to have.
 fn shifted(told: &[Told]) -> Vec<Told> {
     let own = |at: usize| at.checked_sub(1).and_then(|before| told.get(before)).and_then(|told| told.own);
-    told.iter().enumerate().map(|(at, told)| Told { own: own(at), top: told.top.clone() }).collect()
-}
-
-/// The errors of logprobs, and those of plain implementations.
-#[derive(Default)]
-struct Errors {
-    squares: f64,
-    largest: f64,
-    noise_squares: f64,
-    noise_largest: f64,
-    noise_count: usize,
-    count: usize,
-}
-
-impl Errors {
-    /// One more number; how far off it is.
-    fn add(&mut self, expected: f64, found: f64, noise: impl Iterator<Item = f64>, rounding: f64) -> f64 {
-        /// What servers write for a token that cannot come, since JSON has no infinity, is below this.
-        const IMPOSSIBLE: f64 = -1e3;
-        let error = match (expected.is_finite(), found.is_finite() && found > IMPOSSIBLE) {
-            (false, false) => return 0.0,
-            (true, true) => (found - expected).abs(),
-            _ => f64::INFINITY,
-        };
-        self.count += 1;
-        self.squares += error * error;
-        self.largest = self.largest.max(error);
-        for noise in noise.map(f64::abs).filter(|noise| noise.is_finite()) {
-            // No plain implementation is so lucky as to have no rounding at all.
-            let noise = noise.max(rounding);
-            self.noise_squares += noise * noise;
-            self.noise_largest = self.noise_largest.max(noise);
-            self.noise_count += 1;
-        }
-        error
-    }
-
-    /// In budgets: of the whole, or of the worst.
-    fn ratio(&self) -> f64 {
-        let factors = for_so_many(FACTORS, self.count as f64);
-        let mean = |squares: f64, count: usize| (squares / count.max(1) as f64).sqrt();
-        let whole = part(mean(self.squares, self.count), factors.l2 * mean(self.noise_squares, self.noise_count));
-        whole.max(part(self.largest, factors.max * self.noise_largest))
-    }
+    told.iter().enumerate().map(|(at, told)| Told { own: own(at), ..told.clone() }).collect()
 }
