@@ -2,6 +2,7 @@
 
 mod chat;
 mod check;
+mod check_text;
 mod feed;
 mod generate;
 mod kv_cache;
@@ -68,6 +69,8 @@ enum Command {
     Trace(trace::TraceArgs),
     /// Compare a dump of stages with the model
     Check(check::CheckArgs),
+    /// Compare what an engine answered, or what a server answers now, with the model
+    CheckText(check_text::CheckTextArgs),
     /// Go on with a text, or with many
     Generate(generate::GenerateArgs),
     /// Talk with a model
@@ -196,6 +199,7 @@ impl Cli {
             Command::Verify(args) => verify::run(&args),
             Command::Trace(args) => trace::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::CheckText(args) => check_text::run(&args),
             Command::Generate(args) => generate::run(&args),
             Command::Chat(args) => chat::run(&args),
             Command::Mutants(args) => mutants::run(&args),

@@ -15,6 +15,7 @@
 //! | [`mod@stage`], [`rows`], [`metrics`], [`budget`], [`judge`], [`local`] | comparing |
 //! | [`outcome`], [`waivers`], [`report`], [`output`] | saying what came of it |
 //! | [`mod@generate`] | text from a model, over any backend |
+//! | [`transcripts`] | text that an engine answered, judged |
 //! | [`mutants`], [`score`] | known bugs, planted: whether the judge finds them, and what a wrong dump comes from |
 //! | [`verify`], [`conformance`], [`integers`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands, and the golden cases as tests |
 
@@ -53,6 +54,7 @@ mod stage_checks;
 mod table;
 pub mod taps;
 pub mod trace;
+pub mod transcripts;
 pub mod values;
 pub mod verify;
 pub mod waivers;

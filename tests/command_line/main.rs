@@ -1,6 +1,7 @@
 //! The command line, as a process: what it prints, what it writes, how it ends, and what it refuses.
 
 mod check;
+mod check_text;
 mod damage;
 mod extremes;
 mod files;

@@ -1,12 +1,14 @@
-//! What README.md, docs/judge.md and docs/text.md show is what the program prints.
+//! What README.md, docs/judge.md, docs/text.md and docs/check-text.md show is what the program prints.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dsv2::metrics::NAMES;
+use dsv2::transcripts::mutants::MUTANTS;
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
 const TEXT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/text.md"));
+const CHECK_TEXT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/check-text.md"));
 const JUDGE: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/judge.md"));
 
 /// The lines that a document shows below `$ {command}`, to the end of the code block or the next command.
@@ -49,7 +51,11 @@ fn assert_printed(shown: Vec<&str>, printed: &str, form: impl Fn(&str) -> Option
 /// against what it prints.
 #[track_caller]
 fn assert_session(document: &str, commands: usize) {
-    let folder = tempfile::tempdir().unwrap();
+    assert_session_in(&tempfile::tempdir().unwrap(), document, commands);
+}
+
+#[track_caller]
+fn assert_session_in(folder: &tempfile::TempDir, document: &str, commands: usize) {
     let session: Vec<&str> = document.lines().filter_map(|line| line.strip_prefix("$ dsv2 ")).collect();
     assert_eq!(session.len(), commands, "{session:?}");
     for command in session {
@@ -134,4 +140,20 @@ fn documents(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+#[test]
+fn the_transcript_of_the_page_is_judged_as_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let transcript = CHECK_TEXT.lines().find(|line| line.starts_with("{\"request\"")).unwrap();
+    std::fs::write(folder.path().join("answers.jsonl"), transcript).unwrap();
+    assert_session_in(&folder, CHECK_TEXT, 1);
+}
+
+#[test]
+fn the_page_lists_every_bug_of_text() {
+    for mutant in MUTANTS {
+        let row = format!("| `{}` | {} | {} |", mutant.name, mutant.part, mutant.about);
+        assert!(CHECK_TEXT.contains(&row), "{row}");
+    }
 }

@@ -102,6 +102,16 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
     }
 
+    /// The same without any special tokens: where a text has them, they are text like any other.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<i64>> {
+        let mut ordinary = self.clone();
+        ordinary.inner.set_encode_special_tokens(true);
+        ordinary.encode(text, false)
+    }
+
     /// The text of tokens. Bytes that are no character become `�`.
     ///
     /// # Errors

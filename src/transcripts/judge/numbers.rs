@@ -1,0 +1,315 @@
+//! Tokens and their probabilities, against the model.
+
+use std::ops::Range;
+
+use dsv2_foreign::Foreign;
+use dsv2_metrics::{FACTORS, for_so_many};
+
+use super::{Judge, Outcome, Part, PartVerdict};
+use crate::budget::part;
+use crate::error::Result;
+use crate::transcripts::answer::{Answer, Told};
+use crate::transcripts::mutants::{self, Bug, Mutant};
+use crate::transcripts::record::Transcript;
+use crate::transcripts::sampling::{LogprobsOf, best};
+use crate::transcripts::truth::Truth;
+
+/// Why something is open.
+const NEARLY_EQUAL: &str =
+    "it may be a bug, or experts that were chosen otherwise where the router's logits are nearly equal";
+
+/// The verdicts on both parts.
+pub struct Numbers {
+    pub tokens: PartVerdict,
+    /// By each convention that the engine may have.
+    pub logprobs: Vec<(LogprobsOf, PartVerdict)>,
+}
+
+impl Numbers {
+    /// Whether something is wrong, or may be, whatever the convention.
+    pub fn are_off(&self) -> bool {
+        self.tokens.is_off() || self.logprobs.iter().all(|(_, verdict)| verdict.is_off())
+    }
+
+    fn fail(&self) -> bool {
+        self.tokens.fails() || self.logprobs.iter().all(|(_, verdict)| verdict.fails())
+    }
+}
+
+/// What is judged: rows of logits, and what the transcript has of each.
+struct Question<'q> {
+    judge: &'q Judge<'q>,
+    transcript: &'q Transcript,
+    /// How many tokens were fed.
+    fed: usize,
+    /// Prompt and answer.
+    row: Vec<i64>,
+    /// The first token that the model says something of.
+    from: usize,
+    truth: Truth,
+    /// Of the tokens from `from` on.
+    told: Vec<Told>,
+}
+
+/// Both parts, for an engine that was fed these tokens.
+pub fn judge(judge: &Judge<'_>, transcript: &Transcript, fed: &[i64], answer: &Answer) -> Result<Numbers> {
+    let (model, row) = (judge.speech.model, [fed, &answer.ids].concat());
+    let vocabulary = model.config.vocab_size;
+    let beyond = row.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= vocabulary));
+    if fed.is_empty() || beyond.is_some() {
+        let (expected, found) = match beyond {
+            Some(id) => (format!("tokens below {vocabulary}"), id.to_string()),
+            None => ("an answer to a prompt".to_owned(), "an empty prompt".to_owned()),
+        };
+        let logprobs = PartVerdict::not_judged(Part::Logprobs, "tokens of the model");
+        return Ok(Numbers {
+            tokens: PartVerdict::of(Part::Tokens, Outcome::Fail { expected, found }, row.len()),
+            logprobs: vec![(LogprobsOf::Model, logprobs)],
+        });
+    }
+    // Of an echoed prompt all tokens but the first are told of.
+    let from = if answer.echoed.is_some() { 1 } else { fed.len() };
+    let told = answer.logprobs.iter().flatten().skip(usize::from(answer.echoed.is_some())).cloned().collect();
+    let truth = Truth::of(model, &row, from, judge.precision)?;
+    let question = Question { judge, transcript, fed: fed.len(), row, from, truth, told };
+    let first = question.numbers();
+    if !first.fail() {
+        return Ok(first);
+    }
+    // What a token that goes to other experts makes is no fault.
+    let Some(truth) = question.truth.rerouted()? else { return Ok(first) };
+    let again = Question { truth, ..question }.numbers();
+    let open = |first: PartVerdict, again: PartVerdict| match (first.fails(), again.fails()) {
+        (true, true) if first.hints.is_empty() => first.explained(again.hints),
+        (true, false) => again,
+        _ => first,
+    };
+    let logprobs = first.logprobs.into_iter().zip(again.logprobs);
+    Ok(Numbers {
+        tokens: open(first.tokens, again.tokens),
+        logprobs: logprobs.map(|((of, first), (_, again))| (of, open(first, again))).collect(),
+    })
+}
+
+impl Question<'_> {
+    /// Of the answer's `at`-th token: its place among the rows of the truth.
+    fn place(&self, at: usize) -> usize {
+        self.fed + at - self.from
+    }
+
+    fn answer(&self) -> &[i64] {
+        &self.row[self.fed..]
+    }
+
+    fn numbers(&self) -> Numbers {
+        let all = self.judge.logprobs_of.map_or(LogprobsOf::ALL.to_vec(), |of| vec![of]);
+        let mut logprobs: Vec<_> = all.into_iter().map(|of| (of, self.logprobs(of))).collect();
+        if logprobs.iter().all(|(_, verdict)| verdict.fails()) {
+            for (of, verdict) in &mut logprobs {
+                verdict.hints = self.bugs_of_logprobs(*of);
+            }
+        }
+        Numbers { tokens: self.tokens(), logprobs }
+    }
+
+    /// Whether each token may be chosen.
+    fn tokens(&self) -> PartVerdict {
+        if self.answer().is_empty() {
+            return PartVerdict::not_judged(Part::Tokens, "an answer");
+        }
+        let verdict = |outcome| PartVerdict::of(Part::Tokens, outcome, self.answer().len());
+        let ignores_end = self.transcript.request.ignore_eos == Some(true);
+        let either = |_: &(usize, String)| !ignores_end || self.wrong_token(Some(Bug::EndTokenForbidden)).is_some();
+        let Some((at, expected)) = self.wrong_token(None).filter(either) else {
+            return verdict(self.unless_moved(self.fed - self.from..self.row.len() - self.from));
+        };
+        if self.truth.is_reached(self.place(at)) {
+            return verdict(Outcome::Inconclusive(NEARLY_EQUAL.to_owned()));
+        }
+        let found = format!("{} as token {at} of the answer", self.named(self.answer()[at]));
+        let hints = mutants::of(Part::Tokens).filter(|mutant| self.wrong_token(Some(mutant.bug)).is_none());
+        verdict(Outcome::Fail { expected, found }).explained(hints.collect())
+    }
+
+    /// The first token that may not be chosen, and what may.
+    fn wrong_token(&self, bug: Option<Bug>) -> Option<(usize, String)> {
+        let sampling = self.judge.sampling(self.transcript, self.fed, bug);
+        let mut wrong = self.answer().iter().enumerate().filter_map(|(at, &token)| {
+            let before = &self.row[..self.fed + at];
+            let adjusted = sampling.adjusted(before, &self.truth.row(self.place(at)));
+            let may = |tolerance| sampling.may_choose(before, &adjusted, token, tolerance);
+            let tolerance = || self.truth.tolerance(self.place(at), before, &sampling, token as usize);
+            (!may(0.0) && !may(tolerance())).then_some((at, adjusted))
+        });
+        let first = wrong.next()?;
+        // one that no choice of experts explains tells more
+        let certain = |(at, _): &(usize, _)| !self.truth.is_reached(self.place(*at));
+        let (at, adjusted) = if certain(&first) { first } else { wrong.find(certain).unwrap_or(first) };
+        let scores = sampling.processed(&self.row[..self.fed + at], adjusted);
+        let likeliest = best(&scores).map_or("none".to_owned(), |token| self.named(token as i64));
+        let left = scores.iter().filter(|score| score.is_finite()).count();
+        Some((
+            at,
+            match sampling.greedy() {
+                true => likeliest,
+                false => format!("one of the {left} tokens that the filters leave, such as {likeliest}"),
+            },
+        ))
+    }
+
+    /// That these rows of the truth are right: a pass, if most of them do not depend on experts that may be others.
+    fn unless_moved(&self, rows: Range<usize>) -> Outcome {
+        let (all, moved) = (rows.len(), rows.filter(|&row| self.truth.is_moved(row)).count());
+        match 2 * moved <= all {
+            true => Outcome::Pass,
+            false => Outcome::Inconclusive(format!("{NEARLY_EQUAL}, as they are for {moved} of {all} tokens")),
+        }
+    }
+
+    /// Whether the probabilities are the model's.
+    fn logprobs(&self, of: LogprobsOf) -> PartVerdict {
+        if self.told.iter().all(|told| told.own.is_none() && told.top.is_empty()) {
+            return PartVerdict::not_judged(Part::Logprobs, "logprobs");
+        }
+        let Off { ratio, compared, open, worst } = self.off(&self.told, of, None);
+        if compared == 0 {
+            return PartVerdict::not_judged(Part::Logprobs, "a token for which it is certain what the filters leave");
+        }
+        let verdict =
+            |outcome| PartVerdict { ratio: Some(ratio), ..PartVerdict::of(Part::Logprobs, outcome, compared) };
+        if ratio <= 1.0 {
+            return verdict(self.unless_moved(0..self.told.len().min(self.truth.rows())));
+        }
+        if open {
+            return verdict(Outcome::Inconclusive(NEARLY_EQUAL.to_owned()));
+        }
+        let Worst { at, token, expected, found, .. } = worst;
+        let expected = format!("{expected:.4} for {}", self.named(token));
+        let whose = if self.from < self.fed { "the text" } else { "the answer" };
+        verdict(Outcome::Fail { expected, found: format!("{found:.4} at token {at} of {whose}") })
+    }
+
+    fn bugs_of_logprobs(&self, of: LogprobsOf) -> Vec<&'static Mutant> {
+        let shifted = shifted(&self.told);
+        let makes = |mutant: &&Mutant| {
+            let told = if mutant.bug == Bug::LogprobsShifted { &shifted } else { &self.told };
+            let off = self.off(told, of, Some(mutant.bug));
+            off.compared > 0 && off.ratio <= 1.0
+        };
+        mutants::of(Part::Logprobs).filter(makes).collect()
+    }
+
+    /// The largest error in budgets, and where it is.
+    fn off(&self, told: &[Told], of: LogprobsOf, bug: Option<Bug>) -> Off {
+        let sampling = self.judge.sampling(self.transcript, self.fed, bug);
+        // rows that near ties reach have a budget of their own
+        let (mut errors, mut worst) = ([Errors::default(), Errors::default()], Worst::default());
+        for (at, told) in told.iter().enumerate().filter(|(_, told)| told.own.is_some() || !told.top.is_empty()) {
+            let (Some(&token), true) = (self.row.get(self.from + at), at < self.truth.rows()) else { continue };
+            let before = &self.row[..self.from + at];
+            if of == LogprobsOf::Processed && sampling.filters() {
+                // with one token more or less, all others have other probabilities
+                let adjusted = sampling.adjusted(before, &self.truth.row(at));
+                let tolerance = |token| self.truth.tolerance(at, before, &sampling, token);
+                if !sampling.leaves_the_same(before, &adjusted, tolerance) {
+                    continue;
+                }
+            }
+            let right = sampling.told(of, before, &self.truth.row(at));
+            let plain: Vec<Vec<f64>> = self.truth.plain_rows(at).map(|row| sampling.told(of, before, &row)).collect();
+            for (token, found) in told.own.map(|own| (token, own)).into_iter().chain(told.top.iter().copied()) {
+                let Some(&expected) = usize::try_from(token).ok().and_then(|token| right.get(token)) else { continue };
+                let noise = plain.iter().map(|plain| plain[token as usize] - expected);
+                let error = errors[usize::from(self.truth.is_reached(at))].add(
+                    expected,
+                    found,
+                    noise,
+                    self.truth.rounding(at, token as usize),
+                );
+                if error > worst.error {
+                    worst = Worst { error, at, token, expected, found };
+                }
+            }
+        }
+        let [steady, reached] = errors;
+        let (by_steady, by_reached) = (steady.ratio(), reached.ratio());
+        let open = by_steady <= 1.0 && by_reached > 1.0;
+        Off { ratio: by_steady.max(by_reached), compared: steady.count + reached.count, open, worst }
+    }
+
+    /// A token, for a line.
+    fn named(&self, token: i64) -> String {
+        let text = self.judge.speech.model.tokenizer.token_of(token).unwrap_or_default();
+        format!("{token} (\"{}\")", Foreign(text))
+    }
+}
+
+/// How far off logprobs are.
+struct Off {
+    /// In budgets.
+    ratio: f64,
+    /// How many numbers were compared.
+    compared: usize,
+    /// Whether it is only where experts may have been chosen otherwise.
+    open: bool,
+    worst: Worst,
+}
+
+/// The number that is off most.
+#[derive(Default)]
+struct Worst {
+    error: f64,
+    at: usize,
+    token: i64,
+    expected: f64,
+    found: f64,
+}
+
+/// The same, where each token has the logprob that its predecessor is told to have.
+fn shifted(told: &[Told]) -> Vec<Told> {
+    let own = |at: usize| at.checked_sub(1).and_then(|before| told.get(before)).and_then(|told| told.own);
+    told.iter().enumerate().map(|(at, told)| Told { own: own(at), top: told.top.clone() }).collect()
+}
+
+/// The errors of logprobs, and those of plain implementations.
+#[derive(Default)]
+struct Errors {
+    squares: f64,
+    largest: f64,
+    noise_squares: f64,
+    noise_largest: f64,
+    noise_count: usize,
+    count: usize,
+}
+
+impl Errors {
+    /// One more number; how far off it is.
+    fn add(&mut self, expected: f64, found: f64, noise: impl Iterator<Item = f64>, rounding: f64) -> f64 {
+        /// What servers write for a token that cannot come, since JSON has no infinity, is below this.
+        const IMPOSSIBLE: f64 = -1e3;
+        let error = match (expected.is_finite(), found.is_finite() && found > IMPOSSIBLE) {
+            (false, false) => return 0.0,
+            (true, true) => (found - expected).abs(),
+            _ => f64::INFINITY,
+        };
+        self.count += 1;
+        self.squares += error * error;
+        self.largest = self.largest.max(error);
+        for noise in noise.map(f64::abs).filter(|noise| noise.is_finite()) {
+            // No plain implementation is so lucky as to have no rounding at all.
+            let noise = noise.max(rounding);
+            self.noise_squares += noise * noise;
+            self.noise_largest = self.noise_largest.max(noise);
+            self.noise_count += 1;
+        }
+        error
+    }
+
+    /// In budgets: of the whole, or of the worst.
+    fn ratio(&self) -> f64 {
+        let factors = for_so_many(FACTORS, self.count as f64);
+        let mean = |squares: f64, count: usize| (squares / count.max(1) as f64).sqrt();
+        let whole = part(mean(self.squares, self.count), factors.l2 * mean(self.noise_squares, self.noise_count));
+        whole.max(part(self.largest, factors.max * self.noise_largest))
+    }
+}

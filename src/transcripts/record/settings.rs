@@ -1,0 +1,156 @@
+//! The body of a request, and which of them can be judged.
+
+use std::fmt;
+
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Fault, Prompt, Stop};
+
+/// The body of a request. What it leaves out is as OpenAI documents it: a temperature and a `top_p` of 1, 16 tokens of a completion.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Request {
+    /// Of a completion: a text, or tokens.
+    pub prompt: Option<Prompt>,
+    /// Of a chat: the turns.
+    pub messages: Option<Vec<Value>>,
+    /// Of a chat: the tools that the model may call.
+    pub tools: Option<Vec<Value>>,
+    /// Of a chat: whether the template opens the assistant's turn; yes, if nobody says.
+    pub add_generation_prompt: Option<bool>,
+    /// Of a chat: further variables of the template.
+    pub chat_template_kwargs: Option<serde_json::Map<String, Value>>,
+    /// Whether the tokenizer adds its special tokens: to a prompt yes, to a chat no, if nobody says.
+    pub add_special_tokens: Option<bool>,
+    /// How many tokens the answer has at most.
+    pub max_tokens: Option<usize>,
+    /// The newer name of `max_tokens`.
+    pub max_completion_tokens: Option<usize>,
+    /// Before so many tokens no end token may come.
+    pub min_tokens: Option<usize>,
+    /// What logits are divided by; 0 takes the likeliest.
+    pub temperature: Option<f64>,
+    /// The probability of the nucleus.
+    pub top_p: Option<f64>,
+    /// How many tokens may be drawn; all, if it is 0 or negative.
+    pub top_k: Option<i64>,
+    /// How likely a token must be, as a part of the likeliest's probability.
+    pub min_p: Option<f64>,
+    /// What logits of tokens that came before are divided by (multiplied, where negative).
+    pub repetition_penalty: Option<f64>,
+    /// Not supported but for 0.
+    pub presence_penalty: Option<f64>,
+    /// Not supported but for 0.
+    pub frequency_penalty: Option<f64>,
+    /// What is added to the logits of tokens.
+    pub logit_bias: Option<IndexMap<String, f64>>,
+    /// Strings that end the answer.
+    pub stop: Option<Stop>,
+    /// Further tokens that end it.
+    pub stop_token_ids: Option<Vec<i64>>,
+    /// Whether the model's own end token does not.
+    pub ignore_eos: Option<bool>,
+    /// Whether the stop string is part of the text.
+    pub include_stop_str_in_output: Option<bool>,
+    /// Whether special tokens are no part of the text; yes, if nobody says.
+    pub skip_special_tokens: Option<bool>,
+    /// Whether the prompt is part of the text, and of the logprobs.
+    pub echo: Option<bool>,
+    /// How many answers.
+    pub n: Option<usize>,
+}
+
+impl Request {
+    /// The requests that a body makes, one for each prompt, if answers to them can be judged.
+    ///
+    /// # Errors
+    /// If it is none, or a setting is impossible.
+    pub fn from_json(body: &Value, vocabulary: usize) -> Result<Vec<Self>, Fault> {
+        let request = Self::deserialize(body).map_err(|error| fault("the body of a request", error))?;
+        request.check(vocabulary)?;
+        Ok(request.each())
+    }
+
+    /// One for each prompt, and for one answer each.
+    pub(super) fn each(&self) -> Vec<Self> {
+        let alone = |prompt| Request { prompt, n: None, ..self.clone() };
+        match &self.prompt {
+            None => vec![alone(None)],
+            Some(prompt) => prompt.each().into_iter().map(|prompt| alone(Some(prompt))).collect(),
+        }
+    }
+
+    /// Whether its answer can be judged, by a model with so many tokens.
+    pub(super) fn check(&self, vocabulary: usize) -> Result<(), Fault> {
+        let prompts = match (&self.prompt, &self.messages) {
+            (None, None) => return Err(fault("a request with prompt or messages", "neither")),
+            (Some(_), Some(_)) => return Err(fault("a request with prompt or messages", "both")),
+            (Some(prompt), None) => prompt.each(),
+            (None, Some(_)) => Vec::new(),
+        };
+        if self.n == Some(0) {
+            return Err(fault("an n from 1 up", 0));
+        }
+        within("temperature", self.temperature, "0, or from 0.001 to 1000", |t| t == 0.0 || (1e-3..=1e3).contains(&t))?;
+        within("top_p", self.top_p, "from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
+        within("min_p", self.min_p, "from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
+        within("repetition_penalty", self.repetition_penalty, "from 0.01 to 100", |p| (0.01..=100.0).contains(&p))?;
+        within("presence_penalty", self.presence_penalty, "0 (another is not judged)", |p| p == 0.0)?;
+        within("frequency_penalty", self.frequency_penalty, "0 (another is not judged)", |p| p == 0.0)?;
+        let known = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocabulary);
+        for (token, &bias) in self.logit_bias.iter().flatten() {
+            if !token.parse().is_ok_and(known) {
+                return Err(fault(format!("tokens below {vocabulary} in logit_bias"), format!("\"{token}\"")));
+            }
+            within("logit_bias", Some(bias), "from -10000 to 10000", |bias| (-1e4..=1e4).contains(&bias))?;
+        }
+        for prompt in prompts {
+            let Prompt::Ids(ids) = prompt else { continue };
+            if ids.is_empty() {
+                return Err(fault("a prompt", "an empty list"));
+            }
+            if let Some(id) = ids.iter().find(|id| !known(**id)) {
+                return Err(fault(format!("tokens below {vocabulary} in prompt"), id));
+            }
+        }
+        if self.stop.as_ref().is_some_and(|stop| stop.strings().iter().any(String::is_empty)) {
+            return Err(fault("stop strings that are not empty", "\"\""));
+        }
+        Ok(())
+    }
+
+    /// In a few words, what sets it apart.
+    pub fn words(&self) -> String {
+        let kind = if self.messages.is_some() { "chat" } else { "completion" };
+        let settings = [
+            self.temperature.map(|t| if t == 0.0 { "greedy".to_owned() } else { format!("temperature {t}") }),
+            self.top_k.map(|k| format!("top_k {k}")),
+            self.top_p.filter(|&p| p != 1.0).map(|p| format!("top_p {p}")),
+            self.min_p.filter(|&p| p != 0.0).map(|p| format!("min_p {p}")),
+            self.repetition_penalty.map(|p| format!("repetition_penalty {p}")),
+            self.logit_bias.as_ref().map(|_| "logit_bias".to_owned()),
+            self.tools.as_ref().map(|_| "tools".to_owned()),
+            self.stop.as_ref().map(|_| "stop".to_owned()),
+            self.stop_token_ids.as_ref().map(|_| "stop_token_ids".to_owned()),
+            self.min_tokens.map(|n| format!("min_tokens {n}")),
+            self.ignore_eos.filter(|&ignored| ignored).map(|_| "ignore_eos".to_owned()),
+            self.echo.filter(|&echo| echo).map(|_| "echo".to_owned()),
+        ];
+        let said = settings.into_iter().flatten();
+        [kind.to_owned()].into_iter().chain(said).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Refuses a number that makes no sense, or that single precision does not hold.
+fn within(name: &str, value: Option<f64>, range: &str, holds: impl Fn(f64) -> bool) -> Result<(), Fault> {
+    match value.filter(|&value| !holds(value)) {
+        Some(value) => Err(fault(format!("a {name} of {range}"), value)),
+        None => Ok(()),
+    }
+}
+
+fn fault(expected: impl Into<String>, found: impl fmt::Display) -> Fault {
+    (expected.into(), found.to_string())
+}

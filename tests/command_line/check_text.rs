@@ -1,0 +1,197 @@
+//! `dsv2 check-text`: right and wrong transcripts, servers that do what servers do, and what is refused.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::{Ran, dsv2, run};
+
+/// What the small model says, as a transcript.
+fn transcript() -> Value {
+    let printed = run(&mut dsv2(["generate", "--prompt", "The router", "--greedy", "--max-new-tokens", "8"])).passes();
+    let said: Value = serde_json::from_str(&printed).unwrap();
+    let tokens = said["tokens"].as_array().unwrap().iter().zip(said["logprobs"].as_array().unwrap());
+    let content: Vec<Value> = tokens.map(|(id, logprob)| json!({"id": id, "token": "", "logprob": logprob})).collect();
+    let made = content.len();
+    json!({
+        "request": {"prompt": "The router", "temperature": 0, "max_tokens": 8},
+        "response": {
+            "choices": [{"text": said["text"], "finish_reason": said["finish_reason"], "logprobs": {"content": content}}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": made, "total_tokens": 3 + made},
+        },
+    })
+}
+
+fn file(folder: &TempDir, lines: &[&str]) -> PathBuf {
+    let path = folder.path().join("transcripts.jsonl");
+    fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+fn check(path: &Path) -> Ran {
+    run(&mut dsv2([Path::new("check-text"), path, Path::new("--dtype"), Path::new("f32")]))
+}
+
+#[test]
+fn right_transcripts_pass_and_the_first_wrong_part_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let right = transcript();
+    let mut wrong = right.clone();
+    wrong["response"]["choices"][0]["finish_reason"] = json!("stop");
+    let (right, wrong) = (right.to_string(), wrong.to_string());
+    let passes = check(&file(&folder, &[&right, "", &right])).passes();
+    assert!(passes.contains("2 transcripts: 2 pass"), "{passes}");
+    let fails = check(&file(&folder, &[&right, &wrong])).fails();
+    assert!(fails.contains("line 2 (completion, greedy): FAIL") && fails.contains("(reason-swapped)"), "{fails}");
+    let path = file(&folder, &[&wrong]);
+    let report = run(&mut dsv2([Path::new("check-text"), &path, Path::new("--json")])).fails();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["verdict"], "fail");
+    assert_eq!(report["transcripts"][0]["first_failing_part"], "finish_reason");
+    assert_eq!(
+        report["transcripts"][0]["parts"][0],
+        json!({
+            "part": "tokenization", "disposition": "not_judged", "compared": 0, "ratio": null, "expected": null, "found": null,
+            "reason": "needs prompt_token_ids", "hints": [],
+        })
+    );
+}
+
+#[test]
+fn a_transcript_that_tells_nothing_of_the_model_is_not_judged_and_no_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = json!({"request": {"prompt": "The router"}, "response": {"choices": [{"text": " gives", "finish_reason": "stop"}]}});
+    let said = check(&file(&folder, &[&line.to_string()])).fails();
+    assert!(said.contains("1 transcript: 1 not judged") && said.contains("needs token_ids"), "{said}");
+}
+
+#[test]
+fn files_that_are_no_transcripts_are_refused_by_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let right = transcript().to_string();
+    let unknown = json!({"request": {"messages": [{"role": "pirate", "content": "?"}]}, "response": {"choices": [{}]}})
+        .to_string();
+    let long = json!({"request": {"prompt": vec![5; 2000]}, "response": {"choices": [{}]}}).to_string();
+    for (lines, says) in [
+        (vec![""], "transcripts, one in each line"),
+        (vec![&right, "{"], "in line 2"),
+        (vec![&unknown], "pirate"),
+        (vec![&long], "max_position_embeddings"),
+    ] {
+        let line = check(&file(&folder, &lines)).refused();
+        assert!(line.contains(says), "{says}: {line}");
+    }
+    assert!(check(&folder.path().join("none")).refused().contains("none"));
+    for (arguments, says) in [
+        (vec!["--endpoint", "https://example.org"], "http://"),
+        (vec!["--endpoint", "http://127.0.0.1:1", "--timeout", "5"], "127.0.0.1:1/v1/models"),
+        (vec!["--endpoint", "http://127.0.0.1:1", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
+        (vec!["--save", "x"], "--endpoint"),
+        (vec![], "TRANSCRIPTS"),
+    ] {
+        let line = run(&mut dsv2(["check-text"].into_iter().chain(arguments))).refused();
+        assert!(line.contains(says), "{says}: {line}");
+    }
+}
+
+/// A server on loopback, to which `answer` says what it sends for a path and a body; its URL.
+fn server(answer: impl Fn(&str, &Value, &mut TcpStream) + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut got = Vec::new();
+            let mut byte = [0];
+            while !got.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+                got.push(byte[0]);
+            }
+            let head = String::from_utf8_lossy(&got).to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
+            let mut body = vec![0; length.unwrap_or(0)];
+            stream.read_exact(&mut body).unwrap();
+            let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+            answer(&path, &serde_json::from_slice(&body).unwrap_or_default(), &mut stream);
+        }
+    });
+    url
+}
+
+fn send(stream: &mut TcpStream, status: &str, body: &str) {
+    // who has left misses nothing
+    let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+}
+
+const MODELS: &str = r#"{"object": "list", "data": [{"id": "tiny"}]}"#;
+
+#[test]
+fn a_server_is_asked_and_what_it_does_not_answer_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let (requests, saved) = (folder.path().join("requests.jsonl"), folder.path().join("saved.jsonl"));
+    let right = transcript();
+    let refused = json!({"prompt": "?"});
+    fs::write(&requests, format!("{}\n{refused}\n", right["request"])).unwrap();
+    let response = right["response"].to_string();
+    let url = server(move |path, body, stream| match path {
+        "/v1/models" => send(stream, "200 OK", MODELS),
+        // as servers do that know no other keys than OpenAI's
+        _ if body.get("return_token_ids").is_some() => send(stream, "400 Bad Request", "{}"),
+        _ if body["prompt"] == "?" => send(stream, "422 No", r#"{"error": {"message": "no questions"}}"#),
+        _ => {
+            assert_eq!((&body["model"], &body["logprobs"]), (&json!("tiny"), &json!(5)));
+            send(stream, "200 OK", &response);
+        }
+    });
+    let arguments =
+        [Path::new("check-text"), Path::new("--endpoint"), Path::new(&url), Path::new("--dtype"), Path::new("f32")];
+    let files = [Path::new("--requests"), &requests, Path::new("--save"), &saved];
+    let said = run(&mut dsv2(arguments.into_iter().chain(files))).passes();
+    assert!(said.contains("request 2: not answered: status 422: no questions"), "{said}");
+    assert!(said.contains("1 transcript: 1 pass, 1 not answered"), "{said}");
+    assert!(check(&saved).passes().contains("1 transcript: 1 pass"));
+}
+
+#[test]
+fn a_server_that_is_none_or_hangs_is_one_line() {
+    let models = |stream: &mut TcpStream| send(stream, "200 OK", MODELS);
+    let html = server(|_, _, stream| send(stream, "200 OK", "<html><body>hello</body></html>"));
+    let half = server(move |path, _, stream| match path {
+        "/v1/models" => models(stream),
+        _ => drop(write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{{\"choices\"")),
+    });
+    let odd = server(move |path, _, stream| match path {
+        "/v1/models" => models(stream),
+        _ => send(stream, "200 OK", "{\"choices\": []}"),
+    });
+    let hangs = server(move |path, _, stream| match path {
+        "/v1/models" => models(stream),
+        _ => thread::sleep(std::time::Duration::from_secs(20)),
+    });
+    let long = server(move |path, _, stream| match path {
+        "/v1/models" => models(stream),
+        _ => {
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n");
+            while stream.write_all(&[b' '; 1 << 16]).is_ok() {}
+        }
+    });
+    let key = server(move |path, _, stream| match path {
+        "/v1/models" => models(stream),
+        _ => send(stream, "401 Unauthorized", "{}"),
+    });
+    for (url, says) in [
+        (html, "expected JSON"),
+        (half, "/v1/chat/completions"),
+        (odd, "1 choice"),
+        (hangs, "timeout"),
+        (long, "at most 67108864 bytes"),
+        (key, "--api-key-env"),
+    ] {
+        let line = run(&mut dsv2(["check-text", "--endpoint", &url, "--timeout", "3"])).refused();
+        assert!(line.contains(says), "{says}: {line}");
+    }
+}
