@@ -99,6 +99,9 @@ pub struct MessageRecord {
     pub content: Option<String>,
 }
 
+/// The likeliest tokens of a completion, by text, with their logprobs.
+pub type Likeliest = IndexMap<String, Option<f64>>;
+
 /// Logprobs, in either of the two shapes.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -110,7 +113,7 @@ pub struct LogprobsRecord {
     /// Of a completion: their logprobs; the first token of an echoed prompt has none.
     pub token_logprobs: Option<Vec<Option<f64>>>,
     /// Of a completion: the likeliest tokens, by text.
-    pub top_logprobs: Option<Vec<Option<IndexMap<String, Option<f64>>>>>,
+    pub top_logprobs: Option<Vec<Option<Likeliest>>>,
 }
 
 /// A token of a chat.
