@@ -17,9 +17,9 @@
 //! | module | |
 //! |---|---|
 //! | [`record`] | transcripts, as files and servers have them |
-//! | [`prompt`], [`sampling`], [`ending`] | how an engine does text: the right way, and with [known bugs](mutants) |
-//! | [`answer`] | which tokens a transcript means |
-//! | [`truth`] | what the model says at each token, and how far off a plain implementation is |
+//! | `prompt`, `sampling`, `ending` | how an engine does text: the right way, and with [known bugs](mutants) |
+//! | `answer` | which tokens a transcript means |
+//! | `truth` | what the model says at each token, and how far off a plain implementation is |
 //! | [`judge`], [`report`] | the parts, judged |
 //! | [`endpoint`] | transcripts from a server as it runs |
 

@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use dsv2::generate::{ModelFolder, Rules};
+use dsv2::generate::ModelFolder;
 use dsv2_foreign::Foreign;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::sync::mpsc::unbounded_channel;
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{timeout, timeout_at};
 
 use crate::engine::{Engine, Job};
 use crate::error::{ApiError, Result, json_response};
@@ -39,6 +41,8 @@ pub struct Api {
     pub key: Option<String>,
     /// The largest body, in bytes.
     pub max_body: u64,
+    /// For bodies that are being read: their bytes, [`Api::max_body`] together.
+    pub reading: Arc<Semaphore>,
     /// How long a client may take to send a body.
     pub read_timeout: Duration,
     /// How long a request may take.
@@ -68,7 +72,8 @@ pub fn router(api: Arc<Api>) -> Router {
 /// Lets clients in that know the key, as long as the server does not end.
 async fn admit(State(api): Shared, request: Request, next: Next) -> Response {
     if let Some(key) = &api.key {
-        let given = request.headers().get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let given = request.headers().get(AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(7));
+        let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, key)| key);
         if !bool::from(given.unwrap_or_default().ct_eq(key.as_bytes())) {
             let message = "expected `Authorization: Bearer KEY` with the server's key";
             return ApiError::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message).into_response();
@@ -92,7 +97,8 @@ async fn models(State(api): Shared) -> Response {
     json_response(StatusCode::OK, &json!({"object": "list", "data": [described(&api)]}))
 }
 
-async fn model(State(api): Shared, Path(name): Path<String>) -> Result<Response> {
+async fn model(State(api): Shared, name: Result<Path<String>, PathRejection>) -> Result<Response> {
+    let Path(name) = name.map_err(|refused| ApiError::new(StatusCode::NOT_FOUND, None, refused.body_text()))?;
     is_served(&api, &name)?;
     Ok(json_response(StatusCode::OK, &described(&api)))
 }
@@ -123,8 +129,14 @@ async fn answer(api: Arc<Api>, request: Request, kind: Kind) -> Result<Response>
     let deadline = Instant::now() + api.timeout;
     let body = body(&api, request).await?;
     let reading = api.clone();
+    let turn = turn(&api, body.len(), deadline).await?;
     // tokenizers and templates may take a while
-    let asked = tokio::task::spawn_blocking(move || asked(&reading, &body, kind)).await;
+    let asked = tokio::task::spawn_blocking(move || {
+        let asked = asked(&reading, &body, kind);
+        drop(turn);
+        asked
+    })
+    .await;
     let internal = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the request could not be read");
     let asked = asked.map_err(internal)??;
     let reply = submit(&api, asked, kind, deadline)?;
@@ -132,6 +144,19 @@ async fn answer(api: Arc<Api>, request: Request, kind: Kind) -> Result<Response>
         (reply, true) => in_parts(reply).await,
         (reply, false) => reply.whole().await,
     }
+}
+
+/// Bodies that are read without waiting for others.
+const SMALL: usize = 64 << 10;
+
+/// Waits until a body may be read. A tokenizer takes some hundred times the memory of its text, so large ones come one after another.
+async fn turn(api: &Api, bytes: usize, deadline: Instant) -> Result<Option<OwnedSemaphorePermit>> {
+    if bytes <= SMALL {
+        return Ok(None);
+    }
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    let turn = timeout_at(deadline.into(), api.reading.clone().acquire_many_owned(bytes)).await;
+    Ok(turn.map_err(|_| ApiError::timeout())?.ok())
 }
 
 fn asked(api: &Api, body: &[u8], kind: Kind) -> Result<Asked> {
@@ -150,12 +175,11 @@ fn submit(api: &Api, asked: Asked, kind: Kind, deadline: Instant) -> Result<(Rep
         .collect();
     let places = api.engine.places(&sequences)?;
     let (events, heard) = unbounded_channel();
+    let rules = Arc::new(asked.rules.clone());
     for (index, (place, (_, new))) in places.into_iter().zip(sequences).enumerate() {
-        let mut rules = Rules { first_sequence: index, ..asked.rules.clone() };
-        rules.config.max_new_tokens = Some(new.max(1));
         api.engine.submit(Job {
             prompt: asked.prompts[index / asked.n].tokens.clone(),
-            rules,
+            rules: rules.clone(),
             new,
             logprobs: asked.logprobs,
             scores_prompt: asked.echo && asked.logprobs.is_some(),

@@ -32,7 +32,7 @@ pub struct Job {
     /// The tokens of the prompt.
     pub prompt: Vec<i64>,
     /// How it goes on.
-    pub rules: Rules,
+    pub rules: Arc<Rules>,
     /// How many tokens may be added; if none, the prompt is only read.
     pub new: usize,
     /// How many likely tokens are told beside each one, if logarithms are wanted.
@@ -161,13 +161,13 @@ impl Engine {
             );
             return Err(ApiError::new(StatusCode::BAD_REQUEST, Some("insufficient_memory"), message));
         }
-        let place = |_| {
-            self.places.clone().try_acquire_owned().map_err(|_| {
-                let message = format!("all {most} places of the batch and the queue are taken");
-                ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), message)
-            })
-        };
-        sequences.iter().map(place).collect()
+        // all at a time: two requests that take one place after another could keep each other from having enough
+        let taken = self.places.clone().try_acquire_many_owned(sequences.len() as u32);
+        let mut taken = taken.map_err(|_| {
+            let message = format!("there are no {} free places in the batch and the queue", sequences.len());
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), message)
+        })?;
+        Ok(sequences.iter().filter_map(|_| taken.split(1)).collect())
     }
 
     /// Takes a job.

@@ -24,6 +24,9 @@ pub struct ApiError {
     pub code: Option<&'static str>,
 }
 
+/// A client may call a field what it likes.
+const LONGEST_PARAM: usize = 100;
+
 impl ApiError {
     /// One with this status, of OpenAI's kind for it.
     pub fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
@@ -38,7 +41,8 @@ impl ApiError {
     /// A field that is not as it should be.
     pub fn field(name: &str, message: impl std::fmt::Display) -> Self {
         let message = format!("`{}`: {}", dsv2_foreign::Foreign(name), Words(message));
-        ApiError { param: Some(name.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, None, message) }
+        let param = name.chars().take(LONGEST_PARAM).collect();
+        ApiError { param: Some(param), ..Self::new(StatusCode::BAD_REQUEST, None, message) }
     }
 
     /// The same with a name for programs.

@@ -12,6 +12,7 @@ use dsv2::memory::Size;
 use dsv2::precision::Precision;
 use dsv2::{Error, Result, golden};
 use dsv2_reference::Dialect;
+use tokio::sync::Semaphore;
 
 use crate::api::Api;
 use crate::engine::{Engine, Limits};
@@ -62,7 +63,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_connections: u16,
     /// The largest body of a request
-    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = str::parse::<Size>)]
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = body)]
     pub max_body: Size,
     /// How many seconds a request may take
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds)]
@@ -73,6 +74,12 @@ pub struct Options {
     /// How many seconds requests may go on when the server is told to end
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub grace: Duration,
+}
+
+/// Bytes that a semaphore can count.
+fn body(text: &str) -> Result<Size> {
+    let size = text.parse::<Size>().ok().filter(|size| (1..=1 << 30).contains(&size.0));
+    size.ok_or_else(|| Error::request("--max-body", "a size up to 1GiB, such as 4MiB", format!("{text:?}")))
 }
 
 fn seconds(text: &str) -> Result<Duration> {
@@ -107,6 +114,7 @@ impl Options {
             folder,
             key: self.api_key.clone(),
             max_body: self.max_body.0,
+            reading: Arc::new(Semaphore::new(self.max_body.0 as usize)),
             read_timeout: self.read_timeout,
             timeout: self.timeout,
             stopping: AtomicBool::new(false),

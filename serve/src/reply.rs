@@ -110,6 +110,9 @@ impl Reply {
         let object = if self.kind == Kind::Chat { "chat.completion" } else { "text_completion" };
         let mut body = self.body(object, choices);
         body.insert("usage".to_owned(), self.usage(new));
+        if self.return_token_ids && self.kind == Kind::Chat {
+            body.insert("prompt_token_ids".to_owned(), json!(self.prompts[0].tokens));
+        }
         Ok(json_response(StatusCode::OK, &Value::Object(body)))
     }
 
@@ -161,13 +164,15 @@ impl Reply {
         choice.extend(finish(answer.finish.as_ref()));
         if self.return_token_ids {
             choice.insert("token_ids".to_owned(), json!(answer.tokens));
-            choice.insert("prompt_token_ids".to_owned(), json!(prompt.tokens));
+            if self.kind == Kind::Completion {
+                choice.insert("prompt_token_ids".to_owned(), json!(prompt.tokens));
+            }
         }
         Value::Object(choice)
     }
 
     fn logprobs_of(&self, prompt: &Prompt, answer: &Answer) -> Value {
-        let mut logprobs = logprobs::Completion::new(&self.folder.tokenizer, 0);
+        let mut logprobs = logprobs::Completion::new(&self.folder.tokenizer, logprobs::Place::default());
         if self.echo {
             logprobs.prompt(prompt, &answer.prompt);
         }

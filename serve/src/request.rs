@@ -63,7 +63,8 @@ fn new_tokens(
         Err(ApiError { param: Some(name.to_owned()), ..error })
     };
     match asked {
-        Some(new) if new > room => refused(format!(
+        // nothing is added, and yet the prompt may be too long
+        Some(new) if prompt.saturating_add(new) > context => refused(format!(
             "this model's context has {context} tokens; {} were asked for: {prompt} in the prompt, {new} in the answer",
             prompt.saturating_add(new)
         )),

@@ -1,7 +1,7 @@
 //! Transcripts from a server as it runs: any that speaks OpenAI's API (vLLM, SGLang, llama.cpp, `dsv2-serve`).
 //!
 //! Each request is sent as it stands, with `logprobs` where it says nothing of them, and with what some servers need to say which
-//! tokens they mean ([`TELLS_TOKENS`]). A server that refuses these is asked again without.
+//! tokens they mean (`TELLS_TOKENS`). A server that refuses these is asked again without.
 
 use std::time::Duration;
 

@@ -99,7 +99,7 @@ pub struct MessageRecord {
     pub content: Option<String>,
 }
 
-/// The likeliest tokens by their text, and their logprobs.
+/// The likeliest tokens of a completion, by text, with their logprobs.
 pub type Likeliest = IndexMap<String, Option<f64>>;
 
 /// Logprobs, in either of the two shapes.

@@ -29,9 +29,11 @@ impl<'a, T: Real> Running<'a, T> {
     /// None if it is refused, which its client was told.
     pub(super) fn new(folder: &'a ModelFolder, pool: &Pool<T>, job: Job, need: InPool) -> Option<Self> {
         let length = job.prompt.len();
-        let sequence = Lengths::new(&job.rules.config, length, Some(folder.config.max_position_embeddings))
+        let mut rules = (*job.rules).clone();
+        rules.config.max_new_tokens = Some(job.new.max(1));
+        let sequence = Lengths::new(&rules.config, length, Some(folder.config.max_position_embeddings))
             .map_err(Into::into)
-            .and_then(|lengths| Sequence::new(folder, job.prompt.clone(), length, &lengths, &job.rules));
+            .and_then(|lengths| Sequence::new(folder, job.prompt.clone(), length, &lengths, &rules));
         match sequence {
             Ok(sequence) => {
                 let known = pool.begin(length);
@@ -105,7 +107,7 @@ impl<'a, T: Real> Running<'a, T> {
 
     /// Chooses the next token by its logits.
     pub(super) fn take(&mut self, logits: ArrayView1<f32>) {
-        let (chosen, text) = match self.sequence.choose(logits, self.job.rules.first_sequence) {
+        let (chosen, text) = match self.sequence.choose(logits, self.job.index) {
             Ok(chosen) => chosen,
             Err(error) => return self.refuse(error.into()),
         };

@@ -21,12 +21,35 @@ fn shown(tokenizer: &Tokenizer, id: i64) -> String {
     }
 }
 
-/// How many characters of the text begin in a token.
-fn width(tokenizer: &Tokenizer, id: i64) -> usize {
-    if tokenizer.is_special(id) {
-        return 0;
+/// Where a text is: how many characters have begun, and the bytes of the last one if there may come more.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Place {
+    characters: usize,
+    begun: Vec<u8>,
+}
+
+impl Place {
+    /// After so many characters, all of which are whole.
+    pub(super) fn after(text: &str) -> Self {
+        Place { characters: text.chars().count(), begun: Vec::new() }
     }
-    tokenizer.bytes_of(id).unwrap_or_default().iter().filter(|byte| **byte & 0xc0 != 0x80).count()
+
+    /// Goes on by a token. Bytes that are no character are told as one `�` for each run that could have begun one.
+    fn pass(&mut self, tokenizer: &Tokenizer, id: i64) {
+        if tokenizer.is_special(id) {
+            return;
+        }
+        let before = usize::from(!self.begun.is_empty());
+        let mut bytes = std::mem::take(&mut self.begun);
+        bytes.extend(tokenizer.bytes_of(id).unwrap_or_default());
+        let mut characters = 0;
+        for chunk in bytes.utf8_chunks() {
+            characters += chunk.valid().chars().count() + usize::from(!chunk.invalid().is_empty());
+            let may_go_on = std::str::from_utf8(chunk.invalid()).is_err_and(|error| error.error_len().is_none());
+            self.begun = if may_go_on { chunk.invalid().to_vec() } else { Vec::new() };
+        }
+        self.characters += characters - before;
+    }
 }
 
 /// Those of `/v1/completions`: four lists.
@@ -36,15 +59,15 @@ pub(super) struct Completion<'a> {
     token_logprobs: Vec<Value>,
     top_logprobs: Vec<Value>,
     text_offset: Vec<usize>,
-    /// How many characters stand before the next token.
-    offset: usize,
+    /// Before the next token.
+    place: Place,
 }
 
 impl<'a> Completion<'a> {
-    /// Of tokens after so many characters.
-    pub(super) fn new(tokenizer: &'a Tokenizer, offset: usize) -> Self {
+    /// Of tokens from a place on.
+    pub(super) fn new(tokenizer: &'a Tokenizer, place: Place) -> Self {
         let (tokens, token_logprobs, top_logprobs, text_offset) = Default::default();
-        Completion { tokenizer, tokens, token_logprobs, top_logprobs, text_offset, offset }
+        Completion { tokenizer, tokens, token_logprobs, top_logprobs, text_offset, place }
     }
 
     /// A prompt; nothing is known of its first token.
@@ -53,7 +76,7 @@ impl<'a> Completion<'a> {
             self.add(*first, Value::Null, Value::Null);
         }
         scored.iter().for_each(|scored| self.push(scored));
-        self.offset = prompt.text.chars().count();
+        self.place = Place::after(&prompt.text);
     }
 
     /// One more token.
@@ -73,13 +96,13 @@ impl<'a> Completion<'a> {
         self.tokens.push(shown(self.tokenizer, id));
         self.token_logprobs.push(logprob);
         self.top_logprobs.push(top);
-        self.text_offset.push(self.offset);
-        self.offset += width(self.tokenizer, id);
+        self.text_offset.push(self.place.characters);
+        self.place.pass(self.tokenizer, id);
     }
 
-    /// How many characters stand before the next token.
-    pub(super) fn offset(&self) -> usize {
-        self.offset
+    /// Before the next token.
+    pub(super) fn place(&self) -> Place {
+        self.place.clone()
     }
 
     pub(super) fn json(self) -> Value {

@@ -23,7 +23,7 @@ pub async fn in_parts(mut reply: Reply) -> Result<Response> {
         return Err(error);
     }
     let answers = (0..reply.choices()).map(|_| Told::default()).collect();
-    let mut parts = Parts { reply, answers, said: VecDeque::new(), over: false };
+    let mut parts = Parts { reply, answers, said: VecDeque::new(), prompt: false, over: false };
     parts.hear(first.0, first.1);
     let events = stream::unfold(parts, |mut parts| async move {
         let said = parts.next().await?;
@@ -39,8 +39,10 @@ struct Told {
     begun: bool,
     ended: bool,
     tokens: usize,
-    /// How many characters stand before the next token.
-    offset: usize,
+    /// Before the next token.
+    place: logprobs::Place,
+    /// Whether the tokens of its prompt were told.
+    prompt: bool,
 }
 
 struct Parts {
@@ -48,6 +50,8 @@ struct Parts {
     answers: Vec<Told>,
     /// What is to be sent.
     said: VecDeque<String>,
+    /// Whether the tokens of a chat's prompt were told.
+    prompt: bool,
     over: bool,
 }
 
@@ -109,11 +113,12 @@ impl Parts {
                 let prompt = self.reply.prompt(index);
                 let text = prompt.text.clone();
                 let logprobs = self.reply.scored.then(|| {
-                    let mut logprobs = logprobs::Completion::new(&self.reply.folder.tokenizer, 0);
+                    let mut logprobs =
+                        logprobs::Completion::new(&self.reply.folder.tokenizer, logprobs::Place::default());
                     logprobs.prompt(prompt, scored);
                     logprobs.json()
                 });
-                self.answers[index].offset = text.chars().count();
+                self.answers[index].place = logprobs::Place::after(&text);
                 self.part(index, &text, logprobs.unwrap_or(Value::Null), &[], finish(None));
             }
             Kind::Completion => {}
@@ -125,9 +130,9 @@ impl Parts {
         match self.reply.kind {
             Kind::Chat => logprobs::of_chat(tokenizer, std::slice::from_ref(scored)),
             Kind::Completion => {
-                let mut logprobs = logprobs::Completion::new(tokenizer, self.answers[index].offset);
+                let mut logprobs = logprobs::Completion::new(tokenizer, self.answers[index].place.clone());
                 logprobs.push(scored);
-                self.answers[index].offset = logprobs.offset();
+                self.answers[index].place = logprobs.place();
                 logprobs.json()
             }
         }
@@ -144,6 +149,9 @@ impl Parts {
         choice.extend(finish);
         if self.reply.return_token_ids {
             choice.insert("token_ids".to_owned(), json!(ids));
+            if self.reply.kind == Kind::Completion && !std::mem::replace(&mut self.answers[index].prompt, true) {
+                choice.insert("prompt_token_ids".to_owned(), json!(self.reply.prompt(index).tokens));
+            }
         }
         self.say(vec![Value::Object(choice)]);
     }
@@ -153,6 +161,9 @@ impl Parts {
         let mut body = self.reply.body(object, choices);
         if self.reply.include_usage {
             body.insert("usage".to_owned(), Value::Null);
+        }
+        if self.reply.return_token_ids && self.reply.kind == Kind::Chat && !std::mem::replace(&mut self.prompt, true) {
+            body.insert("prompt_token_ids".to_owned(), json!(self.reply.prompts[0].tokens));
         }
         self.said.push_back(Value::Object(body).to_string());
     }

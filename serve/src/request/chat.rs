@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`.
 
 use dsv2::generate::ModelFolder;
+use dsv2_foreign::Foreign;
 use dsv2_text::{ChatOptions, Message};
 use serde_json::{Map, Value, json};
 
@@ -12,6 +13,9 @@ const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
 /// The most answers to one prompt.
 const MOST_ANSWERS: usize = 128;
+
+/// The most fields of messages beside role and content, for each of which the template is tried.
+const MOST_BESIDE: usize = 8;
 
 /// What a body asks for.
 ///
@@ -132,6 +136,24 @@ fn message(number: usize, value: Value) -> Result<Message> {
     }
 }
 
+/// What a message says beside what it is about. (The id of a call is nothing that a model would read.)
+fn beside<'a>((name, value): (&'a String, &Value)) -> Option<&'a str> {
+    let says = match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        _ => true,
+    };
+    (says && !["role", "content", "tool_call_id"].contains(&name.as_str())).then_some(name)
+}
+
+fn leave_out(number: usize, message: &Message, name: &str) -> Result<Message> {
+    let mut fields = message.fields().clone();
+    fields.shift_remove(name);
+    Ok(Message::from_value(number, Value::Object(fields))?)
+}
+
 /// The prompt that messages and tools make. What a template has no place for is refused, not left out.
 fn render(folder: &ModelFolder, messages: &[Message], tools: Option<&[Value]>) -> Result<String> {
     let template = folder.template()?;
@@ -141,6 +163,22 @@ fn render(folder: &ModelFolder, messages: &[Message], tools: Option<&[Value]>) -
     if matches!(without, Some(Ok(without)) if without == text) {
         return Err(ApiError::field("tools", "the model's chat template has no place for them")
             .with_code("unsupported_parameter"));
+    }
+    let mut names: Vec<&str> = messages.iter().flat_map(|message| message.fields().iter().filter_map(beside)).collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.len() > MOST_BESIDE {
+        let message =
+            format_args!("expected at most {MOST_BESIDE} fields beside role and content, found {}", names.len());
+        return Err(ApiError::field("messages", message));
+    }
+    for name in names {
+        let without = (1..).zip(messages).map(|(number, message)| leave_out(number, message, name));
+        let without = without.collect::<Result<Vec<_>>>()?;
+        if template.render(&without, &options).is_ok_and(|without| without == text) {
+            let message = format_args!("the model's chat template has no place for `{}` of a message", Foreign(name));
+            return Err(ApiError::field("messages", message));
+        }
     }
     let others: Vec<Message> = messages.iter().filter(|message| message.role() != Some("tool")).cloned().collect();
     if others.len() < messages.len() && template.render(&others, &options).is_ok_and(|without| without == text) {

@@ -116,6 +116,9 @@ fn top_k(fields: &mut Fields) -> Result<Option<u64>> {
     u64::try_from(k).map(Some).map_err(|_| ApiError::field("top_k", format_args!("expected -1 or more, found {k}")))
 }
 
+/// What each sequence looks for at each token, and keeps.
+const MOST_STOPS: usize = 16 << 10;
+
 /// One text or some.
 fn stop(fields: &mut Fields) -> Result<Option<Value>> {
     let Some(stop) = fields.take::<Value>("stop")? else { return Ok(None) };
@@ -123,7 +126,11 @@ fn stop(fields: &mut Fields) -> Result<Option<Value>> {
         Value::Array(list) => list.iter().all(|text| text.is_string_with_text()),
         one => one.is_string_with_text(),
     };
+    let bytes = stop.to_string().len();
     match texts {
+        true if bytes > MOST_STOPS => {
+            Err(ApiError::field("stop", format_args!("expected at most {MOST_STOPS} bytes of JSON, found {bytes}")))
+        }
         true => Ok(Some(stop)),
         false => Err(ApiError::field(
             "stop",
@@ -154,7 +161,8 @@ fn logit_bias(fields: &mut Fields) -> Result<Option<Value>> {
     let pair = |(id, bias): (String, Value)| {
         let number = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
         match (id.parse::<u32>(), number) {
-            (Ok(id), Some(bias)) => Ok(json!([[id], bias])),
+            // written in one way only, or one id could have several biases
+            (Ok(token), Some(bias)) if token.to_string() == id => Ok(json!([[token], bias])),
             _ => Err(refused(format!("{id:?}: {bias}"))),
         }
     };

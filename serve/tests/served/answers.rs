@@ -130,7 +130,37 @@ fn parts_joined_are_the_whole_and_split_no_character() {
         assert_eq!(json!(text), whole["text"]);
         let ids: Vec<i64> = serde_json::from_value(whole["token_ids"].clone()).unwrap();
         assert_eq!(text, embedded().tokenizer.decode(&ids, true).unwrap());
+        let told: Vec<&Value> = parts.iter().filter_map(|part| part["choices"][0].get("prompt_token_ids")).collect();
+        assert_eq!(told, [&whole["prompt_token_ids"]]);
         assert!(parts.last().unwrap()["choices"][0]["finish_reason"] == "length" && ids.len() == 60);
+    }
+}
+
+/// Offsets are where the tokens are in the text, also where bytes are no characters and become `�`.
+#[test]
+fn offsets_count_what_stands_for_bytes_that_are_no_characters() {
+    let server = Server::start(&[]);
+    // all single bytes, and characters of two to four bytes whose ends do not come
+    let halves: Vec<i64> = (0..4).flat_map(|number| (100..260).map(move |id| 2 + (id * (7 + number)) % 1000)).collect();
+    let hot = json!({"prompt": "中文😀é", "max_tokens": 150, "temperature": 8, "seed": 2, "ignore_eos": true});
+    for body in [json!({"prompt": halves, "max_tokens": 0}), hot] {
+        let body = with(&body, json!({"echo": true, "logprobs": 0}));
+        let choice = server.complete(body.clone())["choices"][0].clone();
+        let said: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
+        let many = said.iter().filter(|character| **character == '�').count();
+        assert!(many > 5, "{many}");
+        let told = &choice["logprobs"];
+        for (token, at) in told["tokens"].as_array().unwrap().iter().zip(told["text_offset"].as_array().unwrap()) {
+            let (token, at) = (token.as_str().unwrap(), at.as_u64().unwrap() as usize);
+            let rest: String = said[at..].iter().collect();
+            assert!(
+                token.starts_with("bytes:") || token.starts_with("<｜") || rest.starts_with(token),
+                "{token} at {at}"
+            );
+        }
+        let parts: Vec<Value> = server.stream("/v1/completions", &body).collect();
+        let lists = parts.iter().filter_map(|part| part["choices"][0]["logprobs"]["text_offset"].as_array().cloned());
+        assert_eq!(json!(lists.flatten().collect::<Vec<Value>>()), told["text_offset"]);
     }
 }
 
@@ -167,7 +197,7 @@ fn a_chat_is_what_the_template_makes_of_it_and_tells_what_it_was_asked_to() {
     let answer = server.post("/v1/chat/completions", &body).ok();
     let choice = &answer["choices"][0];
     let fed = embedded().tokenizer.encode("<｜begin▁of▁sentence｜>User: hello\n\nAssistant:", false).unwrap();
-    assert_eq!((&answer["object"], &choice["prompt_token_ids"]), (&json!("chat.completion"), &json!(fed)));
+    assert_eq!((&answer["object"], &answer["prompt_token_ids"]), (&json!("chat.completion"), &json!(fed)));
     let expected = generated(&fed, 256);
     assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(expected.text), &json!("stop")));
     let content = choice["logprobs"]["content"].as_array().unwrap();
@@ -187,6 +217,8 @@ fn a_chat_is_what_the_template_makes_of_it_and_tells_what_it_was_asked_to() {
     let (usage, parts) = parts.split_last().unwrap();
     assert_eq!((&usage["usage"], &usage["choices"]), (&answer["usage"], &json!([])));
     assert_eq!(parts[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    assert_eq!(parts[0]["prompt_token_ids"], json!(fed));
+    assert!(parts[1..].iter().all(|part| part.get("prompt_token_ids").is_none()));
     assert!(parts.iter().all(|part| part["usage"].is_null() && part["object"] == "chat.completion.chunk"));
     let text: String = parts.iter().filter_map(|part| part["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(json!(text), choice["message"]["content"]);

@@ -36,7 +36,7 @@ fn a_template_gets_the_tools_and_says_itself_what_it_refuses() {
     let place = tempfile::tempdir().unwrap();
     let server = Server::start(&["--model", &folder(place.path(), TEMPLATE, &json!({}))]);
     let fed = |answer: crate::client::Answer| {
-        let ids: Vec<i64> = serde_json::from_value(answer.ok()["choices"][0]["prompt_token_ids"].clone()).unwrap();
+        let ids: Vec<i64> = serde_json::from_value(answer.ok()["prompt_token_ids"].clone()).unwrap();
         server.api.folder.tokenizer.decode(&ids, false).unwrap()
     };
     let said = json!([{"role": "developer", "content": "be short"}, {"role": "user", "content": "hi"}]);
@@ -51,6 +51,27 @@ fn a_template_gets_the_tools_and_says_itself_what_it_refuses() {
     let forgets = json!([{"role": "user", "content": "hi"}, {"role": "tool", "content": "5", "tool_call_id": "x"}]);
     let (status, left_out) = chat(&server, forgets, json!({})).error();
     assert!(status == 400 && left_out.contains("no place for the role"), "{left_out}");
+    let nothing = json!([{"role": "user", "content": "hi", "name": null, "refusal": "", "tool_calls": []}]);
+    assert_eq!(fed(chat(&server, nothing, json!({}))), "user: hi\n");
+    let calls = json!([{"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
+    for (name, value) in [("name", json!("bob")), ("tool_calls", calls), ("prefix", json!(true))] {
+        let more = json!([said[0], with(&said[1], json!({name: value}))]);
+        let (status, left_out) = chat(&server, more, json!({})).error();
+        assert!(status == 400 && left_out.contains(&format!("no place for `{name}` of a message")), "{left_out}");
+    }
+    let many: Value = (0..9).map(|number| (format!("field{number}"), json!(1))).collect();
+    let (status, too_many) = chat(&server, json!([with(&said[1], many)]), json!({})).error();
+    assert!(status == 400 && too_many.contains("at most 8 fields"), "{too_many}");
+}
+
+#[test]
+fn fields_of_messages_that_the_template_reads_are_taken() {
+    let place = tempfile::tempdir().unwrap();
+    let template = "{%- for message in messages %}{{ message.name }}: {{ message.content }}{%- endfor %}";
+    let server = Server::start(&["--model", &folder(place.path(), template, &json!({}))]);
+    let answer = chat(&server, json!([{"role": "user", "content": "hi", "name": "bob"}]), json!({})).ok();
+    let ids: Vec<i64> = serde_json::from_value(answer["prompt_token_ids"].clone()).unwrap();
+    assert_eq!(server.api.folder.tokenizer.decode(&ids, false).unwrap(), "bob: hi");
 }
 
 #[test]

@@ -29,13 +29,14 @@ fn it_says_where_it_listens_and_ends_when_it_is_told_to() {
 fn what_it_cannot_do_it_says_in_one_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["--port", &port], "--port: expected an address to listen at, found 127.0.0.1:"),
         (&["--model", "no\u{1b}[31msuch"], "no\\u{1b}[31msuch"),
         (&["--dtype", "fp8"], "--dtype: expected f64, f32, f16 or bf16, found fp8"),
         (&["--memory-limit", "1KB"], "memory: expected more than"),
         (&["--api-key", ""], "--api-key: expected a key of printable ASCII"),
         (&["--timeout", "0"], "seconds: expected a number above 0"),
+        (&["--max-body", "2GB"], "--max-body: expected a size up to 1GiB"),
         (&["--backend", "cuda"], "unexpected argument '--backend'"),
     ];
     for (flags, expected) in cases {

@@ -37,6 +37,13 @@ fn what_is_wrong_is_named() {
         (json!({"prompt": "a", "logit_bias": {"a": 1}}), r#""logit_bias" `logit_bias`: expected ids"#),
         (json!({"prompt": "a", "logit_bias": {"1024": 1}}), r#""logit_bias" `logit_bias`: expected tokens below 1024"#),
         (json!({"prompt": "a", "logit_bias": {"1": 101}}), "numbers from -100 to 100"),
+        (json!({"prompt": "a", "logit_bias": {"01": 1}}), r#"numbers from -100 to 100, found "01": 1"#),
+        (json!({"prompt": "a", "stop": vec!["word"; 3000]}), "expected at most 16384 bytes of JSON, found 21001"),
+        // nothing is added, and yet there is no room
+        (
+            json!({"prompt": vec![5; 1025], "max_tokens": 0, "echo": true}),
+            r#""context_length_exceeded" "prompt" this model's context has 1024 tokens"#,
+        ),
         (json!({"prompt": "a", "stop": ["a", ""]}), r#""stop" `stop`: expected"#),
         (json!({"prompt": "a", "logprobs": 21}), "expected 0 to 20"),
         (json!({"prompt": "a", "n": 0}), "expected 1 to 128"),
@@ -102,6 +109,10 @@ fn bodies_that_are_none_and_paths_that_lead_nowhere_are_refused() {
     let other = server.post("/v1/completions", &json!({"model": "gpt-4\n", "prompt": "a"})).error();
     assert!(other.0 == 404 && other.1.contains(r#""model_not_found" "model""#), "{other:?}");
     assert_eq!(server.get("/v1/models/gpt-4").error().0, 404);
+    assert_eq!(server.get("/v1/models/%ff").error().0, 404);
+    let long = json!({"prompt": "a", "x".repeat(900): 1});
+    let told = server.post("/v1/completions", &long).json()["error"]["param"].as_str().unwrap().len();
+    assert_eq!(told, 100);
     assert_eq!(server.get("/v1/files").error().0, 404);
     assert_eq!(server.get("/v1/completions").error().0, 405);
 }
@@ -117,6 +128,7 @@ fn who_does_not_know_the_key_is_told_so_before_anything_is_read() {
         assert_eq!(refused.error().0, 401);
         assert!(refused.body.contains("invalid_api_key") && !refused.body.contains("secret"), "{}", refused.body);
     }
+    assert_eq!(server.send(&raw("/v1/completions", "authorization: bearer secret\r\n", body.as_bytes())).status, 200);
     assert_eq!(server.get("/v1/models").error().0, 401);
     assert_eq!(server.get("/health").status, 200);
     assert_eq!(server.send(&raw("/v1/completions", "authorization: Bearer secret\r\n", body.as_bytes())).status, 200);
