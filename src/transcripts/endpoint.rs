@@ -1,7 +1,7 @@
 //! Transcripts from a server as it runs: any that speaks OpenAI's API (vLLM, SGLang, llama.cpp, `dsv2-serve`).
 //!
 //! Each request is sent as it stands, with `logprobs` where it says nothing of them, and with what some servers need to say which
-//! tokens they mean (`TELLS_TOKENS`). A server that refuses these is asked again without.
+//! tokens they mean (`TELLS_TOKENS`). A server that refuses these is asked again, with one of them and with none.
 
 use std::time::Duration;
 
@@ -99,10 +99,12 @@ impl Endpoint {
         let path = if chat { "/v1/chat/completions" } else { "/v1/completions" };
         let mut body = self.body(request, chat);
         let (mut status, mut text) = self.post(path, &body)?;
-        if matches!(status.as_u16(), 400 | 422) {
-            for key in TELLS_TOKENS.iter().filter(|key| request.get(**key).is_none()) {
-                body.as_object_mut().and_then(|body| body.shift_remove(*key));
+        // a server may know one of them: the less telling one is given up first
+        for key in TELLS_TOKENS.iter().rev().filter(|key| request.get(**key).is_none()) {
+            if !matches!(status.as_u16(), 400 | 422) {
+                break;
             }
+            body.as_object_mut().and_then(|body| body.shift_remove(*key));
             (status, text) = self.post(path, &body)?;
         }
         match status.as_u16() {

@@ -157,6 +157,25 @@ fn a_server_is_asked_and_what_it_does_not_answer_is_said() {
 }
 
 #[test]
+fn a_server_that_knows_one_of_the_keys_for_token_ids_is_asked_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let requests = folder.path().join("requests.jsonl");
+    let right = transcript();
+    fs::write(&requests, right["request"].to_string()).unwrap();
+    let response = right["response"].to_string();
+    let url = server(move |path, body, stream| match path {
+        "/v1/models" => send(stream, "200 OK", MODELS),
+        // as dsv2-serve does
+        _ if body.get("return_tokens_as_token_ids").is_some() => send(stream, "400 Bad Request", "{}"),
+        _ if body["return_token_ids"] == true => send(stream, "200 OK", &response),
+        _ => send(stream, "422 No", "{}"),
+    });
+    let arguments = ["check-text", "--endpoint", &url, "--dtype", "f32", "--requests"].map(Path::new);
+    let said = run(&mut dsv2(arguments.into_iter().chain([&*requests]))).passes();
+    assert!(said.contains("1 transcript: 1 pass"), "{said}");
+}
+
+#[test]
 fn a_server_that_is_none_or_hangs_is_one_line() {
     let models = |stream: &mut TcpStream| send(stream, "200 OK", MODELS);
     let html = server(|_, _, stream| send(stream, "200 OK", "<html><body>hello</body></html>"));
