@@ -37,6 +37,7 @@ pub mod inputs;
 pub mod integers;
 pub mod judge;
 pub mod kv_cache;
+mod lines;
 pub mod local;
 pub mod materialize;
 pub mod memory;

@@ -46,7 +46,13 @@ pub struct Job {
     /// Where it is heard.
     pub events: UnboundedSender<(usize, Event)>,
     /// Its place in the batch or in the queue.
-    pub place: OwnedSemaphorePermit,
+    pub place: Place,
+}
+
+/// A place for a sequence, and what it takes there.
+pub struct Place {
+    need: InPool,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// What happens to a sequence.
@@ -143,7 +149,7 @@ impl Engine {
     ///
     /// # Errors
     /// If one could never be computed, or there are never so many places, or there are not now.
-    pub fn places(&self, sequences: &[(usize, usize)]) -> Result<Vec<OwnedSemaphorePermit>> {
+    pub fn places(&self, sequences: &[(usize, usize)]) -> Result<Vec<Place>> {
         let most = self.limits.batch + self.limits.queue;
         if sequences.len() > most {
             let message = format!(
@@ -152,8 +158,9 @@ impl Engine {
             );
             return Err(ApiError::new(StatusCode::BAD_REQUEST, Some("too_many_sequences"), message));
         }
-        let needs = sequences.iter().map(|(prompt, new)| in_pool(&self.folder, self.precision, *prompt, *new));
-        let most_of_one = needs.map(|need| need.kept.0.saturating_add(need.reading.0)).max();
+        let need = |(prompt, new): &(usize, usize)| in_pool(&self.folder, self.precision, *prompt, *new);
+        let needs: Vec<InPool> = sequences.iter().map(need).collect();
+        let most_of_one = needs.iter().map(|need| need.kept.0.saturating_add(need.reading.0)).max();
         if let Some(need) = most_of_one.filter(|need| *need > self.room).map(Size) {
             let message = format!(
                 "expected a sequence that takes at most {} of memory, found one that may take {need}; a shorter prompt or fewer `max_tokens` take less",
@@ -167,7 +174,7 @@ impl Engine {
             let message = format!("there are no {} free places in the batch and the queue", sequences.len());
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), message)
         })?;
-        Ok(sequences.iter().filter_map(|_| taken.split(1)).collect())
+        Ok(needs.into_iter().filter_map(|need| Some(Place { need, _permit: taken.split(1)? })).collect())
     }
 
     /// Takes a job.
@@ -191,8 +198,8 @@ impl Engine {
 
     /// Begins a thread that computes what comes, until nothing can come any more.
     fn compute<T: Real>(&self, pool: Pool<T>, incoming: UnboundedReceiver<Job>) -> dsv2::Result<()> {
-        let Engine { folder, precision, limits, room, state, .. } = self.clone();
-        let run = move || Rounds { folder: &folder, pool, limits, room, precision, state: &state }.run(incoming);
+        let Engine { folder, limits, room, state, .. } = self.clone();
+        let run = move || Rounds { folder: &folder, pool, limits, room, state: &state }.run(incoming);
         let thread = std::thread::Builder::new().name("engine".to_owned());
         thread.spawn(run).map_err(|refused| dsv2::Error::request("threads", "some from the system", refused))?;
         Ok(())
@@ -201,7 +208,7 @@ impl Engine {
 
 /// The angles of some models depend on the length of the whole prompt, which is then read at once.
 fn in_pool(folder: &ModelFolder, precision: Precision, prompt: usize, new: usize) -> InPool {
-    let whole = folder.config.rope().is_ok_and(|rope| rope.rope_type.depends_on_length());
+    let whole = folder.angles_depend_on_length().unwrap_or(false);
     need::in_pool(folder, precision, prompt, new, if whole { prompt } else { prompt.min(CHUNK) })
 }
 
@@ -210,7 +217,6 @@ struct Rounds<'a, T> {
     pool: Pool<T>,
     limits: Limits,
     room: u64,
-    precision: Precision,
     state: &'a State,
 }
 
@@ -265,14 +271,14 @@ impl<T: Real> Rounds<'_, T> {
     /// Those for whom there is room join, in their order: nobody is overtaken.
     fn join<'a>(&'a self, waiting: &mut VecDeque<Job>, running: &mut Vec<Running<'a, T>>) {
         while let Some(job) = waiting.front().filter(|_| running.len() < self.limits.batch) {
-            let need = in_pool(self.folder, self.precision, job.prompt.len(), job.new);
+            let need = job.place.need;
             let kept = running.iter().fold(need.kept.0, |sum, running| sum.saturating_add(running.need().kept.0));
             let reading = running.iter().map(|running| running.need().reading.0).max().unwrap_or(0).max(need.reading.0);
             if !running.is_empty() && kept.saturating_add(reading) > self.room {
                 return;
             }
             if let Some(job) = waiting.pop_front() {
-                running.extend(Running::new(self.folder, &self.pool, job, need));
+                running.extend(Running::new(self.folder, &self.pool, job));
             }
         }
     }

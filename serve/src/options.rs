@@ -100,11 +100,7 @@ impl Options {
         if self.api_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(Error::request("--api-key", "a key of printable ASCII", "another text"));
         }
-        let folder = match &self.model {
-            Some(dir) => ModelFolder::open(dir, self.dialect)?,
-            None => ModelFolder::embedded(self.dialect)?,
-        };
-        let folder = Arc::new(folder);
+        let folder = Arc::new(ModelFolder::open_or_embedded(self.model.as_deref(), self.dialect)?);
         let of_folder = || self.model.as_ref()?.canonicalize().ok()?.file_name()?.to_str().map(str::to_owned);
         let limits = Limits { batch: self.max_batch.into(), queue: self.queue.into(), memory: self.memory_limit };
         Ok(Arc::new(Api {

@@ -188,11 +188,6 @@ impl Reply {
 
 /// Why an answer ended; and, as vLLM tells it, what ended it.
 fn finish(finish: Option<&FinishReason>) -> [(String, Value); 2] {
-    let (reason, by) = match finish {
-        None => (Value::Null, Value::Null),
-        Some(FinishReason::StopToken(id)) => (json!("stop"), json!(id)),
-        Some(FinishReason::StopString(text)) => (json!("stop"), json!(text)),
-        Some(FinishReason::Length) => (json!("length"), Value::Null),
-    };
-    [("finish_reason".to_owned(), reason), ("stop_reason".to_owned(), by)]
+    let by = finish.map_or(Value::Null, FinishReason::stopped_by);
+    [("finish_reason".to_owned(), json!(finish.map(FinishReason::name))), ("stop_reason".to_owned(), by)]
 }

@@ -85,10 +85,7 @@ impl From<Logprobs> for LogprobsOf {
 
 pub fn run(args: &CheckTextArgs) -> Result<Done> {
     args.save.as_deref().map(output::check_place).transpose()?;
-    let folder = match &args.model {
-        Some(dir) => ModelFolder::open(dir, args.dialect)?,
-        None => ModelFolder::embedded(args.dialect)?,
-    };
+    let folder = ModelFolder::open_or_embedded(args.model.as_deref(), args.dialect)?;
     let judge = Judge::new(&folder, args.dtype, args.logprobs.map(Into::into))?;
     let mut progress = Progress::of_something_slow();
     let vocabulary = folder.config.vocab_size;

@@ -8,7 +8,7 @@ use dsv2::generate::decoder::Decoder;
 use dsv2::generate::need::Sequences;
 use dsv2::generate::{Completion, ModelFolder, Prompt, Rules, generate};
 use dsv2_foreign::Text;
-use dsv2_text::{FinishReason, Lengths};
+use dsv2_text::Lengths;
 use serde_json::{Value, json};
 
 use super::Done;
@@ -99,17 +99,12 @@ fn speak(
 fn record(prompt: &str, prompt_tokens: usize, completion: &Completion, watch: &Watch, row: usize) -> Value {
     let tokens = &completion.tokens;
     let (read, whole) = (watch.prompt_time().as_secs_f64(), watch.time(row).as_secs_f64());
-    let (finish_reason, stopped_by) = match &completion.finish {
-        FinishReason::StopToken(id) => ("stop", json!(id)),
-        FinishReason::StopString(text) => ("stop", json!(text)),
-        FinishReason::Length => ("length", Value::Null),
-    };
     let rate = (tokens.len() > 1).then(|| (tokens.len() - 1) as f64 / (whole - read));
     json!({
         "prompt": prompt,
         "text": completion.text,
-        "finish_reason": finish_reason,
-        "stopped_by": stopped_by,
+        "finish_reason": completion.finish.name(),
+        "stopped_by": completion.finish.stopped_by(),
         "prompt_tokens": prompt_tokens,
         "tokens": tokens.iter().map(|chosen| chosen.id).collect::<Vec<_>>(),
         "logprobs": tokens.iter().map(|chosen| chosen.logprob).collect::<Vec<_>>(),

@@ -44,10 +44,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// The model, of which no weight has been read yet.
     pub fn open(&self) -> Result<ModelFolder> {
-        match &self.model {
-            Some(dir) => ModelFolder::open(dir, self.dialect),
-            None => ModelFolder::embedded(self.dialect),
-        }
+        ModelFolder::open_or_embedded(self.model.as_deref(), self.dialect)
     }
 
     /// What runs it, ready for such sequences.

@@ -46,6 +46,14 @@ impl ModelFolder {
             .checked()
     }
 
+    /// The model in a folder; without one, the small model in the program.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`].
+    pub fn open_or_embedded(folder: Option<&Path>, dialect: Dialect) -> Result<Self> {
+        folder.map_or_else(|| Self::embedded(dialect), |folder| Self::open(folder, dialect))
+    }
+
     /// The small model in the program.
     ///
     /// # Errors
@@ -65,6 +73,14 @@ impl ModelFolder {
             template: OnceLock::new(),
         }
         .checked()
+    }
+
+    /// Whether the angles of its rope depend on the length of the text, so that a token means something else when it has grown.
+    ///
+    /// # Errors
+    /// If the config is impossible.
+    pub fn angles_depend_on_length(&self) -> Result<bool> {
+        Ok(self.config.rope()?.rope_type.depends_on_length())
     }
 
     /// The chat template, which is read when it is first asked for.

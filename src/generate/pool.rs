@@ -47,7 +47,7 @@ impl<T: Real> Pool<T> {
     pub fn load(folder: &ModelFolder, precision: Precision) -> Result<Self> {
         let model = DeepseekV2ForCausalLM::load(&folder.config, folder.dialect, &*folder.weights)?;
         // angles that depend on the length of the text are those of a whole prompt, not of its chunks
-        let chunks = !folder.config.rope()?.rope_type.depends_on_length();
+        let chunks = !folder.angles_depend_on_length()?;
         Ok(Pool { model, rounding: precision.narrow().map(RoundingTap), chunks })
     }
 

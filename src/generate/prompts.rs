@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::ModelFolder;
 use crate::error::{Error, Result};
+use crate::lines;
 
 /// The largest file of prompts that is read, in bytes.
 const LARGEST: u64 = 64 << 20;
@@ -39,18 +40,8 @@ impl Prompt {
     fn read(path: &Path) -> Result<Vec<(usize, Self)>> {
         let text = file::read_text(path, LARGEST)?;
         let json = path.extension().is_some_and(|extension| extension == "jsonl");
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let prompt = |at: usize, line: &str| match json {
-            false => Ok(Prompt::Text(line.to_owned())),
-            true => Prompt::from_json(line)
-                .map_err(|(expected, found)| Error::file(path, format!("{expected} in line {}", at + 1), found)),
-        };
-        let prompts: Vec<(usize, Self)> =
-            lines.map(|(at, line)| Ok((at + 1, prompt(at, line)?))).collect::<Result<_>>()?;
-        if prompts.is_empty() {
-            return Err(Error::file(path, "prompts, one in each line", "none"));
-        }
-        Ok(prompts)
+        let prompt = |line: &str| if json { Prompt::from_json(line) } else { Ok(Prompt::Text(line.to_owned())) };
+        lines::each(path, &text, "prompts", prompt)
     }
 
     /// One line of JSON, or what was expected and found.

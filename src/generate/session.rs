@@ -24,7 +24,7 @@ impl<'a> Session<'a> {
     /// If the config is impossible.
     pub fn new(folder: &'a ModelFolder, decoder: Box<dyn Decoder>) -> Result<Self> {
         // angles that depend on the length of the text are others when it has grown
-        let reuses = !folder.config.rope()?.rope_type.depends_on_length();
+        let reuses = !folder.angles_depend_on_length()?;
         Ok(Session { folder, decoder, tokens: Vec::new(), room: 0, reuses })
     }
 

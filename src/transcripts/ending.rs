@@ -141,11 +141,3 @@ impl<'a> Stops<'a> {
         Ok(text)
     }
 }
-
-/// As a response calls it.
-pub fn reason(reason: &FinishReason) -> &'static str {
-    match reason {
-        FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
-        FinishReason::Length => "length",
-    }
-}

@@ -6,7 +6,8 @@ use dsv2_reference::file;
 use serde_json::Value;
 
 use super::record::Transcript;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::lines;
 
 /// The longest file that is read, in bytes.
 const LONGEST: u64 = 64 << 20;
@@ -39,16 +40,8 @@ pub fn named(name: &str, answers: Vec<Transcript>) -> Vec<Named> {
 /// If the file cannot be read, has none, or a line is no transcript.
 pub fn transcripts(path: &Path, vocabulary: usize) -> Result<Vec<Named>> {
     let text = file::read_text(path, LONGEST)?;
-    let mut all = Vec::new();
-    for (number, line) in lines(&text) {
-        let answers = Transcript::from_json(line, vocabulary)
-            .map_err(|(expected, found)| Error::file(path, format!("{expected} in line {number}"), found))?;
-        all.extend(named(&format!("line {number}"), answers));
-    }
-    match all.is_empty() {
-        true => Err(Error::file(path, "transcripts, one in each line", "none")),
-        false => Ok(all),
-    }
+    let all = lines::each(path, &text, "transcripts", |line| Transcript::from_json(line, vocabulary))?;
+    Ok(all.into_iter().flat_map(|(number, answers)| named(&format!("line {number}"), answers)).collect())
 }
 
 /// The requests of a file, the body of one in each line; without a file, those in the program.
@@ -58,21 +51,10 @@ pub fn transcripts(path: &Path, vocabulary: usize) -> Result<Vec<Named>> {
 pub fn requests(path: Option<&Path>) -> Result<Vec<Value>> {
     let shown = path.unwrap_or(Path::new("the requests in the program"));
     let text = path.map_or_else(|| Ok(REQUESTS.to_owned()), |path| file::read_text(path, LONGEST))?;
-    let object = |(number, line): (usize, &str)| {
-        let expected = || format!("a JSON object in line {number}");
-        match serde_json::from_str(line).map_err(|error| Error::file(shown, expected(), error))? {
-            request @ Value::Object(_) => Ok(request),
-            other => Err(Error::file(shown, expected(), other)),
-        }
+    let object = |line: &str| match serde_json::from_str(line) {
+        Ok(request @ Value::Object(_)) => Ok(request),
+        Ok(other) => Err(("a JSON object".to_owned(), other.to_string())),
+        Err(error) => Err(("a JSON object".to_owned(), error.to_string())),
     };
-    let requests = lines(&text).map(object).collect::<Result<Vec<_>>>()?;
-    match requests.is_empty() {
-        true => Err(Error::file(shown, "requests, one in each line", "none")),
-        false => Ok(requests),
-    }
-}
-
-/// The lines that have something in them, and their numbers.
-fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty())
+    Ok(lines::each(shown, &text, "requests", object)?.into_iter().map(|(_, request)| request).collect())
 }

@@ -187,7 +187,7 @@ impl<'a> Judge<'a> {
             let expected = format!("at most {context} tokens with the prompt (max_position_embeddings)");
             return Err(Error::request("transcript", expected, prompt.saturating_add(answer)));
         }
-        Ok(truth::need(self.speech.model, prompt + answer, if told > answer { told } else { answer } + 1))
+        Ok(truth::need(self.speech.model, prompt + answer, answer + 1))
     }
 
     /// Judges a transcript.

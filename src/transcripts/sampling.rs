@@ -11,6 +11,7 @@
 use std::fmt;
 
 use dsv2_text::generation::LogitsProcessor;
+use dsv2_text::generation::sampler::LogProbabilities;
 
 use super::ending::Stops;
 use super::mutants::Bug;
@@ -135,7 +136,7 @@ impl Sampling {
                 }
             }
             (LogitsProcessor::MinP(p), Some(Bug::MinPAbsolute)) => {
-                let far = log_softmax(scores).into_iter().map(|l| l.exp() < f64::from(*p));
+                let far = LogProbabilities::new(scores).all().into_iter().map(|l| l.exp() < f64::from(*p));
                 scores.iter_mut().zip(far).filter(|(_, far)| *far).for_each(|(score, _)| *score = f32::NEG_INFINITY);
             }
             _ => processor.apply(row, scores),
@@ -153,7 +154,7 @@ impl Sampling {
             LogprobsOf::Scaled => self.scaled(row, adjusted),
             LogprobsOf::Processed => self.processed(row, adjusted),
         };
-        let mut logprobs = log_softmax(&scores);
+        let mut logprobs = LogProbabilities::new(&scores).all();
         match self.bug {
             Some(Bug::LogprobsBase2) => logprobs.iter_mut().for_each(|l| *l /= std::f64::consts::LN_2),
             Some(Bug::LogprobsBase10) => logprobs.iter_mut().for_each(|l| *l /= std::f64::consts::LN_10),
@@ -225,13 +226,6 @@ pub fn best(scores: &[f32]) -> Option<usize> {
         _ => Some((at, score)),
     };
     finite.fold(None, higher).map(|(at, _)| at)
-}
-
-/// The logarithms of the probabilities.
-pub fn log_softmax(scores: &[f32]) -> Vec<f64> {
-    let most = f64::from(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let all: f64 = scores.iter().map(|&score| (f64::from(score) - most).exp()).sum();
-    scores.iter().map(|&score| f64::from(score) - most - all.ln()).collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use crate::error::ApiError;
 
 pub(super) struct Running<'a, T> {
     job: Job,
-    need: InPool,
     known: Known<T>,
     sequence: Sequence<'a>,
     /// Of the prompt's tokens but the first.
@@ -27,7 +26,7 @@ pub(super) struct Running<'a, T> {
 
 impl<'a, T: Real> Running<'a, T> {
     /// None if it is refused, which its client was told.
-    pub(super) fn new(folder: &'a ModelFolder, pool: &Pool<T>, job: Job, need: InPool) -> Option<Self> {
+    pub(super) fn new(folder: &'a ModelFolder, pool: &Pool<T>, job: Job) -> Option<Self> {
         let length = job.prompt.len();
         let mut rules = (*job.rules).clone();
         rules.config.max_new_tokens = Some(job.new.max(1));
@@ -37,7 +36,7 @@ impl<'a, T: Real> Running<'a, T> {
         match sequence {
             Ok(sequence) => {
                 let known = pool.begin(length);
-                Some(Running { job, need, known, sequence, prompt: Vec::new(), last: 0, over: false })
+                Some(Running { job, known, sequence, prompt: Vec::new(), last: 0, over: false })
             }
             Err(error) => {
                 let _ = job.events.send((job.index, Event::Failed(error.into())));
@@ -52,7 +51,8 @@ impl<'a, T: Real> Running<'a, T> {
 
     /// What it takes from now on.
     pub(super) fn need(&self) -> InPool {
-        InPool { reading: if self.is_reading() { self.need.reading } else { Size(0) }, ..self.need }
+        let need = self.job.place.need;
+        InPool { reading: if self.is_reading() { need.reading } else { Size(0) }, ..need }
     }
 
     pub(super) fn is_reading(&self) -> bool {

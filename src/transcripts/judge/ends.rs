@@ -7,7 +7,7 @@ use super::fed::differing;
 use super::{Judge, Outcome, Part, PartVerdict};
 use crate::error::Result;
 use crate::transcripts::answer::Answer;
-use crate::transcripts::ending::{self, Stops};
+use crate::transcripts::ending::Stops;
 use crate::transcripts::mutants::{self, Bug, Mutant};
 use crate::transcripts::prompt::{Fed, prompt};
 use crate::transcripts::record::Transcript;
@@ -72,7 +72,7 @@ fn ends_so(
         return Ok((ids.len() > 1 || reason != "length").then(|| ("length, without a token".to_owned(), found())));
     }
     if let Some((length, ending)) = stops.end(ids)? {
-        let says = reason == ending::reason(&ending);
+        let says = reason == ending.name();
         let expected = || match &ending {
             FinishReason::StopToken(token) => format!("stop at token {token}, after {length} tokens"),
             FinishReason::StopString(string) => format!("stop at \"{}\", after {length} tokens", Foreign(string)),

@@ -47,8 +47,7 @@ impl Judged {
 /// Which probabilities the engine of these transcripts tells: the conventions that explain most of them. That of all is taken for
 /// each, so that an engine is not right once by one and once by another. Nothing, if no logprobs are told.
 pub fn settle(judged: &mut [Judged]) -> Vec<LogprobsOf> {
-    let told =
-        |judged: &Judged| judged.logprobs.iter().any(|(_, verdict)| !matches!(verdict.outcome, Outcome::NotJudged(_)));
+    let told = |judged: &Judged| judged.logprobs.iter().any(|(_, verdict)| !verdict.is_not_judged());
     if !judged.iter().any(told) {
         return Vec::new();
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::generate::decoder::{Decoder, OnHost, Step};
 use crate::precision::Precision;
-use crate::transcripts::ending::{self, Stops};
+use crate::transcripts::ending::Stops;
 use crate::transcripts::judge::Judge;
 use crate::transcripts::mutants::Bug;
 use crate::transcripts::prompt::prompt;
@@ -55,7 +55,7 @@ impl<'j> Engine<'j> {
             ids.push(token);
             new = vec![token];
             match stops.end(&ids).unwrap() {
-                Some((length, reason)) if length == ids.len() => break ending::reason(&reason),
+                Some((length, reason)) if length == ids.len() => break reason.name(),
                 _ => {}
             }
         };

@@ -68,6 +68,11 @@ impl<'a> LogProbabilities<'a> {
         self.logits.get(token).map_or(f64::NEG_INFINITY, |logit| f64::from(*logit) - self.most - self.all)
     }
 
+    /// Those of all tokens \[V\].
+    pub fn all(&self) -> Vec<f64> {
+        (0..self.logits.len()).map(|token| self.of(token)).collect()
+    }
+
     /// The `n` likeliest tokens, the likeliest first; of equally likely ones that with the lowest number.
     pub fn likeliest(&self, n: usize) -> Vec<(usize, f64)> {
         let falling = |a: &usize, b: &usize| self.logits[*b].total_cmp(&self.logits[*a]).then(a.cmp(b));

@@ -1,5 +1,7 @@
 //! When an answer ends, and the text of it.
 
+use serde_json::Value;
+
 use super::{GenerationConfig, Lengths};
 use crate::error::Result;
 use crate::tokenizer::{TextStream, Tokenizer};
@@ -13,6 +15,25 @@ pub enum FinishReason {
     StopString(String),
     /// There may be no more tokens.
     Length,
+}
+
+impl FinishReason {
+    /// As OpenAI's API calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+
+    /// The token or the text that ended it, or null.
+    pub fn stopped_by(&self) -> Value {
+        match self {
+            FinishReason::StopToken(id) => Value::from(*id),
+            FinishReason::StopString(text) => Value::from(text.as_str()),
+            FinishReason::Length => Value::Null,
+        }
+    }
 }
 
 /// When a row ends, by its tokens.
