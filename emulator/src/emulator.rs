@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use crate::exec::launch::{Launch, Report};
-use crate::lower::Kernel;
+use crate::lower::{Kernel, function_address};
 use crate::memory::store::Store;
 use crate::memory::{DevicePointer, Memory};
 use crate::observe::{Nobody, Observer};
 use crate::options::{Arg, Grid, Options};
+use crate::parse::ast::Reference;
 use crate::{Error, Module, Space};
 
 /// A device: memory that lives from launch to launch.
@@ -18,6 +19,8 @@ pub struct Emulator {
     memory: Memory,
     /// The addresses of the variables of each module that was launched.
     loaded: HashMap<u64, Vec<u64>>,
+    /// What cooperative grids meet at, once there was one.
+    workspace: Option<DevicePointer>,
 }
 
 impl Default for Emulator {
@@ -44,7 +47,7 @@ impl Emulator {
 
     /// A device with so many bytes of memory.
     pub fn with_memory(bytes: u64) -> Self {
-        Self { memory: Memory::new(bytes), loaded: HashMap::new() }
+        Self { memory: Memory::new(bytes), loaded: HashMap::new(), workspace: None }
     }
 
     /// Allocates memory; reading it before anything was written there is an error.
@@ -146,6 +149,7 @@ impl Emulator {
             return Err(wrong(format!("{registers} registers and constants; the emulator keeps {MAX_REGISTERS}")));
         }
         let globals = self.load(module)?.to_vec();
+        let workspace = if options.cooperative { self.grid_workspace()? } else { 0 };
         let launch = Launch {
             kernel: &kernel,
             memory: &self.memory,
@@ -158,24 +162,45 @@ impl Emulator {
             checked: options.checked,
             limit: options.limit,
             summation: options.summation,
+            workspace,
         };
+        let blocks: u64 = grid.blocks.iter().map(|size| u64::from(*size)).product();
+        if options.cooperative && blocks > launch.residents() {
+            let message =
+                format!("a cooperative grid of {blocks} blocks; {} can be under way at once", launch.residents());
+            return Err(wrong(message));
+        }
         if let Some(observer) = observer {
             return launch.run_in_order(observer);
         }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.threads == 0 { cores() } else { options.threads };
-        let blocks: u64 = grid.blocks.iter().map(|size| u64::from(*size)).product();
         let threads = threads.min(usize::try_from(blocks).unwrap_or(usize::MAX));
-        if threads <= 1 || kernel.has_global_atomics {
+        if threads <= 1 || kernel.needs_order {
             return launch.run_in_order(&mut Nobody);
         }
         launch.run_in_parallel(threads)
     }
 
+    /// What the blocks of a cooperative grid meet at, as the driver lays it out: its size and the barrier's counter, which
+    /// is zero in the beginning.
+    fn grid_workspace(&mut self) -> Result<u64, Error> {
+        const BYTES: u32 = 64;
+        let pointer = match self.workspace {
+            Some(pointer) => pointer,
+            None => self.memory.allocate(u64::from(BYTES), Some("the workspace of the grid"), false)?,
+        };
+        self.workspace = Some(pointer);
+        let mut data = [0; BYTES as usize];
+        data[..4].copy_from_slice(&BYTES.to_le_bytes());
+        self.memory.write(pointer, &data)?;
+        Ok(pointer.address())
+    }
+
     /// Gives the variables of a module their memory, once.
     fn load(&mut self, module: &Module) -> Result<&[u64], Error> {
         if !self.loaded.contains_key(&module.id) {
-            let mut addresses = vec![];
+            let mut addresses: Vec<u64> = vec![];
             for variable in &module.ast.variables {
                 let constant = variable.space == Space::Const;
                 let bytes = variable.bytes.filter(|_| constant || variable.space == Space::Global);
@@ -189,6 +214,22 @@ impl Emulator {
                 initial.resize(bytes as usize, 0);
                 self.memory.write(pointer, &initial)?;
                 addresses.push(pointer.address());
+            }
+            // Now that all have a place, those that hold addresses of others get them.
+            for (variable, base) in module.ast.variables.iter().zip(&addresses) {
+                for (at, reference) in &variable.addresses {
+                    let index = module.ast.variables.iter().position(|other| other.name == reference.name);
+                    let found = index.map(|index| addresses[index]).filter(|address| *address != 0);
+                    let Some(address) = found.or_else(|| function_address(&module.ast, &reference.name)) else {
+                        let Reference { name, .. } = reference;
+                        let message =
+                            format!("{} holds the address of {name}, which is not in the module", variable.name);
+                        return Err(Error::syntax(1, message));
+                    };
+                    let address = address.wrapping_add_signed(reference.offset);
+                    let place = DevicePointer::from_address(base + *at as u64);
+                    self.memory.write(place, &address.to_le_bytes())?;
+                }
             }
             self.loaded.insert(module.id, addresses);
         }

@@ -73,11 +73,13 @@ pub struct Options {
     pub limit: u64,
     /// How `mma.sync` sums up; hardware does not document it.
     pub summation: Summation,
+    /// A cooperative launch: all blocks are under way together, and meet at the barriers of cooperative groups' grids.
+    pub cooperative: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { checked: true, threads: 0, limit: 1 << 30, summation: Summation::default() }
+        Self { checked: true, threads: 0, limit: 1 << 30, summation: Summation::default(), cooperative: false }
     }
 }
 

@@ -3,9 +3,9 @@
 use super::block::Block;
 use super::registers::{Registers, get, lanes, set};
 use super::view::{Request, View};
-use crate::Error;
 use crate::lower::instruction::{Atomic, Load, Store};
 use crate::observe::{Access, Kind, Observer};
+use crate::{Error, Space};
 
 impl<O: Observer> Block<'_, O> {
     /// `ld`
@@ -13,6 +13,7 @@ impl<O: Observer> Block<'_, O> {
         let addresses = self.warps[warp].addresses(load.address);
         let bytes = load.bytes * load.parts.len() as u32;
         let request = Request { space: load.space, bytes, writes: false, reads: true };
+        self.polls += u32::from(load.polls);
         self.tell_access(warp, pc, mask, &Access { kind: Kind::Read, space: load.space, addresses: &addresses, bytes });
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
@@ -49,6 +50,9 @@ impl<O: Observer> Block<'_, O> {
         let addresses = self.warps[warp].addresses(store.address);
         let bytes = store.bytes * store.parts.len() as u32;
         let request = Request { space: store.space, bytes, writes: true, reads: false };
+        if matches!(store.space, Space::Global | Space::Generic) {
+            (self.polls, self.advanced) = (0, true);
+        }
         let access = Access { kind: Kind::Write, space: store.space, addresses: &addresses, bytes };
         self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
@@ -81,20 +85,29 @@ impl<O: Observer> Block<'_, O> {
     /// `atom` and `red`: lane after lane.
     pub(super) fn atomic(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(atomic.address);
-        let Atomic { space, bytes, operands: [b, c], .. } = *atomic;
+        let Atomic { space, bytes: element, .. } = *atomic;
+        let bytes = element * atomic.parts.len() as u32;
         let request = Request { space, bytes, writes: true, reads: true };
         self.tell_access(warp, pc, mask, &Access { kind: Kind::Atomic, space, addresses: &addresses, bytes });
         let (view, registers) = self.split(warp);
+        let mut changed = false;
         let outcome = lanes(mask).try_for_each(|lane| {
             let spot = view.locate(request, lane, addresses[lane])?;
-            let old = spot.store.load(spot.offset, bytes);
-            let new = (atomic.update)(old, get(registers, b, lane), get(registers, c, lane));
-            spot.store.store(spot.offset, bytes, new);
-            if let Some(register) = atomic.old {
-                set(registers, register, lane, old);
+            for (part, ([b, c], target)) in atomic.parts.iter().zip(&atomic.old).enumerate() {
+                let offset = spot.offset + u64::from(part as u32 * element);
+                let old = spot.store.load(offset, element);
+                let new = (atomic.update)(old, get(registers, *b, lane), get(registers, *c, lane));
+                spot.store.store(offset, element, new);
+                changed |= new != old;
+                if let Some(register) = target {
+                    set(registers, *register, lane, old);
+                }
             }
             Ok(())
         });
+        if space != Space::Shared {
+            (self.polls, self.advanced) = if changed { (0, true) } else { (self.polls + 1, self.advanced) };
+        }
         outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 

@@ -17,7 +17,23 @@ pub(crate) fn is_integer(kind: Type) -> bool {
 pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
     let signed = kind.is_signed();
     let name = case.name;
+    if matches!(kind, Type::U16x2 | Type::S16x2) {
+        return pairs(case, kind);
+    }
     Some(match name {
+        "min" | "max" if kind == Type::S32 && case.take("relu") => {
+            let largest = name == "max";
+            two(
+                case,
+                kind,
+                |a, _| a,
+                move |a, b| {
+                    let (a, b) = (a as i32, b as i32);
+                    (if largest { a.max(b) } else { a.min(b) }).max(0) as u32
+                },
+                |a, _| a,
+            )
+        }
         "add" | "sub" if case.take("sat") => saturating(case, kind),
         "add" | "sub" | "addc" | "subc" if case.take("cc") => extended(case, kind, true),
         "addc" | "subc" => extended(case, kind, false),
@@ -60,6 +76,26 @@ pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
         "dp4a" | "dp2a" => dot_product(case, kind),
         _ => return None,
     })
+}
+
+/// `add`, `min` and `max` of two 16-bit numbers in a word.
+fn pairs(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
+    let signed = kind == Type::S16x2;
+    let f: fn(u16, u16) -> u16 = match (case.name, signed) {
+        ("add", _) => u16::wrapping_add,
+        ("min", false) => Ord::min,
+        ("max", false) => Ord::max,
+        ("min", true) => |a, b| (a as i16).min(b as i16) as u16,
+        ("max", true) => |a, b| (a as i16).max(b as i16) as u16,
+        _ => return None,
+    };
+    let relu = signed && case.name != "add" && case.take("relu");
+    let clamp = move |x: u16| if relu { (x as i16).max(0) as u16 } else { x };
+    let pair = move |a: u32, b: u32| {
+        let low = clamp(f(a as u16, b as u16));
+        u32::from(low) | u32::from(clamp(f((a >> 16) as u16, (b >> 16) as u16))) << 16
+    };
+    Some(two(case, kind, |a, _| a, pair, |a, _| a))
 }
 
 fn saturating(case: &mut Case, kind: Type) -> Lowered<Op> {
