@@ -7,7 +7,7 @@ use crate::lower::{Kernel, function_address};
 use crate::memory::store::Store;
 use crate::memory::{DevicePointer, Memory};
 use crate::observe::{Nobody, Observer};
-use crate::options::{Arg, Grid, Options};
+use crate::options::{Arg, Grid, Options, Unwritten};
 use crate::parse::ast::Reference;
 use crate::{Error, Module, Space};
 
@@ -159,7 +159,8 @@ impl Emulator {
             block: grid.threads,
             dynamic_bytes: grid.shared,
             shared_bytes,
-            checked: options.checked,
+            checked: options.checked && options.unwritten == Unwritten::Stop,
+            follow: options.checked && options.unwritten == Unwritten::Follow,
             limit: options.limit,
             summation: options.summation,
             workspace,

@@ -13,11 +13,13 @@ mod options;
 mod parse;
 pub mod profile;
 pub mod race;
+mod unwritten;
 
 pub use emulator::Emulator;
 pub use error::{Cause, Error, Fault, Jam, Place, Stuck, Waiting};
 pub use exec::launch::Report;
 pub use memory::DevicePointer;
 pub use module::Module;
-pub use options::{Arg, Grid, Options};
+pub use options::{Arg, Grid, Options, Unwritten};
 pub use parse::types::Space;
+pub use unwritten::{UnwrittenUse, Use};

@@ -53,6 +53,8 @@ pub struct Access<'a> {
     pub addresses: &'a [u64; 32],
     /// How many bytes each lane accesses. (The lanes of `ldmatrix` are those that give the addresses of rows.)
     pub bytes: u32,
+    /// The lanes of a store by which memory does not change: what they store is there already.
+    pub unchanged: u32,
 }
 
 impl Access<'_> {

@@ -53,6 +53,9 @@
 //! thread: whoever touches them meanwhile races, the thread that copies too. Then the copy is a write of that thread,
 //! which others see after a barrier.
 //!
+//! # Equal stores
+//! Two stores of the same value to the same bytes are kept apart: see [`RaceDetector::equal_stores`].
+//!
 //! # What is not found
 //! Only what this run does is looked at: other inputs may race elsewhere. Orders that depend on luck (who took a lock
 //! first) count as they were.
@@ -96,6 +99,7 @@ const SHARED: u64 = 1 << 20;
 pub struct RaceDetector {
     sites: Sites,
     log: Log,
+    equal: Log,
     /// The blocks of this launch, by number.
     blocks: Vec<[u32; 3]>,
     /// The block that runs.
@@ -147,7 +151,7 @@ impl RaceDetector {
         Self::default()
     }
 
-    /// The races found so far, in all launches: one for each pair of lines, in the order in which they were found,
+    /// The races found so far, in all launches, without [equal stores](Self::equal_stores): one for each pair of lines, in the order in which they were found,
     /// which is the same in every run.
     pub fn races(&self) -> &[Race] {
         &self.log.races
@@ -161,8 +165,21 @@ impl RaceDetector {
         self.running.threads.len() / 32
     }
 
-    /// One lane accesses bytes.
-    fn touch(&mut self, space: Space, bytes: std::ops::Range<u64>, order: Order, new: &Mark, index: usize) {
+    /// Stores of equal values to the same bytes that nothing orders: whichever comes last, memory holds the same. They
+    /// are races by the letter of the manual, and harmless on every GPU; compilers emit them where several lanes hold
+    /// copies of one value.
+    pub fn equal_stores(&self) -> &[Race] {
+        &self.equal.races
+    }
+
+    /// One lane accesses bytes; `equal` if it is a store that changes nothing.
+    fn touch(
+        &mut self,
+        (space, bytes): (Space, std::ops::Range<u64>),
+        order: Order,
+        (new, equal): (&Mark, bool),
+        index: usize,
+    ) {
         let (block, warps) = (self.block(), self.warps());
         let Running { threads, shared, tick, .. } = &mut self.running;
         let memory = if space == Space::Shared { shared } else { &mut self.global };
@@ -189,7 +206,10 @@ impl RaceDetector {
             thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), *tick);
         }
         for race in &races {
-            self.log.note(&self.sites, &self.blocks, warps as u32, space, race, new);
+            // What is there was stored by the earlier one of the two, if that is what came last.
+            let both = equal && race.old.kind == Kind::Write && new.kind == Kind::Write;
+            let log = if both { &mut self.equal } else { &mut self.log };
+            log.note(&self.sites, &self.blocks, warps as u32, space, race, new);
         }
     }
 
@@ -268,7 +288,8 @@ impl Observer for RaceDetector {
                 kind: access.kind,
                 reach: order.reach,
             };
-            self.touch(space, address..end, order, &mark, index);
+            let equal = access.unchanged >> lane & 1 == 1;
+            self.touch((space, address..end), order, (&mark, equal), index);
         }
     }
 

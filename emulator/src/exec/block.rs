@@ -5,6 +5,7 @@ use super::barrier::State;
 use super::launch::Launch;
 use super::registers::{LANES, Registers, get, lanes as lanes_of};
 use super::specials;
+use super::unknown::Log;
 use super::warp::{Fragment, Reason, TURN, Warp};
 use crate::Error;
 use crate::error::{Cause, Fault, Jam, Stuck, Waiting};
@@ -33,6 +34,8 @@ pub(crate) struct Block<'a, O> {
     pub(crate) polls: u32,
     /// Whether it did anything in this turn that others could wait for.
     pub(crate) advanced: bool,
+    /// What this block, and those before it, did with unwritten bytes.
+    pub(crate) log: Log,
 }
 
 /// Why a block does not run any more.
@@ -66,6 +69,7 @@ impl<'a, O: Observer> Block<'a, O> {
             left: 0,
             polls: 0,
             advanced: false,
+            log: Log::default(),
         }
     }
 
@@ -80,6 +84,7 @@ impl<'a, O: Observer> Block<'a, O> {
             live: 0,
             local: Store::new(kernel.local_bytes.next_multiple_of(16) * LANES as u64, false),
             copies: Copies::default(),
+            unknown: None,
             starving: 0,
         });
         (warps.collect(), Store::new(launch.shared_bytes, false))
@@ -128,6 +133,7 @@ impl<'a, O: Observer> Block<'a, O> {
     }
 
     fn reset(&mut self) {
+        self.log.begin_block();
         self.shared.reset();
         self.barriers = [State::EMPTY; BARRIERS];
         let threads: u32 = self.launch.block.iter().product();
@@ -139,6 +145,7 @@ impl<'a, O: Observer> Block<'a, O> {
             warp.waits.clear();
             warp.local.reset();
             warp.copies = Copies::default();
+            warp.unknown = None;
             warp.starving = 0;
             specials::fill(self.launch, self.id, index, &mut warp.registers);
         }
@@ -184,6 +191,9 @@ impl<'a, O: Observer> Block<'a, O> {
             steps += u64::from(active.count_ones());
             if O::ACTIVE {
                 self.observer.issue(&site(self.launch, self.id, w, pc, active));
+            }
+            if warp.unknown.is_some() {
+                self.follow(w, pc, lanes, active);
             }
             if active == 0 {
                 pc += 1;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::barrier::State;
 use super::block::{Block, Turn};
+use super::unknown::Log;
 use super::warp::Warp;
-use crate::Error;
 use crate::error::{Jam, Stuck};
 use crate::lower::Kernel;
 use crate::lower::control::BARRIERS;
@@ -15,6 +15,7 @@ use crate::memory::Memory;
 use crate::memory::store::Store;
 use crate::numeric::mma::Summation;
 use crate::observe::{Nobody, Observer};
+use crate::{Error, UnwrittenUse};
 
 /// All that is the same for every block.
 pub(crate) struct Launch<'a> {
@@ -27,7 +28,9 @@ pub(crate) struct Launch<'a> {
     pub(crate) block: [u32; 3],
     pub(crate) dynamic_bytes: u32,
     pub(crate) shared_bytes: u64,
+    /// Whether reading unwritten bytes stops the launch, or whether they are followed.
     pub(crate) checked: bool,
+    pub(crate) follow: bool,
     pub(crate) limit: u64,
     pub(crate) summation: Summation,
     /// The address of what the blocks of a cooperative grid meet at; zero for other grids.
@@ -78,12 +81,14 @@ impl<O: Observer> Block<'_, O> {
 }
 
 /// What a launch did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Instructions that warps executed.
     pub warp_instructions: u64,
     /// The same, counted once for every thread that took part.
     pub thread_instructions: u64,
+    /// Where bytes that nobody wrote decided something, with [`Unwritten::Follow`](crate::Unwritten::Follow).
+    pub unwritten: Vec<UnwrittenUse>,
 }
 
 impl Launch<'_> {
@@ -135,7 +140,8 @@ impl Launch<'_> {
                 return Err(self.hang(&mut block, waiting, next));
             }
         }
-        Ok(Report { warp_instructions: block.warp_steps, thread_instructions: block.thread_steps })
+        let unwritten = block.log.report(self.kernel);
+        Ok(Report { warp_instructions: block.warp_steps, thread_instructions: block.thread_steps, unwritten })
     }
 
     /// The error about a grid in which nobody can go on.
@@ -153,7 +159,7 @@ impl Launch<'_> {
     /// The blocks on several threads. Of several errors the one of the first block is given, as in order.
     pub(crate) fn run_in_parallel(&self, threads: usize) -> Result<Report, Error> {
         let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
-        let outcome = Mutex::new((Report::default(), None::<(u64, Error)>));
+        let outcome = Mutex::new((Report::default(), None::<(u64, Error)>, Log::default()));
         let work = || {
             let mut nobody = Nobody;
             let mut block = Block::new(self, &mut nobody);
@@ -171,6 +177,7 @@ impl Launch<'_> {
             let mut outcome = outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             outcome.0.warp_instructions += block.warp_steps;
             outcome.0.thread_instructions += block.thread_steps;
+            outcome.2.add(std::mem::take(&mut block.log));
             if let Some(error) = error
                 && outcome.1.as_ref().is_none_or(|first| error.0 < first.0)
             {
@@ -186,7 +193,8 @@ impl Launch<'_> {
             }
             work();
         });
-        let (report, error) = outcome.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (mut report, error, log) = outcome.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        report.unwritten = log.report(self.kernel);
         error.map_or(Ok(report), |(_, error)| Err(error))
     }
 }

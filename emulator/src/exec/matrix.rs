@@ -30,7 +30,7 @@ impl<O: Observer> Block<'_, O> {
         let addresses = self.warps[warp].addresses(address);
         let rows = d.len() * 8;
         let giving = if rows == LANES { FULL } else { (1 << rows) - 1 };
-        let access = Access { kind: Kind::Read, space, addresses: &addresses, bytes: 16 };
+        let access = Access { kind: Kind::Read, space, addresses: &addresses, bytes: 16, unchanged: 0 };
         self.tell_access(warp, pc, giving, &access);
         let request = Request { space, bytes: 16, writes: false, reads: true };
         let (view, registers) = self.split(warp);
@@ -45,6 +45,9 @@ impl<O: Observer> Block<'_, O> {
         });
         for (slot, matrix) in d.iter().zip(&matrices) {
             registers.put(*slot, &fragment::ldmatrix(matrix, transposed), FULL);
+        }
+        if self.launch.follow && outcome.is_ok() {
+            self.follow_load_matrix((warp, pc), d, (&addresses, space), transposed);
         }
         outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
@@ -61,7 +64,7 @@ impl<O: Observer> Block<'_, O> {
         let addresses = self.warps[warp].addresses(address);
         let rows = sources.len() * 8;
         let giving = if rows == LANES { FULL } else { (1 << rows) - 1 };
-        let access = Access { kind: Kind::Write, space, addresses: &addresses, bytes: 16 };
+        let access = Access { kind: Kind::Write, space, addresses: &addresses, bytes: 16, unchanged: 0 };
         self.tell_access(warp, pc, giving, &access);
         let request = Request { space, bytes: 16, writes: true, reads: false };
         let (view, registers) = self.split(warp);
@@ -73,11 +76,15 @@ impl<O: Observer> Block<'_, O> {
             }
             Ok(())
         });
+        if self.launch.follow && outcome.is_ok() {
+            self.follow_store_matrix((warp, pc), sources, (&addresses, space), transposed);
+        }
         outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
     /// `mma.sync`
     pub(super) fn matrix_product(&mut self, warp: usize, product: &Product) {
+        self.follow_product(warp, product);
         let how = self.launch.summation;
         let registers = &mut self.warps[warp].registers;
         let Product { shape, .. } = *product;

@@ -97,6 +97,9 @@ impl<O: Observer> Block<'_, O> {
             Op::Barrier(barrier) => return self.barrier(w, pc, mask, barrier),
             Op::Warp(_, collective) => {
                 self.tell_sync(w, pc, mask, Sync::Warp);
+                if self.warps[w].unknown.is_some() {
+                    self.follow_collective(w, mask, collective, &self.launch.kernel.code[pc].flow);
+                }
                 if collective::run(&mut self.warps[w].registers, mask, collective) {
                     return Ok(true);
                 }
@@ -109,6 +112,7 @@ impl<O: Observer> Block<'_, O> {
                         self.store_matrix(w, pc, sources, (*address, *space), *transposed)?;
                     }
                     Collective::MoveMatrix { d, a } => {
+                        self.follow_move_matrix(w, *d, *a);
                         let registers = &mut self.warps[w].registers;
                         let values = *registers.get::<u32>(*a);
                         let rows: [_; 8] = std::array::from_fn(|row| fragment::row_of(&values, row, true));

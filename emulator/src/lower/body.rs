@@ -159,6 +159,7 @@ impl<'a> Body<'a> {
             _ => {
                 let mut case = Case::new(&mut self.slots, self.ast, statement);
                 let op = operation(&mut case).map_err(wrong)?;
+                case.settle_rule();
                 (op, case.flow)
             }
         };
@@ -210,7 +211,7 @@ impl<'a> Body<'a> {
             let hit = self.slots.fresh_predicate();
             let is_it =
                 predicate(hit, move |registers| bits_where(registers.get(pointer.slot), |at: u64| at == address));
-            let flow = Flow { reads: vec![Cell::of(pointer)], writes: vec![Cell::Predicate(hit)], ..Flow::default() };
+            let flow = Flow { reads: vec![Cell::Data(pointer)], writes: vec![Cell::Predicate(hit)], ..Flow::default() };
             self.push(statement, Op::Lanes(is_it), None, flow);
             let size = self.size_of_body(function);
             let (body_end, next) = (self.code.len() + 1 + size, self.code.len() + 2 + size);

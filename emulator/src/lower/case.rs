@@ -1,6 +1,6 @@
 //! One statement on its way to an instruction: its modifiers, each of which must be used, and its operands.
 
-use super::flow::{Cell, Flow};
+use super::flow::{Cell, Flow, Rule, bitwise_operands};
 use super::function_address;
 use super::instruction::{Address, Base};
 use super::slots::{Constant, Name, Slots, Special};
@@ -90,6 +90,25 @@ impl<'a> Case<'a> {
         Ok(())
     }
 
+    /// Settles how the result depends on sources that are not known.
+    pub(crate) fn settle_rule(&mut self) {
+        if matches!(self.flow.rule, Rule::Any)
+            && let Some(count) = bitwise_operands(self.opcode)
+        {
+            let is_register = |operand: &Operand| match operand {
+                Operand::Name(name) | Operand::Not(name) => {
+                    matches!(self.slots.find(name), Some(Name::Register(_) | Name::Predicate(_)))
+                }
+                _ => false,
+            };
+            let data = self.operands.iter().skip(1).take(count).map(|operand| match operand {
+                Operand::Vector(parts) => parts.iter().filter(|part| is_register(part)).count(),
+                single => usize::from(is_register(single)),
+            });
+            self.flow.rule = Rule::Bitwise(data.sum());
+        }
+    }
+
     /// The modifiers that are left.
     pub(crate) fn modifiers(&self) -> &[&'a str] {
         &self.modifiers
@@ -114,7 +133,7 @@ impl<'a> Case<'a> {
             Operand::Sink => self.slots.fresh(bits),
             other => return Err(format!("{other} is not a register")),
         };
-        self.flow.writes.push(Cell::of(register));
+        self.flow.writes.push(Cell::Data(register));
         Ok(register)
     }
 
@@ -153,7 +172,7 @@ impl<'a> Case<'a> {
                     return Ok(self.constant(wide, address.1, kind.bits()));
                 }
                 let register = self.register_named(name)?;
-                self.flow.reads.push(Cell::of(register));
+                self.flow.reads.push(Cell::Data(register));
                 Ok(register)
             }
             Operand::Sum(name, offset) => match self.symbol(name).and_then(|(_, address)| address.plus(*offset)) {
@@ -248,7 +267,7 @@ impl<'a> Case<'a> {
             return Ok(Address { base: Base::Wide(self.slots.constant(true, address)), offset });
         }
         let register = self.register_named(name)?;
-        self.flow.addresses.push(Cell::of(register));
+        self.flow.addresses.push(Cell::Data(register));
         match register.bits {
             64 => Ok(Address { base: Base::Wide(register.slot), offset }),
             32 => Ok(Address { base: Base::Narrow(register.slot), offset }),

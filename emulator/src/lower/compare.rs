@@ -1,6 +1,7 @@
 //! PTX manual, "Comparison and Selection Instructions": `setp`, `set`, `selp`, `slct`.
 
 use super::case::{Case, Lowered};
+use super::flow::Rule;
 use super::half::format;
 use super::instruction::Op;
 use super::shapes::no_type;
@@ -113,6 +114,12 @@ fn setp(case: &mut Case) -> Lowered<Op> {
     let kind = case.kind()?;
     case.finish(if combine.is_some() { 4 } else { 3 })?;
     let third = if combine.is_some() { Some(case.condition(3)?) } else { None };
+    if let (Some(by), Some(combine)) = (third, combine)
+        && combine(1, 1) == 1
+    {
+        // Not the exclusive "or": one value of the predicate decides.
+        case.flow.rule = Rule::Gate { by, and: combine(1, 0) == 0 };
+    }
     if let (Some((half, true)), Operand::Pair(p, q)) = (format(kind), case.operand(0)?) {
         // Two numbers in a word: `p` is for the lower one, `q` for the upper one.
         let (p, q) = (case.predicate(&named(p))?, case.predicate(&named(q))?);

@@ -3,17 +3,10 @@
 use crate::exec::registers::{Pred, Register};
 
 /// A register of one of the three files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Cell {
-    Narrow(u32),
-    Wide(u32),
+    Data(Register),
     Predicate(u32),
-}
-
-impl Cell {
-    pub(crate) fn of(register: Register) -> Self {
-        if register.bits > 32 { Self::Wide(register.slot) } else { Self::Narrow(register.slot) }
-    }
 }
 
 /// How a result depends on sources that are not known.
@@ -22,9 +15,9 @@ pub(crate) enum Rule {
     /// One unknown bit makes every bit of the result unknown.
     #[default]
     Any,
-    /// A bit of the result depends on one bit of each source at most: moves, logic, shifts, selections. Then what is
-    /// unknown is found by trying.
-    Bitwise,
+    /// A bit of the result depends on one bit of each source at most, for given values of the sources behind the first
+    /// so many: moves, logic, shifts, selections. Then what is unknown is found by trying.
+    Bitwise(usize),
     /// The result is joined with a predicate by "and" (or by "or"), and known where that decides.
     Gate { by: Pred, and: bool },
 }
@@ -37,4 +30,17 @@ pub(crate) struct Flow {
     /// Those that hold addresses.
     pub(crate) addresses: Vec<Cell>,
     pub(crate) rule: Rule,
+}
+
+/// How many operands of an instruction are moved bit by bit; the others say how. `None` for arithmetic.
+pub(super) fn bitwise_operands(opcode: &str) -> Option<usize> {
+    let mut words = opcode.split('.');
+    Some(match words.next().unwrap_or_default() {
+        "mov" | "not" | "brev" | "shl" | "shr" | "bfe" => 1,
+        "and" | "or" | "xor" | "shf" | "prmt" | "bfi" | "selp" => 2,
+        "lop3" => 3,
+        // Between integers, and without .sat.
+        "cvt" if words.all(|word| word.starts_with(['u', 's', 'b']) && word != "sat" && word != "satfinite") => 1,
+        _ => return None,
+    })
 }

@@ -1,10 +1,12 @@
 //! PTX manual, "Integer Arithmetic Instructions" and "Extended-Precision Integer Arithmetic Instructions".
 
 use super::case::{Case, Lowered};
+use super::flow::Cell;
 use super::instruction::Op;
 use super::shapes::{no_type, one, three, two};
 use super::slots::Constant;
 use crate::exec::lanes::{carry, map1, map2, map3};
+use crate::exec::registers::CARRY;
 use crate::numeric::{bits, integer};
 use crate::parse::types::Type;
 
@@ -113,6 +115,7 @@ fn extended(case: &mut Case, kind: Type, write: bool) -> Lowered<Op> {
     case.finish(3)?;
     let (d, [a, b]) = (case.target(0, kind)?, case.sources(1, kind)?);
     let carried = case.name.ends_with('c');
+    carry_flow(case, write, carried);
     let add = case.name.starts_with("add");
     let slots = [a, b, b];
     Ok(Op::Lanes(match (kind.bits(), add) {
@@ -122,6 +125,16 @@ fn extended(case: &mut Case, kind: Type, write: bool) -> Lowered<Op> {
         (64, false) => carry(d, slots, write, move |a, b, _, c| integer::sub_borrow_u64(a, b, c && carried)),
         _ => return Err(no_type(kind)),
     }))
+}
+
+/// The hidden predicate is read and written, too.
+fn carry_flow(case: &mut Case, write: bool, carried: bool) {
+    if carried {
+        case.flow.reads.push(Cell::Predicate(CARRY));
+    }
+    if write {
+        case.flow.writes.push(Cell::Predicate(CARRY));
+    }
 }
 
 /// Which part of a product an instruction gives.
@@ -241,6 +254,7 @@ fn multiply_add(case: &mut Case, kind: Type) -> Lowered<Op> {
 fn multiply_add_extended(case: &mut Case, kind: Type, part: Part, write: bool, carried: bool) -> Lowered<Op> {
     case.finish(4)?;
     let (d, slots) = (case.target(0, kind)?, case.sources(1, kind)?);
+    carry_flow(case, write, carried);
     let signed = kind.is_signed();
     match (kind.bits(), part) {
         (32, Part::Low | Part::High) => Ok(Op::Lanes(carry(d, slots, write, move |a, b, c, flag| {
