@@ -7,6 +7,7 @@ use super::shapes::{no_type, one, three, two};
 use super::slots::Constant;
 use crate::exec::lanes::{carry, map1, map2, map3};
 use crate::exec::registers::CARRY;
+use crate::numeric::integer::{Video, VideoMode};
 use crate::numeric::{bits, integer};
 use crate::parse::types::Type;
 
@@ -298,6 +299,35 @@ fn find_bit(case: &mut Case, kind: Type) -> Lowered<Op> {
         Type::S64 => map1(d, a, move |a| bits::bfind_s64(a, distance)),
         _ => return Err(no_type(kind)),
     }))
+}
+
+/// `v{add,sub,avrg,absdiff,min,max}{2,4}.dtype.atype.btype{.sat}{.add} d, a, b, c`; `None` for another instruction.
+pub(crate) fn video(case: &mut Case) -> Option<Lowered<Op>> {
+    let (name, bits) = match case.name.strip_suffix('4') {
+        Some(name) => (name, 8),
+        None => (case.name.strip_suffix('2')?, 16),
+    };
+    let operation = match name {
+        "vadd" => Video::Add,
+        "vsub" => Video::Subtract,
+        "vavrg" => Video::Average,
+        "vabsdiff" => Video::Difference,
+        "vmin" => Video::Min,
+        "vmax" => Video::Max,
+        _ => return None,
+    };
+    let lower = |case: &mut Case| {
+        let kinds = [case.kind()?, case.kind()?, case.kind()?];
+        let (saturate, accumulate) = (case.take("sat"), case.take("add"));
+        case.finish(4)?;
+        if kinds.iter().any(|kind| !matches!(kind, Type::U32 | Type::S32)) || saturate && accumulate {
+            return Err("this combination of modifiers does not exist".to_string());
+        }
+        let mode = VideoMode { bits, signed: kinds.map(Type::is_signed), saturate, accumulate };
+        let (d, sources) = (case.target(0, Type::B32)?, case.sources(1, Type::B32)?);
+        Ok(Op::Lanes(map3(d, sources, move |a, b, c| integer::video(operation, mode, a, b, c))))
+    };
+    Some(lower(case))
 }
 
 /// `dp4a.atype.btype`; `kind` is atype, the other one is still among the modifiers.

@@ -9,7 +9,7 @@ const DEBUGGER: &str = "there is no debugger";
 const STACK: &str = "there is no stack: local memory is laid out before the kernel runs";
 
 /// Names, and why.
-const REFUSED: [(&str, &str); 46] = [
+const REFUSED: [(&str, &str); 45] = [
     ("wgmma", PROXY),
     ("cp.async.bulk", PROXY),
     ("cp.reduce.async.bulk", PROXY),
@@ -51,14 +51,13 @@ const REFUSED: [(&str, &str); 46] = [
     ("vshl", VIDEO),
     ("vshr", VIDEO),
     ("vmad", VIDEO),
-    ("vset", VIDEO),
-    ("vavrg", VIDEO),
+    ("vset", "comparisons of video instructions are not emulated"),
     ("isspacep.shared::cluster", CLUSTERS),
     ("cvta.shared::cluster", CLUSTERS),
     ("prefetch.tensormap", PROXY),
 ];
 
-const VIDEO: &str = "video instructions are not emulated";
+const VIDEO: &str = "video instructions of one number are not emulated";
 
 /// Why an opcode is refused by its name, if it is.
 pub(super) fn reason(opcode: &str) -> Option<String> {
