@@ -16,6 +16,7 @@ pub(crate) mod instruction;
 mod integer;
 mod logic;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod moves;
 mod refused;
@@ -122,8 +123,16 @@ type Chapter = fn(&mut Case) -> Option<Lowered<Op>>;
 
 /// Finds the chapter that knows the instruction.
 fn operation(case: &mut Case) -> Lowered<Op> {
-    const CHAPTERS: [Chapter; 7] =
-        [control::lower, memory::lower, moves::lower, compare::lower, logic::lower, warp::lower, matrix::lower];
+    const CHAPTERS: [Chapter; 8] = [
+        control::lower,
+        memory::lower,
+        moves::lower,
+        compare::lower,
+        logic::lower,
+        warp::lower,
+        matrix::lower,
+        mbarrier::lower,
+    ];
     if let Some(lowered) = integer::video(case) {
         return lowered;
     }

@@ -70,6 +70,10 @@ fn of_32_bits() {
         }),
         ("mad.lo.s32 %r0, %r1, -3, %r3;", |a, _, c| a.wrapping_mul(3).wrapping_neg().wrapping_add(c)),
         ("mul24.hi.u32 %r0, %r1, %r2;", |a, b, _| ((u64::from(a << 8) * u64::from(b << 8)) >> 32) as u32),
+        ("mad24.lo.s32 %r0, %r1, %r2, %r3;", |a, b, c| {
+            let low = |x: u32| i64::from((x << 8) as i32 >> 8);
+            (low(a) * low(b) + i64::from(c)) as u32
+        }),
         ("bfind.u32 %r0, %r1;", |a, _, _| if a == 0 { u32::MAX } else { a.ilog2() }),
         ("bfind.shiftamt.s32 %r0, %r1;", |a, _, _| {
             let magnitude = if a >> 31 == 1 { !a } else { a };
@@ -212,8 +216,8 @@ fn of_32_bits() {
         }),
         ("mov.b32 %f1, %r1; cvt.rn.tf32.f32 %r0, %f1;", |a, _, _| {
             let (x, step) = (float(a), 1 << 13);
-            let (low, high) = (a / step * step, (a / step + 1) * step);
-            let far = |bits: u32| (f64::from(x) - f64::from(float(bits.min(0xff7f_ffff)))).abs();
+            let (low, high) = (a / step * step, (a / step + 1).wrapping_mul(step));
+            let far = |bits: u32| (f64::from(x) - f64::from(float(bits))).abs();
             if x.is_nan() {
                 0x7fff_ffff
             } else if x.is_infinite() || far(low) < far(high) || far(low) == far(high) && low / step % 2 == 0 {

@@ -17,6 +17,7 @@ mod numeric_integer;
 mod numeric_mma;
 mod numeric_oracle;
 mod outside;
+mod page;
 mod profile;
 mod races;
 mod races_law;

@@ -44,7 +44,7 @@ pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
         "sub" => two(case, kind, u16::wrapping_sub, u32::wrapping_sub, u64::wrapping_sub),
         "mul" => multiply(case, kind),
         "mad" | "madc" => multiply_add(case, kind),
-        "mul24" => multiply_24(case, kind),
+        "mul24" | "mad24" => multiply_24(case, kind),
         "div" if signed => two(case, kind, integer::div_s16, integer::div_s32, integer::div_s64),
         "div" => two(case, kind, integer::div_u16, integer::div_u32, integer::div_u64),
         "rem" if signed => two(case, kind, integer::rem_s16, integer::rem_s32, integer::rem_s64),
@@ -276,15 +276,20 @@ fn multiply_add_extended(case: &mut Case, kind: Type, part: Part, write: bool, c
 }
 
 fn multiply_24(case: &mut Case, kind: Type) -> Lowered<Op> {
-    let part = part(case)?;
-    case.finish(3)?;
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(match (kind, part) {
-        (Type::U32, Part::Low) => map2(d, sources, integer::mul24_lo_u32),
-        (Type::S32, Part::Low) => map2(d, sources, integer::mul24_lo_s32),
-        (Type::U32, Part::High) => map2(d, sources, integer::mul24_hi_u32),
-        (Type::S32, Part::High) => map2(d, sources, integer::mul24_hi_s32),
+    let (part, adds) = (part(case)?, case.name == "mad24");
+    let product: fn(u32, u32) -> u32 = match (kind, part) {
+        (Type::U32, Part::Low) => integer::mul24_lo_u32,
+        (Type::S32, Part::Low) => integer::mul24_lo_s32,
+        (Type::U32, Part::High) => integer::mul24_hi_u32,
+        (Type::S32, Part::High) => integer::mul24_hi_s32,
         _ => return Err(no_type(kind)),
+    };
+    case.finish(if adds { 4 } else { 3 })?;
+    let d = case.target(0, kind)?;
+    Ok(Op::Lanes(if adds {
+        map3(d, case.sources(1, kind)?, move |a, b, c: u32| product(a, b).wrapping_add(c))
+    } else {
+        map2(d, case.sources(1, kind)?, product)
     }))
 }
 

@@ -4,6 +4,8 @@
 #include <cooperative_groups/reduce.h>
 #include <cooperative_groups/scan.h>
 #include <cuda/atomic>
+#include <cuda/barrier>
+#include <cuda/std/utility>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -94,6 +96,22 @@ extern "C" __global__ void last_block(const int *in, int *out, unsigned *flag) {
         for (unsigned i = 0; i < gridDim.x * blockDim.x; i++) sum += out[1 + i];
         out[0] = sum;
     }
+}
+// A barrier of the C++ library; for sm_80 it is one in shared memory.
+extern "C" __global__ void block_barrier(const int *in, int *out) {
+    __shared__ cuda::barrier<cuda::thread_scope_block> barrier;
+    __shared__ int space[128];
+    if (threadIdx.x == 0) init(&barrier, blockDim.x);
+    __syncthreads();
+    int sum = 0;
+    for (unsigned round = 1; round <= 3; round++) {
+        space[threadIdx.x] = in[threadIdx.x] * round;
+        auto token = barrier.arrive();
+        barrier.wait(cuda::std::move(token));
+        sum += space[(threadIdx.x + 33 * round) % blockDim.x];
+        barrier.arrive_and_wait();
+    }
+    out[threadIdx.x] = sum;
 }
 // A function that is chosen by a pointer from a table, and a switch that compilers make a table of.
 __device__ int twice(int x) { return 2 * x; }

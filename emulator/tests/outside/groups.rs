@@ -72,6 +72,13 @@ fn atomics() {
 }
 
 #[test]
+fn a_barrier_in_shared_memory() {
+    let (x, grid) = (numbers(128), Grid::linear(1, 128));
+    let wanted: Vec<i32> = (0..128).map(|i| (1..=3).map(|r| x[(i + 33 * r) % 128] * r as i32).sum()).collect();
+    assert_eq!(run("block_barrier", grid, &[0; 128], None), wanted);
+}
+
+#[test]
 fn blocks_that_wait_for_one_another() {
     let x = numbers(40 * 32);
     let wanted: Vec<i32> = (0..40).map(|i| x[i..40].iter().sum()).collect();
