@@ -29,15 +29,25 @@ impl Default for Emulator {
     }
 }
 
-/// What compute capability 8.0 allows: threads and shared memory of a block, local memory of a thread, and so on.
+/// What compute capability 8.0 allows: threads of a block, local memory of a thread, and so on.
 const MAX_THREADS: u64 = 1024;
-const MAX_SHARED: u64 = 163 << 10;
 const MAX_LOCAL: u64 = 512 << 10;
 const MAX_PARAMETERS: u64 = 4352;
 /// Virtual registers of a thread: 256 bytes each for a warp.
 const MAX_REGISTERS: usize = 1 << 16;
 const MAX_BLOCKS: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
+
+/// The shared memory that a block may have (CUDA C++ programming guide, "Technical Specifications per Compute
+/// Capability"), by the module's target.
+fn max_shared(target: &str) -> u64 {
+    let number: String = target.trim_start_matches("sm_").chars().take_while(char::is_ascii_digit).collect();
+    match number.parse::<u32>() {
+        Ok(86 | 89 | 120 | 121) => 99 << 10,
+        Ok(90..=119) => 227 << 10,
+        _ => 163 << 10,
+    }
+}
 
 impl Emulator {
     /// A device with 4 GiB of memory, which the host provides as it is allocated.
@@ -138,8 +148,10 @@ impl Emulator {
         let params = parameters(&kernel, args).map_err(wrong)?;
         check_grid(&kernel, grid).map_err(wrong)?;
         let shared_bytes = kernel.dynamic_start.max(kernel.shared_bytes) + u64::from(grid.shared);
-        if shared_bytes > MAX_SHARED {
-            return Err(wrong(format!("{shared_bytes} bytes of shared memory; a block may have {MAX_SHARED}")));
+        let most = max_shared(module.target());
+        if shared_bytes > most {
+            let target = module.target();
+            return Err(wrong(format!("{shared_bytes} bytes of shared memory; a block of {target} may have {most}")));
         }
         if kernel.local_bytes > MAX_LOCAL {
             return Err(wrong(format!("{} bytes of local memory; a thread may have {MAX_LOCAL}", kernel.local_bytes)));

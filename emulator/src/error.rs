@@ -226,6 +226,18 @@ pub enum Cause {
         /// The pointer.
         address: u64,
     },
+    /// `assert` of CUDA's C++ found its condition false.
+    #[error("{file}:{line}: {function}: the assertion `{condition}` failed")]
+    Assertion {
+        /// What should have been true.
+        condition: String,
+        /// The file of the source.
+        file: String,
+        /// The line in it.
+        line: u32,
+        /// The function.
+        function: String,
+    },
     /// `trap` was executed.
     #[error("trap")]
     Trap,

@@ -11,6 +11,7 @@ mod matrix;
 mod meet;
 pub(crate) mod registers;
 mod specials;
+mod system;
 pub(crate) mod unknown;
 mod view;
 pub(crate) mod warp;

@@ -271,6 +271,7 @@ impl<'a, O: Observer> Block<'a, O> {
             Op::WaitGroups(keep) => self.wait_groups(w, pc, active, *keep),
             Op::Fence => self.tell_sync(w, pc, active, Sync::Fence),
             Op::Trap => return Err(self.fault(w, pc, (active.trailing_zeros() as usize % LANES, Cause::Trap))),
+            Op::System { system, result, arguments } => self.system((w, pc), active, *system, *result, arguments)?,
             Op::NoFunction(pointer) => {
                 let lane = active.trailing_zeros() as usize % LANES;
                 let address = get(&self.warps[w].registers, *pointer, lane);

@@ -89,6 +89,8 @@ pub struct Report {
     pub thread_instructions: u64,
     /// Where bytes that nobody wrote decided something, with [`Unwritten::Follow`](crate::Unwritten::Follow).
     pub unwritten: Vec<UnwrittenUse>,
+    /// What threads printed (`printf`), block after block.
+    pub printed: String,
 }
 
 impl Launch<'_> {
@@ -140,8 +142,12 @@ impl Launch<'_> {
                 return Err(self.hang(&mut block, waiting, next));
             }
         }
-        let unwritten = block.log.report(self.kernel);
-        Ok(Report { warp_instructions: block.warp_steps, thread_instructions: block.thread_steps, unwritten })
+        Ok(Report {
+            warp_instructions: block.warp_steps,
+            thread_instructions: block.thread_steps,
+            unwritten: block.log.report(self.kernel),
+            printed: block.log.printed(),
+        })
     }
 
     /// The error about a grid in which nobody can go on.
@@ -194,7 +200,7 @@ impl Launch<'_> {
             work();
         });
         let (mut report, error, log) = outcome.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        report.unwritten = log.report(self.kernel);
+        (report.unwritten, report.printed) = (log.report(self.kernel), log.printed());
         error.map_or(Ok(report), |(_, error)| Err(error))
     }
 }

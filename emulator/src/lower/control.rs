@@ -34,7 +34,8 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
             case.modifiers().is_empty().then(nothing).ok_or_else(|| "pmevent has no modifiers here".to_string())
         }
         // Calls of functions with a body never come here.
-        "call" => Err("only calls of functions whose body is in the module are supported".to_string()),
+        "call" => super::system::lower(case)
+            .unwrap_or_else(|| Err("only calls of functions whose body is in the module are supported".to_string())),
         _ => return None,
     })
 }

@@ -27,6 +27,12 @@ pub(crate) enum Op {
     Branch(usize),
     /// `brx.idx`: the slot of the index, and the targets.
     BranchIndex(u32, Vec<usize>),
+    /// A call of a function of the driver: where in local memory its result and its arguments lie.
+    System {
+        system: System,
+        result: Option<u64>,
+        arguments: Vec<u64>,
+    },
     /// A call through a pointer, in this register, that no function answers.
     NoFunction(Register),
     Exit,
@@ -43,6 +49,15 @@ pub(crate) enum Op {
     Warp(Members, Collective),
     Barrier(Barrier),
     Fence,
+}
+
+/// A function of the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum System {
+    /// `vprintf(format, arguments)`
+    Print,
+    /// `__assertfail(condition, file, line, function, size of a character)`
+    Assert,
 }
 
 /// `[base + offset]`
