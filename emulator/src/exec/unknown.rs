@@ -145,6 +145,7 @@ impl Unknown {
 impl<O: Observer> Block<'_, O> {
     /// Before an instruction of one warp: what becomes of unknown bits, and whether they decide something. `running`
     /// are the lanes that are here, `active` those whose guard holds.
+    #[cold]
     pub(super) fn follow(&mut self, w: usize, pc: usize, running: u32, active: u32) {
         let instruction = &self.launch.kernel.code[pc];
         let flow = &instruction.flow;
@@ -262,6 +263,7 @@ impl<O: Observer> Block<'_, O> {
     }
 
     /// After a load of some lanes: which bits of its registers nobody wrote.
+    #[inline(never)]
     pub(super) fn follow_load(&mut self, (w, pc): (usize, usize), mask: u32, load: &Load, addresses: &[u64; LANES]) {
         let bytes = load.bytes * load.parts.len() as u32;
         let mut found = vec![];
@@ -318,6 +320,7 @@ impl<O: Observer> Block<'_, O> {
     }
 
     /// After a store of some lanes: the bytes whose bits are not known count as unwritten.
+    #[inline(never)]
     pub(super) fn follow_store(&mut self, (w, pc): (usize, usize), mask: u32, store: &Store, addresses: &[u64; LANES]) {
         if self.warps[w].unknown.is_none() {
             return;
