@@ -1,5 +1,7 @@
 //! A contract: what an operator is given and returns, in data.
 
+pub mod flashinfer;
+
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 

@@ -12,7 +12,9 @@ mod router;
 
 use std::sync::LazyLock;
 
+use dsv2_reference::config::TopkMethod;
 use indexmap::IndexMap;
+use ndarray::ArrayD;
 
 use crate::call::{Call, Computed, Outputs, Plain};
 use crate::contract::{Contract, Workload};
@@ -32,13 +34,25 @@ struct Meaning {
     exact: fn(&Contract, &Call) -> Result<Outputs<f64>>,
     plain: fn(&Contract, &Call) -> Result<Outputs<f32>>,
     inputs: fn(&Workload, &Draw) -> Tensors,
+    choice: Option<Choice>,
+}
+
+/// What an operator that chooses experts says of a choice that is not its own.
+struct Choice {
+    weights: fn(&Contract, &Call, &ArrayD<i64>) -> Result<ArrayD<f64>>,
+    /// By what experts are chosen, if near ties can be told.
+    method: fn(&Contract, &Call) -> Result<Option<TopkMethod>>,
 }
 
 /// A [`Meaning`] of a generic function.
 macro_rules! meaning {
     ($function:path, $inputs:path) => {
-        &Meaning { exact: $function, plain: $function, inputs: $inputs }
+        &Meaning { exact: $function, plain: $function, inputs: $inputs, choice: None }
     };
+    ($function:path, $inputs:path, $weights:path, $method:path) => {{
+        const CHOICE: Option<Choice> = Some(Choice { weights: $weights, method: $method });
+        &Meaning { exact: $function, plain: $function, inputs: $inputs, choice: CHOICE }
+    }};
 }
 
 /// The contracts, and what they mean.
@@ -70,10 +84,13 @@ static OPERATORS: LazyLock<Vec<Operator>> = LazyLock::new(|| {
             meaning!(attention::ragged_prefill, attention::ragged_inputs),
         ),
         operator(include_str!("../contracts/merge_state.json"), meaning!(attention::merge_state, attention::states)),
-        operator(include_str!("../contracts/router_softmax.json"), meaning!(router::softmax, router::softmax_inputs)),
+        operator(
+            include_str!("../contracts/router_softmax.json"),
+            meaning!(router::softmax, router::softmax_inputs, router::softmax_weights, router::softmax_method),
+        ),
         operator(
             include_str!("../contracts/router_sigmoid_bias.json"),
-            meaning!(router::sigmoid_bias, router::sigmoid_inputs),
+            meaning!(router::sigmoid_bias, router::sigmoid_inputs, router::sigmoid_weights, router::no_method),
         ),
         operator(include_str!("../contracts/silu_and_mul.json"), meaning!(experts::silu_and_mul, experts::gate_up)),
         operator(include_str!("../contracts/moe_experts.json"), meaning!(experts::grouped, experts::inputs)),
@@ -146,6 +163,28 @@ impl Operator {
         let operands = (plain == Plain::Operands).then_some(activation);
         let outputs = (self.meaning.plain)(&self.contract, &Call::new(inputs, operands))?;
         Ok(self.named_outputs(outputs, activation, Tensor::real))
+    }
+
+    /// The weights of experts that were chosen, whether or not they are those that should have been; `None` if the operator
+    /// chooses none.
+    ///
+    /// # Errors
+    /// If the inputs do not fit the contract.
+    ///
+    /// # Panics
+    /// If an expert does not exist.
+    pub fn weights_of(&self, inputs: &Tensors, chosen: &ArrayD<i64>) -> Result<Option<ArrayD<f64>>> {
+        let weights = self.meaning.choice.as_ref().map(|choice| choice.weights);
+        weights.map(|weights| weights(&self.contract, &Call::new(inputs, None), chosen)).transpose()
+    }
+
+    /// How experts are chosen by `router_logits`, where a near tie may go either way; `None` where only one choice is right.
+    ///
+    /// # Errors
+    /// If the inputs do not fit the contract.
+    pub fn method(&self, inputs: &Tensors) -> Result<Option<TopkMethod>> {
+        let method = self.meaning.choice.as_ref().map(|choice| choice.method);
+        Ok(method.map(|method| method(&self.contract, &Call::new(inputs, None))).transpose()?.flatten())
     }
 
     /// The type of activations: that of the first input whose type is open.

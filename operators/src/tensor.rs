@@ -4,6 +4,7 @@ use dsv2_reference::Dtype;
 use half::{bf16, f16};
 use indexmap::IndexMap;
 use ndarray::ArrayD;
+use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
 /// Tensors by name, in the order of the contract.
@@ -33,6 +34,16 @@ impl ElementType {
             ElementType::Float16 => Some(Dtype::F16),
             ElementType::Float32 => Some(Dtype::F32),
             ElementType::Int32 | ElementType::Int64 => None,
+        }
+    }
+
+    fn file_dtype(self) -> safetensors::Dtype {
+        match self {
+            ElementType::Bfloat16 => safetensors::Dtype::BF16,
+            ElementType::Float16 => safetensors::Dtype::F16,
+            ElementType::Float32 => safetensors::Dtype::F32,
+            ElementType::Int32 => safetensors::Dtype::I32,
+            ElementType::Int64 => safetensors::Dtype::I64,
         }
     }
 
@@ -104,4 +115,36 @@ impl Tensor {
     pub fn as_index(&self) -> Option<&ArrayD<i64>> {
         if let Elements::Index(values) = &self.elements { Some(values) } else { None }
     }
+}
+
+impl Tensor {
+    /// The elements, little-endian and row-major.
+    fn bytes(&self) -> Vec<u8> {
+        match (&self.elements, self.element) {
+            (Elements::Real(values), ElementType::Bfloat16) => {
+                values.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect()
+            }
+            (Elements::Real(values), ElementType::Float16) => {
+                values.iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect()
+            }
+            (Elements::Real(values), _) => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+            (Elements::Index(values), ElementType::Int32) => {
+                values.iter().flat_map(|&i| (i as i32).to_le_bytes()).collect()
+            }
+            (Elements::Index(values), _) => values.iter().flat_map(|&i| i.to_le_bytes()).collect(),
+        }
+    }
+}
+
+/// The tensors as a safetensors file, each in its type.
+///
+/// # Panics
+/// Never: names of contracts differ, and shapes fit.
+pub fn to_safetensors(tensors: &Tensors) -> Vec<u8> {
+    let bytes: Vec<_> = tensors.values().map(Tensor::bytes).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, tensor), bytes)| {
+        let view = TensorView::new(tensor.element.file_dtype(), tensor.shape().to_vec(), bytes);
+        (name, view.expect("as many bytes as the shape has"))
+    });
+    safetensors::serialize(views, None).expect("names that differ")
 }

@@ -1,10 +1,11 @@
 //! Routers (section 2.2.1, eq. 21 and 22; 2.2.2), from the logits on.
 
 use dsv2_reference::Real;
+use dsv2_reference::arithmetic::activation::Activation;
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::deepseek_v3::router::BiasCorrectedRule;
 use dsv2_reference::model::router::{Routing, RoutingRule};
-use ndarray::{ArrayD, Axis, Ix1, Ix2};
+use ndarray::{Array2, ArrayD, Axis, Ix1, Ix2};
 
 use super::draw::{Draw, int32, scalar};
 use crate::call::{Call, Computed, Outputs};
@@ -39,11 +40,43 @@ fn routed<T: Real>(routing: Routing<T>) -> Outputs<T> {
     ]
 }
 
+/// The softmax of the logits at the chosen experts, times the factor.
+pub fn softmax_weights(_: &Contract, call: &Call, chosen: &ArrayD<i64>) -> Result<ArrayD<f64>> {
+    let mut scores = call.real::<f64, Ix2>("router_logits");
+    scores.rows_mut().into_iter().for_each(dsv2_reference::arithmetic::softmax::softmax);
+    let factor: f64 = call.scalar("routed_scaling_factor");
+    Ok(at(&scores, chosen).mapv_into(|score| score * factor).into_dyn())
+}
+
+/// The sigmoid of the logits at the chosen experts, as parts of their sum, times the factor.
+pub fn sigmoid_weights(_: &Contract, call: &Call, chosen: &ArrayD<i64>) -> Result<ArrayD<f64>> {
+    let scores = call.real::<f64, Ix2>("router_logits").mapv_into(|z| Activation::Sigmoid.apply(z));
+    let factor: f64 = call.scalar("routed_scaling_factor");
+    let mut weights = at(&scores, chosen);
+    for mut row in weights.rows_mut() {
+        let sum = row.sum();
+        row.mapv_inplace(|score| score / sum * factor);
+    }
+    Ok(weights.into_dyn())
+}
+
+fn at(scores: &Array2<f64>, chosen: &ArrayD<i64>) -> Array2<f64> {
+    let chosen = chosen.view().into_dimensionality::<Ix2>().expect("as many axes as the contract says");
+    Array2::from_shape_fn(chosen.dim(), |(token, slot)| scores[[token, chosen[[token, slot]] as usize]])
+}
+
+/// Greedy, or in groups.
+pub fn softmax_method(contract: &Contract, call: &Call) -> Result<Option<TopkMethod>> {
+    method(contract, call).map(Some)
+}
+
+/// Nothing tells which other choices rounding explains.
+pub fn no_method(_: &Contract, _: &Call) -> Result<Option<TopkMethod>> {
+    Ok(None)
+}
+
 /// How the experts of a call are chosen.
-///
-/// # Errors
-/// If a count is negative.
-pub(super) fn method(contract: &Contract, call: &Call) -> Result<TopkMethod> {
+fn method(contract: &Contract, call: &Call) -> Result<TopkMethod> {
     let (n_group, topk_group) = (count(contract, call, "n_group")?, count(contract, call, "topk_group")?);
     Ok(if n_group == 1 { TopkMethod::Greedy } else { TopkMethod::GroupLimitedGreedy { n_group, topk_group } })
 }
