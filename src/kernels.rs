@@ -234,11 +234,18 @@ impl Judge {
             (None, true) => (Disposition::OverBudget, comparison.worst),
             (None, false) => (Disposition::Pass, comparison.worst),
         };
-        OutputVerdict {
+        let judged = OutputVerdict {
             error: Some(comparison.metrics),
             budget: Some(budget),
             worst,
             ..OutputVerdict::new(name, disposition)
+        };
+        match not_zero(got, want, compared) {
+            Some(element) if !judged.disposition.fails() => {
+                let note = "a row that nothing adds to is not 0".to_owned();
+                OutputVerdict { disposition: Disposition::OverBudget, worst: Some(element), note: Some(note), ..judged }
+            }
+            _ => judged,
         }
     }
 
