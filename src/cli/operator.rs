@@ -14,11 +14,18 @@ use super::{Done, for_people, styled};
 #[derive(Subcommand)]
 pub enum OperatorCommand {
     /// Which operators and workloads there are
-    List,
+    List(ListArgs),
     /// Write an operator's definition, and the inputs of its workloads, for a kernel to be run on
     Inputs(InputsArgs),
     /// Judge what a kernel returned
     Check(CheckArgs),
+}
+
+#[derive(Args)]
+pub struct ListArgs {
+    /// Print one JSON object in place of lines
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -27,6 +34,9 @@ pub struct InputsArgs {
     operator: String,
     /// The folder to write; it must not exist, or be empty
     dir: PathBuf,
+    /// Only this workload
+    #[arg(long)]
+    workload: Option<String>,
 }
 
 #[derive(Args)]
@@ -46,13 +56,28 @@ pub struct CheckArgs {
 
 pub fn run(command: &OperatorCommand) -> Result<Done> {
     match command {
-        OperatorCommand::List => list(),
+        OperatorCommand::List(args) => list(args),
         OperatorCommand::Inputs(args) => inputs(args),
         OperatorCommand::Check(args) => check(args),
     }
 }
 
-fn list() -> Result<Done> {
+fn list(args: &ListArgs) -> Result<Done> {
+    if args.json {
+        let of = |Operator { contract, .. }: &Operator| {
+            let file = |workload: &Workload| format!("{}.safetensors", flashinfer::file_stem(workload));
+            let workloads = contract.workloads.iter();
+            serde_json::json!({
+                "name": contract.name,
+                "description": contract.description,
+                "inputs": contract.inputs.keys().collect::<Vec<_>>(),
+                "outputs": contract.outputs.keys().collect::<Vec<_>>(),
+                "workloads": workloads.map(|workload| (&workload.name, file(workload))).collect::<indexmap::IndexMap<_, _>>(),
+            })
+        };
+        let all: Vec<_> = Operator::all().iter().map(of).collect();
+        return Ok(Done { output: Text::json(&serde_json::json!({ "operators": all }).to_string()), conforms: true });
+    }
     let mut lines = Vec::new();
     for Operator { contract, .. } in Operator::all() {
         lines.push(format!("{}: {}", contract.name, contract.description));
@@ -68,10 +93,11 @@ fn list() -> Result<Done> {
 
 fn inputs(args: &InputsArgs) -> Result<Done> {
     let operator = Operator::named(&args.operator)?;
+    let workloads = workloads(operator, args.workload.as_deref())?;
     let write = |path: &Path, bytes: &[u8]| std::fs::write(path, bytes).map_err(Error::io(path, "write"));
     let mut instances = Vec::new();
     output::write_folder(&args.dir, |dir| {
-        for workload in &operator.contract.workloads {
+        for workload in &workloads {
             let inputs = operator.inputs(workload)?;
             let file = format!("{}.safetensors", flashinfer::file_stem(workload));
             write(&dir.join(&file), &tensor::to_safetensors(&inputs))?;
@@ -83,18 +109,14 @@ fn inputs(args: &InputsArgs) -> Result<Done> {
         }
         Ok(())
     })?;
-    let said = format!("{}: inputs of {} workloads", Place(&args.dir), operator.contract.workloads.len());
+    let said = format!("{}: inputs of {} workloads", Place(&args.dir), workloads.len());
     Ok(Done { output: Text::lines(&said), conforms: true })
 }
 
 fn check(args: &CheckArgs) -> Result<Done> {
     let operator = Operator::named(&args.operator)?;
-    let workloads: Vec<&Workload> = match &args.workload {
-        Some(name) => vec![operator.workload(name)?],
-        None => operator.contract.workloads.iter().collect(),
-    };
     let mut reports = Vec::new();
-    for workload in workloads {
+    for workload in workloads(operator, args.workload.as_deref())? {
         let returned = match outputs_of(args, workload)? {
             Some(path) => values::read(&path)?.into_iter().collect(),
             None => indexmap::IndexMap::new(),
@@ -111,6 +133,14 @@ fn check(args: &CheckArgs) -> Result<Done> {
         false => for_people(&KernelReport::table(&reports, styled())),
     };
     Ok(Done { output, conforms })
+}
+
+/// The workload of this name, or all.
+fn workloads<'a>(operator: &'a Operator, name: Option<&str>) -> Result<Vec<&'a Workload>> {
+    Ok(match name {
+        Some(name) => vec![operator.workload(name)?],
+        None => operator.contract.workloads.iter().collect(),
+    })
 }
 
 /// The file with what was returned for a workload, if there is one.

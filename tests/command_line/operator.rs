@@ -51,6 +51,21 @@ fn a_kernel_is_judged_from_files_and_a_missing_or_foreign_output_is_no_pass() {
 }
 
 #[test]
+fn the_list_names_every_workload_for_people_and_for_programs() {
+    let text = run(&mut dsv2(["operator", "list"])).passes();
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&mut dsv2(["operator", "list", "--json"])).passes()).unwrap();
+    let operators = json["operators"].as_array().unwrap();
+    assert_eq!(operators.len(), Operator::all().len());
+    for operator in operators {
+        assert!(text.contains(operator["name"].as_str().unwrap()));
+        let workloads = operator["workloads"].as_object().unwrap();
+        let files: std::collections::BTreeSet<_> = workloads.values().map(|file| file.as_str().unwrap()).collect();
+        assert_eq!(files.len(), workloads.len(), "a file for each");
+    }
+}
+
+#[test]
 fn what_cannot_be_judged_is_refused_in_one_line() {
     let refused = |args: &[&str]| run(&mut dsv2(args)).refused();
     let folder = tempfile::tempdir().unwrap();
