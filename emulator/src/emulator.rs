@@ -1,6 +1,8 @@
 //! The device: its memory, and launches.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::exec::launch::{Launch, Report};
 use crate::lower::Kernel;
@@ -18,6 +20,7 @@ pub struct Emulator {
     memory: Memory,
     /// The addresses of the variables of each module that was launched.
     loaded: HashMap<u64, Vec<u64>>,
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Default for Emulator {
@@ -44,7 +47,7 @@ impl Emulator {
 
     /// A device with so many bytes of memory.
     pub fn with_memory(bytes: u64) -> Self {
-        Self { memory: Memory::new(bytes), loaded: HashMap::new() }
+        Self { memory: Memory::new(bytes), loaded: HashMap::new(), interrupted: Arc::default() }
     }
 
     /// Allocates memory; reading it before anything was written there is an error.
@@ -82,6 +85,18 @@ impl Emulator {
     /// Copies so many bytes from the device.
     pub fn read_bytes(&self, pointer: DevicePointer, bytes: u64) -> Result<Vec<u8>, Error> {
         self.memory.read(pointer, bytes)
+    }
+
+    /// Copies those of the next `out.len()` bytes that were ever written over the bytes of `out`, leaves the others as
+    /// they are, and says how many were written.
+    pub fn read_written(&self, pointer: DevicePointer, out: &mut [u8]) -> Result<u64, Error> {
+        self.memory.read_written(pointer, out)
+    }
+
+    /// A switch that ends launches: while it is set, a launch soon returns [`Error::Interrupted`]. Whoever sets it takes
+    /// it back.
+    pub fn interrupter(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
     }
 
     /// How many bytes of memory are taken, and how many there are.
@@ -158,6 +173,7 @@ impl Emulator {
             checked: options.checked,
             limit: options.limit,
             summation: options.summation,
+            interrupted: &self.interrupted,
         };
         if let Some(observer) = observer {
             return launch.run_in_order(observer);

@@ -25,6 +25,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) checked: bool,
     pub(crate) limit: u64,
     pub(crate) summation: Summation,
+    /// Set by who wants the launch to end.
+    pub(crate) interrupted: &'a AtomicBool,
 }
 
 /// What a launch did.

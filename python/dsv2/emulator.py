@@ -1,0 +1,344 @@
+"""CUDA kernels on the CPU: PTX is run instruction by instruction, and every access is checked.
+
+    import numpy as np
+    from dsv2 import emulator
+
+    module = emulator.load("saxpy.ptx")
+    x, y = np.ones(1000, np.float32), np.zeros(1000, np.float32)
+    run = module["saxpy"].launch(x, y, 2.0, 1000, grid=4, block=256, races=True, profile=True)
+    assert not run.races
+    print(run.profile)
+
+Arrays are NumPy's or CPU tensors of PyTorch. They are passed by address: views of one storage reach the kernel as one
+allocation, and what the kernel writes is in them when `launch` returns.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsv2 import _dsv2, _html
+from dsv2._arrays import Out, Transfer, host_array
+from dsv2._dsv2 import KernelFault, LaunchError, Parameter, Profile, PtxError, Race
+from dsv2._pack import Struct, leaves, pack
+
+__all__ = [
+    "Device", "DeviceArray", "Kernel", "KernelFault", "Launch", "LaunchError", "Module", "Parameter", "Profile", "PtxError", "Race",
+    "Struct", "load", "out", "strided",
+]
+
+MEMORY = 4 << 30
+LIMIT = 1 << 30
+
+
+def load(source: str | os.PathLike[str]) -> Module:
+    """The kernels of a PTX text, or of a file of PTX."""
+    if isinstance(source, os.PathLike) or "\n" not in source:
+        path = Path(source)
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PtxError(f"{path}: expected a file of PTX, found {getattr(error, 'strerror', None) or 'no text'}") from None
+        try:
+            return Module(text)
+        except PtxError as error:
+            raise PtxError(f"{path}: {error}") from None
+    return Module(source)
+
+
+def out(array: Any) -> Out:
+    """An array whose bytes count as unwritten when the launch begins: the kernel must not read them before it wrote them, and
+    `Launch.unwritten` says if it left some as they were. The array has no gaps: any shape, contiguous.
+    """
+    return Out(array)
+
+
+@dataclass
+class Strided:
+    """See `strided`."""
+
+    array: Any
+
+
+def strided(array: Any) -> Strided:
+    """An array with gaps between its elements, for a kernel that knows its strides."""
+    return Strided(array)
+
+
+class Module(Mapping[str, "Kernel"]):
+    """The kernels of one PTX text, by name."""
+
+    def __init__(self, text: str):
+        self.ptx = text
+        self._module = _dsv2.Module(text)
+        self._kernels = {name: Kernel(self, name) for name in self._module.kernels}
+
+    @property
+    def target(self) -> str:
+        """`.target`, such as `sm_80`."""
+        return self._module.target
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """`.version`, such as `(8, 4)`."""
+        return self._module.version
+
+    def __getitem__(self, name: str) -> Kernel:
+        try:
+            return self._kernels[name]
+        except KeyError:
+            raise PtxError(f'no kernel "{name}" in the module; it has: {", ".join(self)}') from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kernels
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kernels)
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"PTX for {self.target}, {len(self)} kernels", *(f"  {kernel!r}" for kernel in self.values())])
+
+
+class Kernel:
+    """A kernel of a module."""
+
+    def __init__(self, module: Module, name: str):
+        self.module, self.name = module, name
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """Its parameters, in order: `name`, `element` (`u64`, `f32`, `b8`), `count`, `bytes`, `align`."""
+        return self.module._module.parameters(self.name)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of its static shared memory. Raises PtxError, if the kernel holds an instruction that is not supported."""
+        return self.module._module.shared_bytes(self.name)
+
+    @property
+    def required_block(self) -> tuple[int, int, int] | None:
+        """The threads of a block, if the kernel says them (`.reqntid`, `__launch_bounds__` does not)."""
+        return self.module._module.required_threads(self.name)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(repr, self.parameters))})"
+
+    def launch(
+        self,
+        *args: Any,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...] | None = None,
+        shared: int = 0,
+        device: Device | None = None,
+        names: list[str] | None = None,
+        checked: bool = True,
+        races: bool = False,
+        profile: bool = False,
+        threads: int = 0,
+        limit: int = LIMIT,
+    ) -> Launch:
+        """Runs the kernel and waits for its end; Ctrl-C ends it.
+
+        args: one for each parameter. Arrays of NumPy and CPU tensors of PyTorch, of any shape, without gaps (else `strided`);
+            `out(array)`; a DeviceArray; numbers, which take the parameter's type and must fit it; structs by value: `Struct`,
+            `ctypes.Structure`, records of NumPy, bytes; None for a null pointer.
+        grid: blocks in x, y, z. block: threads of each. shared: bytes of dynamic shared memory.
+        device: where DeviceArrays are. names: of the arguments, for messages.
+        checked: reads of bytes that nobody wrote are errors. races: look for accesses that nothing orders. profile: count.
+        threads: of the host, 0 for all cores. limit: warp instructions after which a block counts as endless.
+
+        Raises LaunchError if arguments do not fit, PtxError for instructions that are not known, KernelFault if a thread does
+        what it must not do.
+        """
+        parameters = self.parameters
+        if len(args) != len(parameters):
+            raise LaunchError(f"launch of {self.name}: expected {len(parameters)} arguments ({self!r}), found {len(args)}")
+        names = names or [parameter.name for parameter in parameters]
+        machine = (device or _device())._device
+        transfer = Transfer(machine)
+        known: dict[int, Any] = {}
+
+        def address(value: Any) -> int | None:
+            if isinstance(value, DeviceArray):
+                return value.address
+            found = known.get(id(value))
+            return None if found is None else transfer.address(found)
+
+        def packed(index: int) -> bytes:
+            try:
+                return pack(parameters[index], args[index], address)
+            except LaunchError as error:
+                raise LaunchError(f"launch of {self.name}: argument {index} ({names[index]}): {error}") from None
+
+        for index, arg in enumerate(args):
+            for leaf in leaves(arg):
+                try:
+                    self._take(leaf, names[index], known, transfer, device)
+                except LaunchError as error:
+                    raise LaunchError(f"launch of {self.name}: argument {index} ({names[index]}): {error}") from None
+        sizes = self._sizes(grid, block)
+        try:
+            transfer.upload()
+            done = machine.launch(
+                self.module._module, self.name, grid=sizes[0], block=sizes[1], shared=_count("shared", shared),
+                args=[packed(index) for index in range(len(args))], checked=checked, races=races, profile=profile,
+                threads=threads, limit=limit,
+            )  # fmt: skip
+            unwritten = transfer.download()
+        finally:
+            transfer.free()
+        return Launch(self.name, *sizes, done.warp_instructions, done.thread_instructions, done.races, done.profile, unwritten)
+
+    def _take(self, leaf: Any, name: str, known: dict[int, Any], transfer: Transfer, device: Device | None) -> None:
+        """Notes an array of the arguments."""
+        if isinstance(leaf, DeviceArray):
+            if leaf.device is not (device or _device()):
+                raise LaunchError("an array of another device")
+            return
+        value = leaf.array if isinstance(leaf, (Out, Strided)) else leaf
+        array = host_array(value)
+        if array is None:
+            if value is not leaf:
+                raise LaunchError(f"{type(leaf).__name__.lower()}() of {type(value).__name__}: expected an array")
+            return
+        if not array.contiguous and not isinstance(leaf, Strided):
+            raise LaunchError(f"{array.said} has gaps between its elements: make it contiguous, or strided(..) if the kernel knows its strides")
+        known[id(leaf)] = array
+        transfer.add(array, name, isinstance(leaf, Out))
+
+    def _sizes(self, grid: Any, block: Any) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        if block is None:
+            block = self.required_block
+        if block is None:
+            raise LaunchError(f"launch of {self.name}: block is missing, and the kernel does not say it (.reqntid)")
+        return _three("grid", grid), _three("block", block)
+
+
+def _count(what: str, value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < 1 << 32:
+        raise LaunchError(f"{what}: expected a number of 32 bits, found {value!r}")
+    return number
+
+
+def _three(what: str, value: Any) -> tuple[int, int, int]:
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not 1 <= len(sizes) <= 3:
+        raise LaunchError(f"{what}: expected one to three numbers, found {value!r}")
+    x, y, z = (*(_count(what, size) for size in sizes), 1, 1)[:3]
+    return x, y, z
+
+
+@dataclass(repr=False)
+class Launch:
+    """What came of a launch."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    warp_instructions: int
+    thread_instructions: int
+    races: list[Race] | None
+    """The races, one for each pair of lines; None if nobody looked."""
+    profile: Profile | None
+    """What it cost; None if nobody counted."""
+    unwritten: dict[str, int] = field(default_factory=dict)
+    """Of the arrays that `out` marked, by the parameter's name: how many bytes the kernel left as they were."""
+
+    def __repr__(self) -> str:
+        lines = [f"{self.kernel}: grid {self.grid}, block {self.block}, {self.warp_instructions} instructions of warps"]
+        if self.races is not None:
+            lines += [f"races: {len(self.races) or 'none'}", *(f"  {race!r}" for race in self.races)]
+        lines += [f"unwritten: {count} bytes of {name}" for name, count in self.unwritten.items()]
+        lines += [] if self.profile is None else [repr(self.profile)]
+        return "\n".join(lines)
+
+    def html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Races and profile beside the lines of the source, as a page; written to `path`, if there is one."""
+        return _html.page(self, path)
+
+    def _repr_html_(self) -> str:
+        return _html.page(self, None)
+
+
+class Device:
+    """Memory that lives from launch to launch, for whoever wants more than arrays that come and go with each launch.
+
+    memory: how many bytes it has; the host provides them as they are allocated, 1.25 bytes for each.
+    """
+
+    def __init__(self, memory: int = MEMORY):
+        if not isinstance(memory, int) or not 0 < memory < 1 << 63:
+            raise LaunchError(f"memory: expected a number of bytes, found {memory!r}")
+        self._device = _dsv2.Device(memory)
+
+    def allocate(self, shape: int | tuple[int, ...], dtype: Any = np.uint8, name: str = "an array") -> DeviceArray:
+        """An array that nobody wrote yet; to read it before is an error."""
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return DeviceArray(self, shape, np.dtype(dtype), name)
+
+    def upload(self, array: Any, name: str = "an array") -> DeviceArray:
+        """A copy of an array of NumPy (or what NumPy makes one of), of any shape."""
+        values = np.ascontiguousarray(array)
+        made = self.allocate(values.shape, values.dtype, name)
+        made.write(values)
+        return made
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are taken, and bytes that there are."""
+        return self._device.memory
+
+    def __repr__(self) -> str:
+        used, limit = self.memory
+        return f"Device({used} of {limit} bytes taken)"
+
+
+class DeviceArray:
+    """An allocation of a Device. It is given back with the last reference to it."""
+
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype, name: str):
+        if any(not isinstance(size, int) or size < 0 for size in shape):
+            raise LaunchError(f"shape: expected numbers, found {shape!r}")
+        self.device, self.shape, self.dtype, self.name = device, shape, dtype, name
+        self.nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        self.address = device._device.allocate(self.nbytes, name)
+        self._finalizer = weakref.finalize(self, device._device.free, self.address)
+
+    def write(self, array: Any) -> None:
+        """Copies an array of the same shape and type to the device."""
+        values = np.ascontiguousarray(array)
+        if (values.shape, values.dtype) != (self.shape, self.dtype):
+            raise LaunchError(f"{self.name}: expected {self.dtype}{list(self.shape)}, found {values.dtype}{list(values.shape)}")
+        self.device._device.write(self.address, memoryview(values.reshape(-1).view(np.uint8)))
+
+    def read(self) -> np.ndarray:
+        """A copy of it. Raises LaunchError, if something of it was never written."""
+        data = self.device._device.read(self.address, self.nbytes)
+        return np.frombuffer(bytearray(data), self.dtype).reshape(self.shape)
+
+    def __repr__(self) -> str:
+        return f"DeviceArray({self.name}, {self.dtype}{list(self.shape)} at {self.address:#x})"
+
+
+_default: list[Device] = []
+
+
+def _device() -> Device:
+    """The device of launches that name none."""
+    if not _default:
+        _default.append(Device())
+    return _default[0]

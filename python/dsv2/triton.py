@@ -1,0 +1,389 @@
+"""Triton kernels on the emulator, host code unmodified: `kernel[grid](...)` with CPU tensors.
+
+    import dsv2.triton
+
+    with dsv2.triton.activate("sm_80", races=True) as runs:
+        add[(4,)](x, y, out, n, BLOCK=256)      # tensors of PyTorch, on the CPU; or wrap(array) of NumPy
+    print(runs.last)
+
+Needs triton 3.9 and no GPU. Kernels are compiled by Triton for the target, down to PTX.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dsv2 import _dsv2, emulator
+from dsv2._arrays import Out, Transfer, host_array
+from dsv2._dsv2 import LaunchError, Race
+from dsv2._shadow import Shadow
+
+try:
+    import triton
+    from triton.backends import Backend, backends
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.driver import DriverBase, decompose_descriptor, expand_signature
+    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.runtime import autotuner
+except ImportError as error:
+    raise ImportError(f"dsv2.triton needs triton 3.9 or newer (pip install triton): {error}") from None
+
+__all__ = ["Active", "AutotuneWarning", "RaceError", "activate", "wrap"]
+
+# What the programs of each target ask for: shared memory of a block in bytes, multiprocessors.
+TARGETS = {"sm_80": (166912, 108), "sm_89": (101376, 142), "sm_90": (232448, 132)}
+KEPT = 1000
+
+
+class RaceError(_dsv2.Error):
+    """Accesses of a kernel that nothing orders. `races` has them all, `launch` what else is known of the launch."""
+
+    def __init__(self, launch: emulator.Launch):
+        self.launch = launch
+        self.races: list[Race] = launch.races or []
+        super().__init__(f"{self.races[0]!r}" + (f" (and {len(self.races) - 1} more)" if len(self.races) > 1 else ""))
+
+
+class AutotuneWarning(UserWarning):
+    """A kernel was not tuned: which configuration it took."""
+
+
+class wrap:
+    """An array of NumPy as an argument of a Triton kernel. What the kernel writes is in the array. Any shape and strides."""
+
+    def __init__(self, array: np.ndarray):
+        if not isinstance(array, np.ndarray):
+            raise LaunchError(f"wrap: expected an array of NumPy, found {type(array).__name__}")
+        self.array = array
+        self.dtype, self.shape, self.ndim = array.dtype, array.shape, array.ndim
+
+    def data_ptr(self) -> int:
+        return self.array.__array_interface__["data"][0]
+
+    def stride(self, axis: int | None = None) -> Any:
+        """In elements, as PyTorch counts them."""
+        strides = tuple(stride // self.array.itemsize for stride in self.array.strides)
+        return strides if axis is None else strides[axis]
+
+    def numel(self) -> int:
+        return self.array.size
+
+    def element_size(self) -> int:
+        return self.array.itemsize
+
+    def __repr__(self) -> str:
+        return f"wrap({self.dtype}{list(self.shape)})"
+
+
+class Active:
+    """The driver while it is active: what was launched, and `deactivate`. Also a context manager."""
+
+    def __init__(self, options: dict[str, Any]):
+        self.options = options
+        self.launches: list[emulator.Launch] = []
+        """The last 1000, the newest at the end."""
+        self.device = emulator.Device()
+        self.shadow = Shadow() if options["checked"] else None
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def last(self) -> emulator.Launch:
+        """The newest launch."""
+        if not self.launches:
+            raise LaunchError("nothing was launched yet")
+        return self.launches[-1]
+
+    def deactivate(self) -> None:
+        """Gives Triton its own driver back."""
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> Active:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.deactivate()
+
+    def __iter__(self) -> Iterator[emulator.Launch]:
+        return iter(self.launches)
+
+    def __repr__(self) -> str:
+        return f"Triton on the emulator as {self.options['target']}: {len(self.launches)} launches"
+
+
+def activate(
+    target: str = "sm_80",
+    *,
+    races: bool = False,
+    profile: bool = False,
+    checked: bool = True,
+    autotune: Mapping[str, int | Mapping[str, Any] | Callable[[Any], bool]] | None = None,
+    threads: int = 0,
+    limit: int = emulator.LIMIT,
+) -> Active:
+    """Makes Triton compile for `target` ("sm_80", "sm_89" or "sm_90") and run on the emulator, until `deactivate` or the end of a
+    `with`.
+
+    races: look for accesses that nothing orders, and raise RaceError. profile: count, see `Launch.profile`.
+    checked: reads of bytes that nobody wrote are errors; also of what `torch.empty` made meanwhile and neither kernels nor
+        PyTorch wrote since.
+    autotune: which configuration a kernel of `@triton.autotune` takes, by the kernel's name: its number, some of its values
+        (`{"BLOCK": 64}`), or a function of `triton.Config`. Nothing is measured: without it, it is the first one. An
+        AutotuneWarning says which it was.
+    """
+    if target not in TARGETS:
+        raise LaunchError(f"target: expected {', '.join(TARGETS)}, found {target!r}")
+    if triton.knobs.runtime.interpret:
+        raise LaunchError("TRITON_INTERPRET is set: then Triton compiles nothing, and there is no PTX to run")
+    active = Active(dict(target=target, races=races, profile=profile, checked=checked, threads=threads, limit=limit))
+    config = triton.runtime.driver
+    before, nvidia, prune = config._active, backends["nvidia"], autotuner.Autotuner.prune_configs
+    backends["nvidia"] = Backend(compiler=_Compiler, driver=nvidia.driver)
+    config.set_active(_Driver(active))
+    autotuner.Autotuner.prune_configs = _chooser(prune, dict(autotune or {}))
+
+    def undo() -> None:
+        autotuner.Autotuner.prune_configs = prune
+        backends["nvidia"] = nvidia
+        config._active = before
+
+    active._undo.append(undo)
+    if active.shadow is not None:
+        active._undo.append(active.shadow.watch_torch())
+    return active
+
+
+def _chooser(prune: Callable[..., Any], wanted: dict[str, Any]) -> Callable[..., Any]:
+    """In place of `Autotuner.prune_configs`: leaves one configuration, so that nothing is measured."""
+    said = weakref.WeakSet()
+
+    def choose(tuner: Any, kwargs: Any) -> list[Any]:
+        configs, name = prune(tuner, kwargs), tuner.base_fn.__name__
+        wish = wanted.get(name, 0)
+        if isinstance(wish, int):
+            fits = [configs[wish]] if -len(configs) <= wish < len(configs) else []
+        elif callable(wish):
+            fits = [config for config in configs if wish(config)]
+        else:
+            fits = [config for config in configs if wish.items() <= config.all_kwargs().items()]
+        if not fits:
+            raise LaunchError(f"autotune: {name} has no such configuration as {wish!r}; it has {'; '.join(map(str, configs))}")
+        if tuner not in said:
+            said.add(tuner)
+            how = "as asked" if name in wanted else "the first"
+            warnings.warn(f"{name} is not tuned on the emulator; it takes {how} of {len(configs)}: {fits[0]}", AutotuneWarning, stacklevel=4)
+        return fits[:1]
+
+    return choose
+
+
+class _Compiler(CUDABackend):
+    """Triton's own, but for the last step: what is run is the PTX itself."""
+
+    def add_stages(self, stages: Any, options: Any, language: Any) -> None:
+        super().add_stages(stages, options, language)
+        stages["cubin"] = lambda source, metadata: source.encode()
+
+    def hash(self) -> str:
+        return f"{super().hash()}-dsv2"
+
+
+class _Driver(DriverBase):
+    """What Triton asks of a driver."""
+
+    def __init__(self, active: Active):
+        super().__init__()
+        self.active_ = active
+        self.target = GPUTarget("cuda", int(active.options["target"].removeprefix("sm_")), 32)
+        self.utils = _Utils(active.options["target"])
+        self.launcher_cls = lambda source, metadata: _Launcher(active.options["target"], source, metadata)
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        # Triton keeps compiled kernels by device: no GPU has such a number.
+        return -self.target.arch
+
+    def set_current_device(self, device: int) -> None:
+        pass
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
+        return divmod(self.target.arch, 10)
+
+    def get_active_torch_device(self) -> Any:
+        import torch
+
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> Any:
+        import torch
+
+        return torch.cpu
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        raise LaunchError(f"the emulator has no launcher in C++ ({ty})")
+
+    def get_benchmarker(self) -> Any:
+        def refuse(call: Any, **_: Any) -> Any:
+            raise LaunchError("the emulator measures no time: nothing can be tuned by it")
+
+        return refuse
+
+    def allocate_default_profile_scratch(self, size: int, alignment: int, stream: Any) -> Any:
+        return None
+
+
+class _Utils:
+    """Modules and properties of the device."""
+
+    def __init__(self, target: str):
+        self.target = target
+
+    def load_binary(self, name: str, ptx: bytes, shared: int, device: int) -> tuple[Any, Any, int, int, int]:
+        """(module, function, registers, spills, threads of a block at most)"""
+        module = emulator.load(ptx.decode())
+        kernel = module[name]
+        try:
+            kernel.shared_bytes  # looks at every instruction
+        except _dsv2.PtxError as error:
+            raise _dsv2.PtxError(f"{error} (compiled for {self.target})") from None
+        return module, kernel, 0, 0, 1024
+
+    def unload_module(self, module: Any) -> None:
+        pass
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        shared, multiprocessors = TARGETS[self.target]
+        return {
+            "max_shared_mem": shared, "max_num_regs": 65536, "multiprocessor_count": multiprocessors, "warpSize": 32,
+            "sm_clock_rate": 1410000, "mem_clock_rate": 1215000, "mem_bus_width": 5120,
+        }  # fmt: skip
+
+
+WIDTHS = {"i1": 1, "u1": 1, "i8": 1, "u8": 1, "i16": 2, "u16": 2, "i32": 4, "u32": 4, "i64": 8, "u64": 8}
+
+
+class _Launcher:
+    """One compiled kernel."""
+
+    def __init__(self, target: str, source: Any, metadata: Any):
+        self.metadata = metadata
+        if getattr(metadata, "num_ctas", 1) > 1:
+            raise LaunchError(f"{metadata.name}: num_ctas={metadata.num_ctas}: the emulator has no clusters of blocks")
+        if getattr(metadata, "tensordesc_meta", None):
+            raise LaunchError(f"{metadata.name}: tensor descriptors of {target} are tensor maps (TMA), which the emulator does not have; sm_80 does without")
+        names = getattr(source, "fn", None) and source.fn.arg_names
+        self.names = list(names or source.signature)
+        self.signature = list(source.signature.values())
+
+    def __call__(
+        self, x: int, y: int, z: int, stream: Any, function: emulator.Kernel, packed: Any, launch_metadata: Any, enter: Any, leave: Any,
+        *args: Any,
+    ) -> None:  # fmt: skip
+        if x * y * z == 0:
+            return
+        if enter is not None:
+            enter(launch_metadata)
+        self._launch((x, y, z), function, args)
+        if leave is not None:
+            leave(launch_metadata)
+
+    def _flat(self, args: tuple[Any, ...]) -> Iterator[tuple[str, str, Any]]:
+        """Name, type and value of what the compiled kernel gets: no constants, tuples in pieces."""
+
+        def walk(name: str, kind: Any, value: Any) -> Iterator[tuple[str, str, Any]]:
+            if isinstance(kind, tuple):
+                for index, (inner, entry) in enumerate(zip(kind, value)):
+                    yield from walk(f"{name}[{index}]", inner, entry)
+            elif kind.startswith("tensordesc"):
+                for inner, entry in zip(expand_signature([kind], None, "nvTmaDesc"), decompose_descriptor(value)):
+                    yield name, inner, entry
+            elif kind != "constexpr":
+                yield name, kind, value
+
+        for name, kind, value in zip(self.names, self.signature, args):
+            yield from walk(name, kind, value)
+
+    def _launch(self, grid: tuple[int, int, int], kernel: emulator.Kernel, args: tuple[Any, ...]) -> None:
+        # Triton keeps launchers: this one may be older than what is active now.
+        active: Active = triton.runtime.driver.active.active_
+        options, name = active.options, self.metadata.name
+        machine = active.device._device
+        transfer = Transfer(machine)
+        flat, arrays = list(self._flat(args)), {}
+        for index, (argument, kind, value) in enumerate(flat):
+            if kind.startswith("*") and value is not None and not isinstance(value, int):
+                try:
+                    arrays[index] = found = host_array(getattr(value, "array", value))
+                    if found is None:
+                        raise LaunchError(f"expected a tensor on the CPU or wrap(array), found {type(value).__name__}")
+                except LaunchError as error:
+                    raise LaunchError(f"launch of {name}: argument {argument}: {error}") from None
+                transfer.add(found, argument)
+        scratch = [0, 0]
+        try:
+            if active.shadow is not None:
+                active.shadow.mark(transfer)
+            transfer.upload()
+            for index, size in enumerate((self.metadata.global_scratch_size, self.metadata.profile_scratch_size)):
+                if size:
+                    scratch[index] = machine.allocate(size * grid[0] * grid[1] * grid[2], "scratch memory")
+            packed = [
+                struct.pack("<Q", transfer.address(arrays[index])) if index in arrays else _scalar(name, argument, kind, value)
+                for index, (argument, kind, value) in enumerate(flat)
+            ] + [struct.pack("<Q", address) for address in scratch]
+            parameters = kernel.parameters
+            if len(packed) != len(parameters):
+                raise LaunchError(f"launch of {name}: {len(packed)} arguments where the PTX has {len(parameters)}: this Triton is unknown to dsv2")
+            packed = [data.ljust(parameter.bytes, b"\0") for data, parameter in zip(packed, parameters)]
+            block = kernel.required_block or (32 * self.metadata.num_warps, 1, 1)
+            done = machine.launch(
+                kernel.module._module, kernel.name, grid=grid, block=block, shared=self.metadata.shared, args=packed,
+                checked=options["checked"], races=options["races"], profile=options["profile"], threads=options["threads"],
+                limit=options["limit"],
+            )  # fmt: skip
+            unwritten = active.shadow.keep(transfer) if active.shadow is not None else {}
+            transfer.download()
+        finally:
+            transfer.free()
+            for address in filter(None, scratch):
+                machine.free(address)
+        counts = done.warp_instructions, done.thread_instructions
+        launch = emulator.Launch(name, grid, block, *counts, done.races, done.profile, unwritten)
+        active.launches.append(launch)
+        del active.launches[:-KEPT]
+        if launch.races:
+            raise RaceError(launch)
+
+
+def _scalar(kernel: str, name: str, kind: str, value: Any) -> bytes:
+    """A number, as Triton's type has it."""
+    wrong = LaunchError(f"launch of {kernel}: argument {name}: expected {kind}, found {type(value).__name__} {value!r}")
+    try:
+        if kind.startswith("*"):
+            return struct.pack("<Q", value or 0)
+        if kind in WIDTHS:
+            number, bits = int(value), 8 * WIDTHS[kind]
+            if not -(1 << (bits - 1)) <= number < 1 << bits:
+                raise wrong
+            return (number & ((1 << bits) - 1)).to_bytes(bits // 8, "little")
+        if kind == "bf16":
+            bits = int(np.float32(value).view(np.uint32))
+            return (((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) & 0xFFFF).to_bytes(2, "little")
+        return struct.pack({"fp16": "<e", "fp32": "<f", "f32": "<f", "fp64": "<d"}[kind], value)
+    except (KeyError, TypeError, ValueError, struct.error, OverflowError):
+        raise wrong from None
