@@ -141,6 +141,9 @@ def _file(tensors: FileName | Mapping[str, Any], folder: str, name: str) -> File
             from safetensors.numpy import save_file
 
             values = {key: numpy.ascontiguousarray(value) for key, value in tensors.items()}
+            for key, value in values.items():
+                if value.dtype.hasobject:
+                    raise TypeError(f"{type(tensors[key]).__name__} as {key}")
         save_file(values, path)
     except ImportError:
         raise RequestError(f"{name}: a dict of tensors needs safetensors: pip install safetensors") from None
