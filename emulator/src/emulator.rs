@@ -1,9 +1,10 @@
 //! The device: its memory, and launches.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, PoisonError};
 
+use crate::exec::host::{Log, Printed};
 use crate::exec::launch::{Launch, Report};
 use crate::lower::Kernel;
 use crate::memory::store::Store;
@@ -21,6 +22,7 @@ pub struct Emulator {
     /// The addresses of the variables of each module that was launched.
     loaded: HashMap<u64, Vec<u64>>,
     interrupted: Arc<AtomicBool>,
+    printed: Log,
 }
 
 impl Default for Emulator {
@@ -47,7 +49,12 @@ impl Emulator {
 
     /// A device with so many bytes of memory.
     pub fn with_memory(bytes: u64) -> Self {
-        Self { memory: Memory::new(bytes), loaded: HashMap::new(), interrupted: Arc::default() }
+        Self {
+            memory: Memory::new(bytes),
+            loaded: HashMap::new(),
+            interrupted: Arc::default(),
+            printed: Log::default(),
+        }
     }
 
     /// Allocates memory; reading it before anything was written there is an error.
@@ -99,6 +106,12 @@ impl Emulator {
         Arc::clone(&self.interrupted)
     }
 
+    /// What threads printed by `printf` since this was last asked for, launch by launch and block by block: at most
+    /// 65536 calls, the rest is dropped, as on a device whose buffer is full. A launch that failed has printed too.
+    pub fn printed(&mut self) -> Vec<Printed> {
+        std::mem::take(self.log()).into_iter().map(|(_, call)| call).collect()
+    }
+
     /// How many bytes of memory are taken, and how many there are.
     pub fn memory(&self) -> (u64, u64) {
         (self.memory.used, self.memory.limit)
@@ -145,6 +158,26 @@ impl Emulator {
         options: Options,
         observer: Option<&mut O>,
     ) -> Result<Report, Error> {
+        let before = self.log().len();
+        let report = self.run(module, name, grid, args, options, observer);
+        // Of blocks that ran at the same time.
+        self.log()[before..].sort_by_key(|(block, _)| *block);
+        report
+    }
+
+    fn log(&mut self) -> &mut Vec<(u64, Printed)> {
+        self.printed.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run<O: Observer>(
+        &mut self,
+        module: &Module,
+        name: &str,
+        grid: Grid,
+        args: &[Arg],
+        options: Options,
+        observer: Option<&mut O>,
+    ) -> Result<Report, Error> {
         let kernel = module.kernel(name)?;
         let wrong = |message: String| Error::Launch { kernel: name.to_string(), message };
         let params = parameters(&kernel, args).map_err(wrong)?;
@@ -174,6 +207,7 @@ impl Emulator {
             limit: options.limit,
             summation: options.summation,
             interrupted: &self.interrupted,
+            printed: &self.printed,
         };
         if let Some(observer) = observer {
             return launch.run_in_order(observer);

@@ -218,6 +218,18 @@ pub enum Cause {
         /// The bytes to take from the source.
         source_bytes: u32,
     },
+    /// `assert` failed.
+    #[error("assertion failed: {message} ({file}:{line}, {function})")]
+    Assertion {
+        /// What should have been.
+        message: String,
+        /// The file that says so.
+        file: String,
+        /// The line.
+        line: u32,
+        /// The function.
+        function: String,
+    },
     /// `trap` was executed.
     #[error("trap")]
     Trap,

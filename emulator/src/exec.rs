@@ -5,6 +5,7 @@ pub(crate) mod async_copy;
 pub(crate) mod barrier;
 pub(crate) mod block;
 mod collective;
+pub(crate) mod host;
 pub(crate) mod lanes;
 pub(crate) mod launch;
 mod matrix;

@@ -16,6 +16,7 @@ pub mod race;
 
 pub use emulator::Emulator;
 pub use error::{Cause, Error, Fault, Jam, Place, Stuck, Waiting};
+pub use exec::host::{Printed, Value};
 pub use exec::launch::Report;
 pub use memory::DevicePointer;
 pub use module::{Module, Parameter};

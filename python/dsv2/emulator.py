@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from dsv2 import _dsv2, _html
+from dsv2 import _dsv2, _html, _print
 from dsv2._arrays import Out, Transfer, host_array
 from dsv2._dsv2 import KernelFault, LaunchError, Parameter, Profile, PtxError, Race
 from dsv2._pack import Struct, leaves, pack
@@ -196,6 +196,7 @@ class Kernel:
             )  # fmt: skip
             unwritten = transfer.download()
         finally:
+            _print.flush(machine)
             transfer.free()
         return Launch(self.name, *sizes, done.warp_instructions, done.thread_instructions, done.races, done.profile, unwritten)
 

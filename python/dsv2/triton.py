@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dsv2 import _dsv2, emulator
+from dsv2 import _dsv2, _print, emulator
 from dsv2._arrays import Out, Transfer, host_array
 from dsv2._dsv2 import LaunchError, Race
 from dsv2._shadow import Shadow
@@ -359,6 +359,7 @@ class _Launcher:
             unwritten = active.shadow.keep(transfer) if active.shadow is not None else {}
             transfer.download()
         finally:
+            _print.flush(machine)
             transfer.free()
             for address in filter(None, scratch):
                 machine.free(address)

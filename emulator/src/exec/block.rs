@@ -189,6 +189,7 @@ impl<'a, O: Observer> Block<'a, O> {
             Op::Copy(copy) => self.copy(w, pc, active, copy)?,
             Op::Commit => self.commit(w, pc, active),
             Op::WaitGroups(keep) => self.wait_groups(w, pc, active, *keep),
+            Op::Host(host) => self.host(w, pc, active, host)?,
             Op::Fence => self.tell_sync(w, pc, active, Sync::Fence),
             Op::Trap => return Err(self.fault(w, pc, (active.trailing_zeros() as usize % LANES, Cause::Trap))),
             Op::Lanes(_) | Op::Branch(_) | Op::Exit | Op::Warp(..) | Op::Barrier(_) => {}

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::block::Block;
+use super::host::Log;
 use crate::Error;
 use crate::lower::Kernel;
 use crate::memory::Memory;
@@ -25,6 +26,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) checked: bool,
     pub(crate) limit: u64,
     pub(crate) summation: Summation,
+    /// Where the threads print to.
+    pub(crate) printed: &'a Log,
     /// Set by who wants the launch to end.
     pub(crate) interrupted: &'a AtomicBool,
 }

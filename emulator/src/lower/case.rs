@@ -1,7 +1,7 @@
 //! One statement on its way to an instruction: its modifiers, each of which must be used, and its operands.
 
 use super::instruction::{Address, Base};
-use super::slots::{Constant, Name, Slots, Special};
+use super::slots::{Constant, Name, Slots, Special, Symbol};
 use crate::Space;
 use crate::exec::registers::{Pred, Register};
 use crate::numeric::Rounding;
@@ -175,6 +175,17 @@ impl<'a> Case<'a> {
             return Some((symbol.space, symbol.address));
         }
         Some((variable.space, Constant::Global(index)))
+    }
+
+    /// Where a variable that is passed to a function is in local memory.
+    pub(crate) fn local(&self, operand: &Operand) -> Lowered<u64> {
+        let Operand::Name(name) = operand else {
+            return Err("only .param variables can be passed to a function".to_string());
+        };
+        match self.slots.find(name) {
+            Some(Name::Variable(Symbol { space: Space::Local, address: Constant::Value(at) })) => Ok(at),
+            _ => Err(format!("{name} is not a .param variable")),
+        }
     }
 
     /// A predicate destination.

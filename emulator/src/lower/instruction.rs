@@ -35,6 +35,25 @@ pub(crate) enum Op {
     Warp(Members, Collective),
     Barrier(Barrier),
     Fence,
+    Host(Host),
+}
+
+/// A call of what the driver provides.
+pub(crate) struct Host {
+    pub(crate) function: Function,
+    /// Where its arguments are in the thread's local memory.
+    pub(crate) arguments: Vec<u64>,
+    /// Where its result goes, if it has one.
+    pub(crate) result: u64,
+}
+
+/// What the driver provides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Function {
+    /// `int vprintf(const char *format, void *values)`
+    Print,
+    /// `void __assertfail(const char *message, const char *file, unsigned line, const char *function, size_t letter)`
+    Assert,
 }
 
 /// `[base + offset]`
