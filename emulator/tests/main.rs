@@ -4,6 +4,7 @@ mod arithmetic;
 mod common;
 mod faults;
 mod gemm;
+mod host;
 mod hostile;
 mod instructions;
 mod kernels;
