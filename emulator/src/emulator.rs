@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 
-use crate::exec::host::{Log, Printed};
+use crate::exec::host::{Printed, Prints};
 use crate::exec::launch::{Launch, Report};
-use crate::lower::Kernel;
+use crate::lower::{Kernel, function_address};
 use crate::memory::store::Store;
 use crate::memory::{DevicePointer, Memory};
 use crate::observe::{Nobody, Observer};
-use crate::options::{Arg, Grid, Options};
+use crate::options::{Arg, Grid, Options, Unwritten};
+use crate::parse::ast::Reference;
 use crate::{Error, Module, Space};
 
 /// A device: memory that lives from launch to launch.
@@ -22,7 +23,9 @@ pub struct Emulator {
     /// The addresses of the variables of each module that was launched.
     loaded: HashMap<u64, Vec<u64>>,
     interrupted: Arc<AtomicBool>,
-    printed: Log,
+    printed: Prints,
+    /// What cooperative grids meet at, once there was one.
+    workspace: Option<DevicePointer>,
 }
 
 impl Default for Emulator {
@@ -52,8 +55,9 @@ impl Emulator {
         Self {
             memory: Memory::new(bytes),
             loaded: HashMap::new(),
+            workspace: None,
             interrupted: Arc::default(),
-            printed: Log::default(),
+            printed: Prints::default(),
         }
     }
 
@@ -194,6 +198,7 @@ impl Emulator {
             return Err(wrong(format!("{registers} registers and constants; the emulator keeps {MAX_REGISTERS}")));
         }
         let globals = self.load(module)?.to_vec();
+        let workspace = if options.cooperative { self.grid_workspace()? } else { 0 };
         let launch = Launch {
             kernel: &kernel,
             memory: &self.memory,
@@ -203,29 +208,51 @@ impl Emulator {
             block: grid.threads,
             dynamic_bytes: grid.shared,
             shared_bytes,
-            checked: options.checked,
+            checked: options.checked && options.unwritten == Unwritten::Stop,
+            follow: options.checked && options.unwritten == Unwritten::Follow,
             limit: options.limit,
             summation: options.summation,
             interrupted: &self.interrupted,
             printed: &self.printed,
+            workspace,
         };
+        let blocks: u64 = grid.blocks.iter().map(|size| u64::from(*size)).product();
+        if options.cooperative && blocks > launch.residents() {
+            let message =
+                format!("a cooperative grid of {blocks} blocks; {} can be under way at once", launch.residents());
+            return Err(wrong(message));
+        }
         if let Some(observer) = observer {
             return launch.run_in_order(observer);
         }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.threads == 0 { cores() } else { options.threads };
-        let blocks: u64 = grid.blocks.iter().map(|size| u64::from(*size)).product();
         let threads = threads.min(usize::try_from(blocks).unwrap_or(usize::MAX));
-        if threads <= 1 || kernel.has_global_atomics {
+        if threads <= 1 || kernel.needs_order {
             return launch.run_in_order(&mut Nobody);
         }
         launch.run_in_parallel(threads)
     }
 
+    /// What the blocks of a cooperative grid meet at, as the driver lays it out: its size and the barrier's counter, which
+    /// is zero in the beginning.
+    fn grid_workspace(&mut self) -> Result<u64, Error> {
+        const BYTES: u32 = 64;
+        let pointer = match self.workspace {
+            Some(pointer) => pointer,
+            None => self.memory.allocate(u64::from(BYTES), Some("the workspace of the grid"), false)?,
+        };
+        self.workspace = Some(pointer);
+        let mut data = [0; BYTES as usize];
+        data[..4].copy_from_slice(&BYTES.to_le_bytes());
+        self.memory.write(pointer, &data)?;
+        Ok(pointer.address())
+    }
+
     /// Gives the variables of a module their memory, once.
     fn load(&mut self, module: &Module) -> Result<&[u64], Error> {
         if !self.loaded.contains_key(&module.id) {
-            let mut addresses = vec![];
+            let mut addresses: Vec<u64> = vec![];
             for variable in &module.ast.variables {
                 let constant = variable.space == Space::Const;
                 let bytes = variable.bytes.filter(|_| constant || variable.space == Space::Global);
@@ -239,6 +266,22 @@ impl Emulator {
                 initial.resize(bytes as usize, 0);
                 self.memory.write(pointer, &initial)?;
                 addresses.push(pointer.address());
+            }
+            // Now that all have a place, those that hold addresses of others get them.
+            for (variable, base) in module.ast.variables.iter().zip(&addresses) {
+                for (at, reference) in &variable.addresses {
+                    let index = module.ast.variables.iter().position(|other| other.name == reference.name);
+                    let found = index.map(|index| addresses[index]).filter(|address| *address != 0);
+                    let Some(address) = found.or_else(|| function_address(&module.ast, &reference.name)) else {
+                        let Reference { name, .. } = reference;
+                        let message =
+                            format!("{} holds the address of {name}, which is not in the module", variable.name);
+                        return Err(Error::syntax(1, message));
+                    };
+                    let address = address.wrapping_add_signed(reference.offset);
+                    let place = DevicePointer::from_address(base + *at as u64);
+                    self.memory.write(place, &address.to_le_bytes())?;
+                }
             }
             self.loaded.insert(module.id, addresses);
         }

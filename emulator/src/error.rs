@@ -230,6 +230,20 @@ pub enum Cause {
         /// The function.
         function: String,
     },
+    /// `brx.idx` with an index beyond its list.
+    #[error("the index {index} of a list of {targets} branch targets")]
+    BadIndex {
+        /// The index.
+        index: u32,
+        /// How many targets there are.
+        targets: usize,
+    },
+    /// A call through a pointer that does not point to a function of the module with such parameters.
+    #[error("a call of {address:#x}: no function of the module with such parameters is there")]
+    NoFunction {
+        /// The pointer.
+        address: u64,
+    },
     /// `trap` was executed.
     #[error("trap")]
     Trap,
@@ -258,6 +272,13 @@ pub enum Jam {
     Divergence,
     /// Every warp waits, and what they wait for does not come.
     Deadlock,
+    /// All blocks that are under way wait in loops for one another.
+    Grid {
+        /// How many of them there are.
+        blocks: u64,
+        /// How many more have not begun, for want of room.
+        not_begun: u64,
+    },
 }
 
 /// A block in which nobody can go on, and who waits where.
@@ -276,6 +297,8 @@ pub struct Stuck {
 pub struct Waiting {
     /// The instruction.
     pub place: Place,
+    /// `%ctaid` of the block.
+    pub block: [u32; 3],
     /// The warp.
     pub warp: u32,
     /// The lanes.
@@ -289,9 +312,23 @@ impl std::fmt::Display for Stuck {
         let name = match self.jam {
             Jam::Divergence => "divergent barrier or warp-wide instruction",
             Jam::Deadlock => "deadlock",
+            Jam::Grid { blocks, not_begun } => {
+                write!(f, "the grid hangs: {blocks} blocks wait for one another")?;
+                if not_begun > 0 {
+                    write!(f, ", {not_begun} have not begun")?;
+                }
+                f.write_str(":")?;
+                for Waiting { place, block: [x, y, z], warp, lanes, reason } in &self.waiting {
+                    write!(
+                        f,
+                        "\n  block ({x}, {y}, {z}), warp {warp}, lanes {lanes:#010x}: {place} waits for {reason}"
+                    )?;
+                }
+                return Ok(());
+            }
         };
         write!(f, "{name} in block ({}, {}, {}):", self.block[0], self.block[1], self.block[2])?;
-        for Waiting { place, warp, lanes, reason } in &self.waiting {
+        for Waiting { place, warp, lanes, reason, .. } in &self.waiting {
             write!(f, "\n  warp {warp}, lanes {lanes:#010x}: {place} waits for {reason}")?;
         }
         Ok(())

@@ -12,5 +12,6 @@ mod matrix;
 mod meet;
 pub(crate) mod registers;
 mod specials;
+pub(crate) mod unknown;
 mod view;
 pub(crate) mod warp;

@@ -13,6 +13,7 @@ mod options;
 mod parse;
 pub mod profile;
 pub mod race;
+mod unwritten;
 
 pub use emulator::Emulator;
 pub use error::{Cause, Error, Fault, Jam, Place, Stuck, Waiting};
@@ -20,5 +21,6 @@ pub use exec::host::{Printed, Value};
 pub use exec::launch::Report;
 pub use memory::DevicePointer;
 pub use module::{Module, Parameter};
-pub use options::{Arg, Grid, Options};
+pub use options::{Arg, Grid, Options, Unwritten};
 pub use parse::types::Space;
+pub use unwritten::{UnwrittenUse, Use};

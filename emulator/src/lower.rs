@@ -10,12 +10,15 @@ mod compare;
 pub(crate) mod control;
 mod convert;
 mod float;
+pub(crate) mod flow;
 mod half;
 pub(crate) mod instruction;
 mod integer;
 mod logic;
+mod matrix;
 mod memory;
 mod moves;
+mod refused;
 mod shapes;
 pub(crate) mod slots;
 mod warp;
@@ -25,6 +28,7 @@ use crate::parse::types::Type;
 use crate::{Error, Space};
 use body::Body;
 use case::{Case, Lowered};
+use flow::Flow;
 use instruction::{Instruction, Op};
 use slots::{Constant, Name, Slots, Symbol};
 
@@ -46,14 +50,22 @@ pub(crate) struct Kernel {
     pub(crate) max_threads: Option<[u32; 3]>,
     pub(crate) required_threads: Option<[u32; 3]>,
     pub(crate) files: Vec<(u32, String)>,
-    /// Some instruction changes global memory in a way that depends on the order of blocks.
-    pub(crate) has_global_atomics: bool,
+    /// Some instruction reads or changes global memory in a way that depends on the order of blocks: atomics, and strong
+    /// loads, which may wait for another block.
+    pub(crate) needs_order: bool,
 }
 
 /// A parameter of a kernel and its place in the parameter memory.
 pub(crate) struct Param {
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
+}
+
+/// What a pointer to a function holds; no memory is there.
+pub(crate) fn function_address(ast: &Ast, name: &str) -> Option<u64> {
+    const FUNCTIONS: u64 = 1 << 59;
+    let index = ast.functions.iter().position(|function| function.name == name)?;
+    Some(FUNCTIONS + 16 * index as u64)
 }
 
 /// Lowers one kernel of a module.
@@ -68,14 +80,25 @@ pub(crate) fn lower(ast: &Ast, entry: &Entry) -> Result<Kernel, Error> {
         let symbol = Symbol { space: Space::Param, address: Constant::Value(offset) };
         slots.define(param.name.clone(), Name::Variable(symbol));
     }
-    let mut body = Body { ast, kernel: &entry.name, slots, code: vec![], calls: vec![] };
+    let taken = body::taken(ast);
+    let mut body = Body { ast, kernel: &entry.name, slots, code: vec![], calls: vec![], taken };
     body.items(&entry.body, None)?;
     let Body { slots, mut code, .. } = body;
     // Running off the end of the body is the same as `ret`.
-    code.push(Instruction { op: Op::Exit, guard: None, opcode: "ret".into(), line: 0, source: None });
+    code.push(Instruction {
+        op: Op::Exit,
+        guard: None,
+        opcode: "ret".into(),
+        line: 0,
+        source: None,
+        flow: Box::new(Flow::default()),
+    });
     let dynamic_start = slots.shared.bytes.next_multiple_of(u64::from(slots.dynamic_align.unwrap_or(1)));
-    let has_global_atomics =
-        code.iter().any(|instruction| matches!(&instruction.op, Op::Atomic(atomic) if atomic.space != Space::Shared));
+    let needs_order = code.iter().any(|instruction| match &instruction.op {
+        Op::Atomic(atomic) => atomic.space != Space::Shared,
+        Op::Load(load) => load.polls,
+        _ => false,
+    });
     Ok(Kernel {
         name: entry.name.clone(),
         code,
@@ -90,7 +113,7 @@ pub(crate) fn lower(ast: &Ast, entry: &Entry) -> Result<Kernel, Error> {
         max_threads: entry.max_threads,
         required_threads: entry.required_threads,
         files: ast.files.clone(),
-        has_global_atomics,
+        needs_order,
     })
 }
 
@@ -99,8 +122,11 @@ type Chapter = fn(&mut Case) -> Option<Lowered<Op>>;
 
 /// Finds the chapter that knows the instruction.
 fn operation(case: &mut Case) -> Lowered<Op> {
-    const CHAPTERS: [Chapter; 6] =
-        [control::lower, memory::lower, moves::lower, compare::lower, logic::lower, warp::lower];
+    const CHAPTERS: [Chapter; 7] =
+        [control::lower, memory::lower, moves::lower, compare::lower, logic::lower, warp::lower, matrix::lower];
+    if let Some(reason) = refused::reason(case.opcode) {
+        return Err(reason);
+    }
     if let Some(lowered) = CHAPTERS.iter().find_map(|chapter| chapter(case)) {
         return lowered;
     }

@@ -2,7 +2,7 @@
 //!
 //! A PTX register is untyped storage; the instruction gives it a type. So every function here takes and returns
 //! register bits (`u16`, `u32`, `u64`), has no state, knows nothing of threads, and is small enough to be inlined into
-//! a loop over the 32 lanes of a warp. Only [`fragment`] and [`mma`] know that a warp has lanes.
+//! a loop over the 32 lanes of a warp. Only [`fragment`], [`mma`] and [`product`] know that a warp has lanes.
 //!
 //! | module | instructions |
 //! |---|---|
@@ -18,7 +18,8 @@
 //! | [`integer`] | `mul.hi`, `mad.hi`, `div`, `rem`, `sad`, `dp4a`, carries |
 //! | [`bits`] | shifts, `shf`, `bfe`, `bfi`, `bfind`, `lop3`, `prmt` |
 //! | [`fragment`] | who holds which matrix element in `mma.sync` and `ldmatrix` |
-//! | [`mma`] | the product of `mma.sync` |
+//! | [`mma`] | the products of `mma.sync` that are needed most, and how sums are formed |
+//! | [`product`] | all its products and layouts |
 //!
 //! # What "correct" means here
 //!
@@ -48,6 +49,7 @@ pub mod half_ops;
 pub mod integer;
 pub mod minmax;
 pub mod mma;
+pub mod product;
 
 /// The canonical NaN of `.f32` results.
 pub const NAN_F32: u32 = 0x7fff_ffff;

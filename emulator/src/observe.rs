@@ -53,6 +53,8 @@ pub struct Access<'a> {
     pub addresses: &'a [u64; 32],
     /// How many bytes each lane accesses. (The lanes of `ldmatrix` are those that give the addresses of rows.)
     pub bytes: u32,
+    /// The lanes of a store by which memory does not change: what they store is there already.
+    pub unchanged: u32,
 }
 
 impl Access<'_> {
@@ -85,13 +87,20 @@ pub enum Sync {
     Exit,
 }
 
-/// Something that watches a launch. Blocks run one after the other, in order.
+/// Something that watches a launch. Blocks begin in order, one after the other; one that waits for others is left for
+/// them, and goes on later.
 pub trait Observer {
     /// Whether it watches at all.
     const ACTIVE: bool = true;
 
     /// A block begins; it has so many threads.
     fn begin(&mut self, _block: [u32; 3], _threads: u32) {}
+
+    /// The block that runs seems to wait for others and is left for them.
+    fn leave(&mut self, _block: [u32; 3]) {}
+
+    /// A block that was left goes on: what follows is of this block.
+    fn resume(&mut self, _block: [u32; 3]) {}
 
     /// A warp executes an instruction in some of its lanes.
     fn issue(&mut self, _site: &Site<'_>) {}

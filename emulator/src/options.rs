@@ -61,11 +61,24 @@ macro_rules! numbers {
 
 numbers!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64);
 
+/// What happens when a kernel reads bytes that nobody wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Unwritten {
+    /// The launch stops with an error.
+    #[default]
+    Stop,
+    /// The values are followed, and [`Report::unwritten`](crate::Report) tells where they decide something. This is for
+    /// kernels that read too much on purpose and throw it away.
+    Follow,
+}
+
 /// How to run a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
     /// Whether reading bytes that were never written is an error. Bounds, alignment and state spaces are checked always.
     pub checked: bool,
+    /// What happens then, if `checked`.
+    pub unwritten: Unwritten,
     /// How many threads of the host to use; zero for as many as it has cores. Results do not depend on it: a kernel
     /// with atomics on global memory, whose results may depend on the order of blocks, runs its blocks in order on one.
     pub threads: usize,
@@ -73,11 +86,20 @@ pub struct Options {
     pub limit: u64,
     /// How `mma.sync` sums up; hardware does not document it.
     pub summation: Summation,
+    /// A cooperative launch: all blocks are under way together, and meet at the barriers of cooperative groups' grids.
+    pub cooperative: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { checked: true, threads: 0, limit: 1 << 30, summation: Summation::default() }
+        Self {
+            checked: true,
+            unwritten: Unwritten::default(),
+            threads: 0,
+            limit: 1 << 30,
+            summation: Summation::default(),
+            cooperative: false,
+        }
     }
 }
 

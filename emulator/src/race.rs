@@ -53,6 +53,9 @@
 //! thread: whoever touches them meanwhile races, the thread that copies too. Then the copy is a write of that thread,
 //! which others see after a barrier.
 //!
+//! # Equal stores
+//! Two stores of the same value to the same bytes are kept apart: see [`RaceDetector::equal_stores`].
+//!
 //! # What is not found
 //! Only what this run does is looked at: other inputs may race elsewhere. Orders that depend on luck (who took a lock
 //! first) count as they were.
@@ -96,15 +99,27 @@ const SHARED: u64 = 1 << 20;
 pub struct RaceDetector {
     sites: Sites,
     log: Log,
+    equal: Log,
     /// The blocks of this launch, by number.
     blocks: Vec<[u32; 3]>,
-    /// The threads of the running block, a multiple of 32.
+    /// The block that runs.
+    running: Running,
+    /// Those that were left for others.
+    aside: HashMap<[u32; 3], Running>,
+    global: Memory,
+}
+
+/// A block under way.
+#[derive(Default)]
+struct Running {
+    /// Its number: blocks are counted as they begin.
+    number: u32,
+    /// Its threads, a multiple of 32.
     threads: Vec<Thread>,
-    /// The last time that was given out in this block.
+    /// The last time that was given out in it.
     tick: u32,
     barriers: BTreeMap<u32, Barrier>,
     shared: Memory,
-    global: Memory,
 }
 
 /// A named barrier.
@@ -136,25 +151,39 @@ impl RaceDetector {
         Self::default()
     }
 
-    /// The races found so far, in all launches: one for each pair of lines, in the order in which they were found,
+    /// The races found so far, in all launches, without [equal stores](Self::equal_stores): one for each pair of lines, in the order in which they were found,
     /// which is the same in every run.
     pub fn races(&self) -> &[Race] {
         &self.log.races
     }
 
     fn block(&self) -> u32 {
-        self.blocks.len().saturating_sub(1) as u32
+        self.running.number
     }
 
     fn warps(&self) -> usize {
-        self.threads.len() / 32
+        self.running.threads.len() / 32
     }
 
-    /// One lane accesses bytes.
-    fn touch(&mut self, space: Space, bytes: std::ops::Range<u64>, order: Order, new: &Mark, index: usize) {
+    /// Stores of equal values to the same bytes that nothing orders: whichever comes last, memory holds the same. They
+    /// are races by the letter of the manual, and harmless on every GPU; compilers emit them where several lanes hold
+    /// copies of one value.
+    pub fn equal_stores(&self) -> &[Race] {
+        &self.equal.races
+    }
+
+    /// One lane accesses bytes; `equal` if it is a store that changes nothing.
+    fn touch(
+        &mut self,
+        (space, bytes): (Space, std::ops::Range<u64>),
+        order: Order,
+        (new, equal): (&Mark, bool),
+        index: usize,
+    ) {
         let (block, warps) = (self.block(), self.warps());
-        let memory = if space == Space::Shared { &mut self.shared } else { &mut self.global };
-        let Some(thread) = self.threads.get_mut(index) else { return };
+        let Running { threads, shared, tick, .. } = &mut self.running;
+        let memory = if space == Space::Shared { shared } else { &mut self.global };
+        let Some(thread) = threads.get_mut(index) else { return };
         let strong = order.reach != Reach::Nobody;
         let address = bytes.start;
         if strong
@@ -173,23 +202,26 @@ impl RaceDetector {
             }
         });
         if strong && new.kind != Kind::Read {
-            self.tick += 1;
-            thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), self.tick);
+            *tick += 1;
+            thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), *tick);
         }
         for race in &races {
-            self.log.note(&self.sites, &self.blocks, warps as u32, space, race, new);
+            // What is there was stored by the earlier one of the two, if that is what came last.
+            let both = equal && race.old.kind == Kind::Write && new.kind == Kind::Write;
+            let log = if both { &mut self.equal } else { &mut self.log };
+            log.note(&self.sites, &self.blocks, warps as u32, space, race, new);
         }
     }
 
     fn join_warp(&mut self, lanes: impl Iterator<Item = usize> + Clone) {
         let mut together = Gathering::default();
         for index in lanes.clone() {
-            together.add(&self.threads[index].known, index, self.threads[index].now);
+            together.add(&self.running.threads[index].known, index, self.running.threads[index].now);
         }
         let known = together.finish();
         for index in lanes {
-            self.threads[index].known = known.clone();
-            self.threads[index].now = self.tick;
+            self.running.threads[index].known = known.clone();
+            self.running.threads[index].now = self.running.tick;
         }
     }
 }
@@ -202,18 +234,31 @@ fn threads(site: &Site<'_>) -> impl Iterator<Item = usize> + Clone {
 
 impl Observer for RaceDetector {
     fn begin(&mut self, block: [u32; 3], threads: u32) {
-        // Blocks run in order, so this one is the first of a launch.
+        // Blocks begin in order, so this one is the first of a launch.
         if block == [0; 3] {
             self.sites.restart();
             self.blocks.clear();
             self.global.clear();
+            self.aside.clear();
         }
+        let running = &mut self.running;
+        running.number = self.blocks.len() as u32;
         self.blocks.push(block);
-        self.threads.clear();
-        self.threads.resize(threads.next_multiple_of(32) as usize, Thread::new());
-        self.tick = 1;
-        self.barriers.clear();
-        self.shared.clear();
+        running.threads.clear();
+        running.threads.resize(threads.next_multiple_of(32) as usize, Thread::new());
+        running.tick = 1;
+        running.barriers.clear();
+        running.shared.clear();
+    }
+
+    fn leave(&mut self, block: [u32; 3]) {
+        self.aside.insert(block, std::mem::take(&mut self.running));
+    }
+
+    fn resume(&mut self, block: [u32; 3]) {
+        if let Some(running) = self.aside.remove(&block) {
+            self.running = running;
+        }
     }
 
     fn access(&mut self, site: &Site<'_>, access: &Access<'_>) {
@@ -232,7 +277,7 @@ impl Observer for RaceDetector {
             if private || space == Space::Shared && end > SHARED {
                 continue;
             }
-            let Some(thread) = self.threads.get(index) else { continue };
+            let Some(thread) = self.running.threads.get(index) else { continue };
             let warp = if copies { self.warps() + index / 32 } else { index / 32 };
             let mark = Mark {
                 block: self.block(),
@@ -243,7 +288,8 @@ impl Observer for RaceDetector {
                 kind: access.kind,
                 reach: order.reach,
             };
-            self.touch(space, address..end, order, &mark, index);
+            let equal = access.unchanged >> lane & 1 == 1;
+            self.touch((space, address..end), order, (&mark, equal), index);
         }
     }
 
@@ -252,37 +298,37 @@ impl Observer for RaceDetector {
         if site.warp as usize >= warps {
             return;
         }
-        self.tick += 1;
+        self.running.tick += 1;
         match event {
             Sync::Warp if site.opcode.starts_with("bar.warp") => self.join_warp(threads(site)),
             Sync::Arrive(id) => {
-                let barrier = self.barriers.entry(id).or_default();
+                let barrier = self.running.barriers.entry(id).or_default();
                 for index in threads(site) {
-                    let thread = &mut self.threads[index];
+                    let thread = &mut self.running.threads[index];
                     barrier.arrived.add(&thread.known, index, thread.now);
-                    thread.now = self.tick;
+                    thread.now = self.running.tick;
                 }
             }
             Sync::Complete(id) => {
-                let barrier = self.barriers.entry(id).or_default();
+                let barrier = self.running.barriers.entry(id).or_default();
                 barrier.complete = std::mem::take(&mut barrier.arrived).finish();
             }
             Sync::Leave(id) => {
-                let barrier = self.barriers.entry(id).or_default();
+                let barrier = self.running.barriers.entry(id).or_default();
                 for index in threads(site) {
-                    self.threads[index].known.join(&barrier.complete);
+                    self.running.threads[index].known.join(&barrier.complete);
                 }
             }
             Sync::Fence => {
                 let order = Order::of(site.opcode);
                 for index in threads(site) {
-                    self.threads[index].fence((block, index), order, self.tick);
+                    self.running.threads[index].fence((block, index), order, self.running.tick);
                 }
             }
-            Sync::Commit => threads(site).for_each(|index| self.threads[index].copies.commit()),
+            Sync::Commit => threads(site).for_each(|index| self.running.threads[index].copies.commit()),
             Sync::Wait(keep) => {
                 for index in threads(site) {
-                    let thread = &mut self.threads[index];
+                    let thread = &mut self.running.threads[index];
                     if let Some(landed) = thread.copies.wait(keep) {
                         thread.known.past.set(warps * 32 + index, landed);
                     }

@@ -12,5 +12,15 @@ from dsv2._dsv2 import version as __version__
 from dsv2._judge import Report, Stage, check, run
 
 __all__ = [
-    "Error", "InternalError", "KernelFault", "LaunchError", "PtxError", "Report", "RequestError", "Stage", "__version__", "check", "run",
+    "Error",
+    "InternalError",
+    "KernelFault",
+    "LaunchError",
+    "PtxError",
+    "Report",
+    "RequestError",
+    "Stage",
+    "__version__",
+    "check",
+    "run",
 ]

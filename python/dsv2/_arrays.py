@@ -93,7 +93,14 @@ def _numpy(array: np.ndarray) -> HostArray:
     pointer = array.__array_interface__["data"][0]
     said = f"{array.dtype}{list(array.shape)}"
     return HostArray(
-        array, pointer, min(start, pointer), max(end, _bounds(array)[1]), array.nbytes, array.flags.c_contiguous, array.flags.writeable, said
+        array,
+        pointer,
+        min(start, pointer),
+        max(end, _bounds(array)[1]),
+        array.nbytes,
+        array.flags.c_contiguous,
+        array.flags.writeable,
+        said,
     )
 
 

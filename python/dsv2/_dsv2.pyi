@@ -1,6 +1,7 @@
 """The part of the package that is Rust."""
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 version: str
 
@@ -75,6 +76,18 @@ class Race:
     count: int
     text: str
 
+class Use:
+    """Bytes that nobody wrote, where they decided something."""
+
+    kind: str
+    kernel: str
+    read: tuple[str, int, tuple[str, int] | None]
+    used: tuple[str, int, tuple[str, int] | None]
+    block: tuple[int, int, int]
+    thread: tuple[int, int, int]
+    count: int
+    text: str
+
 class Traffic:
     """Bytes of one kind of memory."""
 
@@ -125,6 +138,8 @@ class Launched:
     warp_instructions: int
     thread_instructions: int
     races: list[Race] | None
+    equal_stores: list[Race] | None
+    unwritten: list[Use]
     profile: Profile | None
 
 class Device:
@@ -148,11 +163,12 @@ class Device:
         block: Sequence[int],
         shared: int,
         args: list[bytes],
-        checked: bool,
+        unwritten: str,
         races: bool,
         profile: bool,
         threads: int,
         limit: int,
+        cooperative: bool,
     ) -> Launched: ...
 
 def command(args: list[str]) -> tuple[str, int]:

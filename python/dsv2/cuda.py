@@ -85,11 +85,11 @@ def ptx(
         raise CompileError(f"nvcc is not installed: {NVCC}")
     if compiler == "nvrtc" and nvrtc is None:
         raise CompileError(f"NVRTC is not installed: {NVRTC}")
-    if nvcc is None and nvrtc is None:
-        raise CompileError(f"no CUDA compiler is installed: {NVRTC} (or, for nvcc, {NVCC})")
-    if compiler == "nvcc" or compiler is None and nvcc is not None:
+    if nvcc is not None and compiler != "nvrtc":
         return _by_nvcc(nvcc, text, name, arch, headers, options)
-    return _by_nvrtc(nvrtc, text, name, arch, headers, options)
+    if nvrtc is not None:
+        return _by_nvrtc(nvrtc, text, name, arch, headers, options)
+    raise CompileError(f"no CUDA compiler is installed: {NVRTC} (or, for nvcc, {NVCC})")
 
 
 def _packages() -> list[Path]:
@@ -136,7 +136,14 @@ def _by_nvrtc(path: Path, text: str, name: str, arch: str, headers: list[Path], 
         raise CompileError(f"NVRTC: {nvrtc.nvrtcGetErrorString(status).decode()}")
     try:
         virtual = arch.replace("sm_", "compute_")
-        words = [f"--gpu-architecture={virtual}", "-lineinfo", "--std=c++17", "-default-device", *(f"-I{folder}" for folder in headers), *options]
+        words = [
+            f"--gpu-architecture={virtual}",
+            "-lineinfo",
+            "--std=c++17",
+            "-default-device",
+            *(f"-I{folder}" for folder in headers),
+            *options,
+        ]
         encoded = [word.encode() for word in words]
         status = call("nvrtcCompileProgram", program, len(encoded), (ctypes.c_char_p * len(encoded))(*encoded))
         log = said("ProgramLog")

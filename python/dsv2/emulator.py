@@ -26,12 +26,26 @@ import numpy as np
 
 from dsv2 import _dsv2, _html, _print
 from dsv2._arrays import Out, Transfer, host_array
-from dsv2._dsv2 import KernelFault, LaunchError, Parameter, Profile, PtxError, Race
+from dsv2._dsv2 import KernelFault, LaunchError, Parameter, Profile, PtxError, Race, Use
 from dsv2._pack import Struct, leaves, pack
 
 __all__ = [
-    "Device", "DeviceArray", "Kernel", "KernelFault", "Launch", "LaunchError", "Module", "Parameter", "Profile", "PtxError", "Race",
-    "Struct", "load", "out", "strided",
+    "Device",
+    "DeviceArray",
+    "Kernel",
+    "KernelFault",
+    "Launch",
+    "LaunchError",
+    "Module",
+    "Parameter",
+    "Profile",
+    "PtxError",
+    "Race",
+    "Struct",
+    "Use",
+    "load",
+    "out",
+    "strided",
 ]
 
 MEMORY = 4 << 30
@@ -55,7 +69,7 @@ def load(source: str | os.PathLike[str]) -> Module:
 
 def out(array: Any) -> Out:
     """An array whose bytes count as unwritten when the launch begins: the kernel must not read them before it wrote them, and
-    `Launch.unwritten` says if it left some as they were. The array has no gaps: any shape, contiguous.
+    `Launch.left` says if it left some as they were. The array has no gaps: any shape, contiguous.
     """
     return Out(array)
 
@@ -141,9 +155,10 @@ class Kernel:
         shared: int = 0,
         device: Device | None = None,
         names: list[str] | None = None,
-        checked: bool = True,
+        unwritten: str = "stop",
         races: bool = False,
         profile: bool = False,
+        cooperative: bool = False,
         threads: int = 0,
         limit: int = LIMIT,
     ) -> Launch:
@@ -154,7 +169,10 @@ class Kernel:
             `ctypes.Structure`, records of NumPy, bytes; None for a null pointer.
         grid: blocks in x, y, z. block: threads of each. shared: bytes of dynamic shared memory.
         device: where DeviceArrays are. names: of the arguments, for messages.
-        checked: reads of bytes that nobody wrote are errors. races: look for accesses that nothing orders. profile: count.
+        unwritten: what happens when bytes are read that nobody wrote. "stop": KernelFault. "follow": the values are followed, and
+            `Launch.unwritten` tells where they decide something. "ignore": nothing.
+        races: look for accesses that nothing orders. profile: count. cooperative: all blocks run at once, and may wait for
+            each other at barriers of the grid.
         threads: of the host, 0 for all cores. limit: warp instructions after which a block counts as endless.
 
         Raises LaunchError if arguments do not fit, PtxError for instructions that are not known, KernelFault if a thread does
@@ -191,14 +209,14 @@ class Kernel:
             transfer.upload()
             done = machine.launch(
                 self.module._module, self.name, grid=sizes[0], block=sizes[1], shared=_count("shared", shared),
-                args=[packed(index) for index in range(len(args))], checked=checked, races=races, profile=profile,
-                threads=threads, limit=limit,
+                args=[packed(index) for index in range(len(args))], unwritten=unwritten, races=races,
+                profile=profile, threads=threads, limit=limit, cooperative=cooperative,
             )  # fmt: skip
-            unwritten = transfer.download()
+            left = transfer.download()
         finally:
             _print.flush(machine)
             transfer.free()
-        return Launch(self.name, *sizes, done.warp_instructions, done.thread_instructions, done.races, done.profile, unwritten)
+        return Launch.of(self.name, *sizes, done, left)
 
     def _take(self, leaf: Any, name: str, known: dict[int, Any], transfer: Transfer, device: Device | None) -> None:
         """Notes an array of the arguments."""
@@ -213,7 +231,9 @@ class Kernel:
                 raise LaunchError(f"{type(leaf).__name__.lower()}() of {type(value).__name__}: expected an array")
             return
         if not array.contiguous and not isinstance(leaf, Strided):
-            raise LaunchError(f"{array.said} has gaps between its elements: make it contiguous, or strided(..) if the kernel knows its strides")
+            raise LaunchError(
+                f"{array.said} has gaps between its elements: make it contiguous, or strided(..) if the kernel knows its strides"
+            )
         known[id(leaf)] = array
         transfer.add(array, name, isinstance(leaf, Out))
 
@@ -254,16 +274,27 @@ class Launch:
     thread_instructions: int
     races: list[Race] | None
     """The races, one for each pair of lines; None if nobody looked."""
+    equal_stores: list[Race] | None
+    """Races of stores of equal values, which harm nobody: compilers emit them. None if nobody looked."""
     profile: Profile | None
     """What it cost; None if nobody counted."""
-    unwritten: dict[str, int] = field(default_factory=dict)
-    """Of the arrays that `out` marked, by the parameter's name: how many bytes the kernel left as they were."""
+    unwritten: list[Use] = field(default_factory=list)
+    """Where bytes that nobody wrote decided something, if they were followed."""
+    left: dict[str, int] = field(default_factory=dict)
+    """How many bytes the kernel left unwritten, by the parameter's name: of arrays that `out` marked, or `torch.empty` made."""
+
+    @classmethod
+    def of(cls, kernel: str, grid: tuple[int, int, int], block: tuple[int, int, int], done: Any, left: dict[str, int]) -> Launch:
+        """What the device says, and what came back."""
+        counts = done.warp_instructions, done.thread_instructions
+        return cls(kernel, grid, block, *counts, done.races, done.equal_stores, done.profile, done.unwritten, left)
 
     def __repr__(self) -> str:
         lines = [f"{self.kernel}: grid {self.grid}, block {self.block}, {self.warp_instructions} instructions of warps"]
         if self.races is not None:
             lines += [f"races: {len(self.races) or 'none'}", *(f"  {race!r}" for race in self.races)]
-        lines += [f"unwritten: {count} bytes of {name}" for name, count in self.unwritten.items()]
+        lines += [f"unwritten bytes: {use!r}" for use in self.unwritten]
+        lines += [f"left unwritten: {count} bytes of {name}" for name, count in self.left.items()]
         lines += [] if self.profile is None else [repr(self.profile)]
         return "\n".join(lines)
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from dsv2 import _dsv2, _print, emulator
-from dsv2._arrays import Out, Transfer, host_array
-from dsv2._dsv2 import LaunchError, Race
+from dsv2._arrays import HostArray, Transfer, host_array
+from dsv2._dsv2 import LaunchError, Race, Use
 from dsv2._shadow import Shadow
 
 try:
@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     raise ImportError(f"dsv2.triton needs triton 3.9 or newer (pip install triton): {error}") from None
 
-__all__ = ["Active", "AutotuneWarning", "RaceError", "activate", "wrap"]
+__all__ = ["Active", "AutotuneWarning", "RaceError", "UnwrittenError", "activate", "wrap"]
 
 # What the programs of each target ask for: shared memory of a block in bytes, multiprocessors.
 TARGETS = {"sm_80": (166912, 108), "sm_89": (101376, 142), "sm_90": (232448, 132)}
@@ -42,12 +42,21 @@ KEPT = 1000
 
 
 class RaceError(_dsv2.Error):
-    """Accesses of a kernel that nothing orders. `races` has them all, `launch` what else is known of the launch."""
+    """Accesses of a kernel that nothing orders; stores of equal values are none. `races` has them all, `launch` what else is known of the launch."""
 
     def __init__(self, launch: emulator.Launch):
         self.launch = launch
         self.races: list[Race] = launch.races or []
         super().__init__(f"{self.races[0]!r}" + (f" (and {len(self.races) - 1} more)" if len(self.races) > 1 else ""))
+
+
+class UnwrittenError(_dsv2.Error):
+    """Bytes that nobody wrote decided something. `uses` has all places, `launch` what else is known of the launch."""
+
+    def __init__(self, launch: emulator.Launch):
+        self.launch = launch
+        self.uses: list[Use] = launch.unwritten
+        super().__init__(f"{self.uses[0]!r}" + (f" (and {len(self.uses) - 1} more)" if len(self.uses) > 1 else ""))
 
 
 class AutotuneWarning(UserWarning):
@@ -89,7 +98,7 @@ class Active:
         self.launches: list[emulator.Launch] = []
         """The last 1000, the newest at the end."""
         self.device = emulator.Device()
-        self.shadow = Shadow() if options["checked"] else None
+        self.shadow = Shadow() if options["unwritten"] != "ignore" else None
         self._undo: list[Callable[[], None]] = []
 
     @property
@@ -122,7 +131,7 @@ def activate(
     *,
     races: bool = False,
     profile: bool = False,
-    checked: bool = True,
+    unwritten: str = "follow",
     autotune: Mapping[str, int | Mapping[str, Any] | Callable[[Any], bool]] | None = None,
     threads: int = 0,
     limit: int = emulator.LIMIT,
@@ -131,17 +140,20 @@ def activate(
     `with`.
 
     races: look for accesses that nothing orders, and raise RaceError. profile: count, see `Launch.profile`.
-    checked: reads of bytes that nobody wrote are errors; also of what `torch.empty` made meanwhile and neither kernels nor
-        PyTorch wrote since.
+    unwritten: bytes that nobody wrote, among them those of what `torch.empty` made meanwhile and neither kernels nor PyTorch
+        wrote since. "follow": UnwrittenError where they decide an address, a branch or an output; "stop": KernelFault where they
+        are read; "ignore": nothing.
     autotune: which configuration a kernel of `@triton.autotune` takes, by the kernel's name: its number, some of its values
         (`{"BLOCK": 64}`), or a function of `triton.Config`. Nothing is measured: without it, it is the first one. An
         AutotuneWarning says which it was.
     """
     if target not in TARGETS:
         raise LaunchError(f"target: expected {', '.join(TARGETS)}, found {target!r}")
+    if unwritten not in ("stop", "follow", "ignore"):
+        raise LaunchError(f"unwritten: expected stop, follow or ignore, found {unwritten!r}")
     if triton.knobs.runtime.interpret:
         raise LaunchError("TRITON_INTERPRET is set: then Triton compiles nothing, and there is no PTX to run")
-    active = Active(dict(target=target, races=races, profile=profile, checked=checked, threads=threads, limit=limit))
+    active = Active(dict(target=target, races=races, profile=profile, unwritten=unwritten, threads=threads, limit=limit))
     config = triton.runtime.driver
     before, nvidia, prune = config._active, backends["nvidia"], autotuner.Autotuner.prune_configs
     backends["nvidia"] = Backend(compiler=_Compiler, driver=nvidia.driver)
@@ -161,7 +173,7 @@ def activate(
 
 def _chooser(prune: Callable[..., Any], wanted: dict[str, Any]) -> Callable[..., Any]:
     """In place of `Autotuner.prune_configs`: leaves one configuration, so that nothing is measured."""
-    said = weakref.WeakSet()
+    said: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def choose(tuner: Any, kwargs: Any) -> list[Any]:
         configs, name = prune(tuner, kwargs), tuner.base_fn.__name__
@@ -177,7 +189,9 @@ def _chooser(prune: Callable[..., Any], wanted: dict[str, Any]) -> Callable[...,
         if tuner not in said:
             said.add(tuner)
             how = "as asked" if name in wanted else "the first"
-            warnings.warn(f"{name} is not tuned on the emulator; it takes {how} of {len(configs)}: {fits[0]}", AutotuneWarning, stacklevel=4)
+            warnings.warn(
+                f"{name} is not tuned on the emulator; it takes {how} of {len(configs)}: {fits[0]}", AutotuneWarning, stacklevel=4
+            )
         return fits[:1]
 
     return choose
@@ -285,7 +299,9 @@ class _Launcher:
         if getattr(metadata, "num_ctas", 1) > 1:
             raise LaunchError(f"{metadata.name}: num_ctas={metadata.num_ctas}: the emulator has no clusters of blocks")
         if getattr(metadata, "tensordesc_meta", None):
-            raise LaunchError(f"{metadata.name}: tensor descriptors of {target} are tensor maps (TMA), which the emulator does not have; sm_80 does without")
+            raise LaunchError(
+                f"{metadata.name}: tensor descriptors of {target} are tensor maps (TMA), which the emulator does not have; sm_80 does without"
+            )
         names = getattr(source, "fn", None) and source.fn.arg_names
         self.names = list(names or source.signature)
         self.signature = list(source.signature.values())
@@ -324,13 +340,14 @@ class _Launcher:
         options, name = active.options, self.metadata.name
         machine = active.device._device
         transfer = Transfer(machine)
-        flat, arrays = list(self._flat(args)), {}
+        flat, arrays = list(self._flat(args)), dict[int, HostArray]()
         for index, (argument, kind, value) in enumerate(flat):
             if kind.startswith("*") and value is not None and not isinstance(value, int):
                 try:
-                    arrays[index] = found = host_array(getattr(value, "array", value))
+                    found = host_array(getattr(value, "array", value))
                     if found is None:
                         raise LaunchError(f"expected a tensor on the CPU or wrap(array), found {type(value).__name__}")
+                    arrays[index] = found
                 except LaunchError as error:
                     raise LaunchError(f"launch of {name}: argument {argument}: {error}") from None
                 transfer.add(found, argument)
@@ -348,25 +365,28 @@ class _Launcher:
             ] + [struct.pack("<Q", address) for address in scratch]
             parameters = kernel.parameters
             if len(packed) != len(parameters):
-                raise LaunchError(f"launch of {name}: {len(packed)} arguments where the PTX has {len(parameters)}: this Triton is unknown to dsv2")
+                raise LaunchError(
+                    f"launch of {name}: {len(packed)} arguments where the PTX has {len(parameters)}: this Triton is unknown to dsv2"
+                )
             packed = [data.ljust(parameter.bytes, b"\0") for data, parameter in zip(packed, parameters)]
             block = kernel.required_block or (32 * self.metadata.num_warps, 1, 1)
             done = machine.launch(
                 kernel.module._module, kernel.name, grid=grid, block=block, shared=self.metadata.shared, args=packed,
-                checked=options["checked"], races=options["races"], profile=options["profile"], threads=options["threads"],
-                limit=options["limit"],
+                unwritten=options["unwritten"], races=options["races"], profile=options["profile"], threads=options["threads"],
+                limit=options["limit"], cooperative=self.metadata.launch_cooperative_grid,
             )  # fmt: skip
-            unwritten = active.shadow.keep(transfer) if active.shadow is not None else {}
+            left = active.shadow.keep(transfer) if active.shadow is not None else {}
             transfer.download()
         finally:
             _print.flush(machine)
             transfer.free()
             for address in filter(None, scratch):
                 machine.free(address)
-        counts = done.warp_instructions, done.thread_instructions
-        launch = emulator.Launch(name, grid, block, *counts, done.races, done.profile, unwritten)
+        launch = emulator.Launch.of(name, grid, block, done, left)
         active.launches.append(launch)
         del active.launches[:-KEPT]
+        if launch.unwritten:
+            raise UnwrittenError(launch)
         if launch.races:
             raise RaceError(launch)
 

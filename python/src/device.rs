@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ptx_emulator::profile::Profile;
 use ptx_emulator::race::{Race, RaceDetector};
-use ptx_emulator::{Arg, DevicePointer, Emulator, Error, Grid, Options, Printed, Report};
+use ptx_emulator::{Arg, DevicePointer, Emulator, Error, Grid, Options, Printed, Report, Unwritten};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 
@@ -32,6 +32,10 @@ pub struct Launched {
     thread_instructions: u64,
     /// The races, if they were looked for.
     races: Option<Vec<Py<races::Race>>>,
+    /// Races of stores that store the same, if races were looked for.
+    equal_stores: Option<Vec<Py<races::Race>>>,
+    /// Where bytes that nobody wrote decided something, if they were followed.
+    unwritten: Vec<Py<races::Use>>,
     /// The profile, if it was asked for.
     profile: Option<Py<profile::Profile>>,
 }
@@ -100,7 +104,7 @@ struct Request {
 /// What came of it.
 struct Done {
     report: Report,
-    races: Option<Vec<Race>>,
+    races: Option<[Vec<Race>; 2]>,
     profile: Option<Profile>,
 }
 
@@ -114,7 +118,7 @@ impl Request {
         let mut watchers = Watchers { races: races.then(RaceDetector::new), profile: profile.then(Profile::new) };
         let report = emulator.launch_watched(module, kernel, *grid, args, *options, &mut watchers)?;
         let Watchers { races, profile } = watchers;
-        Ok(Done { report, races: races.map(|races| races.races().to_vec()), profile })
+        Ok(Done { report, races: races.map(|seen| [seen.races().to_vec(), seen.equal_stores().to_vec()]), profile })
     }
 }
 
@@ -174,7 +178,9 @@ impl Device {
     }
 
     /// Runs a kernel and waits for its end, or for Ctrl-C.
-    #[pyo3(signature = (module, kernel, *, grid, block, shared, args, checked, races, profile, threads, limit))]
+    ///
+    /// `unwritten` says what happens when bytes are read that nobody wrote: `stop`, `follow` or `ignore`.
+    #[pyo3(signature = (module, kernel, *, grid, block, shared, args, unwritten, races, profile, threads, limit, cooperative))]
     #[expect(clippy::too_many_arguments, reason = "by name, and from one place")]
     fn launch(
         &self,
@@ -185,27 +191,41 @@ impl Device {
         block: [u32; 3],
         shared: u32,
         args: Vec<Vec<u8>>,
-        checked: bool,
+        unwritten: &str,
         races: bool,
         profile: bool,
         threads: usize,
         limit: u64,
+        cooperative: bool,
     ) -> PyResult<Launched> {
+        let (checked, unwritten) = match unwritten {
+            "stop" => (true, Unwritten::Stop),
+            "follow" => (true, Unwritten::Follow),
+            "ignore" => (false, Unwritten::Stop),
+            other => {
+                return Err(LaunchError::new_err(format!("unwritten: expected stop, follow or ignore, found {other:?}")));
+            }
+        };
         let request = Request {
             module: Arc::clone(&module.0),
             kernel,
             grid: Grid { blocks: grid, threads: block, shared },
             args: args.iter().map(|bytes| Arg::bytes(bytes)).collect(),
-            options: Options { checked, threads, limit, ..Options::default() },
+            options: Options { checked, unwritten, threads, limit, cooperative, ..Options::default() },
             races,
             profile,
         };
         let Done { report, races, profile } = self.run(py, &request)?.map_err(|error| of_emulator(py, &error))?;
         let race = |race: &Race| Py::new(py, races::Race::new(py, race)?);
+        let all = |races: Vec<Race>| races.iter().map(race).collect::<PyResult<Vec<_>>>();
+        let (races, equal) = races.map_or((None, None), |[races, equal]| (Some(races), Some(equal)));
+        let uses = report.unwritten.iter().map(|used| Py::new(py, races::Use::new(used)));
         Ok(Launched {
             warp_instructions: report.warp_instructions,
             thread_instructions: report.thread_instructions,
-            races: races.map(|races| races.iter().map(race).collect()).transpose()?,
+            races: races.map(all).transpose()?,
+            equal_stores: equal.map(all).transpose()?,
+            unwritten: uses.collect::<PyResult<_>>()?,
             profile: profile.map(|profile| Py::new(py, profile::Profile(profile))).transpose()?,
         })
     }

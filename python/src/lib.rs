@@ -23,6 +23,7 @@ fn extension(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<device::Launched>()?;
     module.add_class::<races::Race>()?;
     module.add_class::<races::Access>()?;
+    module.add_class::<races::Use>()?;
     module.add_class::<profile::Profile>()?;
     module.add_class::<profile::Line>()?;
     module.add_class::<profile::Counts>()?;

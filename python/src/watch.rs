@@ -16,6 +16,16 @@ impl Observer for Watchers {
         self.profile.iter_mut().for_each(|profile| profile.begin(block, threads));
     }
 
+    fn leave(&mut self, block: [u32; 3]) {
+        self.races.iter_mut().for_each(|races| races.leave(block));
+        self.profile.iter_mut().for_each(|profile| profile.leave(block));
+    }
+
+    fn resume(&mut self, block: [u32; 3]) {
+        self.races.iter_mut().for_each(|races| races.resume(block));
+        self.profile.iter_mut().for_each(|profile| profile.resume(block));
+    }
+
     fn issue(&mut self, site: &Site<'_>) {
         self.races.iter_mut().for_each(|races| races.issue(site));
         self.profile.iter_mut().for_each(|profile| profile.issue(site));

@@ -5,10 +5,13 @@ import ctypes
 import numpy as np
 import pytest
 from conftest import have_cuda_compiler
+
 from dsv2 import cuda
 from dsv2.emulator import Struct
 
-needs_compiler = pytest.mark.skipif(not have_cuda_compiler(), reason="no CUDA compiler installed: pip install nvidia-cuda-nvrtc nvidia-cuda-runtime")
+needs_compiler = pytest.mark.skipif(
+    not have_cuda_compiler(), reason="no CUDA compiler installed: pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
+)
 
 SCALE = r"""
 struct Arguments { float *data; int rows; int columns; long long stride; float scale; };
@@ -26,9 +29,7 @@ def test_a_struct_of_c_is_passed_by_value(rng):
     data = rng.normal(size=(5, 40)).astype(np.float32)
     truth = data.copy()
     truth[:, :33] *= 2
-    kernel.launch(
-        Struct(data=data, rows=np.int32(5), columns=np.int32(33), stride=np.int64(40), scale=np.float32(2)), grid=5, block=64
-    )
+    kernel.launch(Struct(data=data, rows=np.int32(5), columns=np.int32(33), stride=np.int64(40), scale=np.float32(2)), grid=5, block=64)
     np.testing.assert_array_equal(data, truth)
 
 

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+
 from dsv2 import emulator
 from dsv2.emulator import KernelFault, LaunchError, PtxError, Struct, out, strided
 
@@ -140,14 +141,19 @@ def test_what_nobody_wrote_is_not_read(saxpy):
     x, y = np.ones(64, np.float32), np.empty(64, np.float32)
     with pytest.raises(KernelFault, match="not initialised"):
         saxpy.launch(x, out(y), 1.0, 64, grid=1, block=64)
-    saxpy.launch(x, out(y), 1.0, 64, grid=1, block=64, checked=False)
+    saxpy.launch(x, out(y), 1.0, 64, grid=1, block=64, unwritten="ignore")
+    run = saxpy.launch(x, out(y), 1.0, 64, grid=1, block=64, unwritten="follow")
+    assert [use.kind for use in run.unwritten] == ["output"] and run.unwritten[0].read[0] == "ld.global.f32"
+    assert run.left == {"y": 256} and "depends on bytes that nobody wrote" in repr(run)
+    with pytest.raises(LaunchError, match='unwritten: expected stop, follow or ignore, found "maybe"'):
+        saxpy.launch(x, y, 1.0, 64, grid=1, block=64, unwritten="maybe")
 
 
 def test_what_a_kernel_leaves_unwritten_is_counted():
     counter = np.array([7, 7], np.uint32)
     store = emulator.load(COUNT.replace("ld.global.u32 %r1, [%rd1];", "mov.u32 %r1, 41;"))
     run = store["count"].launch(out(counter), grid=1, block=1)
-    assert run.unwritten == {"counter": 4} and counter.tolist() == [42, 7]
+    assert run.left == {"counter": 4} and counter.tolist() == [42, 7]
 
 
 def test_races_are_objects():
@@ -219,7 +225,11 @@ def test_memory_of_a_device_lives_on(saxpy):
         (("x", "y", 1.0, 2.5), {}, r"argument 3 \(n\): expected an integer \(.u32 n\), found float 2.5"),
         (("x", "y", 1.0, 1 << 32), {}, r"argument 3 \(n\): 4294967296 does not fit 32 bits"),
         (("x", "y", 1.0, -(1 << 31) - 1), {}, r"does not fit 32 bits"),
-        (("x", "y", "x", 4), {}, r"argument 2 \(a\): expected a value \(.f32 a\), found an array float32\[64\], which is passed as a pointer"),
+        (
+            ("x", "y", "x", 4),
+            {},
+            r"argument 2 \(a\): expected a value \(.f32 a\), found an array float32\[64\], which is passed as a pointer",
+        ),
         (("x", None, None, 4), {}, r"argument 2 \(a\): expected a value \(.f32 a\), found None"),
         (("x", "gaps", 1.0, 4), {}, r"argument 1 \(y\): float32\[64\] has gaps"),
         (("x", object, 1.0, 4), {}, r"argument 1 \(y\): expected an array, a number or a struct"),

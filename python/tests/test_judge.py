@@ -76,12 +76,15 @@ def test_the_command_line_is_the_package(case, capsys, monkeypatch):
 @need("torch", "transformers")
 def test_hooks_of_pytorch_make_a_dump_that_passes(case, tmp_path):
     import torch
-    from dsv2.hooks.torch import record
     from safetensors.torch import load_file
     from transformers import DeepseekV2ForCausalLM
 
+    from dsv2.hooks.torch import record
+
     model_folder, inputs, _ = case
-    model = DeepseekV2ForCausalLM.from_pretrained(model_folder, dtype=torch.float32, experts_implementation="eager").eval()
+    model = DeepseekV2ForCausalLM.from_pretrained(
+        model_folder, dtype=torch.float32, experts_implementation="eager", attn_implementation="eager"
+    ).eval()
     with torch.no_grad(), record(model) as dump:
         result = model(**load_file(inputs))
     dump.write(tmp_path / "mine.safetensors", past_key_values=result.past_key_values, logits=result.logits)
@@ -89,7 +92,9 @@ def test_hooks_of_pytorch_make_a_dump_that_passes(case, tmp_path):
     assert report.passes, report
 
 
-@pytest.mark.parametrize(("name", "modules"), [("torch", ["torch", "safetensors"]), ("mlx", ["mlx"]), ("paddle", ["paddle"]), ("jax", ["jax", "flax"])])
+@pytest.mark.parametrize(
+    ("name", "modules"), [("torch", ["torch", "safetensors"]), ("mlx", ["mlx"]), ("paddle", ["paddle"]), ("jax", ["jax", "flax"])]
+)
 def test_each_framework_has_its_hooks(name, modules):
     import importlib
 

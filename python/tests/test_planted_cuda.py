@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import agrees, have_cuda_compiler
+
 from dsv2 import KernelFault, cuda
 from dsv2.emulator import Struct, out
 
-pytestmark = pytest.mark.skipif(not have_cuda_compiler(), reason="no CUDA compiler installed: pip install nvidia-cuda-nvrtc nvidia-cuda-runtime")
+pytestmark = pytest.mark.skipif(
+    not have_cuda_compiler(), reason="no CUDA compiler installed: pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
+)
 
 SOURCE = Path(__file__).with_name("planted.cu")
 
@@ -84,7 +87,7 @@ def test_fields_in_another_order_are_seen(right, wrong):
     right["fill"].launch(Struct(rows=np.int32(4), columns=np.int32(6), data=out(rows)), grid=4, block=32)
     np.testing.assert_array_equal(rows, np.repeat(np.arange(4.0), 6).reshape(4, 6))
     run = wrong["fill"].launch(Struct(rows=np.int32(4), columns=np.int32(6), data=out(rows)), grid=4, block=32)
-    assert run.unwritten == {"fill_param_0": 4 * 2 * 4}
+    assert run.left == {"fill_param_0": 4 * 2 * 4}
 
 
 def test_a_shuffle_names_the_lanes_that_are_there(right, wrong):

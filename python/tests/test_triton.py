@@ -11,9 +11,10 @@ try:
     import torch
 except ImportError:
     torch = None
-import kernels_triton as kernels  # noqa: E402
-from dsv2 import KernelFault, LaunchError, PtxError  # noqa: E402
-from dsv2.triton import AutotuneWarning, activate, wrap  # noqa: E402
+import kernels_triton as kernels
+
+from dsv2 import KernelFault, LaunchError, PtxError
+from dsv2.triton import AutotuneWarning, UnwrittenError, activate, wrap
 
 needs_torch = pytest.mark.skipif(torch is None, reason="not installed: torch")
 
@@ -84,7 +85,10 @@ def test_autotune_takes_one_configuration_and_says_which(wish, block, said):
 
 def test_a_configuration_that_is_not_there_is_named():
     kernels.tuned.cache.clear()
-    with activate("sm_80", autotune={"tuned": {"BLOCK": 32}}), pytest.raises(LaunchError, match="tuned has no such configuration as {'BLOCK': 32}"):
+    with (
+        activate("sm_80", autotune={"tuned": {"BLOCK": 32}}),
+        pytest.raises(LaunchError, match="tuned has no such configuration as {'BLOCK': 32}"),
+    ):
         kernels.tuned[(1,)](wrap(np.zeros(4, np.float32)), wrap(np.zeros(4, np.float32)), 4)
 
 
@@ -129,22 +133,26 @@ def test_clusters_are_refused():
 @needs_torch
 def test_tensors_elsewhere_are_refused(runs):
     x = torch.zeros(16)
-    with pytest.raises(LaunchError, match=r"launch of copy: argument out: a tensor float32\[16\] on meta: the emulator takes tensors on the CPU"):
+    with pytest.raises(
+        LaunchError, match=r"launch of copy: argument out: a tensor float32\[16\] on meta: the emulator takes tensors on the CPU"
+    ):
         kernels.copy[(1,)](x, torch.zeros(16, device="meta"), 16, BLOCK=16)
 
 
 @needs_torch
 def test_what_torch_empty_made_is_unwritten_until_it_is_written(runs):
     x, out = torch.empty(64), torch.empty(64)
-    with pytest.raises(KernelFault, match="not initialised: byte 0 of x"):
+    with pytest.raises(UnwrittenError, match="what is stored in global memory depends on bytes that nobody wrote, .*kernels_triton.py"):
         kernels.copy[(1,)](x, out, 64, BLOCK=64)
     x.zero_()
     kernels.copy[(1,)](x, out[:32], 32, BLOCK=64)
-    assert runs.last.unwritten == {"out": 128}
+    assert runs.last.left == {"out": 128}
     kernels.copy[(1,)](out[:32], x, 32, BLOCK=64)
-    with pytest.raises(KernelFault, match="not initialised: byte 128 of x"):
+    with pytest.raises(UnwrittenError, match="depends on bytes that nobody wrote"):
         kernels.copy[(1,)](out, x, 64, BLOCK=64)
-    with activate("sm_80", checked=False):
+    with activate("sm_80", unwritten="ignore"):
+        kernels.copy[(1,)](torch.empty(64), x, 64, BLOCK=64)
+    with activate("sm_80", unwritten="stop"), pytest.raises(KernelFault, match="not initialised: byte 0 of x"):
         kernels.copy[(1,)](torch.empty(64), x, 64, BLOCK=64)
 
 
@@ -201,3 +209,11 @@ def test_no_warning_but_those_about_tuning(runs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kernels.copy[(1,)](wrap(x), wrap(x.copy()), 16, BLOCK=16)
+
+
+def test_stores_of_equal_values_are_no_race(rng):
+    x, out = rng.normal(size=(4, 128)).astype(np.float32), np.zeros(4, np.float32)
+    with activate("sm_80", races=True) as runs:
+        kernels.maximum[(4,)](wrap(x), wrap(out), BLOCK=128)
+    np.testing.assert_array_equal(out, x.max(-1))
+    assert runs.last.races == [] and runs.last.equal_stores

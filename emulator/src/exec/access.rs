@@ -1,19 +1,31 @@
 //! `ld`, `st`, `atom` and `red`: the one place where the lanes of a warp touch memory.
 
 use super::block::Block;
-use super::registers::{Registers, get, lanes, set};
+use super::registers::{LANES, Registers, get, lanes, set};
 use super::view::{Request, View};
-use crate::Error;
 use crate::lower::instruction::{Atomic, Load, Store};
 use crate::observe::{Access, Kind, Observer};
+use crate::{Error, Space};
 
 impl<O: Observer> Block<'_, O> {
     /// `ld`
     pub(super) fn load(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
+        if !self.launch.follow {
+            return self.load_values(warp, pc, mask, load);
+        }
+        let addresses = self.warps[warp].addresses(load.address);
+        self.load_values(warp, pc, mask, load)?;
+        self.follow_load((warp, pc), mask, load, &addresses);
+        Ok(())
+    }
+
+    fn load_values(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(load.address);
         let bytes = load.bytes * load.parts.len() as u32;
         let request = Request { space: load.space, bytes, writes: false, reads: true };
-        self.tell_access(warp, pc, mask, &Access { kind: Kind::Read, space: load.space, addresses: &addresses, bytes });
+        self.polls += u32::from(load.polls);
+        let access = Access { kind: Kind::Read, space: load.space, addresses: &addresses, bytes, unchanged: 0 };
+        self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
             for (part, register) in load.parts.iter().enumerate() {
@@ -46,10 +58,23 @@ impl<O: Observer> Block<'_, O> {
 
     /// `st`
     pub(super) fn store(&mut self, warp: usize, pc: usize, mask: u32, store: &Store) -> Result<(), Error> {
+        self.store_values(warp, pc, mask, store)?;
+        if self.launch.follow {
+            let addresses = self.warps[warp].addresses(store.address);
+            self.follow_store((warp, pc), mask, store, &addresses);
+        }
+        Ok(())
+    }
+
+    fn store_values(&mut self, warp: usize, pc: usize, mask: u32, store: &Store) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(store.address);
         let bytes = store.bytes * store.parts.len() as u32;
         let request = Request { space: store.space, bytes, writes: true, reads: false };
-        let access = Access { kind: Kind::Write, space: store.space, addresses: &addresses, bytes };
+        if matches!(store.space, Space::Global | Space::Generic) {
+            (self.polls, self.advanced) = (0, true);
+        }
+        let unchanged = if O::ACTIVE { self.unchanged(warp, mask, store, &addresses) } else { 0 };
+        let access = Access { kind: Kind::Write, space: store.space, addresses: &addresses, bytes, unchanged };
         self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
@@ -81,20 +106,66 @@ impl<O: Observer> Block<'_, O> {
     /// `atom` and `red`: lane after lane.
     pub(super) fn atomic(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(atomic.address);
-        let Atomic { space, bytes, operands: [b, c], .. } = *atomic;
+        let bytes = atomic.bytes * atomic.parts.len() as u32;
+        let access = Access { kind: Kind::Atomic, space: atomic.space, addresses: &addresses, bytes, unchanged: 0 };
+        self.tell_access(warp, pc, mask, &access);
+        if !self.launch.follow {
+            return self.atomic_values(warp, pc, mask, atomic);
+        }
+        for lane in lanes(mask) {
+            let lost = self.follow_atomic((warp, pc, lane), atomic, addresses[lane]);
+            self.atomic_values(warp, pc, 1 << lane, atomic)?;
+            self.lose_atomic((warp, pc, lane), atomic, addresses[lane], &lost);
+        }
+        Ok(())
+    }
+
+    /// The lanes that store what is there already, or what an earlier lane of the same instruction stores there.
+    fn unchanged(&self, warp: usize, mask: u32, store: &Store, addresses: &[u64; LANES]) -> u32 {
+        let registers = &self.warps[warp].registers;
+        let view = self.view(warp);
+        let bytes = store.bytes * store.parts.len() as u32;
+        let request = Request { space: store.space, bytes, writes: true, reads: false };
+        let same = |lane: &usize| {
+            let before = lanes(mask & ((1 << lane) - 1)).filter(|other| addresses[*other] == addresses[*lane]).last();
+            if let Some(other) = before {
+                return store.parts.iter().all(|part| get(registers, *part, other) == get(registers, *part, *lane));
+            }
+            let Ok(spot) = view.locate(request, *lane, addresses[*lane]) else { return false };
+            let ones = u64::MAX >> (64 - 8 * store.bytes);
+            store.parts.iter().enumerate().all(|(part, register)| {
+                let offset = spot.offset + u64::from(part as u32 * store.bytes);
+                let new = get(registers, *register, *lane) & ones;
+                spot.store.is_written(offset, store.bytes) && spot.store.load(offset, store.bytes) == new
+            })
+        };
+        lanes(mask).filter(same).fold(0, |set, lane| set | 1 << lane)
+    }
+
+    fn atomic_values(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {
+        let addresses = self.warps[warp].addresses(atomic.address);
+        let Atomic { space, bytes: element, .. } = *atomic;
+        let bytes = element * atomic.parts.len() as u32;
         let request = Request { space, bytes, writes: true, reads: true };
-        self.tell_access(warp, pc, mask, &Access { kind: Kind::Atomic, space, addresses: &addresses, bytes });
         let (view, registers) = self.split(warp);
+        let mut changed = false;
         let outcome = lanes(mask).try_for_each(|lane| {
             let spot = view.locate(request, lane, addresses[lane])?;
-            let old = spot.store.load(spot.offset, bytes);
-            let new = (atomic.update)(old, get(registers, b, lane), get(registers, c, lane));
-            spot.store.store(spot.offset, bytes, new);
-            if let Some(register) = atomic.old {
-                set(registers, register, lane, old);
+            for (part, ([b, c], target)) in atomic.parts.iter().zip(&atomic.old).enumerate() {
+                let offset = spot.offset + u64::from(part as u32 * element);
+                let old = spot.store.load(offset, element);
+                let new = (atomic.update)(old, get(registers, *b, lane), get(registers, *c, lane));
+                spot.store.store(offset, element, new);
+                changed |= new != old;
+                if let Some(register) = target {
+                    set(registers, *register, lane, old);
+                }
             }
             Ok(())
         });
+        if space != Space::Shared {
+            (self.polls, self.advanced) = if changed { (0, true) } else { (self.polls + 1, self.advanced) };
+        }
         outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
@@ -110,10 +181,21 @@ impl<O: Observer> Block<'_, O> {
         };
         (view, &mut warp.registers)
     }
+
+    /// The memory of a warp alone.
+    pub(super) fn view(&self, warp: usize) -> View<'_> {
+        View {
+            memory: self.launch.memory,
+            params: self.launch.params,
+            shared: &self.shared,
+            local: &self.warps[warp].local,
+            checked: self.launch.checked,
+        }
+    }
 }
 
 /// A value of `bytes` bytes with its sign carried on to 64 bits.
-fn widen(value: u64, bytes: u32) -> u64 {
+pub(super) fn widen(value: u64, bytes: u32) -> u64 {
     let unused = 64 - bytes * 8;
     ((value << unused) as i64 >> unused) as u64
 }

@@ -21,6 +21,8 @@ struct Flight {
     bytes: u32,
     data: [u8; 16],
     pc: usize,
+    /// The bytes of the source that nobody wrote, and where they were read.
+    unwritten: (u16, u32),
 }
 
 /// All copies of a warp that have not landed.
@@ -46,15 +48,27 @@ impl<O: Observer> Block<'_, O> {
             for size in 1..=bytes {
                 let reading = lanes(mask).filter(|lane| sizes[*lane] == size).fold(0, |bits, lane| bits | 1 << lane);
                 if reading != 0 {
-                    let read = Access { kind: Kind::CopyRead, space: Space::Global, addresses: &sources, bytes: size };
+                    let read = Access {
+                        kind: Kind::CopyRead,
+                        space: Space::Global,
+                        addresses: &sources,
+                        bytes: size,
+                        unchanged: 0,
+                    };
                     self.tell_access(warp, pc, reading, &read);
                 }
             }
         }
-        let write = Access { kind: Kind::CopyWrite, space: Space::Shared, addresses: &targets, bytes };
+        let write = Access { kind: Kind::CopyWrite, space: Space::Shared, addresses: &targets, bytes, unchanged: 0 };
         self.tell_access(warp, pc, mask, &write);
         let committed = self.warps[warp].copies.committed;
         let mut flights = vec![];
+        let mut unwritten = [(0, 0); LANES];
+        if self.launch.follow {
+            for lane in lanes(mask).filter(|lane| sizes[*lane] <= bytes) {
+                unwritten[lane] = self.follow_copy_source((warp, pc), lane, sources[lane], sizes[lane]);
+            }
+        }
         let (view, _) = self.split(warp);
         let outcome = lanes(mask).try_for_each(|lane| {
             let from = Request { space: Space::Global, bytes, writes: false, reads: false };
@@ -63,7 +77,15 @@ impl<O: Observer> Block<'_, O> {
             if size > bytes {
                 return Err((lane, Cause::BadCopy { bytes, source_bytes: size }));
             }
-            let mut flight = Flight { lane, group: committed[lane], target: 0, bytes, data: [0; 16], pc };
+            let mut flight = Flight {
+                lane,
+                group: committed[lane],
+                target: 0,
+                bytes,
+                data: [0; 16],
+                pc,
+                unwritten: unwritten[lane],
+            };
             // The source must be aligned as the whole copy, but only the bytes that are taken must exist.
             if size > 0 && sources[lane] & u64::from(bytes - 1) != 0 {
                 let address = sources[lane];
@@ -109,12 +131,18 @@ impl<O: Observer> Block<'_, O> {
         *flights = flying;
         for flight in &landed {
             self.shared.write(flight.target, &flight.data[..flight.bytes as usize]);
+            self.follow_landing(flight.target, flight.unwritten);
         }
         if O::ACTIVE {
             for flight in landed {
                 let addresses = [flight.target; LANES];
-                let access =
-                    Access { kind: Kind::CopyLand, space: Space::Shared, addresses: &addresses, bytes: flight.bytes };
+                let access = Access {
+                    kind: Kind::CopyLand,
+                    space: Space::Shared,
+                    addresses: &addresses,
+                    bytes: flight.bytes,
+                    unchanged: 0,
+                };
                 self.tell_access(warp, flight.pc, 1 << flight.lane, &access);
             }
         }

@@ -8,6 +8,7 @@ use super::registers::lanes;
 use super::warp::{Fragment, Reason};
 use crate::Error;
 use crate::error::Cause;
+use crate::lower::control::BARRIERS;
 use crate::lower::instruction::{Action, Barrier, Op};
 use crate::observe::{Observer, Sync};
 
@@ -32,8 +33,15 @@ impl<O: Observer> Block<'_, O> {
     /// Lanes of a warp come to a barrier; whether they can go on at once.
     pub(super) fn barrier(&mut self, warp: usize, pc: usize, mask: u32, barrier: &Barrier) -> Result<bool, Error> {
         let first = mask.trailing_zeros() as usize % 32;
-        let id = barrier.id;
+        let ids = self.warps[warp].registers.get::<u32>(barrier.id);
+        let id = ids[first];
+        let same = lanes(mask).all(|lane| ids[lane] == id);
         let wrong = |message: String| (first, Cause::BadBarrier { barrier: id, message });
+        if !same || id as usize >= BARRIERS {
+            let message =
+                format!("barriers have the numbers 0 to {}, the same in all lanes that come together", BARRIERS - 1);
+            return Err(self.fault(warp, pc, wrong(message)));
+        }
         let registers = &self.warps[warp].registers;
         let expected = barrier.threads.map(|slot| registers.get::<u32>(slot)[first]);
         let threads = if barrier.aligned { 32 } else { mask.count_ones() };

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use super::async_copy::Copies;
 use super::barrier::State;
 use super::launch::Launch;
-use super::registers::{LANES, Registers};
+use super::registers::{LANES, Registers, get, lanes as lanes_of};
 use super::specials;
+use super::unknown::Log;
 use super::warp::{Fragment, Reason, TURN, Warp};
 use crate::Error;
 use crate::error::{Cause, Fault, Jam, Stuck, Waiting};
@@ -29,11 +30,53 @@ pub(crate) struct Block<'a, O> {
     /// Instructions that warps have executed, and the same counted by thread.
     pub(crate) warp_steps: u64,
     pub(crate) thread_steps: u64,
+    /// How many more of them this block may execute.
+    pub(crate) left: u64,
+    /// Reads of global memory that may wait for another block, since something was last written there.
+    pub(crate) polls: u32,
+    /// Whether it did anything in this turn that others could wait for.
+    pub(crate) advanced: bool,
+    /// What this block, and those before it, did with unwritten bytes.
+    pub(crate) log: Log,
 }
+
+/// Why a block does not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// All threads have exited.
+    Done,
+    /// It seems to wait for other blocks.
+    Waits,
+}
+
+/// After so many reads that may be a loop that waits for another block, the others get their turn.
+const POLLS: u32 = 64;
+
+/// A block that polls now and then gives its turn away after so many instructions at the latest.
+const SLICE: u64 = 1 << 20;
 
 impl<'a, O: Observer> Block<'a, O> {
     /// A block that has not started.
     pub(crate) fn new(launch: &'a Launch<'a>, observer: &'a mut O) -> Self {
+        let (warps, shared) = Self::fresh(launch);
+        Self {
+            launch,
+            id: [0; 3],
+            warps,
+            shared,
+            barriers: [State::EMPTY; BARRIERS],
+            observer,
+            warp_steps: 0,
+            thread_steps: 0,
+            left: 0,
+            polls: 0,
+            advanced: false,
+            log: Log::default(),
+        }
+    }
+
+    /// The warps and the shared memory of a block.
+    pub(super) fn fresh(launch: &Launch<'_>) -> (Vec<Warp>, Store) {
         let threads: u32 = launch.block.iter().product();
         let kernel = launch.kernel;
         let warps = (0..threads.div_ceil(LANES as u32)).map(|_| Warp {
@@ -43,20 +86,28 @@ impl<'a, O: Observer> Block<'a, O> {
             live: 0,
             local: Store::new(kernel.local_bytes.next_multiple_of(16) * LANES as u64, false),
             copies: Copies::default(),
+            unknown: None,
             starving: 0,
         });
-        let warps = warps.collect();
-        let shared = Store::new(launch.shared_bytes, false);
-        let barriers = [State::EMPTY; BARRIERS];
-        Self { launch, id: [0; 3], warps, shared, barriers, observer, warp_steps: 0, thread_steps: 0 }
+        (warps.collect(), Store::new(launch.shared_bytes, false))
     }
 
-    /// Runs the block at a position of the grid from its beginning to its end.
-    pub(crate) fn run(&mut self, id: [u32; 3]) -> Result<(), Error> {
+    /// Begins the block at a position of the grid and runs it for a turn.
+    pub(crate) fn start(&mut self, id: [u32; 3]) -> Result<Turn, Error> {
         self.id = id;
         self.reset();
-        let limit = self.warp_steps.saturating_add(self.launch.limit);
+        self.left = self.launch.limit;
         self.observer.begin(id, self.launch.block.iter().product());
+        self.go_on()
+    }
+
+    /// Runs the block to its end, or until it seems to wait for others.
+    pub(crate) fn go_on(&mut self) -> Result<Turn, Error> {
+        let may_wait = self.launch.kernel.needs_order;
+        let begun = self.warp_steps;
+        let end = self.warp_steps.saturating_add(self.left);
+        (self.polls, self.advanced) = (0, false);
+        let mut polled = false;
         loop {
             let (mut progress, mut done) = (false, true);
             for warp in 0..self.warps.len() {
@@ -66,7 +117,7 @@ impl<'a, O: Observer> Block<'a, O> {
                 }
             }
             if done {
-                return Ok(());
+                return Ok(Turn::Done);
             }
             if !progress {
                 return Err(self.stuck());
@@ -74,13 +125,20 @@ impl<'a, O: Observer> Block<'a, O> {
             if self.launch.interrupted.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted { kernel: self.launch.kernel.name.clone() });
             }
-            if self.warp_steps > limit {
+            if self.warp_steps > end {
                 return Err(self.endless());
+            }
+            polled |= self.polls > 0;
+            if may_wait && (self.polls >= POLLS || polled && self.warp_steps - begun > SLICE) {
+                self.advanced |= self.polls < POLLS;
+                self.left = end - self.warp_steps;
+                return Ok(Turn::Waits);
             }
         }
     }
 
     fn reset(&mut self) {
+        self.log.begin_block();
         self.shared.reset();
         self.barriers = [State::EMPTY; BARRIERS];
         let threads: u32 = self.launch.block.iter().product();
@@ -92,6 +150,7 @@ impl<'a, O: Observer> Block<'a, O> {
             warp.waits.clear();
             warp.local.reset();
             warp.copies = Copies::default();
+            warp.unknown = None;
             warp.starving = 0;
             specials::fill(self.launch, self.id, index, &mut warp.registers);
         }
@@ -101,6 +160,7 @@ impl<'a, O: Observer> Block<'a, O> {
     fn turn(&mut self, warp: usize) -> Result<bool, Error> {
         let mut budget = TURN;
         let mut progress = false;
+        let polls = self.polls;
         while let Some((fragment, limit)) = self.warps[warp].pick() {
             progress = true;
             let before = budget;
@@ -113,6 +173,8 @@ impl<'a, O: Observer> Block<'a, O> {
             }
         }
         self.warp_steps += u64::from(TURN - budget);
+        // A warp that is busy with something else will write sooner or later.
+        self.advanced |= budget == 0 && self.polls == polls;
         Ok(progress)
     }
 
@@ -135,6 +197,9 @@ impl<'a, O: Observer> Block<'a, O> {
             if O::ACTIVE {
                 self.observer.issue(&site(self.launch, self.id, w, pc, active));
             }
+            if warp.unknown.is_some() {
+                self.follow(w, pc, lanes, active);
+            }
             if active == 0 {
                 pc += 1;
                 continue;
@@ -149,6 +214,25 @@ impl<'a, O: Observer> Block<'a, O> {
                 Op::Branch(target) => {
                     warp.ready.push(Fragment { pc: *target, lanes: active });
                     warp.ready.push(Fragment { pc: pc + 1, lanes: lanes & !active });
+                    break;
+                }
+                Op::BranchIndex(slot, targets) => {
+                    let index = *warp.registers.get::<u32>(*slot);
+                    if let Some(lane) = lanes_of(active).find(|lane| index[*lane] as usize >= targets.len()) {
+                        let cause = Cause::BadIndex { index: index[lane], targets: targets.len() };
+                        return Err(self.fault(w, pc, (lane, cause)));
+                    }
+                    let mut rest = active;
+                    while rest != 0 {
+                        let which = index[rest.trailing_zeros() as usize];
+                        let group = lanes_of(rest).filter(|lane| index[*lane] == which);
+                        let group = group.fold(0, |set, lane| set | 1 << lane);
+                        warp.ready.push(Fragment { pc: targets[which as usize], lanes: group });
+                        rest &= !group;
+                    }
+                    if lanes != active {
+                        warp.ready.push(Fragment { pc: pc + 1, lanes: lanes & !active });
+                    }
                     break;
                 }
                 Op::Exit => {
@@ -192,7 +276,12 @@ impl<'a, O: Observer> Block<'a, O> {
             Op::Host(host) => self.host(w, pc, active, host)?,
             Op::Fence => self.tell_sync(w, pc, active, Sync::Fence),
             Op::Trap => return Err(self.fault(w, pc, (active.trailing_zeros() as usize % LANES, Cause::Trap))),
-            Op::Lanes(_) | Op::Branch(_) | Op::Exit | Op::Warp(..) | Op::Barrier(_) => {}
+            Op::NoFunction(pointer) => {
+                let lane = active.trailing_zeros() as usize % LANES;
+                let address = get(&self.warps[w].registers, *pointer, lane);
+                return Err(self.fault(w, pc, (lane, Cause::NoFunction { address })));
+            }
+            Op::Lanes(_) | Op::Branch(_) | Op::BranchIndex(..) | Op::Exit | Op::Warp(..) | Op::Barrier(_) => {}
         }
         Ok(())
     }
@@ -225,10 +314,23 @@ impl<'a, O: Observer> Block<'a, O> {
                     Reason::Barrier(id) => format!("more threads at barrier {id}"),
                 };
                 let place = self.launch.kernel.place(wait.pc);
-                waiting.push(Waiting { place, warp: warp as u32, lanes: wait.lanes, reason });
+                waiting.push(Waiting { place, block: self.id, warp: warp as u32, lanes: wait.lanes, reason });
             }
         }
         Error::Stuck(Box::new(Stuck { jam, block: self.id, waiting }))
+    }
+
+    /// The lanes that wait for another block: those that run.
+    pub(crate) fn polling(&self) -> Vec<Waiting> {
+        let mut waiting = vec![];
+        for (warp, state) in self.warps.iter().enumerate() {
+            for fragment in &state.ready {
+                let place = self.launch.kernel.place(fragment.pc);
+                let reason = "another block to change what it reads".to_string();
+                waiting.push(Waiting { place, block: self.id, warp: warp as u32, lanes: fragment.lanes, reason });
+            }
+        }
+        waiting
     }
 
     pub(super) fn tell_access(&mut self, warp: usize, pc: usize, lanes: u32, access: &Access<'_>) {

@@ -37,7 +37,15 @@ pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective)
                 registers.put(d, &[result; LANES], mask);
             }
         }
-        Collective::LoadMatrix { .. } | Collective::MatrixProduct(_) => return false,
+        Collective::Elect { d, chosen } => {
+            let first = mask & mask.wrapping_neg();
+            registers.put(d, &[mask.trailing_zeros(); LANES], mask);
+            registers.set_predicate(chosen, first, mask);
+        }
+        Collective::LoadMatrix { .. }
+        | Collective::StoreMatrix { .. }
+        | Collective::MoveMatrix { .. }
+        | Collective::MatrixProduct(_) => return false,
     }
     true
 }

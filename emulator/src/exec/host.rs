@@ -45,7 +45,7 @@ pub enum Value {
 }
 
 /// What was printed, each call with the number of its block.
-pub(crate) type Log = Mutex<Vec<(u64, Printed)>>;
+pub(crate) type Prints = Mutex<Vec<(u64, Printed)>>;
 
 impl<O: Observer> Block<'_, O> {
     /// `call vprintf` or `call __assertfail`, lane by lane.

@@ -1,11 +1,11 @@
-//! `ldmatrix` and `mma.sync` (PTX manual, "Warp Level Matrix Instructions"), which need all 32 lanes.
+//! `ldmatrix`, `stmatrix` and `mma.sync` (PTX manual, "Warp Level Matrix Instructions"), which need all 32 lanes.
 
 use super::block::Block;
 use super::registers::{FULL, LANES};
 use super::view::Request;
 use crate::error::Cause;
-use crate::lower::instruction::{Address, Product};
-use crate::numeric::{fragment, mma};
+use crate::lower::instruction::{Address, Factors, Product};
+use crate::numeric::{self, fragment, mma};
 use crate::observe::{Access, Kind, Observer};
 use crate::{Error, Space};
 
@@ -30,7 +30,7 @@ impl<O: Observer> Block<'_, O> {
         let addresses = self.warps[warp].addresses(address);
         let rows = d.len() * 8;
         let giving = if rows == LANES { FULL } else { (1 << rows) - 1 };
-        let access = Access { kind: Kind::Read, space, addresses: &addresses, bytes: 16 };
+        let access = Access { kind: Kind::Read, space, addresses: &addresses, bytes: 16, unchanged: 0 };
         self.tell_access(warp, pc, giving, &access);
         let request = Request { space, bytes: 16, writes: false, reads: true };
         let (view, registers) = self.split(warp);
@@ -46,25 +46,75 @@ impl<O: Observer> Block<'_, O> {
         for (slot, matrix) in d.iter().zip(&matrices) {
             registers.put(*slot, &fragment::ldmatrix(matrix, transposed), FULL);
         }
+        if self.launch.follow && outcome.is_ok() {
+            self.follow_load_matrix((warp, pc), d, (&addresses, space), transposed);
+        }
+        outcome.map_err(|failed| self.fault(warp, pc, failed))
+    }
+
+    /// `stmatrix`: the opposite way.
+    pub(super) fn store_matrix(
+        &mut self,
+        warp: usize,
+        pc: usize,
+        sources: &[u32],
+        (address, space): (Address, Space),
+        transposed: bool,
+    ) -> Result<(), Error> {
+        let addresses = self.warps[warp].addresses(address);
+        let rows = sources.len() * 8;
+        let giving = if rows == LANES { FULL } else { (1 << rows) - 1 };
+        let access = Access { kind: Kind::Write, space, addresses: &addresses, bytes: 16, unchanged: 0 };
+        self.tell_access(warp, pc, giving, &access);
+        let request = Request { space, bytes: 16, writes: true, reads: false };
+        let (view, registers) = self.split(warp);
+        let outcome = (0..rows).try_for_each(|lane| {
+            let spot = view.locate(request, lane, addresses[lane])?;
+            let registers = registers.get::<u32>(sources[lane / 8]);
+            for (pair, word) in fragment::row_of(registers, lane % 8, transposed).into_iter().enumerate() {
+                spot.store.store(spot.offset + 4 * pair as u64, 4, u64::from(word));
+            }
+            Ok(())
+        });
+        if self.launch.follow && outcome.is_ok() {
+            self.follow_store_matrix((warp, pc), sources, (&addresses, space), transposed);
+        }
         outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
     /// `mma.sync`
     pub(super) fn matrix_product(&mut self, warp: usize, product: &Product) {
+        self.follow_product(warp, product);
         let how = self.launch.summation;
         let registers = &mut self.warps[warp].registers;
-        let take =
-            |slots: &[u32], index: usize| slots.get(index).map_or([0; LANES], |slot| *registers.get::<u32>(*slot));
-        let a: [_; 4] = std::array::from_fn(|index| take(&product.a, index));
-        let b: [_; 2] = std::array::from_fn(|index| take(&product.b, index));
-        let c: [_; 4] = std::array::from_fn(|index| take(&product.c, index));
-        let half = product.half;
-        let d = match product.a.len() {
-            4 => mma::m16n8k16(half, &a, &b, &c, how),
-            _ => mma::m16n8k8(half, &[a[0], a[1]], &[b[0]], &c, how),
-        };
-        for (slot, values) in product.d.iter().zip(&d) {
-            registers.put(*slot, values, FULL);
+        let Product { shape, .. } = *product;
+        if let Factors::Doubles(rounding) = product.kind {
+            let take = |slots: &[u32]| slots.iter().map(|slot| *registers.get::<u64>(*slot)).collect::<Vec<_>>();
+            let d = numeric::product::doubles(shape, rounding, &take(&product.a), &take(&product.b), &take(&product.c));
+            product.d.iter().zip(&d).for_each(|(slot, values)| registers.put(*slot, values, FULL));
+            return;
         }
+        if let Factors::Halves(half) = product.kind {
+            let take =
+                |slots: &[u32], index: usize| slots.get(index).map_or([0; LANES], |slot| *registers.get::<u32>(*slot));
+            let a: [_; 4] = std::array::from_fn(|index| take(&product.a, index));
+            let b: [_; 2] = std::array::from_fn(|index| take(&product.b, index));
+            let c: [_; 4] = std::array::from_fn(|index| take(&product.c, index));
+            let d = match product.a.len() {
+                4 => mma::m16n8k16(half, &a, &b, &c, how),
+                _ => mma::m16n8k8(half, &[a[0], a[1]], &[b[0]], &c, how),
+            };
+            product.d.iter().zip(&d).for_each(|(slot, values)| registers.put(*slot, values, FULL));
+            return;
+        }
+        let take = |slots: &[u32]| slots.iter().map(|slot| *registers.get::<u32>(*slot)).collect::<Vec<_>>();
+        let (a, b, c) = (take(&product.a), take(&product.b), take(&product.c));
+        let d = match product.kind {
+            Factors::Floats(types) => numeric::product::floats(shape, types, &a, &b, &c, how),
+            Factors::Integers(types) => numeric::product::integers(shape, types, &a, &b, &c),
+            Factors::Bits { and } => numeric::product::single_bits(shape, and, &a, &b, &c),
+            Factors::Halves(_) | Factors::Doubles(_) => return,
+        };
+        product.d.iter().zip(&d).for_each(|(slot, values)| registers.put(*slot, values, FULL));
     }
 }

@@ -13,6 +13,7 @@ use crate::Error;
 use crate::error::Cause;
 use crate::lower::control::BARRIERS;
 use crate::lower::instruction::{Collective, Members, Op};
+use crate::numeric::fragment;
 use crate::observe::{Observer, Sync};
 
 impl<O: Observer> Block<'_, O> {
@@ -96,6 +97,9 @@ impl<O: Observer> Block<'_, O> {
             Op::Barrier(barrier) => return self.barrier(w, pc, mask, barrier),
             Op::Warp(_, collective) => {
                 self.tell_sync(w, pc, mask, Sync::Warp);
+                if self.warps[w].unknown.is_some() {
+                    self.follow_collective(w, mask, collective, &self.launch.kernel.code[pc].flow);
+                }
                 if collective::run(&mut self.warps[w].registers, mask, collective) {
                     return Ok(true);
                 }
@@ -103,6 +107,17 @@ impl<O: Observer> Block<'_, O> {
                 match collective {
                     Collective::LoadMatrix { d, address, space, transposed } => {
                         self.load_matrix(w, pc, d, (*address, *space), *transposed)?;
+                    }
+                    Collective::StoreMatrix { sources, address, space, transposed } => {
+                        self.store_matrix(w, pc, sources, (*address, *space), *transposed)?;
+                    }
+                    Collective::MoveMatrix { d, a } => {
+                        self.follow_move_matrix(w, *d, *a);
+                        let registers = &mut self.warps[w].registers;
+                        let values = *registers.get::<u32>(*a);
+                        let rows: [_; 8] = std::array::from_fn(|row| fragment::row_of(&values, row, true));
+                        let moved = std::array::from_fn(|lane| rows[lane / 4][lane % 4]);
+                        registers.put(*d, &moved, mask);
                     }
                     Collective::MatrixProduct(product) => self.matrix_product(w, product),
                     _ => {}

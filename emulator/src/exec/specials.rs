@@ -18,8 +18,10 @@ pub(crate) fn fill(launch: &Launch, block: [u32; 3], warp: usize, registers: &mu
     for (wide, slot, constant) in &launch.kernel.constants {
         let values: [u64; LANES] = match constant {
             Constant::Value(value) => [*value; LANES],
-            Constant::Dynamic => [launch.kernel.dynamic_start; LANES],
-            Constant::Global(index) => [launch.globals.get(*index).copied().unwrap_or(0); LANES],
+            Constant::Dynamic(offset) => [launch.kernel.dynamic_start.wrapping_add_signed(*offset); LANES],
+            Constant::Global(index, offset) => {
+                [launch.globals.get(*index).copied().unwrap_or(0).wrapping_add_signed(*offset); LANES]
+            }
             Constant::Special(special) => {
                 std::array::from_fn(|lane| u64::from(value(launch, block, warp, lane, *special)))
             }
@@ -49,6 +51,8 @@ fn value(launch: &Launch, block: [u32; 3], warp: usize, lane: usize, special: Sp
         Special::LaneMask(Mask::Greater) => !(me | (me - 1)),
         Special::DynamicShared => launch.dynamic_bytes,
         Special::Zero => 0,
+        Special::GridWorkspace { upper: true } => (launch.workspace >> 32) as u32,
+        Special::GridWorkspace { upper: false } => launch.workspace as u32,
         Special::One => 1,
         Special::TotalShared => launch.shared_bytes as u32,
     }

@@ -54,6 +54,10 @@ impl<'a> View<'a> {
             Space::Generic => match address::generic(address) {
                 (Space::Shared, offset) => within(self.shared, Request { space: Space::Shared, ..request }, offset)?,
                 (Space::Local, offset) => self.local(Request { space: Space::Local, ..request }, lane, offset)?,
+                (Space::Param, _) if writes => {
+                    return Err(Cause::ReadOnly { space: Space::Param, address, bytes });
+                }
+                (Space::Param, offset) => within(self.params, Request { space: Space::Param, ..request }, offset)?,
                 _ => self.device(request, address)?,
             },
         };
@@ -73,7 +77,11 @@ impl<'a> View<'a> {
         let Request { space, bytes, writes, reads } = request;
         let first = addresses[mask.trailing_zeros() as usize % LANES];
         let (home, base) = match space {
-            Space::Generic => (address::generic(first).0, if first >= address::SHARED { address::SHARED } else { 0 }),
+            Space::Generic => match address::generic(first).0 {
+                home @ Space::Shared => (home, address::SHARED),
+                home @ Space::Param => (home, address::PARAM),
+                home => (home, 0),
+            },
             space => (space, 0),
         };
         let (store, base) = match home {

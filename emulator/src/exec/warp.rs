@@ -7,6 +7,7 @@
 
 use super::async_copy::Copies;
 use super::registers::{LANES, Lane, Registers};
+use super::unknown::Unknown;
 use crate::lower::instruction::{Address, Base};
 use crate::memory::store::Store;
 
@@ -52,6 +53,8 @@ pub(crate) struct Warp {
     /// The local memory of the lanes, one behind the other.
     pub(crate) local: Store,
     pub(crate) copies: Copies,
+    /// What of its registers depends on bytes that nobody wrote; nothing as long as there is none.
+    pub(crate) unknown: Option<Box<Unknown>>,
     /// Instructions since the last fragment with a higher counter ran.
     pub(crate) starving: u32,
 }

@@ -1,16 +1,20 @@
 //! The body of a kernel, item by item, and the bodies of the functions it calls.
 //!
 //! A call is lowered in place: the function's body is put where the call stands, its parameters are the caller's
-//! variables, and `ret` is a branch behind it. So a kernel stays one list of instructions. Recursion cannot be done in
-//! this way, and calls through pointers cannot either; compilers emit them rarely.
+//! variables, and `ret` is a branch behind it. So a kernel stays one list of instructions. A call through a pointer
+//! becomes a chain of comparisons with the functions whose address somebody takes and whose parameters fit, each in
+//! place. Recursion cannot be done in this way; compilers emit it rarely.
 
 use super::case::{Case, Lowered};
+use super::flow::{Cell, Flow};
 use super::instruction::{Instruction, Op};
-use super::operation;
 use super::slots::{Name, Slots, Symbol};
+use super::{function_address, operation};
 use crate::Error;
+use crate::exec::lanes::{bits_where, predicate};
 use crate::exec::registers::Pred;
-use crate::parse::ast::{Ast, Function, Item, Operand, Statement, Variable};
+use crate::parse::ast::{Ast, Function, Item, Operand, Prototype, Statement, Variable};
+use crate::parse::types::Type;
 
 /// More instructions than any sensible kernel has; calls within calls could add up to more than memory holds.
 const MAX_CODE: usize = 1 << 20;
@@ -23,6 +27,23 @@ pub(super) struct Body<'a> {
     pub(super) code: Vec<Instruction>,
     /// The functions whose bodies are open.
     pub(super) calls: Vec<&'a str>,
+    /// The functions whose address is taken somewhere in the module.
+    pub(super) taken: Vec<usize>,
+}
+
+/// The functions whose address is taken somewhere in a module.
+pub(super) fn taken(ast: &Ast) -> Vec<usize> {
+    let named = |name: &str| {
+        let initial = ast.variables.iter().flat_map(|variable| &variable.addresses);
+        let bodies = ast.entries.iter().map(|entry| &entry.body).chain(ast.functions.iter().map(|f| &f.body));
+        let mut statements = bodies.flatten().filter_map(|item| match item {
+            Item::Statement(statement) if !statement.opcode.starts_with("call") => Some(statement),
+            _ => None,
+        });
+        initial.into_iter().any(|(_, reference)| reference.name == name)
+            || statements.any(|s| s.operands.iter().any(|o| matches!(o, Operand::Name(other) if other == name)))
+    };
+    (0..ast.functions.len()).filter(|index| named(&ast.functions[*index].name)).collect()
 }
 
 impl<'a> Body<'a> {
@@ -40,6 +61,7 @@ impl<'a> Body<'a> {
                     self.slots.define(variable.name.clone(), Name::Variable(symbol));
                 }
                 Item::Label(_) => {}
+                Item::Targets(name, labels) => self.slots.define(name.clone(), Name::Targets(labels.clone())),
                 Item::Statement(statement) => self.statement(statement, end)?,
             }
         }
@@ -83,11 +105,29 @@ impl<'a> Body<'a> {
 
     /// How many instructions a statement becomes: a call one and those of the function.
     fn size(&self, statement: &Statement, depth: usize) -> usize {
-        let Some(function) = self.callee(statement).filter(|_| depth <= self.ast.functions.len()) else { return 1 };
-        function.body.iter().fold(1, |sum: usize, item| match item {
-            Item::Statement(inner) if sum <= MAX_CODE => sum + self.size(inner, depth + 1),
-            _ => sum,
-        })
+        if depth > self.ast.functions.len() {
+            return 1;
+        }
+        let whole = |function: &Function| {
+            function.body.iter().fold(0, |sum: usize, item| match item {
+                Item::Statement(inner) if sum <= MAX_CODE => sum + self.size(inner, depth + 1),
+                _ => sum,
+            })
+        };
+        if let Some(function) = self.callee(statement) {
+            return 1 + whole(function);
+        }
+        let Some(prototype) = &statement.prototype else { return 1 };
+        // The jump over all; for each function a comparison, a jump to the next, the call, a jump to the end; the fault.
+        let candidates = self.candidates(prototype);
+        candidates.iter().fold(2, |sum: usize, function| sum.saturating_add(3 + whole(function)).min(2 * MAX_CODE))
+    }
+
+    /// The functions that a call through a pointer may mean: those that look as its prototype says.
+    fn candidates(&self, prototype: &Prototype) -> Vec<&'a Function> {
+        let sizes = |variables: &[Variable]| variables.iter().map(|v| v.bytes).collect::<Vec<_>>();
+        let functions = self.taken.iter().map(|index| &self.ast.functions[*index]);
+        functions.filter(|f| sizes(&f.results) == prototype.results && sizes(&f.params) == prototype.params).collect()
     }
 
     /// The function that a statement calls, if its body is known.
@@ -111,33 +151,93 @@ impl<'a> Body<'a> {
         if let Some(function) = self.callee(statement) {
             return self.call(statement, function, guard);
         }
-        let op = match end {
-            Some(end) if matches!(statement.opcode.as_str(), "ret" | "ret.uni") => Op::Branch(end),
-            _ => operation(&mut Case::new(&mut self.slots, &self.ast.variables, statement)).map_err(wrong)?,
+        if let Some(prototype) = &statement.prototype {
+            return self.call_through_pointer(statement, prototype, guard);
+        }
+        let (op, flow) = match end {
+            Some(end) if matches!(statement.opcode.as_str(), "ret" | "ret.uni") => (Op::Branch(end), Flow::default()),
+            _ => {
+                let mut case = Case::new(&mut self.slots, self.ast, statement);
+                let op = operation(&mut case).map_err(wrong)?;
+                case.settle_rule();
+                (op, case.flow)
+            }
         };
-        self.push(statement, op, guard);
+        self.push(statement, op, guard, flow);
         Ok(())
     }
 
-    fn push(&mut self, statement: &Statement, op: Op, guard: Option<Pred>) {
+    fn push(&mut self, statement: &Statement, op: Op, guard: Option<Pred>, flow: Flow) {
         let opcode = statement.opcode.as_str().into();
-        self.code.push(Instruction { op, guard, opcode, line: statement.line, source: statement.source });
+        let flow = Box::new(flow);
+        self.code.push(Instruction { op, guard, opcode, line: statement.line, source: statement.source, flow });
+    }
+
+    /// A jump over a call where its guard does not hold; without one, to the next instruction.
+    fn jump_over(&mut self, statement: &Statement, guard: Option<Pred>, end: usize) {
+        let (over, skip) = match guard {
+            Some(guard) => (end, Some(Pred { negated: !guard.negated, ..guard })),
+            None => (self.code.len() + 1, None),
+        };
+        self.push(statement, Op::Branch(over), skip, Flow::default());
     }
 
     /// `call{.uni} {(results),} name{, (arguments)}`
     fn call(&mut self, statement: &'a Statement, function: &'a Function, guard: Option<Pred>) -> Result<(), Error> {
+        let end = self.code.len() + self.size(statement, 0);
+        self.jump_over(statement, guard, end);
+        self.inline(statement, function, end)
+    }
+
+    /// `call{.uni} {(results),} register{, (arguments)}, prototype`
+    fn call_through_pointer(
+        &mut self,
+        statement: &'a Statement,
+        prototype: &Prototype,
+        guard: Option<Pred>,
+    ) -> Result<(), Error> {
+        let wrong = wrong(self.kernel, statement);
+        let name = statement.operands.iter().find(|operand| matches!(operand, Operand::Name(_)));
+        let mut case = Case::new(&mut self.slots, self.ast, statement);
+        let pointer = name.ok_or("no function is named".to_string()).and_then(|name| case.value(name, Type::B64));
+        let pointer = pointer.map_err(wrong)?;
+        if pointer.bits != 64 {
+            return Err(wrong("a pointer to a function has 64 bits".to_string()));
+        }
+        let end = self.code.len() + self.size(statement, 0);
+        self.jump_over(statement, guard, end);
+        for function in self.candidates(prototype) {
+            let address = function_address(self.ast, &function.name).unwrap_or(0);
+            let hit = self.slots.fresh_predicate();
+            let is_it =
+                predicate(hit, move |registers| bits_where(registers.get(pointer.slot), |at: u64| at == address));
+            let flow = Flow { reads: vec![Cell::Data(pointer)], writes: vec![Cell::Predicate(hit)], ..Flow::default() };
+            self.push(statement, Op::Lanes(is_it), None, flow);
+            let size = self.size_of_body(function);
+            let (body_end, next) = (self.code.len() + 1 + size, self.code.len() + 2 + size);
+            self.push(statement, Op::Branch(next), Some(Pred { slot: hit, negated: true }), Flow::default());
+            self.inline(statement, function, body_end)?;
+            self.push(statement, Op::Branch(end), None, Flow::default());
+        }
+        self.push(statement, Op::NoFunction(pointer), None, Flow::default());
+        Ok(())
+    }
+
+    /// How many instructions the body of a function becomes.
+    fn size_of_body(&self, function: &Function) -> usize {
+        function.body.iter().fold(0, |sum: usize, item| match item {
+            Item::Statement(inner) if sum <= MAX_CODE => sum + self.size(inner, 1),
+            _ => sum,
+        })
+    }
+
+    /// The body of a function where it is called; its `ret` goes to `end`.
+    fn inline(&mut self, statement: &'a Statement, function: &'a Function, end: usize) -> Result<(), Error> {
         let wrong = wrong(self.kernel, statement);
         if self.calls.contains(&function.name.as_str()) {
             return Err(wrong("recursion is not supported".to_string()));
         }
         let bound = self.arguments(statement, function).map_err(wrong)?;
-        let end = self.code.len() + self.size(statement, 0);
-        // Where the guard does not hold, the call is jumped over; without one, to the next instruction.
-        let (over, skip) = match guard {
-            Some(guard) => (end, Some(Pred { negated: !guard.negated, ..guard })),
-            None => (self.code.len() + 1, None),
-        };
-        self.push(statement, Op::Branch(over), skip);
         self.calls.push(&function.name);
         self.slots.open();
         for (name, symbol) in bound {
@@ -151,7 +251,10 @@ impl<'a> Body<'a> {
 
     /// The function's names of its results and parameters, and the caller's variables.
     fn arguments(&self, statement: &Statement, function: &Function) -> Lowered<Vec<(String, Symbol)>> {
-        let (results, rest) = match statement.operands.as_slice() {
+        let operands = statement.operands.as_slice();
+        // Behind all stands the prototype of a call through a pointer.
+        let operands = if statement.prototype.is_some() { &operands[..operands.len() - 1] } else { operands };
+        let (results, rest) = match operands {
             [Operand::Vector(results), Operand::Name(_), rest @ ..] => (results.as_slice(), rest),
             [Operand::Name(_), rest @ ..] => (&[][..], rest),
             _ => return Err("this form of a call is not supported".to_string()),

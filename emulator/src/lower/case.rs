@@ -1,11 +1,13 @@
 //! One statement on its way to an instruction: its modifiers, each of which must be used, and its operands.
 
+use super::flow::{Cell, Flow, Rule, bitwise_operands};
+use super::function_address;
 use super::instruction::{Address, Base};
 use super::slots::{Constant, Name, Slots, Special, Symbol};
 use crate::Space;
 use crate::exec::registers::{Pred, Register};
 use crate::numeric::Rounding;
-use crate::parse::ast::{Operand, Statement, Variable};
+use crate::parse::ast::{Ast, Operand, Statement};
 use crate::parse::types::Type;
 
 /// A result whose error says in words what is not supported.
@@ -14,19 +16,23 @@ pub(crate) type Lowered<T> = Result<T, String>;
 /// A statement, and what is needed to lower it.
 pub(crate) struct Case<'a> {
     pub(crate) slots: &'a mut Slots,
-    /// The variables of the module.
-    pub(crate) globals: &'a [Variable],
-    /// The name of the opcode without its modifiers.
+    /// The variables and functions of the module.
+    pub(crate) ast: &'a Ast,
+    /// The whole opcode, and its name without the modifiers.
+    pub(crate) opcode: &'a str,
     pub(crate) name: &'a str,
     modifiers: Vec<&'a str>,
     pub(crate) operands: &'a [Operand],
+    /// The registers that it reads and writes, as far as it has been lowered.
+    pub(crate) flow: Flow,
 }
 
 impl<'a> Case<'a> {
-    pub(crate) fn new(slots: &'a mut Slots, globals: &'a [Variable], statement: &'a Statement) -> Self {
+    pub(crate) fn new(slots: &'a mut Slots, ast: &'a Ast, statement: &'a Statement) -> Self {
         let mut words = statement.opcode.split('.');
         let name = words.next().unwrap_or_default();
-        Self { slots, globals, name, modifiers: words.collect(), operands: &statement.operands }
+        let (opcode, operands) = (statement.opcode.as_str(), &statement.operands);
+        Self { slots, ast, opcode, name, modifiers: words.collect(), operands, flow: Flow::default() }
     }
 
     /// Uses up a modifier, if it is there.
@@ -84,6 +90,25 @@ impl<'a> Case<'a> {
         Ok(())
     }
 
+    /// Settles how the result depends on sources that are not known.
+    pub(crate) fn settle_rule(&mut self) {
+        if matches!(self.flow.rule, Rule::Any)
+            && let Some(count) = bitwise_operands(self.opcode)
+        {
+            let is_register = |operand: &Operand| match operand {
+                Operand::Name(name) | Operand::Not(name) => {
+                    matches!(self.slots.find(name), Some(Name::Register(_) | Name::Predicate(_)))
+                }
+                _ => false,
+            };
+            let data = self.operands.iter().skip(1).take(count).map(|operand| match operand {
+                Operand::Vector(parts) => parts.iter().filter(|part| is_register(part)).count(),
+                single => usize::from(is_register(single)),
+            });
+            self.flow.rule = Rule::Bitwise(data.sum());
+        }
+    }
+
     /// The modifiers that are left.
     pub(crate) fn modifiers(&self) -> &[&'a str] {
         &self.modifiers
@@ -103,11 +128,13 @@ impl<'a> Case<'a> {
 
     /// A destination of any width; `_` becomes a register that nobody reads.
     pub(crate) fn register(&mut self, operand: &Operand, bits: u32) -> Lowered<Register> {
-        match operand {
-            Operand::Name(name) => self.register_named(name),
-            Operand::Sink => Ok(self.slots.fresh(bits)),
-            other => Err(format!("{other:?} is not a register")),
-        }
+        let register = match operand {
+            Operand::Name(name) => self.register_named(name)?,
+            Operand::Sink => self.slots.fresh(bits),
+            other => return Err(format!("{other} is not a register")),
+        };
+        self.flow.writes.push(Cell::Data(register));
+        Ok(register)
     }
 
     /// The slot of a destination of exactly the type's width.
@@ -144,14 +171,20 @@ impl<'a> Case<'a> {
                 if let Some(address) = self.symbol(name).filter(|_| kind.bits() >= 32) {
                     return Ok(self.constant(wide, address.1, kind.bits()));
                 }
-                self.register_named(name)
+                let register = self.register_named(name)?;
+                self.flow.reads.push(Cell::Data(register));
+                Ok(register)
             }
+            Operand::Sum(name, offset) => match self.symbol(name).and_then(|(_, address)| address.plus(*offset)) {
+                Some(address) if kind.bits() >= 32 => Ok(self.constant(wide, address, kind.bits())),
+                _ => Err(format!("{name} is not a variable")),
+            },
             Operand::Literal(literal) => {
                 let float = matches!(kind, Type::F32 | Type::F64);
                 let bits = literal.bits(kind.bits(), float).ok_or("this constant does not fit the type")?;
                 Ok(self.constant(wide, Constant::Value(bits), kind.bits()))
             }
-            other => Err(format!("{other:?} is not a value")),
+            other => Err(format!("{other} is not a value")),
         }
     }
 
@@ -159,22 +192,25 @@ impl<'a> Case<'a> {
         Register { slot: self.slots.constant(wide, value), bits }
     }
 
-    /// The space of a variable and its address there.
-    fn symbol(&mut self, name: &str) -> Option<(Space, Constant)> {
+    /// The space of a variable and its address there; a function's address is generic.
+    pub(crate) fn symbol(&mut self, name: &str) -> Option<(Space, Constant)> {
         match self.slots.find(name) {
             Some(Name::Variable(symbol)) => return Some((symbol.space, symbol.address)),
             Some(_) => return None,
             None => {}
         }
-        let index = self.globals.iter().position(|variable| variable.name == name)?;
-        let variable = &self.globals[index];
+        if let Some(address) = function_address(self.ast, name) {
+            return Some((Space::Generic, Constant::Value(address)));
+        }
+        let index = self.ast.variables.iter().position(|variable| variable.name == name)?;
+        let variable = &self.ast.variables[index];
         if variable.space == Space::Shared {
             let symbol = self.slots.variable(variable);
             // Known from now on everywhere in the kernel, so that it is laid out once.
             self.slots.define_outermost(name.to_string(), Name::Variable(symbol));
             return Some((symbol.space, symbol.address));
         }
-        Some((variable.space, Constant::Global(index)))
+        Some((variable.space, Constant::Global(index, 0)))
     }
 
     /// Where a variable that is passed to a function is in local memory.
@@ -190,22 +226,32 @@ impl<'a> Case<'a> {
 
     /// A predicate destination.
     pub(crate) fn predicate(&mut self, operand: &Operand) -> Lowered<u32> {
+        let slot = match operand {
+            Operand::Sink => self.slots.fresh_predicate(),
+            other => self.predicate_named(other)?,
+        };
+        self.flow.writes.push(Cell::Predicate(slot));
+        Ok(slot)
+    }
+
+    fn predicate_named(&self, operand: &Operand) -> Lowered<u32> {
         match operand {
             Operand::Name(name) => match self.slots.find(name) {
                 Some(Name::Predicate(slot)) => Ok(slot),
                 _ => Err(format!("{name} is not a predicate")),
             },
-            Operand::Sink => Ok(self.slots.fresh_predicate()),
-            other => Err(format!("{other:?} is not a predicate")),
+            other => Err(format!("{other} is not a predicate")),
         }
     }
 
     /// A predicate source, which may be negated.
     pub(crate) fn condition(&mut self, index: usize) -> Lowered<Pred> {
-        match self.operand(index)? {
-            Operand::Not(name) => Ok(Pred { slot: self.predicate(&Operand::Name(name.clone()))?, negated: true }),
-            other => Ok(Pred { slot: self.predicate(other)?, negated: false }),
-        }
+        let pred = match self.operand(index)? {
+            Operand::Not(name) => Pred { slot: self.predicate_named(&Operand::Name(name.clone()))?, negated: true },
+            other => Pred { slot: self.predicate_named(other)?, negated: false },
+        };
+        self.flow.reads.push(Cell::Predicate(pred.slot));
+        Ok(pred)
     }
 
     /// The space that an access really means: what is passed to calls is called `.param` but lives in local memory.
@@ -232,6 +278,7 @@ impl<'a> Case<'a> {
             return Ok(Address { base: Base::Wide(self.slots.constant(true, address)), offset });
         }
         let register = self.register_named(name)?;
+        self.flow.addresses.push(Cell::Data(register));
         match register.bits {
             64 => Ok(Address { base: Base::Wide(register.slot), offset }),
             32 => Ok(Address { base: Base::Narrow(register.slot), offset }),

@@ -1,13 +1,15 @@
 //! PTX manual, "Comparison and Selection Instructions": `setp`, `set`, `selp`, `slct`.
 
 use super::case::{Case, Lowered};
+use super::flow::Rule;
 use super::half::format;
 use super::instruction::Op;
 use super::shapes::no_type;
 use super::warp::named;
 use crate::exec::lanes::{Test, map3, predicate, select, test2};
-use crate::exec::registers::{Pred, Registers, lanes};
+use crate::exec::registers::{LANES, Pred, Registers, lanes};
 use crate::numeric::compare::{Comparison, compare_f32, compare_f64};
+use crate::numeric::format::Half;
 use crate::numeric::half_ops;
 use crate::parse::ast::Operand;
 use crate::parse::types::Type;
@@ -111,6 +113,26 @@ fn setp(case: &mut Case) -> Lowered<Op> {
     let ftz = case.take("ftz");
     let kind = case.kind()?;
     case.finish(if combine.is_some() { 4 } else { 3 })?;
+    let third = if combine.is_some() { Some(case.condition(3)?) } else { None };
+    if let (Some(by), Some(combine)) = (third, combine)
+        && combine(1, 1) == 1
+    {
+        // Not the exclusive "or": one value of the predicate decides.
+        case.flow.rule = Rule::Gate { by, and: combine(1, 0) == 0 };
+    }
+    if let (Some((half, true)), Operand::Pair(p, q)) = (format(kind), case.operand(0)?) {
+        // Two numbers in a word: `p` is for the lower one, `q` for the upper one.
+        let (p, q) = (case.predicate(&named(p))?, case.predicate(&named(q))?);
+        let sources: [u32; 2] = case.sources(1, kind)?;
+        let [low, high] = halves(half, operator, ftz, sources)?;
+        return Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
+            let c = third.map_or(0, |pred| registers.test(pred));
+            let join = |bits| combine.map_or(bits, |combine| combine(bits, c));
+            let (low, high) = (low(registers), high(registers));
+            registers.set_predicate(p, join(low), mask);
+            registers.set_predicate(q, join(high), mask);
+        })));
+    }
     let (p, q) = match case.operand(0)? {
         Operand::Pair(p, q) => (case.predicate(&Operand::Name(p.clone()))?, Some(case.predicate(&named(q))?)),
         single => (case.predicate(single)?, None),
@@ -119,7 +141,6 @@ fn setp(case: &mut Case) -> Lowered<Op> {
     if combine.is_none() && q.is_none() {
         return Ok(Op::Lanes(predicate(p, test)));
     }
-    let third = if combine.is_some() { Some(case.condition(3)?) } else { None };
     Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
         let (bits, c) = (test(registers), third.map_or(0, |pred| registers.test(pred)));
         let join = |bits| combine.map_or(bits, |combine| combine(bits, c));
@@ -130,26 +151,54 @@ fn setp(case: &mut Case) -> Lowered<Op> {
     })))
 }
 
-/// `set.op{.bool}{.ftz}.dtype.stype d, a, b{, c}`: all ones, or 1.0, where it holds.
+/// The comparisons of the lower and of the upper half of words.
+fn halves(half: Half, (operator, unsigned): (Comparison, bool), ftz: bool, sources: [u32; 2]) -> Lowered<[Test; 2]> {
+    if unsigned {
+        return Err("this operator is for unsigned integers".to_string());
+    }
+    let part = |shift: u32| {
+        test2(sources, move |a: u32, b: u32| {
+            half_ops::compare(half, operator, (a >> shift) as u16, (b >> shift) as u16, ftz)
+        })
+    };
+    Ok([part(0), part(16)])
+}
+
+/// `set.op{.bool}{.ftz}.dtype.stype d, a, b{, c}`: all ones, or 1.0, where it holds. For two numbers in a word each half
+/// of the result says so of one.
 fn set(case: &mut Case) -> Lowered<Op> {
     let operator = operator(case)?;
     let combine = combination(case);
     let ftz = case.take("ftz");
     let (result, kind) = (case.kind()?, case.kind()?);
     case.finish(if combine.is_some() { 4 } else { 3 })?;
-    let one = match result {
-        Type::U32 | Type::S32 => u32::MAX,
-        Type::F32 => 1.0f32.to_bits(),
+    let packed = format(kind).is_some_and(|(_, packed)| packed);
+    let one = match (result, packed) {
+        (Type::U32 | Type::S32, true) => 0xffff,
+        (Type::F16x2, true) => 0x3c00,
+        (Type::Bf16x2, true) => 0x3f80,
+        (Type::U32 | Type::S32, false) => u32::MAX,
+        (Type::U16 | Type::S16, false) if format(kind).is_some() => 0xffff,
+        (Type::F16, false) => 0x3c00,
+        (Type::Bf16, false) => 0x3f80,
+        (Type::F32, false) => 1.0f32.to_bits(),
         _ => return Err(no_type(result)),
     };
     let d = case.target(0, result)?;
-    let test = test(case, 1, kind, operator, ftz)?;
     let third: Option<Pred> = if combine.is_some() { Some(case.condition(3)?) } else { None };
+    let tests = match format(kind) {
+        Some((half, true)) => halves(half, operator, ftz, case.sources(1, kind)?)?.into_iter().collect(),
+        _ => vec![test(case, 1, kind, operator, ftz)?],
+    };
     Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| {
-        let (bits, c) = (test(registers), third.map_or(0, |pred| registers.test(pred)));
-        let bits = combine.map_or(bits, |combine| combine(bits, c));
-        let out = registers.get_mut::<u32>(d);
-        lanes(mask).for_each(|lane| out[lane] = if bits >> lane & 1 == 1 { one } else { 0 });
+        let c = third.map_or(0, |pred| registers.test(pred));
+        let mut out = [0u32; LANES];
+        for (part, test) in tests.iter().enumerate() {
+            let bits = test(registers);
+            let bits = combine.map_or(bits, |combine| combine(bits, c));
+            lanes(mask & bits).for_each(|lane| out[lane] |= one << (16 * part));
+        }
+        registers.put(d, &out, mask);
     })))
 }
 

@@ -15,6 +15,7 @@ pub(crate) const BARRIERS: usize = 16;
 pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
     Some(match case.name {
         "bra" => branch(case),
+        "brx" => branch_index(case),
         // A kernel is nobody's callee: returning from it ends the thread.
         "ret" | "exit" => {
             case.take("uni");
@@ -24,6 +25,14 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
         "bar" | "barrier" => barrier(case),
         // Time does not pass here, so nobody sleeps; a thread that waits for another is overtaken anyway.
         "nanosleep" => nanosleep(case),
+        // The launch that depends on this one begins when this one has ended, which is allowed and the latest moment.
+        "griddepcontrol" => {
+            let known = case.take("launch_dependents") || case.take("wait");
+            case.finish(0).and_then(|()| if known { Ok(nothing()) } else { Err("the action is missing".to_string()) })
+        }
+        "pmevent" => {
+            case.modifiers().is_empty().then(nothing).ok_or_else(|| "pmevent has no modifiers here".to_string())
+        }
         // Calls of functions with a body never come here.
         "call" => host(case)
             .unwrap_or_else(|| Err("only calls of functions whose body is in the module are supported".to_string())),
@@ -76,7 +85,36 @@ fn nanosleep(case: &mut Case) -> Lowered<Op> {
     }
     case.finish(1)?;
     case.source(0, Type::U32)?;
-    Ok(Op::Lanes(Box::new(|_, _| {})))
+    Ok(nothing())
+}
+
+/// An instruction that has no effect which a thread could see.
+pub(super) fn nothing() -> Op {
+    Op::Lanes(Box::new(|_, _| {}))
+}
+
+/// `brx.idx{.uni} index, list`
+fn branch_index(case: &mut Case) -> Lowered<Op> {
+    case.kind_is("idx")?;
+    case.take("uni");
+    case.finish(2)?;
+    let index = case.source(0, Type::U32)?;
+    let Operand::Name(list) = case.operand(1)? else {
+        return Err("the second operand must be the label of a .branchtargets".to_string());
+    };
+    let Some(Name::Targets(labels)) = case.slots.find(list) else {
+        return Err(format!("there is no .branchtargets {list}"));
+    };
+    let targets: Option<Vec<usize>> = labels
+        .iter()
+        .map(|label| match case.slots.find(label) {
+            Some(Name::Label(target)) => Some(target),
+            _ => None,
+        })
+        .collect();
+    targets
+        .map(|targets| Op::BranchIndex(index, targets))
+        .ok_or_else(|| format!("{list} names a label that is not there"))
 }
 
 /// `bar{.cta}.sync a{, b}`, `.arrive a, b`, `.red.op d, a{, b}, p`, and `bar.warp.sync mask`
@@ -111,10 +149,12 @@ fn barrier(case: &mut Case) -> Lowered<Op> {
     Ok(Op::Barrier(Barrier { id, threads, aligned, action }))
 }
 
-fn number(case: &Case, index: usize) -> Lowered<u32> {
+/// The slot with the number of a barrier.
+fn number(case: &mut Case, index: usize) -> Lowered<u32> {
     match case.operand(index)? {
-        Operand::Literal(Literal::Int(id)) if (0..BARRIERS as i64).contains(id) => Ok(*id as u32),
-        Operand::Literal(_) => Err(format!("barriers have the numbers 0 to {}", BARRIERS - 1)),
-        _ => Err("a barrier whose number is in a register is not supported".to_string()),
+        Operand::Literal(Literal::Int(id)) if !(0..BARRIERS as i64).contains(id) => {
+            Err(format!("barriers have the numbers 0 to {}", BARRIERS - 1))
+        }
+        _ => case.source(index, Type::U32),
     }
 }

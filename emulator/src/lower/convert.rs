@@ -3,11 +3,12 @@
 use super::case::{Case, Lowered};
 use super::instruction::Op;
 use super::shapes::no_type;
-use crate::exec::lanes::{Lanes, map1, map2};
+use super::slots::Constant;
+use crate::exec::lanes::{Lanes, map1, map2, map3};
 use crate::exec::registers::Register;
 use crate::numeric::Rounding;
 use crate::numeric::convert::{self, Conversion, Float, Integer};
-use crate::numeric::format::{Half, f32_to_tf32, pack};
+use crate::numeric::format::{Half, f32_to_tf32, f32_to_tf32_nearest, f32_to_tf32_zero, pack};
 use crate::numeric::fp8::{self, Fp8};
 use crate::parse::types::Type;
 
@@ -16,7 +17,13 @@ pub(crate) fn lower(case: &mut Case) -> Lowered<Op> {
     let rounding = case.rounding();
     let (ftz, saturate) = (case.take("ftz"), case.take("sat"));
     let (satfinite, relu) = (case.take("satfinite"), case.take("relu"));
+    if case.take("pack") {
+        return if saturate { pack_integers(case) } else { Err("the modifier .sat is missing".to_string()) };
+    }
     let words: Vec<&str> = case.modifiers().to_vec();
+    if words.contains(&"tf32") && !ftz && !saturate {
+        return to_tf32(case, rounding, satfinite, relu);
+    }
     if words.iter().any(|word| word.ends_with("x2") || *word == "tf32") {
         if ftz || saturate {
             return Err("packed conversions have neither .ftz nor .sat".to_string());
@@ -106,18 +113,62 @@ fn ones(bits: u32) -> u64 {
     if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
 }
 
-/// Conversions whose result (or source) is two numbers in one register, and `cvt.rna.tf32.f32`.
-fn packed(case: &mut Case, rounding: Option<Rounding>, satfinite: bool, relu: bool) -> Lowered<Op> {
-    if case.take("rna") {
-        case.kind_is("tf32")?;
-        case.kind_is("f32")?;
-        case.finish(2)?;
-        let (d, a) = (case.target(0, Type::B32)?, case.source(1, Type::F32)?);
-        if rounding.is_some() || satfinite || relu {
-            return Err("cvt.rna.tf32.f32 has no other modifiers".to_string());
+/// `cvt.rn`, `.rz` and `.rna` to `.tf32`.
+fn to_tf32(case: &mut Case, rounding: Option<Rounding>, satfinite: bool, relu: bool) -> Lowered<Op> {
+    let away = case.take("rna");
+    case.kind_is("tf32")?;
+    case.kind_is("f32")?;
+    case.finish(2)?;
+    let (d, a) = (case.target(0, Type::B32)?, case.source(1, Type::F32)?);
+    let round: fn(u32) -> u32 = match (away, rounding) {
+        (true, None) if !relu => f32_to_tf32,
+        (false, Some(Rounding::Nearest)) => f32_to_tf32_nearest,
+        (false, Some(Rounding::Zero)) => f32_to_tf32_zero,
+        _ => return Err("this rounding to .tf32 does not exist".to_string()),
+    };
+    Ok(Op::Lanes(map1(d, a, move |a: u32| {
+        let bits = round(a);
+        let (magnitude, negative) = (bits & 0x7fff_ffff, bits >> 31 == 1);
+        match magnitude {
+            0x7f80_0001.. => bits,
+            _ if relu && negative => 0,
+            0x7f80_0000 if satfinite => bits - 0x2000,
+            _ => bits,
         }
-        return Ok(Op::Lanes(map1(d, a, f32_to_tf32)));
+    })))
+}
+
+/// `cvt.pack.sat.to.from{.b32} d, a, b{, c}`: `a` and `b` narrowed, side by side, with what `c` holds above them.
+fn pack_integers(case: &mut Case) -> Lowered<Op> {
+    let to = case.one_of(&[
+        ("u16", (16, false)),
+        ("s16", (16, true)),
+        ("u8", (8, false)),
+        ("s8", (8, true)),
+        ("u4", (4, false)),
+        ("s4", (4, true)),
+        ("u2", (2, false)),
+        ("s2", (2, true)),
+    ]);
+    let (bits, signed) = to.ok_or("the type of the result is missing")?;
+    case.kind_is("s32")?;
+    let more = bits < 16;
+    if more {
+        case.kind_is("b32")?;
     }
+    case.finish(if more { 4 } else { 3 })?;
+    let (d, [a, b]) = (case.target(0, Type::B32)?, case.sources(1, Type::S32)?);
+    let c = if more { case.source(3, Type::B32)? } else { case.slots.constant(false, Constant::Value(0)) };
+    let (low, high) = if signed { (-(1i32 << (bits - 1)), (1 << (bits - 1)) - 1) } else { (0, (1 << bits) - 1) };
+    let narrow = move |x: u32| (x as i32).clamp(low, high) as u32 & ((1 << bits) - 1);
+    Ok(Op::Lanes(map3(d, [a, b, c], move |a: u32, b: u32, c: u32| {
+        let above = if more { c << (2 * bits) } else { 0 };
+        above | narrow(a) << bits | narrow(b)
+    })))
+}
+
+/// Conversions whose result (or source) is two numbers in one register.
+fn packed(case: &mut Case, rounding: Option<Rounding>, satfinite: bool, relu: bool) -> Lowered<Op> {
     let fp8 = |word: &str| match word {
         "e4m3x2" => Some(Fp8::E4m3),
         "e5m2x2" => Some(Fp8::E5m2),

@@ -1,9 +1,12 @@
 //! What the interpreter runs: instructions whose operands are slots and whose labels are positions.
 
+use super::flow::Flow;
 use crate::Space;
 use crate::exec::lanes::Lanes;
 use crate::exec::registers::{Pred, Register};
+use crate::numeric::Rounding;
 use crate::numeric::format::Half;
+use crate::numeric::product::{Floats, Integers, Shape};
 
 /// One instruction of a lowered kernel.
 pub(crate) struct Instruction {
@@ -14,6 +17,7 @@ pub(crate) struct Instruction {
     pub(crate) line: u32,
     /// File number and line of the source.
     pub(crate) source: Option<(u32, u32)>,
+    pub(crate) flow: Box<Flow>,
 }
 
 /// What an instruction does. Arithmetic is a closure; the rest needs more than the registers of one warp.
@@ -21,6 +25,10 @@ pub(crate) enum Op {
     /// Registers of the warp only.
     Lanes(Lanes),
     Branch(usize),
+    /// `brx.idx`: the slot of the index, and the targets.
+    BranchIndex(u32, Vec<usize>),
+    /// A call through a pointer, in this register, that no function answers.
+    NoFunction(Register),
     Exit,
     Trap,
     Load(Load),
@@ -78,6 +86,8 @@ pub(crate) struct Load {
     pub(crate) bytes: u32,
     pub(crate) signed: bool,
     pub(crate) parts: Vec<Option<Register>>,
+    /// Whether it may wait for what another block writes: a strong load of global memory.
+    pub(crate) polls: bool,
 }
 
 /// `st`: one to four elements.
@@ -97,8 +107,10 @@ pub(crate) struct Atomic {
     pub(crate) address: Address,
     pub(crate) bytes: u32,
     pub(crate) update: Update,
-    pub(crate) operands: [Register; 2],
-    pub(crate) old: Option<Register>,
+    /// The operands of each element, one behind the other in memory; vectors have several.
+    pub(crate) parts: Vec<[Register; 2]>,
+    /// Where the old values go.
+    pub(crate) old: Vec<Option<Register>>,
 }
 
 /// `cp.async.ca` and `cp.async.cg`.
@@ -159,6 +171,23 @@ pub(crate) enum Collective {
         space: Space,
         transposed: bool,
     },
+    /// `stmatrix`: the source registers, as many as matrices.
+    StoreMatrix {
+        sources: Vec<u32>,
+        address: Address,
+        space: Space,
+        transposed: bool,
+    },
+    /// `movmatrix`: a matrix transposed in registers.
+    MoveMatrix {
+        d: u32,
+        a: u32,
+    },
+    /// `elect.sync`: one lane of the members, always the first.
+    Elect {
+        d: u32,
+        chosen: u32,
+    },
     MatrixProduct(Box<Product>),
 }
 
@@ -168,8 +197,22 @@ pub(crate) struct Product {
     pub(crate) a: Vec<u32>,
     pub(crate) b: Vec<u32>,
     pub(crate) c: Vec<u32>,
-    /// The format of the factors; the sum is in f32. The shape follows from the number of registers.
-    pub(crate) half: Half,
+    pub(crate) shape: Shape,
+    pub(crate) kind: Factors,
+}
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Factors {
+    /// f16 or bf16, summed in f32, in m16n8k16 and m16n8k8: most kernels need nothing else.
+    Halves(Half),
+    Floats(Floats),
+    Integers(Integers),
+    /// Single bits, by "and" or by "exclusive or".
+    Bits {
+        and: bool,
+    },
+    Doubles(Rounding),
 }
 
 /// The four modes of `shfl.sync`.
@@ -192,6 +235,7 @@ pub(crate) enum Vote {
 
 /// `bar` and `barrier`.
 pub(crate) struct Barrier {
+    /// The slot with its number.
     pub(crate) id: u32,
     /// The slot with the number of threads, if one is given.
     pub(crate) threads: Option<u32>,

@@ -1,10 +1,12 @@
 //! PTX manual, "Integer Arithmetic Instructions" and "Extended-Precision Integer Arithmetic Instructions".
 
 use super::case::{Case, Lowered};
+use super::flow::Cell;
 use super::instruction::Op;
 use super::shapes::{no_type, one, three, two};
 use super::slots::Constant;
 use crate::exec::lanes::{carry, map1, map2, map3};
+use crate::exec::registers::CARRY;
 use crate::numeric::{bits, integer};
 use crate::parse::types::Type;
 
@@ -17,7 +19,23 @@ pub(crate) fn is_integer(kind: Type) -> bool {
 pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
     let signed = kind.is_signed();
     let name = case.name;
+    if matches!(kind, Type::U16x2 | Type::S16x2) {
+        return pairs(case, kind);
+    }
     Some(match name {
+        "min" | "max" if kind == Type::S32 && case.take("relu") => {
+            let largest = name == "max";
+            two(
+                case,
+                kind,
+                |a, _| a,
+                move |a, b| {
+                    let (a, b) = (a as i32, b as i32);
+                    (if largest { a.max(b) } else { a.min(b) }).max(0) as u32
+                },
+                |a, _| a,
+            )
+        }
         "add" | "sub" if case.take("sat") => saturating(case, kind),
         "add" | "sub" | "addc" | "subc" if case.take("cc") => extended(case, kind, true),
         "addc" | "subc" => extended(case, kind, false),
@@ -62,6 +80,26 @@ pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
     })
 }
 
+/// `add`, `min` and `max` of two 16-bit numbers in a word.
+fn pairs(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
+    let signed = kind == Type::S16x2;
+    let f: fn(u16, u16) -> u16 = match (case.name, signed) {
+        ("add", _) => u16::wrapping_add,
+        ("min", false) => Ord::min,
+        ("max", false) => Ord::max,
+        ("min", true) => |a, b| (a as i16).min(b as i16) as u16,
+        ("max", true) => |a, b| (a as i16).max(b as i16) as u16,
+        _ => return None,
+    };
+    let relu = signed && case.name != "add" && case.take("relu");
+    let clamp = move |x: u16| if relu { (x as i16).max(0) as u16 } else { x };
+    let pair = move |a: u32, b: u32| {
+        let low = clamp(f(a as u16, b as u16));
+        u32::from(low) | u32::from(clamp(f((a >> 16) as u16, (b >> 16) as u16))) << 16
+    };
+    Some(two(case, kind, |a, _| a, pair, |a, _| a))
+}
+
 fn saturating(case: &mut Case, kind: Type) -> Lowered<Op> {
     case.finish(3)?;
     let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
@@ -77,6 +115,7 @@ fn extended(case: &mut Case, kind: Type, write: bool) -> Lowered<Op> {
     case.finish(3)?;
     let (d, [a, b]) = (case.target(0, kind)?, case.sources(1, kind)?);
     let carried = case.name.ends_with('c');
+    carry_flow(case, write, carried);
     let add = case.name.starts_with("add");
     let slots = [a, b, b];
     Ok(Op::Lanes(match (kind.bits(), add) {
@@ -86,6 +125,16 @@ fn extended(case: &mut Case, kind: Type, write: bool) -> Lowered<Op> {
         (64, false) => carry(d, slots, write, move |a, b, _, c| integer::sub_borrow_u64(a, b, c && carried)),
         _ => return Err(no_type(kind)),
     }))
+}
+
+/// The hidden predicate is read and written, too.
+fn carry_flow(case: &mut Case, write: bool, carried: bool) {
+    if carried {
+        case.flow.reads.push(Cell::Predicate(CARRY));
+    }
+    if write {
+        case.flow.writes.push(Cell::Predicate(CARRY));
+    }
 }
 
 /// Which part of a product an instruction gives.
@@ -205,6 +254,7 @@ fn multiply_add(case: &mut Case, kind: Type) -> Lowered<Op> {
 fn multiply_add_extended(case: &mut Case, kind: Type, part: Part, write: bool, carried: bool) -> Lowered<Op> {
     case.finish(4)?;
     let (d, slots) = (case.target(0, kind)?, case.sources(1, kind)?);
+    carry_flow(case, write, carried);
     let signed = kind.is_signed();
     match (kind.bits(), part) {
         (32, Part::Low | Part::High) => Ok(Op::Lanes(carry(d, slots, write, move |a, b, c, flag| {

@@ -21,6 +21,8 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
         "brev" | "clz" | "popc" => case.kind().and_then(|kind| count(case, kind)),
         "bfe" | "bfi" => case.kind().and_then(|kind| field(case, kind)),
         "prmt" => permute(case),
+        "bmsk" => mask(case),
+        "szext" => extend(case),
         "fns" => case.kind().and_then(|kind| find_nth(case, kind)),
         _ => return None,
     })
@@ -163,4 +165,29 @@ fn permute(case: &mut Case) -> Lowered<Op> {
 fn find_nth(case: &mut Case, kind: Type) -> Lowered<Op> {
     case.finish(4)?;
     words(case, kind, bits::fns)
+}
+
+/// `.clamp` or `.wrap`
+fn clamps(case: &mut Case) -> Lowered<bool> {
+    case.one_of(&[("clamp", true), ("wrap", false)]).ok_or_else(|| "one of .clamp and .wrap is missing".to_string())
+}
+
+fn mask(case: &mut Case) -> Lowered<Op> {
+    let clamp = clamps(case)?;
+    case.kind_is("b32")?;
+    case.finish(3)?;
+    let (d, sources) = (case.target(0, Type::B32)?, case.sources(1, Type::B32)?);
+    Ok(Op::Lanes(map2(d, sources, move |a, b| bits::bmsk(a, b, clamp))))
+}
+
+fn extend(case: &mut Case) -> Lowered<Op> {
+    let clamp = clamps(case)?;
+    let kind = case.kind()?;
+    case.finish(3)?;
+    if !matches!(kind, Type::U32 | Type::S32) {
+        return Err(no_type(kind));
+    }
+    let signed = kind.is_signed();
+    let (d, a, n) = (case.target(0, kind)?, case.source(1, kind)?, amount(case, 2)?);
+    Ok(Op::Lanes(map2(d, [a, n], move |a, n| bits::szext(a, n, signed, clamp))))
 }

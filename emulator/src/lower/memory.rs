@@ -1,14 +1,18 @@
 //! PTX manual, "Data Movement" (`ld`, `st`, `prefetch`, `cp.async`) and "Parallel Synchronization" (`atom`, `red`, `membar`, `fence`).
 
 use super::case::{Case, Lowered};
+use super::control::nothing;
 use super::half::format;
 use super::instruction::{Atomic, Copy, Load, Op, Store, Update};
 use super::integer::is_integer;
 use super::shapes::no_type;
+use super::slots::Constant;
 use crate::Space;
+use crate::exec::lanes::map1;
 use crate::exec::registers::{Pred, Register};
 use crate::numeric::float::{F32Mode, add_f32};
 use crate::numeric::half_ops::{self, HalfMode, both2};
+use crate::numeric::minmax::{Extreme, ExtremeMode};
 use crate::numeric::{Rounding, double};
 use crate::parse::ast::Operand;
 use crate::parse::literal::Literal;
@@ -23,25 +27,34 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
         "atom" | "red" => atomic(case),
         "cp" if case.take("async") => copy(case),
         "membar" | "fence" => fence(case),
-        "prefetch" | "prefetchu" => prefetch(case),
+        "prefetch" | "prefetchu" | "applypriority" => prefetch(case),
+        "createpolicy" => create_policy(case),
         _ => return None,
     })
 }
 
 /// Cache operators, eviction priorities and the memory order of one access: they do not change what a thread reads in
-/// the order in which the emulator runs threads.
-fn hints(case: &mut Case) {
-    const HINTS: [&str; 13] =
-        ["ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak", "volatile", "relaxed", "acquire", "release"];
+/// the order in which the emulator runs threads. With `.L2::cache_hint` one more operand follows, a policy, which is
+/// taken off the list: it changes nothing either.
+fn hints(case: &mut Case) -> Lowered<()> {
+    const HINTS: [&str; 14] =
+        ["ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "weak", "volatile", "relaxed", "acquire", "release", "mmio"];
     let known = |word: &str| {
         HINTS.contains(&word) || word.starts_with("L1::") || word.starts_with("L2::") && word != "L2::cache_hint"
     };
     while case.choose(|word| known(word).then_some(())).is_some() {}
     scope(case);
+    if case.take("L2::cache_hint") {
+        let last = case.operands.len().checked_sub(1).ok_or("the cache policy is missing")?;
+        case.source(last, Type::B64)?;
+        case.operands = &case.operands[..last];
+    }
+    Ok(())
 }
 
+/// A block outside of any cluster is a cluster of its own.
 fn scope(case: &mut Case) {
-    while case.choose(|word| matches!(word, "cta" | "gpu" | "sys").then_some(())).is_some() {}
+    while case.choose(|word| matches!(word, "cta" | "cluster" | "gpu" | "sys").then_some(())).is_some() {}
 }
 
 /// The elements of a vector operand, or the operand itself.
@@ -59,7 +72,7 @@ fn elements(operand: &Operand, count: usize) -> Lowered<&[Operand]> {
 /// The modifiers of a load or a store: the space, how many elements, and of which type.
 fn access(case: &mut Case) -> Lowered<(Space, usize, Type)> {
     let space = case.choose(Space::named).unwrap_or(Space::Generic);
-    hints(case);
+    hints(case)?;
     let count = case.one_of(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
     let kind = case.kind()?;
     if kind == Type::Pred || kind.bytes() as usize * count > 16 {
@@ -70,6 +83,8 @@ fn access(case: &mut Case) -> Lowered<(Space, usize, Type)> {
 }
 
 fn load(case: &mut Case) -> Lowered<Op> {
+    const STRONG: [&str; 5] = ["volatile", "relaxed", "acquire", "mmio", "cv"];
+    let strong = case.modifiers().iter().any(|word| STRONG.contains(word));
     let (space, count, kind) = access(case)?;
     let mut parts = vec![];
     for operand in elements(case.operand(0)?, count)? {
@@ -80,7 +95,8 @@ fn load(case: &mut Case) -> Lowered<Op> {
     }
     let space = case.home(1, space)?;
     let address = case.address(1, space)?;
-    Ok(Op::Load(Load { space, address, bytes: kind.bytes(), signed: kind.is_signed(), parts }))
+    let polls = strong && matches!(space, Space::Global | Space::Generic);
+    Ok(Op::Load(Load { space, address, bytes: kind.bytes(), signed: kind.is_signed(), parts, polls }))
 }
 
 fn wide_enough(register: Register, kind: Type) -> Lowered<Register> {
@@ -104,7 +120,7 @@ fn store(case: &mut Case) -> Lowered<Op> {
     Ok(Op::Store(Store { space, address, bytes: kind.bytes(), parts }))
 }
 
-/// `atom{.sem}{.scope}{.space}.op.type d, [a], b{, c}` and `red`, which has no destination.
+/// `atom{.sem}{.scope}{.space}.op{.vec}.type d, [a], b{, c}` and `red`, which has no destination.
 fn atomic(case: &mut Case) -> Lowered<Op> {
     let fetches = case.name == "atom";
     let space = case.choose(Space::named).unwrap_or(Space::Generic);
@@ -112,13 +128,19 @@ fn atomic(case: &mut Case) -> Lowered<Op> {
         return Err(format!("there are no atomics on {space} memory"));
     }
     while case.choose(|word| matches!(word, "relaxed" | "acquire" | "release" | "acq_rel").then_some(())).is_some() {}
-    scope(case);
+    hints(case)?;
     const NAMES: [&str; 10] = ["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"];
     let name = case.choose(|word| NAMES.iter().find(|name| **name == word)).ok_or("the operation is missing")?;
     let no_flush = case.take("noftz");
+    let count = case.one_of(&[("v2", 2), ("v4", 4), ("v8", 8)]);
     let kind = case.kind()?;
     if format(kind).is_some() && !no_flush {
         return Err("the modifier .noftz is missing".to_string());
+    }
+    let vector = count.unwrap_or(1);
+    let is_float = format(kind).is_some() || kind == Type::F32;
+    if count.is_some() && (!is_float || space == Space::Shared || kind.bytes() as usize * vector > 16) {
+        return Err("vectors are for floating-point numbers in global memory, 16 bytes at most".to_string());
     }
     let first = usize::from(fetches);
     let swap = *name == "cas";
@@ -126,24 +148,40 @@ fn atomic(case: &mut Case) -> Lowered<Op> {
         return Err("red has no .cas".to_string());
     }
     case.finish(first + if swap { 3 } else { 2 })?;
-    let update = update(name, kind)?;
-    let old = if fetches {
-        match case.operand(0)? {
-            Operand::Sink => None,
-            _ => Some(Register { slot: case.target(0, kind)?, bits: kind.bits() }),
+    let update = update(name, kind, count.is_some())?;
+    let mut old = vec![None; vector];
+    if fetches && *case.operand(0)? != Operand::Sink {
+        for (slot, operand) in old.iter_mut().zip(elements(case.operand(0)?, vector)?) {
+            *slot = Some(as_wide_as(case.register(operand, kind.bits())?, kind)?);
         }
-    } else {
-        None
-    };
+    }
     let address = case.address(first, space)?;
-    let b = Register { slot: case.source(first + 1, kind)?, bits: kind.bits() };
-    let c = if swap { Register { slot: case.source(first + 2, kind)?, bits: kind.bits() } } else { b };
-    Ok(Op::Atomic(Atomic { space, address, bytes: kind.bytes(), update, operands: [b, c], old }))
+    let mut parts = vec![];
+    for operand in elements(case.operand(first + 1)?, vector)? {
+        let b = as_wide_as(case.value(operand, kind)?, kind)?;
+        parts.push([b, b]);
+    }
+    if swap {
+        parts[0][1] = Register { slot: case.source(first + 2, kind)?, bits: kind.bits() };
+    }
+    Ok(Op::Atomic(Atomic { space, address, bytes: kind.bytes(), update, parts, old }))
+}
+
+fn as_wide_as(register: Register, kind: Type) -> Lowered<Register> {
+    if register.bits == kind.bits() { Ok(register) } else { Err("a register has the wrong width".to_string()) }
 }
 
 /// The formula of an atomic operation.
-fn update(name: &str, kind: Type) -> Lowered<Update> {
+fn update(name: &str, kind: Type, vector: bool) -> Lowered<Update> {
     let bits = kind.bits();
+    if let (Some((half, packed)), "min" | "max", true) = (format(kind), name, vector) {
+        let which = if name == "min" { Extreme::Min } else { Extreme::Max };
+        let f = move |a, b| half_ops::extreme(half, which, a, b, ExtremeMode::default());
+        return Ok(match packed {
+            true => Box::new(move |old, b, _| u64::from(both2(old as u32, b as u32, f))),
+            false => Box::new(move |old, b, _| u64::from(f(old as u16, b as u16))),
+        });
+    }
     let small = bits == 32;
     Ok(match (name, kind) {
         ("exch", _) if bits >= 32 => Box::new(|_, b, _| b),
@@ -203,7 +241,7 @@ fn copy(case: &mut Case) -> Lowered<Op> {
     if case.choose(Space::named) != Some(Space::Shared) || case.choose(Space::named) != Some(Space::Global) {
         return Err("cp.async copies from .global to .shared".to_string());
     }
-    hints(case);
+    hints(case)?;
     let count = case.operands.len();
     case.finish(count.clamp(3, 4))?;
     let (target, source) = (case.address(0, Space::Shared)?, case.address(1, Space::Global)?);
@@ -225,17 +263,34 @@ fn copy(case: &mut Case) -> Lowered<Op> {
 
 /// Memory is sequentially consistent here, so a fence changes nothing; observers are told of it.
 fn fence(case: &mut Case) -> Lowered<Op> {
-    const WORDS: [&str; 8] = ["sc", "acq_rel", "acquire", "release", "cta", "gl", "gpu", "sys"];
+    const WORDS: [&str; 9] = ["sc", "acq_rel", "acquire", "release", "cta", "cluster", "gl", "gpu", "sys"];
     while case.choose(|word| WORDS.contains(&word).then_some(())).is_some() {}
     case.finish(0)?;
     Ok(Op::Fence)
 }
 
-/// A prefetch has no effect that a thread could see.
+/// Prefetches and priorities of cache lines have no effect that a thread could see.
 fn prefetch(case: &mut Case) -> Lowered<Op> {
     let space = case.choose(Space::named).unwrap_or(Space::Generic);
-    while case.choose(|word| (word == "L1" || word.starts_with("L2")).then_some(())).is_some() {}
-    case.finish(1)?;
+    let known = |word: &str| word == "L1" || word.starts_with("L2");
+    while case.choose(|word| known(word).then_some(())).is_some() {}
+    let count = if case.name == "applypriority" { 2 } else { 1 };
+    case.finish(count)?;
     case.address(0, space)?;
-    Ok(Op::Lanes(Box::new(|_, _| {})))
+    Ok(nothing())
+}
+
+/// `createpolicy.fractional...` and `createpolicy.range...`: a policy is an opaque number that changes no value.
+fn create_policy(case: &mut Case) -> Lowered<Op> {
+    let ranged = case.take("range");
+    if !ranged && !case.take("fractional") && !case.take("cvt") {
+        return Err("one of .fractional, .range and .cvt is missing".to_string());
+    }
+    case.choose(Space::named);
+    while case.choose(|word| (word.starts_with("L2::") || word == "L2").then_some(())).is_some() {}
+    case.kind_is("b64")?;
+    let count = case.operands.len();
+    case.finish(count.clamp(1, 4))?;
+    let d = case.target(0, Type::B64)?;
+    Ok(Op::Lanes(map1(d, case.slots.constant(true, Constant::Value(0)), |zero: u64| zero)))
 }

@@ -6,7 +6,7 @@ use super::shapes::no_type;
 use crate::Space;
 use crate::exec::lanes::{Lanes, bits_where, map1, predicate};
 use crate::exec::registers::{LANES, Lane, Registers, get, lanes, set};
-use crate::memory::address::{self, LOCAL, SHARED};
+use crate::memory::address::{self, LOCAL, PARAM, SHARED};
 use crate::parse::ast::Operand;
 use crate::parse::literal::Literal;
 use crate::parse::types::Type;
@@ -125,6 +125,7 @@ fn cvta(case: &mut Case) -> Lowered<Op> {
     let window = match space {
         Space::Shared => SHARED,
         Space::Local => LOCAL,
+        Space::Param => PARAM,
         Space::Global | Space::Const => 0,
         _ => return Err(format!("cvta of {space} memory is not supported")),
     };
@@ -140,7 +141,7 @@ fn cvta(case: &mut Case) -> Lowered<Op> {
 fn isspacep(case: &mut Case) -> Lowered<Op> {
     let space = case.choose(Space::named).ok_or("the state space is missing")?;
     case.finish(2)?;
-    if !matches!(space, Space::Shared | Space::Local | Space::Global) {
+    if !matches!(space, Space::Shared | Space::Local | Space::Global | Space::Param) {
         return Err(format!("isspacep of {space} memory is not supported"));
     }
     let (d, a) = (case.predicate(case.operand(0)?)?, case.source(1, Type::U64)?);

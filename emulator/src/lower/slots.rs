@@ -15,6 +15,8 @@ pub(crate) enum Name {
     Variable(Symbol),
     /// The position of the instruction behind a label.
     Label(usize),
+    /// The labels of a `.branchtargets`.
+    Targets(Vec<String>),
 }
 
 /// A variable and the constant that is its address in its own space.
@@ -28,11 +30,23 @@ pub(crate) struct Symbol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Constant {
     Value(u64),
-    /// The address of a variable of the module; known once the module is loaded.
-    Global(usize),
-    /// Where dynamic shared memory begins; known once all static variables are laid out.
-    Dynamic,
+    /// So many bytes behind the address of a variable of the module; known once the module is loaded.
+    Global(usize, i64),
+    /// So many bytes behind the beginning of dynamic shared memory; known once all static variables are laid out.
+    Dynamic(i64),
     Special(Special),
+}
+
+impl Constant {
+    /// The address so many bytes further on; `None` for what is no address.
+    pub(crate) fn plus(self, bytes: i64) -> Option<Self> {
+        Some(match self {
+            Self::Value(address) => Self::Value(address.wrapping_add_signed(bytes)),
+            Self::Global(index, offset) => Self::Global(index, offset.wrapping_add(bytes)),
+            Self::Dynamic(offset) => Self::Dynamic(offset.wrapping_add(bytes)),
+            Self::Special(_) => return None,
+        })
+    }
 }
 
 /// A read-only register that is the same for a whole launch, block, warp or lane (PTX manual, "Special Registers").
@@ -48,10 +62,16 @@ pub(crate) enum Special {
     LaneMask(Mask),
     DynamicShared,
     TotalShared,
-    /// `%smid` and `%gridid`: all blocks run on multiprocessor 0.
+    /// `%smid` and `%gridid`: all blocks run on multiprocessor 0. A block without a cluster is one of its own, so its
+    /// place in it is zero.
     Zero,
-    /// `%nsmid`
+    /// `%nsmid`, and the size of such a cluster.
     One,
+    /// `%envreg1` and `%envreg2`: the upper and the lower half of the address of what the blocks of a cooperative grid
+    /// meet at; zero otherwise.
+    GridWorkspace {
+        upper: bool,
+    },
 }
 
 /// `%lanemask_eq` and its relatives.
@@ -73,8 +93,10 @@ impl Special {
             return Some(match stem {
                 "%tid" => Self::Tid(axis),
                 "%ntid" => Self::Ntid(axis),
-                "%ctaid" => Self::Ctaid(axis),
-                "%nctaid" => Self::Nctaid(axis),
+                "%ctaid" | "%clusterid" => Self::Ctaid(axis),
+                "%nctaid" | "%nclusterid" => Self::Nctaid(axis),
+                "%cluster_ctaid" => Self::Zero,
+                "%cluster_nctaid" => Self::One,
                 _ => return None,
             });
         }
@@ -87,8 +109,10 @@ impl Special {
             "%lanemask_lt" => Self::LaneMask(Mask::Less),
             "%lanemask_ge" => Self::LaneMask(Mask::GreaterEqual),
             "%lanemask_gt" => Self::LaneMask(Mask::Greater),
-            "%smid" | "%gridid" => Self::Zero,
-            "%nsmid" => Self::One,
+            "%smid" | "%gridid" | "%cluster_ctarank" => Self::Zero,
+            "%nsmid" | "%cluster_nctarank" => Self::One,
+            "%envreg1" => Self::GridWorkspace { upper: true },
+            "%envreg2" => Self::GridWorkspace { upper: false },
             "%dynamic_smem_size" => Self::DynamicShared,
             "%total_smem_size" => Self::TotalShared,
             _ => return None,
@@ -191,7 +215,7 @@ impl Slots {
         let address = match (variable.bytes, variable.space) {
             (None, _) => {
                 self.dynamic_align = self.dynamic_align.max(Some(variable.align));
-                Constant::Dynamic
+                Constant::Dynamic(0)
             }
             // What is passed to a call is the thread's own.
             (Some(bytes), Space::Local | Space::Param) => Constant::Value(self.local.place(bytes, variable.align)),

@@ -1,11 +1,9 @@
-//! Warp-wide instructions: `shfl`, `vote`, `match`, `redux`, `bar.warp.sync`, `activemask`, `ldmatrix`, `mma`.
+//! Warp-wide instructions: `shfl`, `vote`, `match`, `redux`, `activemask`, `elect`.
 
 use super::case::{Case, Lowered};
-use super::instruction::{Collective, Members, Op, Product, Shuffle, Vote};
+use super::instruction::{Collective, Members, Op, Shuffle, Vote};
 use super::shapes::no_type;
-use crate::Space;
 use crate::exec::registers::{Register, Registers};
-use crate::numeric::format::Half;
 use crate::parse::ast::Operand;
 use crate::parse::types::Type;
 
@@ -17,13 +15,12 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
         "match" => matching(case),
         "redux" => reduce(case),
         "activemask" => active(case),
-        "ldmatrix" => load_matrix(case),
-        "mma" => product(case),
+        "elect" => elect(case),
         _ => return None,
     })
 }
 
-fn sync(case: &mut Case) -> Lowered<()> {
+pub(super) fn sync(case: &mut Case) -> Lowered<()> {
     if case.take("sync") {
         return Ok(());
     }
@@ -64,7 +61,7 @@ pub(super) fn named(name: &str) -> Operand {
     if name == "_" { Operand::Sink } else { Operand::Name(name.to_string()) }
 }
 
-fn exactly(register: Register, kind: Type) -> Lowered<u32> {
+pub(super) fn exactly(register: Register, kind: Type) -> Lowered<u32> {
     if register.bits == kind.bits() { Ok(register.slot) } else { Err("a register has the wrong width".to_string()) }
 }
 
@@ -144,66 +141,12 @@ fn active(case: &mut Case) -> Lowered<Op> {
     Ok(Op::Lanes(Box::new(move |registers: &mut Registers, mask| registers.put(d, &[mask; 32], mask))))
 }
 
-/// The slots of a vector of 32-bit registers.
-fn fragment(case: &mut Case, index: usize, kind: Type, target: bool) -> Lowered<Vec<u32>> {
-    let parts = match case.operand(index)? {
-        Operand::Vector(parts) => parts.as_slice(),
-        single => std::slice::from_ref(single),
-    };
-    let mut slots = vec![];
-    for part in parts {
-        let register = if target { case.register(part, 32)? } else { case.value(part, kind)? };
-        slots.push(exactly(register, kind)?);
-    }
-    Ok(slots)
-}
-
-/// `ldmatrix.sync.aligned.m8n8.num{.trans}{.shared}.b16 {d, ...}, [p]`
-fn load_matrix(case: &mut Case) -> Lowered<Op> {
+/// `elect.sync d|p, membermask`
+fn elect(case: &mut Case) -> Lowered<Op> {
     sync(case)?;
-    case.kind_is("aligned")?;
-    case.kind_is("m8n8")?;
-    let count = case.one_of(&[("x1", 1), ("x2", 2), ("x4", 4)]).ok_or("the number of matrices is missing")?;
-    let transposed = case.take("trans");
-    let space = case.choose(Space::named).unwrap_or(Space::Generic);
-    case.kind_is("b16")?;
     case.finish(2)?;
-    if !matches!(space, Space::Shared | Space::Generic) {
-        return Err("ldmatrix reads shared memory".to_string());
-    }
-    let d = fragment(case, 0, Type::B32, true)?;
-    if d.len() != count {
-        return Err(format!("{} registers for {count} matrices", d.len()));
-    }
-    let address = case.address(1, space)?;
-    Ok(Op::Warp(Members::All, Collective::LoadMatrix { d, address, space, transposed }))
-}
-
-/// `mma.sync.aligned.shape.row.col.f32.type.type.f32 d, a, b, c`
-fn product(case: &mut Case) -> Lowered<Op> {
-    sync(case)?;
-    case.kind_is("aligned")?;
-    let long = case.one_of(&[("m16n8k16", true), ("m16n8k8", false)]);
-    let long = long.ok_or("only the shapes m16n8k16 and m16n8k8 are supported")?;
-    case.kind_is("row")?;
-    case.kind_is("col")?;
-    let kinds = [case.kind()?, case.kind()?, case.kind()?, case.kind()?];
-    let half = match kinds {
-        [Type::F32, Type::Bf16, Type::Bf16, Type::F32] => Half::Bf16,
-        [Type::F32, Type::F16, Type::F16, Type::F32] => Half::F16,
-        _ => return Err("only products of f16 or of bf16, summed in f32, are supported".to_string()),
-    };
-    case.finish(4)?;
-    let product = Product {
-        d: fragment(case, 0, Type::F32, true)?,
-        a: fragment(case, 1, Type::B32, false)?,
-        b: fragment(case, 2, Type::B32, false)?,
-        c: fragment(case, 3, Type::F32, false)?,
-        half,
-    };
-    let lengths = [product.d.len(), product.a.len(), product.b.len(), product.c.len()];
-    if lengths != if long { [4, 4, 2, 4] } else { [4, 2, 1, 4] } {
-        return Err("the fragments have the wrong number of registers".to_string());
-    }
-    Ok(Op::Warp(Members::All, Collective::MatrixProduct(Box::new(product))))
+    let Operand::Pair(d, p) = case.operand(0)? else { return Err("the destination must be d|p".to_string()) };
+    let d = exactly(case.register(&named(d), 32)?, Type::B32)?;
+    let chosen = case.predicate(&named(p))?;
+    Ok(Op::Warp(members(case, 1)?, Collective::Elect { d, chosen }))
 }

@@ -18,6 +18,9 @@ pub(crate) const SHARED: u64 = 1 << 60;
 /// The generic address of byte 0 of the thread's local memory.
 pub(crate) const LOCAL: u64 = 1 << 61;
 
+/// The generic address of byte 0 of the kernel's parameters.
+pub(crate) const PARAM: u64 = 3 << 60;
+
 /// The address of byte 0 of allocation `index`.
 pub(crate) fn base(index: usize) -> u64 {
     ((index as u64 + 1) << WINDOW) + START
@@ -40,6 +43,8 @@ pub(crate) fn generic(address: u64) -> (Space, u64) {
         (Space::Shared, address.wrapping_sub(SHARED))
     } else if address.wrapping_sub(LOCAL).wrapping_add(REACH) < 2 * REACH {
         (Space::Local, address.wrapping_sub(LOCAL))
+    } else if address.wrapping_sub(PARAM).wrapping_add(REACH) < 2 * REACH {
+        (Space::Param, address.wrapping_sub(PARAM))
     } else {
         (Space::Global, address)
     }
@@ -59,6 +64,7 @@ mod tests {
         }
         assert_eq!(generic(SHARED + 12), (Space::Shared, 12));
         assert_eq!(generic(LOCAL - 4), (Space::Local, (-4i64) as u64));
+        assert_eq!(generic(PARAM + 8), (Space::Param, 8));
         assert_eq!(split(0).0, usize::MAX);
     }
 }

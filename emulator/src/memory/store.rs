@@ -109,6 +109,19 @@ impl Store {
         }
     }
 
+    /// Which of at most 8 bytes were written, a bit for each; the offset is a multiple of `bytes`.
+    pub(crate) fn written_bytes(&self, offset: u64, bytes: u32) -> u32 {
+        (0..bytes).filter(|byte| self.is_written(offset + u64::from(*byte), 1)).fold(0, |set, byte| set | 1 << byte)
+    }
+
+    /// Makes some of at most 8 bytes unwritten again, which keep their values.
+    pub(crate) fn forget(&self, offset: u64, bytes: u32) {
+        for byte in (0..8).filter(|byte| bytes >> byte & 1 == 1) {
+            let at = offset + byte;
+            self.written[(at / 4) as usize].fetch_and(!byte_bits((at % 4) as u32, 1), Relaxed);
+        }
+    }
+
     /// Stores bytes at any offset; for the host.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
         let (mut at, mut rest) = (offset, data);

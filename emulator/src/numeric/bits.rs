@@ -1,4 +1,4 @@
-//! Shifts and bit fields: `shl shr shf bfe bfi bfind fns brev clz popc lop3 prmt` ("Logic and Shift Instructions",
+//! Shifts and bit fields: `shl shr shf bfe bfi bfind bmsk szext fns brev clz popc lop3 prmt` ("Logic and Shift Instructions",
 //! "Integer Arithmetic Instructions" and "Data Movement and Conversion Instructions: prmt" in the PTX manual).
 //!
 //! Unlike the shifts of most languages and machines, `shl` and `shr` clamp the shift amount at the width: shifting by
@@ -147,6 +147,26 @@ pub fn fns(mask: u32, base: u32, offset: u32) -> u32 {
         position += step;
     }
     u32::MAX
+}
+
+/// `bmsk.mode.b32 d, a, b`: `b` ones from bit `a` on. With `clamp` a position or a width beyond the register is taken
+/// as it is, and otherwise modulo 32.
+#[inline]
+pub fn bmsk(position: u32, width: u32, clamp: bool) -> u32 {
+    let (position, width) = if clamp { (position, width) } else { (position & 31, width & 31) };
+    shl_b32(if width < 32 { (1 << width) - 1 } else { u32::MAX }, position)
+}
+
+/// `szext.mode.type d, a, n`: the low `n` bits, extended by zeros or by the highest of them. With `clamp` 32 bits and
+/// more are the whole register, and otherwise `n` is taken modulo 32.
+#[inline]
+pub fn szext(a: u32, count: u32, signed: bool, clamp: bool) -> u32 {
+    let count = if clamp { count.min(32) } else { count & 31 };
+    match (count, signed) {
+        (0, _) => 0,
+        (_, true) => ((a << (32 - count)) as i32 >> (32 - count)) as u32,
+        (_, false) => a << (32 - count) >> (32 - count),
+    }
 }
 
 /// `lop3.b32 d, a, b, c, table`: every bit of the result is the table's bit at the number `abc`.

@@ -192,6 +192,19 @@ pub fn f32_to_tf32(bits: u32) -> u32 {
     }
 }
 
+/// `cvt.rn.tf32.f32`: rounds to 10 fraction bits, ties to even.
+#[inline(always)]
+pub fn f32_to_tf32_nearest(bits: u32) -> u32 {
+    let rounded = bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff;
+    if bits & 0x7fff_ffff > 0x7f80_0000 { NAN_F32 } else { rounded }
+}
+
+/// `cvt.rz.tf32.f32`: cuts off behind 10 fraction bits.
+#[inline(always)]
+pub fn f32_to_tf32_zero(bits: u32) -> u32 {
+    if bits & 0x7fff_ffff > 0x7f80_0000 { NAN_F32 } else { bits & !0x1fff }
+}
+
 /// Two 16-bit values in a 32-bit register: `high` in bits 31:16, as in `cvt.rn.f16x2.f32 d, high, low`.
 #[inline(always)]
 pub fn pack(high: u16, low: u16) -> u32 {

@@ -68,3 +68,14 @@ pub fn ldmatrix(rows: &[[u16; 8]; 8], transposed: bool) -> [u32; LANES] {
         element(0) | element(1) << 16
     })
 }
+
+/// `stmatrix{.trans}` of one 8x8 matrix: a row in memory, as four words, from the 32 lanes' registers. Rows of
+/// `movmatrix`, which transposes, are the same.
+#[inline]
+pub fn row_of(registers: &[u32; LANES], row: usize, transposed: bool) -> [u32; 4] {
+    let element = |column: usize| {
+        let (group, place) = if transposed { (column, row) } else { (row, column) };
+        registers[group * 4 + place / 2] >> (16 * (place % 2)) & 0xffff
+    };
+    std::array::from_fn(|pair| element(2 * pair) | element(2 * pair + 1) << 16)
+}

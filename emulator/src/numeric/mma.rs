@@ -118,7 +118,7 @@ fn sequential<const K: usize>(row: &[f32; K], right: &[[f32; N]; K], sum: &mut [
 }
 
 /// One element of the result by [`Summation::Aligned`].
-fn aligned(row: &[f32], column: &[f32], c: f32, terms: usize, extra_bits: u32) -> f32 {
+pub(super) fn aligned(row: &[f32], column: &[f32], c: f32, terms: usize, extra_bits: u32) -> f32 {
     row.chunks(terms).zip(column.chunks(terms)).fold(c, |sum, (row, column)| {
         aligned_block(row, column, sum, extra_bits).unwrap_or_else(|| {
             // Infinities and NaN need no model: every order of summation gives the same.

@@ -26,6 +26,15 @@ pub(crate) struct Variable {
     pub(crate) bytes: Option<u64>,
     /// The bytes that an initialiser gives; shorter than the variable where the rest is zero.
     pub(crate) initial: Vec<u8>,
+    /// The addresses among them, by offset: eight bytes each, zero so far.
+    pub(crate) addresses: Vec<(usize, Reference)>,
+}
+
+/// The address of a variable or a function, in an initial value.
+#[derive(Clone, Debug)]
+pub(crate) struct Reference {
+    pub(crate) name: String,
+    pub(crate) offset: i64,
 }
 
 /// A kernel.
@@ -62,6 +71,8 @@ pub(crate) enum Item {
     },
     Variable(Variable),
     Label(String),
+    /// `.branchtargets` behind its label: the list that `brx.idx` chooses from.
+    Targets(String, Vec<String>),
     Statement(Statement),
 }
 
@@ -75,6 +86,15 @@ pub(crate) struct Statement {
     pub(crate) guard: Option<(String, bool)>,
     pub(crate) opcode: String,
     pub(crate) operands: Vec<Operand>,
+    /// What a call through a pointer passes.
+    pub(crate) prototype: Option<Prototype>,
+}
+
+/// `.callprototype`: the sizes of the results and the parameters of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Prototype {
+    pub(crate) results: Vec<Option<u64>>,
+    pub(crate) params: Vec<Option<u64>>,
 }
 
 /// An operand (PTX manual, "Instruction Operands").
@@ -87,6 +107,8 @@ pub(crate) enum Operand {
     Literal(Literal),
     /// `{a, b}`
     Vector(Vec<Operand>),
+    /// `variable + offset`, outside of an address.
+    Sum(String, i64),
     /// `[base + offset]`, the base being a name or nothing.
     Address(Option<String>, i64),
     /// `d|p`: two destinations.
@@ -100,6 +122,7 @@ impl std::fmt::Display for Operand {
         match self {
             Self::Name(name) => f.write_str(name),
             Self::Not(name) => write!(f, "!{name}"),
+            Self::Sum(name, offset) => write!(f, "{name}+{offset}"),
             Self::Literal(Literal::Int(value)) => write!(f, "{value}"),
             Self::Literal(Literal::Single(bits)) => write!(f, "0f{bits:08X}"),
             Self::Literal(Literal::Double(value)) => write!(f, "0d{:016X}", value.to_bits()),

@@ -1,6 +1,6 @@
 //! The body of a kernel: registers, labels and instructions (PTX manual, "Instruction Set", "Instruction Operands").
 
-use super::ast::{Item, Operand, Statement};
+use super::ast::{Item, Operand, Prototype, Statement, Variable};
 use super::lexer::Token;
 use super::parser::Parser;
 use super::types::{Space, Type};
@@ -12,6 +12,7 @@ impl Parser<'_> {
         let mut items = vec![];
         let mut depth = 0;
         let mut source = None;
+        self.prototypes.clear();
         loop {
             if self.accept('}') {
                 if depth == 0 {
@@ -47,6 +48,30 @@ impl Parser<'_> {
                 self.skip_line();
             }
             "pragma" => self.skip_to_semicolon()?,
+            "callprototype" => {
+                let Some(Item::Label(label)) = items.last() else {
+                    return self.error("a prototype without a label");
+                };
+                let label = label.clone();
+                let sizes = |variables: Vec<Variable>| variables.iter().map(|variable| variable.bytes).collect();
+                let results = sizes(self.parameters()?);
+                self.word()?;
+                let params = sizes(self.parameters()?);
+                self.prototypes.push((label, Prototype { results, params }));
+                self.skip_to_semicolon()?;
+            }
+            "branchtargets" => {
+                let Some(Item::Label(label)) = items.last() else {
+                    return self.error("a list of branch targets without a label");
+                };
+                let label = label.clone();
+                let mut targets = vec![self.word()?.to_string()];
+                while self.accept(',') {
+                    targets.push(self.word()?.to_string());
+                }
+                self.expect(';')?;
+                items.push(Item::Targets(label, targets));
+            }
             word => match Space::named(word) {
                 // In a body, `.param` variables are the arguments and results of calls.
                 Some(space @ (Space::Shared | Space::Local | Space::Param)) => {
@@ -101,7 +126,14 @@ impl Parser<'_> {
             }
             self.expect(';')?;
         }
-        Ok(Statement { line, source, guard, opcode, operands })
+        let prototype = match operands.last() {
+            Some(Operand::Name(name)) if opcode.starts_with("call") => {
+                let known = self.prototypes.iter().rev().find(|(label, _)| label == name);
+                known.map(|(_, prototype)| prototype.clone())
+            }
+            _ => None,
+        };
+        Ok(Statement { line, source, guard, opcode, operands, prototype })
     }
 
     /// `ld.global.nc.L2::128B.v4.f32`: words with dots and double colons between them.
@@ -169,8 +201,9 @@ impl Parser<'_> {
         if self.accept('|') {
             return Ok(Operand::Pair(name, self.word()?.to_string()));
         }
-        if matches!(self.peek(), Token::Mark('+')) {
-            return self.error("sums of a variable and a number are supported in addresses only");
+        if matches!(self.peek(), Token::Mark('+' | '-')) {
+            self.accept('+');
+            return Ok(Operand::Sum(name, self.integer()?));
         }
         Ok(Operand::Name(name))
     }

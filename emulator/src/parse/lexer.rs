@@ -70,7 +70,8 @@ fn word_length(rest: &[u8], after_dot: bool) -> usize {
     let run = |from: usize| rest[from..].iter().take_while(|b| is_word(**b)).count();
     let whole = run(0);
     let digits = rest[..whole].iter().all(u8::is_ascii_digit);
-    let fraction = rest.get(whole) == Some(&b'.') && rest.get(whole + 1).is_some_and(u8::is_ascii_digit);
+    // `0.5`, and `0.` as people write it in inline assembly: what follows a number is never a modifier.
+    let fraction = rest.get(whole) == Some(&b'.');
     if !after_dot && digits && fraction {
         let length = whole + 1 + run(whole + 1);
         let signed = matches!(rest[length - 1], b'e' | b'E') && matches!(rest.get(length), Some(b'+' | b'-'));

@@ -1,6 +1,6 @@
 //! Module level: directives, variables and kernels (PTX manual, "Directives").
 
-use super::ast::{Ast, Entry, Function, Variable};
+use super::ast::{Ast, Entry, Function, Prototype, Variable};
 use super::lexer::{Spot, Token, tokens};
 use super::literal::Literal;
 use super::types::Space;
@@ -10,11 +10,13 @@ use crate::Error;
 pub(crate) struct Parser<'a> {
     spots: Vec<Spot<'a>>,
     at: usize,
+    /// The prototypes of the body that is read, by label.
+    pub(super) prototypes: Vec<(String, Prototype)>,
 }
 
 /// Parses the text of a module.
 pub(crate) fn parse(text: &str) -> Result<Ast, Error> {
-    let mut parser = Parser { spots: tokens(text)?, at: 0 };
+    let mut parser = Parser { spots: tokens(text)?, at: 0, prototypes: vec![] };
     let mut ast = Ast::default();
     while parser.peek() != Token::End {
         parser.directive(&mut ast)?;
@@ -196,7 +198,7 @@ impl<'a> Parser<'a> {
     }
 
     /// `(.param .u64 a, .param .u32 b)`, or nothing.
-    fn parameters(&mut self) -> Result<Vec<Variable>, Error> {
+    pub(super) fn parameters(&mut self) -> Result<Vec<Variable>, Error> {
         let mut params = vec![];
         if !self.accept('(') || self.accept(')') {
             return Ok(params);
@@ -226,6 +228,9 @@ impl<'a> Parser<'a> {
                     self.integer()?;
                 }
                 "pragma" => self.skip_to_semicolon()?,
+                word @ ("reqnctapercluster" | "maxclusterrank" | "explicitcluster" | "blocksareclusters") => {
+                    return self.error(format!("the directive .{word} is not supported: there are no clusters"));
+                }
                 word => return self.error(format!("the directive .{word} is not supported")),
             }
         }

@@ -1,6 +1,6 @@
 //! Variables and parameters (PTX manual, "Variables": alignment, arrays, initializers).
 
-use super::ast::Variable;
+use super::ast::{Reference, Variable};
 use super::lexer::Token;
 use super::parser::Parser;
 use super::types::{Space, Type};
@@ -61,9 +61,9 @@ impl Parser<'_> {
         if !align.is_power_of_two() || align > 1 << 16 {
             return self.error(format!("{align} is not a possible alignment"));
         }
-        let mut initial = vec![];
+        let (mut initial, mut addresses) = (vec![], vec![]);
         if self.accept('=') {
-            self.initialiser(kind, &mut initial)?;
+            self.initialiser(kind, &mut initial, &mut addresses)?;
         }
         if bytes.is_none() && !initial.is_empty() {
             bytes = Some(initial.len() as u64);
@@ -74,13 +74,18 @@ impl Parser<'_> {
         if bytes.is_none() && space != Space::Shared {
             return self.error(format!("the size of {name} is missing"));
         }
-        Ok(Variable { name, space, kind, align, bytes, initial })
+        Ok(Variable { name, space, kind, align, bytes, initial, addresses })
     }
 
-    fn initialiser(&mut self, kind: Type, out: &mut Vec<u8>) -> Result<(), Error> {
+    fn initialiser(
+        &mut self,
+        kind: Type,
+        out: &mut Vec<u8>,
+        addresses: &mut Vec<(usize, Reference)>,
+    ) -> Result<(), Error> {
         if self.accept('{') {
             while !self.accept('}') {
-                self.initialiser(kind, out)?;
+                self.initialiser(kind, out, addresses)?;
                 if !self.accept(',') && self.peek() != Token::Mark('}') {
                     return self.error("expected ',' or '}'");
                 }
@@ -88,7 +93,13 @@ impl Parser<'_> {
             return Ok(());
         }
         if matches!(self.peek(), Token::Word(word) if !word.starts_with(|c: char| c.is_ascii_digit())) {
-            return self.error("addresses in initial values are not supported");
+            let reference = self.reference()?;
+            if kind.bits() != 64 {
+                return self.error("an address in an initial value needs 64 bits");
+            }
+            addresses.push((out.len(), reference));
+            out.extend_from_slice(&[0; 8]);
+            return Ok(());
         }
         let float = matches!(kind, Type::F32 | Type::F64);
         let literal = self.literal()?;
@@ -97,5 +108,16 @@ impl Parser<'_> {
         };
         out.extend_from_slice(&bits.to_le_bytes()[..kind.bytes() as usize]);
         Ok(())
+    }
+
+    /// `name`, `name+4` or `generic(name)+4`: here addresses of global memory are generic ones.
+    fn reference(&mut self) -> Result<Reference, Error> {
+        let mut name = self.word()?.to_string();
+        if name == "generic" && self.accept('(') {
+            name = self.word()?.to_string();
+            self.expect(')')?;
+        }
+        let offset = if self.accept('+') || self.peek() == Token::Mark('-') { self.integer()? } else { 0 };
+        Ok(Reference { name, offset })
     }
 }

@@ -18,7 +18,7 @@ pub(super) type Blocks = Rc<BTreeMap<u32, Times>>;
 pub(super) struct Clock {
     /// The threads of the block that runs.
     pub(super) near: Times,
-    /// The threads of earlier blocks, and only of those from which something was heard.
+    /// The threads of other blocks, and only of those from which something was heard.
     pub(super) far: Blocks,
 }
 
