@@ -101,7 +101,10 @@ fn an_assertion_that_fails_says_what_it_says_and_what_was_printed_is_kept() {
 fn other_functions_without_a_body_are_refused_by_name() {
     let text = TALK.replace("vprintf", "malloc");
     let error = module(&text).check().unwrap_err().to_string();
-    assert!(error.contains("malloc") && error.contains("only calls of functions whose body is in the module"), "{error}");
+    assert!(
+        error.contains("malloc") && error.contains("only calls of functions whose body is in the module"),
+        "{error}"
+    );
 }
 
 #[test]

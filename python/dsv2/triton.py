@@ -11,10 +11,14 @@ Needs triton 3.9 and no GPU. Kernels are compiled by Triton for the target, down
 
 from __future__ import annotations
 
+import re
 import struct
+import subprocess
+import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +33,7 @@ try:
     from triton.backends import Backend, backends
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import DriverBase, decompose_descriptor, expand_signature
-    from triton.backends.nvidia.compiler import CUDABackend
+    from triton.backends.nvidia.compiler import CUDABackend, get_ptxas, sm_arch_from_capability
     from triton.runtime import autotuner
 except ImportError as error:
     raise ImportError(f"dsv2.triton needs triton 3.9 or newer (pip install triton): {error}") from None
@@ -198,14 +202,29 @@ def _chooser(prune: Callable[..., Any], wanted: dict[str, Any]) -> Callable[...,
 
 
 class _Compiler(CUDABackend):
-    """Triton's own, but for the last step: what is run is the PTX itself."""
+    """Triton's own, but for the last step: what is run is the PTX itself. ptxas still says whether the target has it all."""
 
     def add_stages(self, stages: Any, options: Any, language: Any) -> None:
         super().add_stages(stages, options, language)
-        stages["cubin"] = lambda source, metadata: source.encode()
+        stages["cubin"] = lambda source, metadata: _accepted(source, metadata["name"], self.target.arch)
 
     def hash(self) -> str:
         return f"{super().hash()}-dsv2"
+
+
+def _accepted(source: str, name: str, arch: int) -> bytes:
+    """The PTX, if the assembler takes it for the target."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.ptx")
+        file.write_text(source)
+        words = [get_ptxas(arch).path, "--opt-level=0", f"--gpu-name={sm_arch_from_capability(arch)}", str(file), "-o", str(file) + ".o"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
+        at = re.search(r"line (\d+)", said)
+        text = f"line {at[1]}: `{source.splitlines()[int(at[1]) - 1].strip()}`: " if at else ""
+        raise _dsv2.PtxError(f"kernel {name}, {text}sm_{arch} does not take it: {said.rpartition(': ')[2]}")
+    return source.encode()
 
 
 class _Driver(DriverBase):

@@ -203,7 +203,9 @@ impl Device {
             "follow" => (true, Unwritten::Follow),
             "ignore" => (false, Unwritten::Stop),
             other => {
-                return Err(LaunchError::new_err(format!("unwritten: expected stop, follow or ignore, found {other:?}")));
+                return Err(LaunchError::new_err(format!(
+                    "unwritten: expected stop, follow or ignore, found {other:?}"
+                )));
             }
         };
         let request = Request {

@@ -107,10 +107,30 @@ def test_kernels_print_and_assert(runs, capsys):
     assert "x: -1.000000" in capsys.readouterr().out, "a launch that failed has printed, too"
 
 
-def test_pdl_is_an_attribute_where_the_kernel_does_without(runs):
+@pytest.mark.parametrize(("target", "pdl"), [("sm_80", False), ("sm_90", True)])
+def test_dependent_launches_run_where_the_target_has_them(target, pdl):
     x, out = np.arange(20, dtype=np.float32), np.zeros(20, np.float32)
-    kernels.dependent[(1,)](wrap(x), wrap(out), 20, BLOCK=32, PDL=False, launch_pdl=False)
+    with activate(target):
+        kernels.dependent[(1,)](wrap(x), wrap(out), 20, BLOCK=32, PDL=pdl, launch_pdl=pdl)
     np.testing.assert_array_equal(out, x)
+
+
+def test_what_the_target_lacks_is_refused_by_name(runs):
+    x = np.zeros(20, np.float32)
+    with pytest.raises(
+        PtxError, match=r"kernel dependent, line \d+: `griddepcontrol.wait ?;`: sm_80 does not take it: .* requires .target sm_90"
+    ) as caught:
+        kernels.dependent[(1,)](wrap(x), wrap(x.copy()), 20, BLOCK=32, PDL=True, launch_pdl=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_emulator_lacks_is_refused_by_name():
+    a = np.ones((64, 64), np.float16)
+    with (
+        activate("sm_90"),
+        pytest.raises(PtxError, match=r"kernel matmul, line \d+: `\S+`: .*not (supported|emulated).*compiled for sm_90"),
+    ):
+        kernels.matmul[(1,)](wrap(a), wrap(a), wrap(a.copy()), SIZE=64)
 
 
 @needs_torch
