@@ -25,5 +25,7 @@ def test_softmax(last):
     out = np.zeros_like(x)
     with dsv2.triton.activate("sm_80", races=True):
         softmax[(5,)](dsv2.triton.wrap(x), dsv2.triton.wrap(out), 100, BLOCK=128, LAST=last)
-    truth = np.exp(x.astype(np.float64))
-    np.testing.assert_allclose(out, truth / truth.sum(-1, keepdims=True), rtol=1e-5)
+    truth, plain = (np.exp(x.astype(dtype)) for dtype in (np.float64, np.float32))
+    truth, plain = (values / values.sum(-1, keepdims=True) for values in (truth, plain))
+    # A small multiple of what NumPy errs in the same type.
+    assert np.abs(out - truth).max() <= 4 * np.abs(plain - truth).max()
