@@ -57,7 +57,8 @@ class Shadow:
     def _note(self, tensor: Any) -> None:
         from torch.multiprocessing.reductions import StorageWeakRef
 
-        if tensor.device.type != "cpu" or tensor.is_sparse or tensor.is_quantized:
+        # Subclasses, such as those of torch.compile, may have no memory at all.
+        if type(tensor) is not sys.modules["torch"].Tensor or tensor.device.type != "cpu" or tensor.is_sparse or tensor.is_quantized:
             return
         self.fresh = {start: fresh for start, fresh in self.fresh.items() if not fresh.storage.expired()}
         storage = tensor.untyped_storage()

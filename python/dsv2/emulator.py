@@ -87,7 +87,7 @@ def strided(array: Any) -> Strided:
 
 
 class Module(Mapping[str, "Kernel"]):
-    """The kernels of one PTX text, by name."""
+    """The kernels of one PTX text, by name. A name of C++ will do, if only one kernel has it."""
 
     def __init__(self, text: str):
         self.ptx = text
@@ -105,10 +105,13 @@ class Module(Mapping[str, "Kernel"]):
         return self._module.version
 
     def __getitem__(self, name: str) -> Kernel:
-        try:
+        if name in self._kernels:
             return self._kernels[name]
-        except KeyError:
-            raise PtxError(f'no kernel "{name}" in the module; it has: {", ".join(self)}') from None
+        # A name of C++, as the compiler writes it: its length before it.
+        mangled = [kernel for kernel in self._kernels if kernel.startswith("_Z") and f"{len(name)}{name}" in kernel]
+        if len(mangled) != 1:
+            raise PtxError(f'no kernel "{name}" in the module; it has: {", ".join(self)}')
+        return self._kernels[mangled[0]]
 
     def __contains__(self, name: object) -> bool:
         return name in self._kernels

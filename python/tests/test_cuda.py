@@ -86,6 +86,19 @@ def test_a_wrong_request_is_one_line(args, line):
 
 
 @needs_compiler
+def test_names_of_cpp_find_their_kernels():
+    source = "template <int N> __global__ void k(int *x) { *x = N; }\ntemplate __global__ void k<7>(int *);\n"
+    module = cuda.compile(source + "namespace a { __global__ void other(int *x) { *x = 1; } }")
+    x = np.zeros(1, np.int32)
+    module["k"].launch(x, grid=1, block=1)
+    assert x[0] == 7
+    module["other"].launch(x, grid=1, block=1)
+    assert x[0] == 1
+    with pytest.raises(cuda.emulator.PtxError, match='no kernel "nothing"'):
+        module["nothing"]
+
+
+@needs_compiler
 def test_structs_of_ctypes_are_taken_as_they_are():
     class Two(ctypes.Structure):
         _fields_ = [("a", ctypes.c_int8), ("b", ctypes.c_double)]
