@@ -16,6 +16,7 @@ pub(crate) mod instruction;
 mod integer;
 mod logic;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod moves;
 mod refused;
@@ -122,8 +123,19 @@ type Chapter = fn(&mut Case) -> Option<Lowered<Op>>;
 
 /// Finds the chapter that knows the instruction.
 fn operation(case: &mut Case) -> Lowered<Op> {
-    const CHAPTERS: [Chapter; 7] =
-        [control::lower, memory::lower, moves::lower, compare::lower, logic::lower, warp::lower, matrix::lower];
+    const CHAPTERS: [Chapter; 8] = [
+        control::lower,
+        memory::lower,
+        moves::lower,
+        compare::lower,
+        logic::lower,
+        warp::lower,
+        matrix::lower,
+        mbarrier::lower,
+    ];
+    if let Some(lowered) = integer::video(case) {
+        return lowered;
+    }
     if let Some(reason) = refused::reason(case.opcode) {
         return Err(reason);
     }
@@ -140,7 +152,7 @@ fn operation(case: &mut Case) -> Lowered<Op> {
     let lowered = match kind {
         Type::F32 | Type::F64 => float::lower(case, kind),
         _ if half::format(kind).is_some() => half::lower(case, kind),
-        _ if integer::is_integer(kind) => integer::lower(case, kind),
+        _ if integer::is_integer(kind) || matches!(kind, Type::U16x2 | Type::S16x2) => integer::lower(case, kind),
         _ => None,
     };
     lowered

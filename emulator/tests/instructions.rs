@@ -40,6 +40,18 @@ fn float(bits: u32) -> f32 {
     f32::from_bits(bits)
 }
 
+fn in_mask(bit: u32, first: u32, count: u32) -> bool {
+    bit >= first && u64::from(bit) < u64::from(first) + u64::from(count)
+}
+
+fn half_at(word: u32, shift: u32) -> half::f16 {
+    half::f16::from_bits((word >> shift) as u16)
+}
+
+fn brain_at(word: u32, shift: u32) -> half::bf16 {
+    half::bf16::from_bits((word >> shift) as u16)
+}
+
 #[test]
 fn of_32_bits() {
     let cases: &[(&str, Formula<u32>)] = &[
@@ -58,6 +70,10 @@ fn of_32_bits() {
         }),
         ("mad.lo.s32 %r0, %r1, -3, %r3;", |a, _, c| a.wrapping_mul(3).wrapping_neg().wrapping_add(c)),
         ("mul24.hi.u32 %r0, %r1, %r2;", |a, b, _| ((u64::from(a << 8) * u64::from(b << 8)) >> 32) as u32),
+        ("mad24.lo.s32 %r0, %r1, %r2, %r3;", |a, b, c| {
+            let low = |x: u32| i64::from((x << 8) as i32 >> 8);
+            (low(a) * low(b) + i64::from(c)) as u32
+        }),
         ("bfind.u32 %r0, %r1;", |a, _, _| if a == 0 { u32::MAX } else { a.ilog2() }),
         ("bfind.shiftamt.s32 %r0, %r1;", |a, _, _| {
             let magnitude = if a >> 31 == 1 { !a } else { a };
@@ -155,6 +171,90 @@ fn of_32_bits() {
           red.shared.add.noftz.f16x2 [%r4], 0x3c004000; ld.shared.u32 %r0, [%r4];",
             |_, _, _| 0x4000_4200,
         ),
+        ("bmsk.clamp.b32 %r0, %r1, %r2;", |a, b, _| (0..32).filter(|i| in_mask(*i, a, b)).fold(0, |m, i| m | 1 << i)),
+        ("bmsk.wrap.b32 %r0, %r1, %r2;", |a, b, _| {
+            (0..32).filter(|i| in_mask(*i, a % 32, b % 32)).fold(0, |m, i| m | 1 << i)
+        }),
+        ("szext.clamp.s32 %r0, %r1, %r2;", |a, b, _| {
+            if b == 0 { 0 } else { ((i64::from(a) << 32) << (32 - b.min(32)) >> (64 - b.min(32))) as u32 }
+        }),
+        ("szext.wrap.u32 %r0, %r1, %r2;", |a, b, _| (u64::from(a) & ((1u64 << (b % 32)) - 1)) as u32),
+        ("cvt.pack.sat.s16.s32 %r0, %r1, %r2;", |a, b, _| {
+            let narrow = |x: u32| u32::from((x as i32).clamp(-32768, 32767) as u16);
+            narrow(a) << 16 | narrow(b)
+        }),
+        ("cvt.pack.sat.u8.s32.b32 %r0, %r1, %r2, %r3;", |a, b, c| {
+            let narrow = |x: u32| (x as i32).clamp(0, 255) as u32;
+            c << 16 | narrow(a) << 8 | narrow(b)
+        }),
+        ("max.s16x2 %r0, %r1, %r2;", |a, b, _| {
+            let one = |s: u32| u32::from(((a >> s) as i16).max((b >> s) as i16) as u16) << s;
+            one(0) | one(16)
+        }),
+        ("min.relu.s16x2 %r0, %r1, %r2;", |a, b, _| {
+            let one = |s: u32| u32::from(((a >> s) as i16).min((b >> s) as i16).max(0) as u16) << s;
+            one(0) | one(16)
+        }),
+        ("add.u16x2 %r0, %r1, %r2;", |a, b, _| {
+            u32::from((a as u16).wrapping_add(b as u16)) | (a >> 16).wrapping_add(b >> 16) << 16
+        }),
+        ("max.relu.s32 %r0, %r1, %r2;", |a, b, _| (a as i32).max(b as i32).max(0) as u32),
+        ("vsub2.s32.s32.u32.sat %r0, %r1, %r2, 0;", |a, b, _| {
+            let one = |s: u32| {
+                let x = i32::from((a >> s) as i16) - (b >> s & 0xffff) as i32;
+                u32::from(x.clamp(-32768, 32767) as u16) << s
+            };
+            one(0) | one(16)
+        }),
+        ("vavrg4.u32.u32.u32 %r0, %r1, %r2, 0;", |a, b, _| {
+            let one = |s: u32| ((a >> s & 0xff) + (b >> s & 0xff) + 1) / 2 << s;
+            one(0) | one(8) | one(16) | one(24)
+        }),
+        ("vabsdiff4.u32.s32.s32.add %r0, %r1, %r2, %r3;", |a, b, c| {
+            let one = |s: u32| u32::from(((a >> s) as i8).abs_diff((b >> s) as i8));
+            [0, 8, 16, 24].into_iter().fold(c, |sum, s| sum.wrapping_add(one(s)))
+        }),
+        ("mov.b32 %f1, %r1; cvt.rn.tf32.f32 %r0, %f1;", |a, _, _| {
+            let (x, step) = (float(a), 1 << 13);
+            let (low, high) = (a / step * step, (a / step + 1).wrapping_mul(step));
+            let far = |bits: u32| (f64::from(x) - f64::from(float(bits))).abs();
+            if x.is_nan() {
+                0x7fff_ffff
+            } else if x.is_infinite() || far(low) < far(high) || far(low) == far(high) && low / step % 2 == 0 {
+                low
+            } else {
+                high
+            }
+        }),
+        ("mov.b32 %f1, %r1; cvt.rz.relu.tf32.f32 %r0, %f1;", |a, _, _| {
+            let x = float(a);
+            if x.is_nan() { 0x7fff_ffff } else if a >> 31 == 1 { 0 } else { a & !0x1fff }
+        }),
+        ("set.ge.f16x2.f16x2 %r0, %r1, %r2;", |a, b, _| {
+            let one = |s: u32| if half_at(a, s) >= half_at(b, s) { 0x3c00 << s } else { 0 };
+            one(0) | one(16)
+        }),
+        ("set.neu.u32.bf16x2 %r0, %r1, %r2;", |a, b, _| {
+            let one = |s: u32| if brain_at(a, s) != brain_at(b, s) { 0xffff << s } else { 0 };
+            one(0) | one(16)
+        }),
+        ("setp.lt.f16x2 %p1|%p2, %r1, %r2; selp.u32 %r0, 1, 0, %p1; @%p2 add.u32 %r0, %r0, 2;", |a, b, _| {
+            u32::from(half_at(a, 0) < half_at(b, 0)) + 2 * u32::from(half_at(a, 16) < half_at(b, 16))
+        }),
+        (
+            "LIST: .branchtargets ONE, TWO, THREE; and.b32 %r4, %r1, 3; min.u32 %r4, %r4, 2; brx.idx %r4, LIST;
+             ONE: mov.u32 %r0, 10; bra END; TWO: mov.u32 %r0, 20; bra END; THREE: mov.u32 %r0, 30; END:",
+            |a, _, _| 10 * (1 + (a & 3).min(2)),
+        ),
+        ("elect.sync %r4|%p1, -1; selp.u32 %r0, 1, 0, %p1; add.u32 %r0, %r0, %r4; vote.sync.ballot.b32 %r5, %p1, -1;
+          popc.b32 %r5, %r5; mul.lo.u32 %r5, %r5, 10; mov.u32 %r6, %laneid; setp.ne.u32 %p2, %r6, 0;
+          @%p2 add.u32 %r0, %r0, 1; add.u32 %r0, %r0, %r5;", |_, _, _| 11),
+        ("createpolicy.fractional.L2::evict_first.b64 %rd1, 1.0; mul.wide.u32 %rd2, %t, 12; add.s64 %rd2, %rd2, %in;
+          prefetch.global.L2::evict_last [%rd2]; ld.global.L1::evict_first.L2::cache_hint.L2::128B.u32 %r0, [%rd2], %rd1;
+          griddepcontrol.wait; griddepcontrol.launch_dependents;", |a, _, _| a),
+        (".shared .align 4 .b32 s[64]; mov.u32 %r4, 3; mov.u32 %r5, s; mad.lo.u32 %r5, %t, 4, %r5; st.shared.u32 [%r5], %r1;
+          bar.sync %r4, 64; mov.u64 %rd1, p0; cvta.param.u64 %rd1, %rd1; ld.u64 %rd2, [%rd1];
+          setp.eq.u64 %p1, %rd2, %in; ld.shared.u32 %r0, [%r5]; @!%p1 mov.u32 %r0, 0;", |a, _, _| a),
     ];
     let mut random = Random(77);
     let mut inputs: Vec<[u32; 3]> = vec![

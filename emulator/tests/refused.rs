@@ -33,7 +33,7 @@ fn unsupported_instructions_are_named_with_their_line() {
         ("add.s32 %r1, %r2, %r9;", "%r9 is not declared"),
         ("bra NOWHERE;", "there is no label NOWHERE"),
         ("wgmma.fence.sync.aligned;", "wgmma is not supported"),
-        ("mbarrier.init.shared.b64 [%r1], 1;", "mbarrier is not supported"),
+        ("mbarrier.expect_tx.shared.b64 [%r1], 1;", "mbarrier.expect_tx is not supported"),
         ("ld.global.u32.frob %r1, [%rd1];", ".frob is not supported"),
         ("ld.shared.u32 %r1, [p0];", "p0 lives in param memory"),
         ("bar.sync 16;", "0 to 15"),

@@ -6,8 +6,8 @@ from conftest import have_cuda_compiler
 
 torch = pytest.importorskip("torch", reason="not installed: torch")
 
-from dsv2 import KernelFault, LaunchError, cuda  # noqa: E402
-from dsv2.emulator import Struct, out, strided  # noqa: E402
+from dsv2 import KernelFault, LaunchError, cuda
+from dsv2.emulator import Struct, out, strided
 
 pytestmark = pytest.mark.skipif(
     not have_cuda_compiler(), reason="no CUDA compiler installed: pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"

@@ -3,7 +3,7 @@
 use super::block::Block;
 use super::registers::{LANES, Registers, get, lanes, set};
 use super::view::{Request, View};
-use crate::lower::instruction::{Atomic, Load, Store};
+use crate::lower::instruction::{Answer, Atomic, Load, Store};
 use crate::observe::{Access, Kind, Observer};
 use crate::{Error, Space};
 
@@ -146,7 +146,7 @@ impl<O: Observer> Block<'_, O> {
         let addresses = self.warps[warp].addresses(atomic.address);
         let Atomic { space, bytes: element, .. } = *atomic;
         let bytes = element * atomic.parts.len() as u32;
-        let request = Request { space, bytes, writes: true, reads: true };
+        let request = Request { space, bytes, writes: true, reads: atomic.reads };
         let (view, registers) = self.split(warp);
         let mut changed = false;
         let outcome = lanes(mask).try_for_each(|lane| {
@@ -159,6 +159,10 @@ impl<O: Observer> Block<'_, O> {
                 changed |= new != old;
                 if let Some(register) = target {
                     set(registers, *register, lane, old);
+                }
+                if let Some(Answer { p, holds }) = atomic.answer {
+                    let yes = holds(old, get(registers, *b, lane));
+                    registers.set_predicate(p, u32::from(yes) << lane, 1 << lane);
                 }
             }
             Ok(())

@@ -181,6 +181,7 @@ impl<'a, O: Observer> Block<'a, O> {
     /// Runs one fragment until it splits, waits, exits, or reaches the program counter `limit`.
     fn advance(&mut self, w: usize, fragment: Fragment, limit: usize, budget: &mut u32) -> Result<(), Error> {
         let code = &self.launch.kernel.code;
+        let follow = self.launch.follow;
         let Fragment { mut pc, mut lanes } = fragment;
         let mut steps = 0;
         loop {
@@ -197,7 +198,7 @@ impl<'a, O: Observer> Block<'a, O> {
             if O::ACTIVE {
                 self.observer.issue(&site(self.launch, self.id, w, pc, active));
             }
-            if warp.unknown.is_some() {
+            if follow && warp.unknown.is_some() {
                 self.follow(w, pc, lanes, active);
             }
             if active == 0 {

@@ -111,6 +111,17 @@ pub(crate) struct Atomic {
     pub(crate) parts: Vec<[Register; 2]>,
     /// Where the old values go.
     pub(crate) old: Vec<Option<Register>>,
+    /// Whether the old value matters, and must have been written.
+    pub(crate) reads: bool,
+    /// A predicate that is made of the old value.
+    pub(crate) answer: Option<Answer>,
+}
+
+/// The answer of `mbarrier.test_wait`: the slot of its predicate, and what it says of the old value and the operand.
+#[derive(Clone, Copy)]
+pub(crate) struct Answer {
+    pub(crate) p: u32,
+    pub(crate) holds: fn(u64, u64) -> bool,
 }
 
 /// `cp.async.ca` and `cp.async.cg`.

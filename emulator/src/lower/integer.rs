@@ -7,6 +7,7 @@ use super::shapes::{no_type, one, three, two};
 use super::slots::Constant;
 use crate::exec::lanes::{carry, map1, map2, map3};
 use crate::exec::registers::CARRY;
+use crate::numeric::integer::{Video, VideoMode};
 use crate::numeric::{bits, integer};
 use crate::parse::types::Type;
 
@@ -43,7 +44,7 @@ pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
         "sub" => two(case, kind, u16::wrapping_sub, u32::wrapping_sub, u64::wrapping_sub),
         "mul" => multiply(case, kind),
         "mad" | "madc" => multiply_add(case, kind),
-        "mul24" => multiply_24(case, kind),
+        "mul24" | "mad24" => multiply_24(case, kind),
         "div" if signed => two(case, kind, integer::div_s16, integer::div_s32, integer::div_s64),
         "div" => two(case, kind, integer::div_u16, integer::div_u32, integer::div_u64),
         "rem" if signed => two(case, kind, integer::rem_s16, integer::rem_s32, integer::rem_s64),
@@ -275,15 +276,20 @@ fn multiply_add_extended(case: &mut Case, kind: Type, part: Part, write: bool, c
 }
 
 fn multiply_24(case: &mut Case, kind: Type) -> Lowered<Op> {
-    let part = part(case)?;
-    case.finish(3)?;
-    let (d, sources) = (case.target(0, kind)?, case.sources(1, kind)?);
-    Ok(Op::Lanes(match (kind, part) {
-        (Type::U32, Part::Low) => map2(d, sources, integer::mul24_lo_u32),
-        (Type::S32, Part::Low) => map2(d, sources, integer::mul24_lo_s32),
-        (Type::U32, Part::High) => map2(d, sources, integer::mul24_hi_u32),
-        (Type::S32, Part::High) => map2(d, sources, integer::mul24_hi_s32),
+    let (part, adds) = (part(case)?, case.name == "mad24");
+    let product: fn(u32, u32) -> u32 = match (kind, part) {
+        (Type::U32, Part::Low) => integer::mul24_lo_u32,
+        (Type::S32, Part::Low) => integer::mul24_lo_s32,
+        (Type::U32, Part::High) => integer::mul24_hi_u32,
+        (Type::S32, Part::High) => integer::mul24_hi_s32,
         _ => return Err(no_type(kind)),
+    };
+    case.finish(if adds { 4 } else { 3 })?;
+    let d = case.target(0, kind)?;
+    Ok(Op::Lanes(if adds {
+        map3(d, case.sources(1, kind)?, move |a, b, c: u32| product(a, b).wrapping_add(c))
+    } else {
+        map2(d, case.sources(1, kind)?, product)
     }))
 }
 
@@ -298,6 +304,35 @@ fn find_bit(case: &mut Case, kind: Type) -> Lowered<Op> {
         Type::S64 => map1(d, a, move |a| bits::bfind_s64(a, distance)),
         _ => return Err(no_type(kind)),
     }))
+}
+
+/// `v{add,sub,avrg,absdiff,min,max}{2,4}.dtype.atype.btype{.sat}{.add} d, a, b, c`; `None` for another instruction.
+pub(crate) fn video(case: &mut Case) -> Option<Lowered<Op>> {
+    let (name, bits) = match case.name.strip_suffix('4') {
+        Some(name) => (name, 8),
+        None => (case.name.strip_suffix('2')?, 16),
+    };
+    let operation = match name {
+        "vadd" => Video::Add,
+        "vsub" => Video::Subtract,
+        "vavrg" => Video::Average,
+        "vabsdiff" => Video::Difference,
+        "vmin" => Video::Min,
+        "vmax" => Video::Max,
+        _ => return None,
+    };
+    let lower = |case: &mut Case| {
+        let kinds = [case.kind()?, case.kind()?, case.kind()?];
+        let (saturate, accumulate) = (case.take("sat"), case.take("add"));
+        case.finish(4)?;
+        if kinds.iter().any(|kind| !matches!(kind, Type::U32 | Type::S32)) || saturate && accumulate {
+            return Err("this combination of modifiers does not exist".to_string());
+        }
+        let mode = VideoMode { bits, signed: kinds.map(Type::is_signed), saturate, accumulate };
+        let (d, sources) = (case.target(0, Type::B32)?, case.sources(1, Type::B32)?);
+        Ok(Op::Lanes(map3(d, sources, move |a, b, c| integer::video(operation, mode, a, b, c))))
+    };
+    Some(lower(case))
 }
 
 /// `dp4a.atype.btype`; `kind` is atype, the other one is still among the modifiers.

@@ -164,7 +164,7 @@ fn atomic(case: &mut Case) -> Lowered<Op> {
     if swap {
         parts[0][1] = Register { slot: case.source(first + 2, kind)?, bits: kind.bits() };
     }
-    Ok(Op::Atomic(Atomic { space, address, bytes: kind.bytes(), update, parts, old }))
+    Ok(Op::Atomic(Atomic { space, address, bytes: kind.bytes(), update, parts, old, reads: true, answer: None }))
 }
 
 fn as_wide_as(register: Register, kind: Type) -> Lowered<Register> {

@@ -9,7 +9,7 @@ const DEBUGGER: &str = "there is no debugger";
 const STACK: &str = "there is no stack: local memory is laid out before the kernel runs";
 
 /// Names, and why.
-const REFUSED: [(&str, &str); 46] = [
+const REFUSED: [(&str, &str); 47] = [
     ("wgmma", PROXY),
     ("cp.async.bulk", PROXY),
     ("cp.reduce.async.bulk", PROXY),
@@ -29,6 +29,8 @@ const REFUSED: [(&str, &str); 46] = [
     ("tcgen05", TENSOR_MEMORY),
     ("mbarrier.expect_tx", BARRIERS),
     ("mbarrier.complete_tx", BARRIERS),
+    ("mbarrier.arrive.expect_tx", BARRIERS),
+    ("mbarrier.arrive_drop.expect_tx", BARRIERS),
     ("tex", TEXTURES),
     ("tld4", TEXTURES),
     ("txq", TEXTURES),
@@ -51,19 +53,20 @@ const REFUSED: [(&str, &str); 46] = [
     ("vshl", VIDEO),
     ("vshr", VIDEO),
     ("vmad", VIDEO),
-    ("vset", VIDEO),
-    ("vavrg", VIDEO),
+    ("vset", "comparisons of video instructions are not emulated"),
     ("isspacep.shared::cluster", CLUSTERS),
     ("cvta.shared::cluster", CLUSTERS),
     ("prefetch.tensormap", PROXY),
 ];
 
-const VIDEO: &str = "video instructions are not emulated";
+const VIDEO: &str = "video instructions of one number are not emulated";
 
 /// Why an opcode is refused by its name, if it is.
 pub(super) fn reason(opcode: &str) -> Option<String> {
     let begins = |name: &str| {
         opcode.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', ':', '2', '4']))
     };
-    REFUSED.iter().find(|(name, _)| begins(name)).map(|(name, why)| format!("{name} is not supported: {why}"))
+    let (name, why) = REFUSED.iter().find(|(name, _)| begins(name))?;
+    let whole = opcode.split('.').next().unwrap_or_default();
+    Some(format!("{} is not supported: {why}", if name.contains('.') { name } else { whole }))
 }

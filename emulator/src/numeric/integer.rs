@@ -120,6 +120,64 @@ fn piece(bits: u32, index: u32, width: u32, signed: bool) -> u32 {
     if signed { (at_top as i32 >> (32 - width)) as u32 } else { at_top >> (32 - width) }
 }
 
+/// An operation of the SIMD video instructions `vadd2`, `vadd4` and so on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Video {
+    /// `vadd`
+    Add,
+    /// `vsub`
+    Subtract,
+    /// `vavrg`: the mean, rounded away from zero.
+    Average,
+    /// `vabsdiff`
+    Difference,
+    /// `vmin`
+    Min,
+    /// `vmax`
+    Max,
+}
+
+/// The types of a SIMD video instruction: its parts are 8 or 16 bits wide, and D, A and B are signed or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VideoMode {
+    /// The width of a part.
+    pub bits: u32,
+    /// Whether D, A and B are signed.
+    pub signed: [bool; 3],
+    /// `.sat`: a result that does not fit becomes the nearest that does.
+    pub saturate: bool,
+    /// `.add`: the results are added to C, as a word; otherwise D is made of them.
+    pub accumulate: bool,
+}
+
+/// `v{add,sub,avrg,absdiff,min,max}{2,4}.dtype.atype.btype{.sat}{.add} d, a, b, c`
+#[inline]
+pub fn video(operation: Video, mode: VideoMode, a: u32, b: u32, c: u32) -> u32 {
+    let VideoMode { bits, signed: [d_signed, a_signed, b_signed], saturate, accumulate } = mode;
+    let number = |word: u32, part: u32, signed: bool| {
+        let bits = piece(word, part, bits, signed);
+        if signed { i64::from(bits as i32) } else { i64::from(bits) }
+    };
+    let (low, high) = if d_signed { (-(1i64 << (bits - 1)), (1 << (bits - 1)) - 1) } else { (0, (1 << bits) - 1) };
+    (0..32 / bits).fold(if accumulate { c } else { 0 }, |out, part| {
+        let (x, y) = (number(a, part, a_signed), number(b, part, b_signed));
+        let result = match operation {
+            Video::Add => x + y,
+            Video::Subtract => x - y,
+            Video::Average => (x + y + i64::from(x + y >= 0)) >> 1,
+            Video::Difference => (x - y).abs(),
+            Video::Min => x.min(y),
+            Video::Max => x.max(y),
+        };
+        let result = if saturate { result.clamp(low, high) } else { result };
+        if accumulate {
+            out.wrapping_add(result as u32)
+        } else {
+            out | (result as u32 & ((1 << bits) - 1)) << (part * bits)
+        }
+    })
+}
+
 /// Sums and differences of one width with a carry.
 macro_rules! carries {
     ($bits:ty, $add:ident, $sub:ident) => {

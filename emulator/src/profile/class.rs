@@ -23,12 +23,12 @@ pub enum Class {
     Predicate,
     /// Branches, exits, traps.
     Control,
-    /// Accesses to one state space, with `ldmatrix`, atomics and prefetches; [`Space::Generic`] where the opcode names
+    /// Accesses to one state space, with `ldmatrix`, `stmatrix`, atomics and prefetches; [`Space::Generic`] where the opcode names
     /// none.
     Memory(Space),
     /// `cp.async` from global to shared memory.
     Copy,
-    /// `shfl`, `vote`, `match`, `redux`, `activemask`: lanes of a warp tell each other something.
+    /// `shfl`, `vote`, `match`, `redux`, `activemask`, `elect`, `movmatrix`: lanes of a warp tell each other something.
     Exchange,
     /// Barriers, fences, and the commits and waits of `cp.async`.
     Synchronisation,
@@ -43,19 +43,19 @@ impl Class {
         let name = words.next().unwrap_or_default();
         let has = |wanted: &str| opcode.split('.').skip(1).any(|word| word == wanted);
         match name {
-            "ld" | "ldu" | "st" | "atom" | "red" | "prefetch" | "prefetchu" | "ldmatrix" => {
+            "ld" | "ldu" | "st" | "atom" | "red" | "prefetch" | "prefetchu" | "ldmatrix" | "stmatrix" => {
                 Self::Memory(words.find_map(Space::named).unwrap_or(Space::Generic))
             }
             "cp" if has("commit_group") || has("wait_group") || has("wait_all") => Self::Synchronisation,
             "cp" => Self::Copy,
-            "bar" | "barrier" | "membar" | "fence" => Self::Synchronisation,
-            "shfl" | "vote" | "match" | "redux" | "activemask" => Self::Exchange,
+            "bar" | "barrier" | "membar" | "fence" | "mbarrier" | "griddepcontrol" => Self::Synchronisation,
+            "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" | "movmatrix" => Self::Exchange,
             "mma" => Self::Matrix,
             "setp" | "set" | "selp" | "slct" | "testp" => Self::Predicate,
             _ if has("pred") => Self::Predicate,
-            "mov" | "cvta" | "isspacep" => Self::Move,
+            "mov" | "cvta" | "isspacep" | "createpolicy" => Self::Move,
             "cvt" => Self::Conversion,
-            "bra" | "call" | "ret" | "exit" | "trap" | "nanosleep" => Self::Control,
+            "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "nanosleep" => Self::Control,
             "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" => Self::Special,
             _ if has("f32") => Self::F32,
             _ if has("f64") => Self::F64,

@@ -27,8 +27,15 @@ impl Order {
         let fence = opcode.starts_with("fence") || opcode.starts_with("membar");
         let atomic = opcode.starts_with("atom") || opcode.starts_with("red.");
         // A volatile access counts as relaxed with the widest scope.
+        if opcode.starts_with("mbarrier") {
+            // Arriving tells, and waiting hears, unless they say otherwise.
+            let relaxed = has(&["relaxed"]);
+            let (acquires, releases) = (has(&["test_wait", "try_wait"]), has(&["arrive", "arrive_drop"]));
+            return Self { reach: Reach::Block, acquires: acquires && !relaxed, releases: releases && !relaxed };
+        }
         let strong = fence || atomic || has(&["relaxed", "acquire", "release", "volatile"]);
-        let reach = match (strong, has(&["cta"])) {
+        // A block outside of any cluster is a cluster of its own.
+        let reach = match (strong, has(&["cta", "cluster"])) {
             (false, _) => Reach::Nobody,
             (true, true) => Reach::Block,
             (true, false) => Reach::Device,
@@ -57,6 +64,9 @@ mod tests {
         assert_eq!(order("atom.global.add.u32"), (Reach::Device, false, false));
         assert_eq!(order("atom.acq_rel.gpu.global.add.u32"), (Reach::Device, true, true));
         assert_eq!(order("red.shared.add.u32"), (Reach::Device, false, false));
+        assert_eq!(order("mbarrier.arrive.shared.b64"), (Reach::Block, false, true));
+        assert_eq!(order("mbarrier.test_wait.shared.b64"), (Reach::Block, true, false));
+        assert_eq!(order("fence.acq_rel.cluster"), (Reach::Block, true, true));
         assert_eq!(order("membar.gl"), (Reach::Device, true, true));
         assert_eq!(order("membar.cta"), (Reach::Block, true, true));
         assert_eq!(order("fence.acquire.gpu"), (Reach::Device, true, false));
