@@ -173,8 +173,8 @@ impl Device {
 
     /// Bytes that are taken, and bytes that there are.
     #[getter]
-    fn memory(&self) -> (u64, u64) {
-        self.lock().memory()
+    fn memory(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
+        self.with(py, |emulator| Ok(emulator.memory()))
     }
 
     /// Runs a kernel and waits for its end, or for Ctrl-C.
