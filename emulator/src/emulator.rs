@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::exec::host::{Printed, Prints};
 use crate::exec::launch::{Launch, Report};
 use crate::lower::{Kernel, function_address};
 use crate::memory::store::Store;
@@ -23,7 +22,7 @@ pub struct Emulator {
     /// The addresses of the variables of each module that was launched.
     loaded: HashMap<u64, Vec<u64>>,
     interrupted: Arc<AtomicBool>,
-    printed: Prints,
+    printed: Mutex<String>,
     /// What cooperative grids meet at, once there was one.
     workspace: Option<DevicePointer>,
 }
@@ -34,15 +33,25 @@ impl Default for Emulator {
     }
 }
 
-/// What compute capability 8.0 allows: threads and shared memory of a block, local memory of a thread, and so on.
+/// What compute capability 8.0 allows: threads of a block, local memory of a thread, and so on.
 const MAX_THREADS: u64 = 1024;
-const MAX_SHARED: u64 = 163 << 10;
 const MAX_LOCAL: u64 = 512 << 10;
 const MAX_PARAMETERS: u64 = 4352;
 /// Virtual registers of a thread: 256 bytes each for a warp.
 const MAX_REGISTERS: usize = 1 << 16;
 const MAX_BLOCKS: [u32; 3] = [i32::MAX as u32, 65535, 65535];
 const MAX_BLOCK: [u32; 3] = [1024, 1024, 64];
+
+/// The shared memory that a block may have (CUDA C++ programming guide, "Technical Specifications per Compute
+/// Capability"), by the module's target.
+fn max_shared(target: &str) -> u64 {
+    let number: String = target.trim_start_matches("sm_").chars().take_while(char::is_ascii_digit).collect();
+    match number.parse::<u32>() {
+        Ok(86 | 89 | 120 | 121) => 99 << 10,
+        Ok(90..=119) => 227 << 10,
+        _ => 163 << 10,
+    }
+}
 
 impl Emulator {
     /// A device with 4 GiB of memory, which the host provides as it is allocated.
@@ -57,7 +66,7 @@ impl Emulator {
             loaded: HashMap::new(),
             workspace: None,
             interrupted: Arc::default(),
-            printed: Prints::default(),
+            printed: Mutex::default(),
         }
     }
 
@@ -110,10 +119,9 @@ impl Emulator {
         Arc::clone(&self.interrupted)
     }
 
-    /// What threads printed by `printf` since this was last asked for, launch by launch and block by block: at most
-    /// 65536 calls, the rest is dropped, as on a device whose buffer is full. A launch that failed has printed too.
-    pub fn printed(&mut self) -> Vec<Printed> {
-        std::mem::take(self.log()).into_iter().map(|(_, call)| call).collect()
+    /// What the last launch printed, also one that failed; once.
+    pub fn printed(&mut self) -> String {
+        std::mem::take(self.printed.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How many bytes of memory are taken, and how many there are.
@@ -162,33 +170,16 @@ impl Emulator {
         options: Options,
         observer: Option<&mut O>,
     ) -> Result<Report, Error> {
-        let before = self.log().len();
-        let report = self.run(module, name, grid, args, options, observer);
-        // Of blocks that ran at the same time.
-        self.log()[before..].sort_by_key(|(block, _)| *block);
-        report
-    }
-
-    fn log(&mut self) -> &mut Vec<(u64, Printed)> {
-        self.printed.get_mut().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run<O: Observer>(
-        &mut self,
-        module: &Module,
-        name: &str,
-        grid: Grid,
-        args: &[Arg],
-        options: Options,
-        observer: Option<&mut O>,
-    ) -> Result<Report, Error> {
+        self.printed.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         let kernel = module.kernel(name)?;
         let wrong = |message: String| Error::Launch { kernel: name.to_string(), message };
         let params = parameters(&kernel, args).map_err(wrong)?;
         check_grid(&kernel, grid).map_err(wrong)?;
         let shared_bytes = kernel.dynamic_start.max(kernel.shared_bytes) + u64::from(grid.shared);
-        if shared_bytes > MAX_SHARED {
-            return Err(wrong(format!("{shared_bytes} bytes of shared memory; a block may have {MAX_SHARED}")));
+        let most = max_shared(module.target());
+        if shared_bytes > most {
+            let target = module.target();
+            return Err(wrong(format!("{shared_bytes} bytes of shared memory; a block of {target} may have {most}")));
         }
         if kernel.local_bytes > MAX_LOCAL {
             return Err(wrong(format!("{} bytes of local memory; a thread may have {MAX_LOCAL}", kernel.local_bytes)));

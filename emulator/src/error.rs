@@ -218,18 +218,6 @@ pub enum Cause {
         /// The bytes to take from the source.
         source_bytes: u32,
     },
-    /// `assert` failed.
-    #[error("assertion failed: {message} ({file}:{line}, {function})")]
-    Assertion {
-        /// What should have been.
-        message: String,
-        /// The file that says so.
-        file: String,
-        /// The line.
-        line: u32,
-        /// The function.
-        function: String,
-    },
     /// `brx.idx` with an index beyond its list.
     #[error("the index {index} of a list of {targets} branch targets")]
     BadIndex {
@@ -243,6 +231,18 @@ pub enum Cause {
     NoFunction {
         /// The pointer.
         address: u64,
+    },
+    /// `assert` of CUDA's C++ found its condition false.
+    #[error("{file}:{line}: {function}: the assertion `{condition}` failed")]
+    Assertion {
+        /// What should have been true.
+        condition: String,
+        /// The file of the source.
+        file: String,
+        /// The line in it.
+        line: u32,
+        /// The function.
+        function: String,
     },
     /// `trap` was executed.
     #[error("trap")]

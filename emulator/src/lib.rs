@@ -17,7 +17,6 @@ mod unwritten;
 
 pub use emulator::Emulator;
 pub use error::{Cause, Error, Fault, Jam, Place, Stuck, Waiting};
-pub use exec::host::{Printed, Value};
 pub use exec::launch::Report;
 pub use memory::DevicePointer;
 pub use module::{Module, Parameter};

@@ -22,6 +22,7 @@ mod moves;
 mod refused;
 mod shapes;
 pub(crate) mod slots;
+mod system;
 mod warp;
 
 use crate::parse::ast::{Ast, Entry};

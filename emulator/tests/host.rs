@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use ptx_emulator::{Arg, Cause, Emulator, Error, Grid, Module, Options, Parameter, Value};
+use ptx_emulator::{Arg, Cause, Emulator, Error, Grid, Module, Options, Parameter};
 
 const HEAD: &str = ".version 8.4\n.target sm_80\n.address_size 64\n";
 
@@ -75,26 +75,16 @@ fn talk(grid: Grid) -> (Emulator, Result<(), Error>) {
 }
 
 #[test]
-fn what_is_printed_comes_block_by_block_with_its_values() {
-    let (mut gpu, done) = talk(Grid::linear(3, 2));
+fn what_a_launch_printed_is_kept_also_of_one_that_failed() {
+    let (mut gpu, done) = talk(Grid::linear(2, 2));
     done.unwrap();
-    let calls = gpu.printed();
-    assert_eq!(calls.iter().map(|call| call.block[0]).collect::<Vec<_>>(), [0, 0, 1, 1, 2, 2]);
-    assert_eq!(calls[3].format, "%d %-4llu %.1f %s%%");
-    let values = [Value::Signed(1), Value::Unsigned(1), Value::Float(2.25), Value::Text("hi".to_string())];
-    assert_eq!((calls[3].thread, calls[3].values.as_slice()), ([1, 0, 0], &values[..]));
-    assert!(gpu.printed().is_empty(), "each call is given once");
-}
-
-#[test]
-fn an_assertion_that_fails_says_what_it_says_and_what_was_printed_is_kept() {
+    assert_eq!(gpu.printed(), "0 0    2.2 hi%0 1    2.2 hi%1 0    2.2 hi%1 1    2.2 hi%");
+    assert_eq!(gpu.printed(), "", "once");
     let (mut gpu, done) = talk(Grid::linear(1, 64));
     let error = done.unwrap_err();
-    let text = error.to_string();
-    assert!(text.contains("thread (40, 0, 0): assertion failed: hi (hi:7, hi)"), "{text}");
     let Error::Fault(fault) = error else { panic!("{error}") };
     assert!(matches!(fault.cause, Cause::Assertion { line: 7, .. }));
-    assert_eq!(gpu.printed().len(), 64);
+    assert_eq!(gpu.printed().matches("hi%").count(), 64);
 }
 
 #[test]

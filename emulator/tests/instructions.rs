@@ -207,7 +207,7 @@ fn of_32_bits() {
             one(0) | one(16)
         }),
         ("vavrg4.u32.u32.u32 %r0, %r1, %r2, 0;", |a, b, _| {
-            let one = |s: u32| ((a >> s & 0xff) + (b >> s & 0xff) + 1) / 2 << s;
+            let one = |s: u32| ((a >> s & 0xff) + (b >> s & 0xff)).div_ceil(2) << s;
             one(0) | one(8) | one(16) | one(24)
         }),
         ("vabsdiff4.u32.s32.s32.add %r0, %r1, %r2, %r3;", |a, b, c| {

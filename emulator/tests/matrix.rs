@@ -90,10 +90,7 @@ fn run(case: &Case, [a, b, c]: [&[u8]; 3]) -> Result<Vec<u8>, Error> {
     let types = format!("{sums}.{}.{}.{sums}", left.0, right.0);
     let (d, a_list, b_list, c_list) = (list(3), list(0), list(1), list(2));
     let mma = format!("mma.sync.aligned.{shape}.{types}{tail} {d}, {a_list}, {b_list}, {c_list};\n");
-    let mma = mma.replace("row.col.satfinite", "row.col.satfinite");
-    let mut text = std::mem::take(&mut body);
-    text += &mma;
-    let mut body = text;
+    body += &mma;
     body += &format!("ld.param.u64 %p, [p3]; mul.wide.u32 %at, %t, {}; add.s64 %at, %at, %p;\n", counts[3] * size);
     for i in 0..counts[3] {
         body += &format!("st.global.{kind} [%at+{}], {file}{};\n", i * size, firsts[3] + i);
@@ -307,7 +304,7 @@ fn stored_matrices() {
     let wanted: Vec<u32> = (0..32)
         .map(|lane| {
             let (row, column) = (lane / 4, lane % 4 * 2);
-            8 * column + row | (8 * (column + 1) + row) << 16
+            (8 * column + row) | ((8 * (column + 1) + row) << 16)
         })
         .collect();
     assert_eq!(bench.get::<u32>(out), wanted);

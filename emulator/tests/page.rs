@@ -34,7 +34,7 @@ fn check(form: &str) -> Result<(), Error> {
     Module::parse(&format!(
         ".version 9.0\n.target sm_90\n.address_size 64\n.func nothing() {{ ret; }}\n.func recursive() {{ call.uni recursive; ret; }}
         .visible .entry k() {{ .reg .b32 %r<9>; .reg .b64 %d<9>; .reg .b16 %h<9>; .reg .f32 %f<9>; .reg .f64 %e<9>;
-        .reg .pred %p<9>; .param .b64 FORMAT; .param .b64 VALUES; .param .b32 RESULT; LIST: .branchtargets HERE, HERE; PROTOTYPE: .callprototype () _ (); mov.u64 %d1, nothing;
+        .reg .pred %p<9>; LIST: .branchtargets HERE, HERE; PROTOTYPE: .callprototype () _ (); mov.u64 %d1, nothing;
         {form}; HERE: ret; }}"
     ))?
     .check()

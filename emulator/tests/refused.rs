@@ -13,6 +13,8 @@ fn launches_that_the_kernel_does_not_allow() {
         (kernel(".reqntid 32", ""), ".reqntid wants"),
         (kernel("", ".shared .b8 x[200000];"), "200000 bytes of shared memory"),
         (kernel("", ".shared .b8 x[99999999999999]; .shared .b8 y[9999999999999999];"), "shared memory"),
+        (kernel("", ".shared .b8 x[110000];").replace("sm_80", "sm_89"), "a block of sm_89 may have 101376"),
+        (kernel("", ".shared .b8 x[233000];").replace("sm_80", "sm_90a"), "a block of sm_90a may have 232448"),
         (kernel("", ".local .b8 x[99999999999];"), "bytes of local memory"),
         (kernel("", ".reg .b32 %r<60000>; .reg .b64 %rd<60000>;"), "120000 registers"),
     ];

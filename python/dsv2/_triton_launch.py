@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import triton
 from triton.backends.driver import decompose_descriptor, expand_signature
 
-from dsv2 import _dsv2, _print, emulator
+from dsv2 import _dsv2, emulator
 from dsv2._arrays import HostArray, Transfer, host_array
 from dsv2._dsv2 import LaunchError, Race, Use
 
@@ -128,7 +129,7 @@ class Launcher:
             left = active.shadow.keep(transfer) if active.shadow is not None else {}
             transfer.download()
         finally:
-            _print.flush(machine)
+            sys.stdout.write(machine.printed())
             transfer.free()
             for address in filter(None, scratch):
                 machine.free(address)

@@ -16,12 +16,13 @@ allocation, and what the kernel writes is in them when `launch` returns.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsv2 import _dsv2, _html, _print
+from dsv2 import _dsv2, _html
 from dsv2._arrays import Out, Transfer, host_array
 from dsv2._device import Device, DeviceArray, default
 from dsv2._dsv2 import KernelFault, LaunchError, Parameter, Profile, PtxError, Race, Use
@@ -214,7 +215,7 @@ class Kernel:
             )  # fmt: skip
             left = transfer.download()
         finally:
-            _print.flush(machine)
+            sys.stdout.write(machine.printed())
             transfer.free()
         return Launch.of(self.name, *sizes, done, left)
 

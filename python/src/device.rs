@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ptx_emulator::profile::Profile;
 use ptx_emulator::race::{Race, RaceDetector};
-use ptx_emulator::{Arg, DevicePointer, Emulator, Error, Grid, Options, Printed, Report, Unwritten};
+use ptx_emulator::{Arg, DevicePointer, Emulator, Error, Grid, Options, Report, Unwritten};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 
@@ -39,29 +39,6 @@ pub struct Launched {
     /// The profile, if it was asked for.
     profile: Option<Py<profile::Profile>>,
 }
-
-/// A value that was printed.
-#[derive(IntoPyObject)]
-pub enum Value {
-    Signed(i64),
-    Unsigned(u64),
-    Float(f64),
-    Text(String),
-}
-
-impl From<ptx_emulator::Value> for Value {
-    fn from(value: ptx_emulator::Value) -> Self {
-        match value {
-            ptx_emulator::Value::Signed(number) => Self::Signed(number),
-            ptx_emulator::Value::Unsigned(number) => Self::Unsigned(number),
-            ptx_emulator::Value::Float(number) => Self::Float(number),
-            ptx_emulator::Value::Text(text) => Self::Text(text),
-        }
-    }
-}
-
-/// Block, thread, format and values of a call of `printf`.
-type Print = ((u32, u32, u32), (u32, u32, u32), String, Vec<Value>);
 
 /// Waits for an answer, and for Ctrl-C. Nothing, if there will be no answer.
 pub fn wait<T: Send>(py: Python<'_>, answer: &mut Receiver<T>) -> PyResult<Option<T>> {
@@ -162,13 +139,9 @@ impl Device {
         self.with(py, |emulator| emulator.read_bytes(DevicePointer::from_address(address), bytes))
     }
 
-    /// What threads printed since this was last asked for: block, thread, format and values of each call.
-    fn printed(&self, py: Python<'_>) -> Vec<Print> {
-        let calls = py.detach(|| self.lock().printed());
-        let print = |Printed { block: [x, y, z], thread: [a, b, c], format, values }| {
-            ((x, y, z), (a, b, c), format, values.into_iter().map(Value::from).collect())
-        };
-        calls.into_iter().map(print).collect()
+    /// What the last launch printed, also one that failed; once.
+    fn printed(&self, py: Python<'_>) -> PyResult<String> {
+        self.with(py, |emulator| Ok(emulator.printed()))
     }
 
     /// Bytes that are taken, and bytes that there are.

@@ -34,7 +34,7 @@ pub(crate) struct Unknown {
     predicates: Vec<[Origin; LANES]>,
 }
 
-/// What a block remembers of unwritten bytes.
+/// What a block remembers of unwritten bytes, and what it has printed.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     /// What the first thread read at a load.
@@ -43,6 +43,8 @@ pub(crate) struct Log {
     stored: HashMap<u64, Origin>,
     /// By the place of the load, the place of the use and its sort: the first, and how many.
     pub(crate) uses: HashMap<(Origin, usize, Use), Found>,
+    /// What was printed, by block.
+    pub(crate) printed: Vec<([u32; 3], String)>,
 }
 
 /// The first use of a sort.
@@ -62,6 +64,7 @@ impl Log {
 
     /// Adds what another thread of the host has found. `order` tells which of two blocks comes first.
     pub(crate) fn add(&mut self, other: Self) {
+        self.printed.extend(other.printed);
         let order = |found: &Found| (found.block[2], found.block[1], found.block[0], found.thread);
         for (key, found) in other.uses {
             match self.uses.get_mut(&key) {
@@ -75,6 +78,13 @@ impl Log {
                 }
             }
         }
+    }
+
+    /// What was printed, the first block first.
+    pub(crate) fn printed(&self) -> String {
+        let mut all: Vec<_> = self.printed.iter().collect();
+        all.sort_by_key(|([x, y, z], _)| (*z, *y, *x));
+        all.into_iter().map(|(_, text)| text.as_str()).collect()
     }
 
     /// What is told of it, in the order of the kernel's text.
@@ -625,9 +635,9 @@ impl<O: Observer> Block<'_, O> {
         };
         for (index, old) in old.iter_mut().enumerate() {
             let (register, ones) = place(&product.c, index, sum_bits[0]);
-            for lane in 0..LANES {
+            for (lane, old) in old.iter_mut().enumerate() {
                 if get(&unknown.masks, register, lane) & ones != 0 {
-                    old[lane] = unknown.origins(Cell::Data(register))[lane];
+                    *old = unknown.origins(Cell::Data(register))[lane];
                 }
             }
         }
@@ -636,9 +646,9 @@ impl<O: Observer> Block<'_, O> {
         }
         for (index, old) in old.iter().enumerate() {
             let (register, ones) = place(&product.d, index, sum_bits[1]);
-            for lane in 0..LANES {
+            for (lane, old) in old.iter().enumerate() {
                 let (row, column) = shape.c_position(lane, index);
-                let origin = [rows[row], columns[column], old[lane]].into_iter().find(|origin| *origin != 0);
+                let origin = [rows[row], columns[column], *old].into_iter().find(|origin| *origin != 0);
                 if let Some(origin) = origin {
                     let mask = get(&unknown.masks, register, lane) | ones;
                     set(&mut unknown.masks, register, lane, mask);
@@ -666,8 +676,8 @@ fn home(space: Space, address: u64) -> Space {
 fn key(home: Space, (w, _): (usize, usize), address: u64, offset: u64) -> u64 {
     match home {
         Space::Shared => offset / 4,
-        Space::Local => LOCAL | (w as u64) << 48 | offset / 4,
-        _ => GLOBAL | address / 4,
+        Space::Local => LOCAL | (w as u64) << 48 | (offset / 4),
+        _ => GLOBAL | (address / 4),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::flow::{Cell, Flow, Rule, bitwise_operands};
 use super::function_address;
 use super::instruction::{Address, Base};
-use super::slots::{Constant, Name, Slots, Special, Symbol};
+use super::slots::{Constant, Name, Slots, Special};
 use crate::Space;
 use crate::exec::registers::{Pred, Register};
 use crate::numeric::Rounding;
@@ -211,17 +211,6 @@ impl<'a> Case<'a> {
             return Some((symbol.space, symbol.address));
         }
         Some((variable.space, Constant::Global(index, 0)))
-    }
-
-    /// Where a variable that is passed to a function is in local memory.
-    pub(crate) fn local(&self, operand: &Operand) -> Lowered<u64> {
-        let Operand::Name(name) = operand else {
-            return Err("only .param variables can be passed to a function".to_string());
-        };
-        match self.slots.find(name) {
-            Some(Name::Variable(Symbol { space: Space::Local, address: Constant::Value(at) })) => Ok(at),
-            _ => Err(format!("{name} is not a .param variable")),
-        }
     }
 
     /// A predicate destination.

@@ -1,7 +1,7 @@
 //! PTX manual, "Control Flow Instructions", "Parallel Synchronization" (`bar`, `barrier`) and "Miscellaneous".
 
 use super::case::{Case, Lowered};
-use super::instruction::{Action, Barrier, Collective, Function, Host, Op};
+use super::instruction::{Action, Barrier, Collective, Op};
 use super::slots::Name;
 use super::warp::members;
 use crate::parse::ast::Operand;
@@ -34,37 +34,10 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
             case.modifiers().is_empty().then(nothing).ok_or_else(|| "pmevent has no modifiers here".to_string())
         }
         // Calls of functions with a body never come here.
-        "call" => host(case)
+        "call" => super::system::lower(case)
             .unwrap_or_else(|| Err("only calls of functions whose body is in the module are supported".to_string())),
         _ => return None,
     })
-}
-
-/// `call.uni (result), vprintf, (format, values)` and `call.uni __assertfail, (message, file, line, function, size)`;
-/// nothing for other functions.
-fn host(case: &mut Case) -> Option<Lowered<Op>> {
-    case.take("uni");
-    let (results, name, arguments) = match case.operands {
-        [Operand::Vector(results), Operand::Name(name), Operand::Vector(arguments)] => {
-            (results.as_slice(), name, arguments)
-        }
-        [Operand::Name(name), Operand::Vector(arguments)] => (&[][..], name, arguments),
-        _ => return None,
-    };
-    let (function, [wants, gives]) = match name.as_str() {
-        "vprintf" => (Function::Print, [2, 1]),
-        "__assertfail" => (Function::Assert, [5, 0]),
-        _ => return None,
-    };
-    let lowered = || {
-        if [arguments.len(), results.len()] != [wants, gives] {
-            return Err(format!("{name} takes {wants} values and gives {gives}"));
-        }
-        let arguments = arguments.iter().map(|operand| case.local(operand)).collect::<Lowered<Vec<u64>>>()?;
-        let result = results.first().map_or(Ok(0), |operand| case.local(operand))?;
-        Ok(Op::Host(Host { function, arguments, result }))
-    };
-    Some(lowered())
 }
 
 fn branch(case: &mut Case) -> Lowered<Op> {

@@ -27,6 +27,12 @@ pub(crate) enum Op {
     Branch(usize),
     /// `brx.idx`: the slot of the index, and the targets.
     BranchIndex(u32, Vec<usize>),
+    /// A call of a function of the driver: where in local memory its result and its arguments lie.
+    System {
+        system: System,
+        result: Option<u64>,
+        arguments: Vec<u64>,
+    },
     /// A call through a pointer, in this register, that no function answers.
     NoFunction(Register),
     Exit,
@@ -43,24 +49,14 @@ pub(crate) enum Op {
     Warp(Members, Collective),
     Barrier(Barrier),
     Fence,
-    Host(Host),
 }
 
-/// A call of what the driver provides.
-pub(crate) struct Host {
-    pub(crate) function: Function,
-    /// Where its arguments are in the thread's local memory.
-    pub(crate) arguments: Vec<u64>,
-    /// Where its result goes, if it has one.
-    pub(crate) result: u64,
-}
-
-/// What the driver provides.
+/// A function of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Function {
-    /// `int vprintf(const char *format, void *values)`
+pub(crate) enum System {
+    /// `vprintf(format, arguments)`
     Print,
-    /// `void __assertfail(const char *message, const char *file, unsigned line, const char *function, size_t letter)`
+    /// `__assertfail(condition, file, line, function, size of a character)`
     Assert,
 }
 

@@ -84,7 +84,7 @@ impl Factor {
 /// Element `index` of a lane's registers.
 fn element(registers: &[Register], lane: usize, index: usize, bits: u32) -> u32 {
     let per = 32 / bits as usize;
-    let word = registers[index / per][lane] >> (index % per) as u32 * bits % 32;
+    let word = registers[index / per][lane] >> ((index % per) as u32 * bits % 32);
     if bits == 32 { word } else { word & ((1 << bits) - 1) }
 }
 

@@ -104,7 +104,8 @@ fn pairs() {
     }
     let words: Vec<u32> = (0..3 * COUNT)
         .map(|i| {
-            let mut half = |at: usize| u32::from(bf16::nearest(if at % 3 == 0 { 1.5 } else { random.unit() * 2.0 }));
+            let mut half =
+                |at: usize| u32::from(bf16::nearest(if at.is_multiple_of(3) { 1.5 } else { random.unit() * 2.0 }));
             half(i / 3) | half(i / 3 + 1) << 16
         })
         .collect();

@@ -8,6 +8,7 @@
 #include <cuda/std/utility>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cstdio>
 
 namespace cg = cooperative_groups;
 
@@ -96,6 +97,15 @@ extern "C" __global__ void last_block(const int *in, int *out, unsigned *flag) {
         for (unsigned i = 0; i < gridDim.x * blockDim.x; i++) sum += out[1 + i];
         out[0] = sum;
     }
+}
+// What a thread says, and what it insists on.
+extern "C" __global__ void says(const int *in, int *out) {
+    int x = in[threadIdx.x];
+    if (threadIdx.x % 16 == 3) out[0] = printf("%d|%5u|%-4x|%08.3f|%e|%g|%c%s%%|%lld\n", x, threadIdx.x, x, x / 8.0, x * 1e5, x * 1e-7, 'c', "text", -(1ll << 40));
+}
+extern "C" __global__ void insists(const int *in, int *out) {
+    if (in[threadIdx.x] > 1000) __assert_fail("in[i] <= 1000", "groups.cu", 42, "insists");
+    out[threadIdx.x] = 1;
 }
 // A barrier of the C++ library; for sm_80 it is one in shared memory.
 extern "C" __global__ void block_barrier(const int *in, int *out) {

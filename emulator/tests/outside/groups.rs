@@ -1,9 +1,9 @@
 //! Cooperative groups, atomics of the C++ library, and blocks that wait for one another.
 
 use super::Outside;
-use crate::common::Random;
+use crate::common::{Bench, Random};
 use half::{bf16, f16};
-use ptx_emulator::Grid;
+use ptx_emulator::{Grid, Options};
 
 pub const PTX: &str = include_str!("groups.ptx");
 
@@ -76,6 +76,28 @@ fn a_barrier_in_shared_memory() {
     let (x, grid) = (numbers(128), Grid::linear(1, 128));
     let wanted: Vec<i32> = (0..128).map(|i| (1..=3).map(|r| x[(i + 33 * r) % 128] * r as i32).sum()).collect();
     assert_eq!(run("block_barrier", grid, &[0; 128], None), wanted);
+}
+
+#[test]
+fn what_threads_print_and_insist_on() {
+    let mut bench = Bench::new(PTX);
+    let mut x = vec![-5i32; 32];
+    x[19] = 12345;
+    let (input, out) = (bench.put(&x), bench.put(&[0i32; 32]));
+    let launch = |bench: &mut Bench, kernel: &str| {
+        let args = [input.into(), out.into()];
+        bench.gpu.launch(&bench.module, kernel, Grid::linear(1, 32), &args, Options::default())
+    };
+    // By C's printf, of the host.
+    let wanted = "-5|    3|fffffffb|-000.625|-5.000000e+05|-5e-07|ctext%|-1099511627776\n\
+                  12345|   19|3039|1543.125|1.234500e+09|0.0012345|ctext%|-1099511627776\n";
+    assert_eq!(launch(&mut bench, "says").unwrap().printed, wanted);
+    assert_eq!(bench.get::<i32>(out)[0], 9);
+    let error = launch(&mut bench, "insists").unwrap_err().to_string();
+    assert!(
+        error.ends_with("thread (19, 0, 0): groups.cu:42: insists: the assertion `in[i] <= 1000` failed"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -11,6 +11,9 @@ const COUNT: usize = 128;
 
 type Function = fn(f64, f64) -> f64;
 
+/// A kernel, the range of its inputs, the error that it may have, and its formula.
+type Row = (&'static str, f64, f64, f64, fn(f64) -> f64);
+
 /// The distance to the next float, where `value` lies.
 fn last_place(value: f64, fraction: i32, lowest: i32) -> f64 {
     let exponent = value.abs().log2().floor().clamp(-2000.0, 2000.0) as i32;
@@ -28,14 +31,14 @@ fn inputs(random: &mut Random, low: f64, high: f64, count: usize) -> Vec<f64> {
     let mut all = special.to_vec();
     all.resize_with(count, || {
         let x = low + (high - low) * (random.unit() + 1.0) / 2.0;
-        if random.bits() % 4 == 0 { x * 2f64.powi(-((random.bits() % 20) as i32)) } else { x }
+        if random.bits().is_multiple_of(4) { x * 2f64.powi(-((random.bits() % 20) as i32)) } else { x }
     });
     all
 }
 
 #[test]
 fn of_one_f32() {
-    let rows: [(&str, f64, f64, f64, fn(f64) -> f64); 28] = [
+    let rows: [Row; 28] = [
         ("f32_sin", -200.0, 200.0, 2.0, f64::sin),
         ("f32_cos", -200.0, 200.0, 2.0, f64::cos),
         ("f32_tan", -60000.0, 60000.0, 4.0, f64::tan),
@@ -128,7 +131,7 @@ fn of_two_f32() {
 
 #[test]
 fn of_f64() {
-    let rows: [(&str, f64, f64, f64, fn(f64) -> f64); 6] = [
+    let rows: [Row; 6] = [
         ("f64_sin", -200.0, 200.0, 2.0, f64::sin),
         ("f64_exp", -700.0, 700.0, 1.0, f64::exp),
         ("f64_log", 0.0, 1e100, 1.0, f64::ln),
@@ -157,11 +160,14 @@ fn of_f64() {
     }
 }
 
+type Wide = fn(u64, u64) -> u64;
+type Words<'a> = &'a dyn Fn(u32, u32) -> u32;
+
 #[test]
 fn of_integers() {
     let (mut module, mut random) = (Outside::new(PTX), Random(34));
     let wide: Vec<u64> = (0..2 * COUNT).map(|_| random.bits() >> (random.bits() % 60) | 1).collect();
-    let rows: [(&str, fn(u64, u64) -> u64); 3] = [
+    let rows: [(&str, Wide); 3] = [
         ("i64_divide", |x, y| (x as i64).wrapping_div(y as i64) as u64),
         ("i64_remainder", |x, y| (x as i64).wrapping_rem(y as i64) as u64),
         ("u64_high_product", |x, y| ((u128::from(x) * u128::from(y)) >> 64) as u64),
@@ -174,7 +180,7 @@ fn of_integers() {
         let (x, y) = (x.to_le_bytes(), y.to_le_bytes());
         u32::from_le_bytes(std::array::from_fn(|i| f(x[i], y[i])))
     };
-    let rows: [(&str, &dyn Fn(u32, u32) -> u32); 7] = [
+    let rows: [(&str, Words<'_>); 7] = [
         ("u32_popcount_and_brev", &|x, y| x.count_ones().wrapping_add(y.reverse_bits())),
         ("u32_funnel", &|x, y| (((u64::from(y) << 32 | u64::from(x)) << 7) >> 32) as u32),
         ("u32_bytes", &|x, y| x & 0xffff | y << 16),
