@@ -239,7 +239,7 @@ def test_memory_of_a_device_lives_on(saxpy):
         (("x", "y", 1.0, 4), {"grid": 0}, r"a grid of \[0, 1, 1\] blocks"),
         (("x", "y", 1.0, 4), {"block": 2000}, "at most 1024 are possible"),
         (("x", "y", 1.0, 4), {"block": None}, r"block is missing, and the kernel does not say it \(.reqntid\)"),
-        (("x", "y", 1.0, 4), {"shared": 1 << 20}, "bytes of shared memory; a block may have"),
+        (("x", "y", 1.0, 4), {"shared": 1 << 20}, "bytes of shared memory; a block of sm_80 may have 166912"),
     ],
 )
 def test_what_does_not_fit_is_one_line(saxpy, args, sizes, line):
