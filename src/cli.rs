@@ -7,6 +7,7 @@ mod feed;
 mod generate;
 mod kv_cache;
 mod mutants;
+mod operator;
 mod progress;
 mod talk;
 mod trace;
@@ -71,6 +72,9 @@ enum Command {
     Check(check::CheckArgs),
     /// Compare what an engine answered, or what a server answers now, with the model
     CheckText(check_text::CheckTextArgs),
+    /// Inputs for a kernel of one operator, and what it returned, judged
+    #[command(subcommand)]
+    Operator(operator::OperatorCommand),
     /// Go on with a text, or with many
     Generate(generate::GenerateArgs),
     /// Talk with a model
@@ -200,6 +204,7 @@ impl Cli {
             Command::Trace(args) => trace::run(&args),
             Command::Check(args) => check::run(&args),
             Command::CheckText(args) => check_text::run(&args),
+            Command::Operator(command) => operator::run(&command),
             Command::Generate(args) => generate::run(&args),
             Command::Chat(args) => chat::run(&args),
             Command::Mutants(args) => mutants::run(&args),

@@ -17,6 +17,9 @@ pub enum Error {
     /// The CUDA model: a device, a kernel, or an operand that does not fit.
     #[error(transparent)]
     Device(#[from] dsv2_optimized::Error),
+    /// An operator, a workload, or a tensor of one.
+    #[error(transparent)]
+    Operator(#[from] dsv2_operators::Error),
     /// A tokenizer, a template, or a rule by which text is made.
     #[error(transparent)]
     Text(#[from] dsv2_text::Error),

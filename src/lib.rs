@@ -15,6 +15,7 @@
 //! | [`mod@stage`], [`rows`], [`metrics`], [`budget`], [`judge`], [`local`] | comparing |
 //! | [`outcome`], [`waivers`], [`report`], [`output`] | saying what came of it |
 //! | [`mod@generate`] | text from a model, over any backend |
+//! | [`kernels`] | what a kernel returned for an operator's workload, judged |
 //! | [`transcripts`] | text that an engine answered, judged |
 //! | [`mutants`], [`score`] | known bugs, planted: whether the judge finds them, and what a wrong dump comes from |
 //! | [`verify`], [`conformance`], [`integers`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands, and the golden cases as tests |
@@ -36,6 +37,7 @@ pub mod golden;
 pub mod inputs;
 pub mod integers;
 pub mod judge;
+pub mod kernels;
 pub mod kv_cache;
 mod lines;
 pub mod local;

@@ -9,6 +9,7 @@ mod forms;
 mod generate;
 mod hostile;
 mod materialize;
+mod operator;
 mod outputs;
 mod process;
 mod refused;

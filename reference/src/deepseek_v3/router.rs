@@ -60,6 +60,16 @@ impl<T: Real> BiasCorrectedRule<T> {
         let (Some(n_group), Some(topk_group)) = (config.n_group, config.topk_group) else {
             return Err(Error::config("n_group and topk_group", "an integer each", "null"));
         };
+        let mut rule = BiasCorrectedRule::new(experts, n_group, topk_group, k)?;
+        rule.norm_topk_prob = config.norm_topk_prob;
+        Ok(rule.scaled_by(T::from_f64(config.routed_scaling_factor)))
+    }
+
+    /// k of `experts` in `n_group` groups, of which `topk_group` are kept; the weights are the scores as they are.
+    ///
+    /// # Errors
+    /// If the groups do not divide the experts or hold too few.
+    pub fn new(experts: usize, n_group: usize, topk_group: usize, k: usize) -> Result<Self> {
         if n_group == 0 || !experts.is_multiple_of(n_group) {
             return Err(Error::config("n_group", format!("a divisor of n_routed_experts, {experts}"), n_group));
         }
@@ -71,9 +81,19 @@ impl<T: Real> BiasCorrectedRule<T> {
             groups: Groups::contiguous(experts, n_group)?,
             topk_group,
             num_experts_per_tok: k,
-            norm_topk_prob: config.norm_topk_prob,
-            routed_scaling_factor: T::from_f64(config.routed_scaling_factor),
+            norm_topk_prob: false,
+            routed_scaling_factor: T::one(),
         })
+    }
+
+    /// With weights that are multiplied by `factor`.
+    pub fn scaled_by(self, factor: T) -> Self {
+        BiasCorrectedRule { routed_scaling_factor: factor, ..self }
+    }
+
+    /// With weights that are divided by their sum first.
+    pub fn normalised(self) -> Self {
+        BiasCorrectedRule { norm_topk_prob: true, ..self }
     }
 
     /// Routes tokens by their logits \[N,E\] and the experts' biases \[E\].

@@ -1,0 +1,70 @@
+//! What a layer puts into the latent cache (section 2.1.2, eq. 9; 2.1.3, eq. 15): the normalised latent and the rotated key.
+
+use dsv2_reference::Real;
+use dsv2_reference::model::norm::RmsNorm;
+use dsv2_reference::model::rope::RotaryTables;
+use ndarray::{Array2, Array3, Axis, Ix1, Ix2, Ix3, s};
+
+use super::draw::{Draw, int32};
+use super::rotary;
+use crate::call::{Call, Outputs};
+use crate::contract::{Contract, Workload};
+use crate::error::Result;
+use crate::tensor::{Tensor, Tensors};
+
+/// DeepSeek-V2's `rms_norm_eps`.
+const EPS: f64 = 1e-6;
+
+/// Writes `RMSNorm(kv_a[:, ..c])` and `RoPE(kv_a[:, c..])` of each token into its slot; a slot of -1 is written nowhere (the
+/// padding of a captured graph). All other slots stay as they are.
+pub fn append<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
+    let kv_a = call.real::<T, Ix2>("kv_a");
+    let (mut ckv_cache, mut kpe_cache) = (call.real::<T, Ix3>("ckv_cache"), call.real::<T, Ix3>("kpe_cache"));
+    let (pages, page_size, width) = ckv_cache.dim();
+    if kv_a.ncols() != width + kpe_cache.len_of(Axis(2)) {
+        let expected = format!("rows of {width} + {}", kpe_cache.len_of(Axis(2)));
+        return Err(contract.mismatch("input", "kv_a", &expected, &kv_a.ncols().to_string()));
+    }
+    let latent = RmsNorm::new(call.real::<T, Ix1>("weight"), EPS).forward(kv_a.slice(s![.., ..width]));
+    let table = |name| call.real::<T, Ix2>(name).insert_axis(Axis(0));
+    let tables = RotaryTables { cos: table("cos"), sin: table("sin") };
+    let mut key = kv_a.slice(s![.., width..]).to_owned().insert_axis(Axis(0)).insert_axis(Axis(0));
+    tables.rotate(&mut key);
+    let mut written = std::collections::BTreeSet::new();
+    for (token, &slot) in call.index::<Ix1>("slot_mapping").iter().enumerate().filter(|(_, slot)| **slot != -1) {
+        let place = usize::try_from(slot).ok().filter(|&slot| slot < pages * page_size && written.insert(slot));
+        let place = place.ok_or_else(|| {
+            let expected = format!("-1, or slots 0 to {}, each once", (pages * page_size).saturating_sub(1));
+            contract.mismatch("input", "slot_mapping", &expected, &slot.to_string())
+        })?;
+        let at = s![place / page_size, place % page_size, ..];
+        ckv_cache.slice_mut(at).assign(&latent.row(token));
+        kpe_cache.slice_mut(at).assign(&key.slice(s![0, 0, token, ..]));
+    }
+    Ok(vec![("ckv_cache", ckv_cache.into()), ("kpe_cache", kpe_cache.into())])
+}
+
+/// Tokens for slots anywhere in a cache of other numbers. `padding`: every third token has no slot. `NaN in unused cache`:
+/// the other slots hold NaN.
+pub fn inputs(workload: &Workload, draw: &Draw) -> Tensors {
+    let [tokens, ckv, kpe, pages, size] =
+        ["num_tokens", "head_dim_ckv", "head_dim_kpe", "num_pages", "page_size"].map(|axis| workload.axis(axis));
+    let kv_a: Array2<f64> = draw.normal("kv_a", &[tokens, ckv + kpe], 1.0).into_dimensionality().expect("two axes");
+    let unused = |name: &str, width: usize| {
+        let filled = Array3::from_elem((pages, size, width), f64::NAN).into_dyn();
+        let values =
+            if workload.has("NaN in unused cache") { filled } else { draw.normal(name, &[pages, size, width], 1.0) };
+        Tensor::real(workload.dtype, values)
+    };
+    let order = draw.permutation("slots", pages * size);
+    let slot = |token: usize| if workload.has("padding") && token % 3 == 2 { -1 } else { order[token] as i64 };
+    let mut tables = rotary::tables(tokens, kpe, draw);
+    tables.extend([
+        ("kv_a".to_owned(), Tensor::real(workload.dtype, kv_a.into_dyn())),
+        ("weight".to_owned(), Tensor::real(workload.dtype, draw.about("weight", &[ckv], 1.0, 0.3))),
+        ("slot_mapping".to_owned(), int32(tokens, (0..tokens).map(slot).collect())),
+        ("ckv_cache".to_owned(), unused("ckv_cache", ckv)),
+        ("kpe_cache".to_owned(), unused("kpe_cache", kpe)),
+    ]);
+    tables
+}

@@ -1,0 +1,97 @@
+//! The gated MLP and the routed experts (section 2.2.1, eq. 20).
+
+use dsv2_reference::Real;
+use dsv2_reference::arithmetic::activation::Activation;
+use dsv2_reference::arithmetic::matmul::matmul_t;
+use ndarray::{Array1, Array2, ArrayView2, Axis, Ix2, Ix3, s};
+
+use super::draw::{Draw, int32};
+use crate::call::{Call, Outputs};
+use crate::contract::{Contract, Workload};
+use crate::error::Result;
+use crate::tensor::{ElementType, Tensor, Tensors};
+
+/// `silu(gate) * up` of rows \[N,2I\] that hold the gate first.
+pub fn silu_and_mul<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
+    let gate_up = call.real::<T, Ix2>("gate_up");
+    if !gate_up.ncols().is_multiple_of(2) {
+        return Err(contract.mismatch(
+            "input",
+            "gate_up",
+            "rows of a gate and as much beside it",
+            &gate_up.ncols().to_string(),
+        ));
+    }
+    Ok(vec![("output", gated(gate_up.view()).into())])
+}
+
+/// `sum_k weight_k W2_e(silu(W1_e x) * W3_e x)` for the experts e of each token: w13 \[E,2I,D\] holds W1 over W3, w2 is \[E,D,I\].
+/// An expert of -1 is one that another device has, and adds nothing.
+pub fn grouped<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
+    let x = call.real::<T, Ix2>("hidden_states");
+    let (w13, w2) = (call.real::<T, Ix3>("w13"), call.real::<T, Ix3>("w2"));
+    if w13.len_of(Axis(1)) != 2 * w2.len_of(Axis(2)) {
+        let expected = format!("matrices of {} rows", 2 * w2.len_of(Axis(2)));
+        return Err(contract.mismatch("input", "w13", &expected, &w13.len_of(Axis(1)).to_string()));
+    }
+    let (chosen, weights) = (call.index::<Ix2>("topk_indices"), call.real::<T, Ix2>("topk_weights"));
+    let experts = w13.len_of(Axis(0)) as i64;
+    if let Some(bad) = chosen.iter().find(|&&expert| !(-1..experts).contains(&expert)) {
+        let expected = format!("-1, or experts 0 to {}", experts - 1);
+        return Err(contract.mismatch("input", "topk_indices", &expected, &bad.to_string()));
+    }
+    let mut output: Array2<T> = Array2::zeros(x.raw_dim());
+    for (token, (chosen, weights)) in chosen.rows().into_iter().zip(weights.rows()).enumerate() {
+        let row = x.slice(s![token..token + 1, ..]);
+        for (&expert, &weight) in chosen.iter().zip(weights).filter(|(expert, _)| **expert >= 0) {
+            let gate_up = matmul_t(row, w13.index_axis(Axis(0), expert as usize));
+            let gated = call.operand(gated(gate_up.view()));
+            let out: Array1<T> = matmul_t(gated.view(), w2.index_axis(Axis(0), expert as usize)).row(0).to_owned();
+            output.row_mut(token).scaled_add(weight, &call.operand(out));
+        }
+    }
+    Ok(vec![("output", output.into())])
+}
+
+fn gated<T: Real>(gate_up: ArrayView2<T>) -> Array2<T> {
+    let (gate, up) = gate_up.split_at(Axis(1), gate_up.ncols() / 2);
+    gate.mapv(|x| Activation::Silu.apply(x)) * up
+}
+
+/// Rows of a gate and an up-projection. `overflowing`: gates of up to 200, whose exponential no fp16 holds.
+pub fn gate_up(workload: &Workload, draw: &Draw) -> Tensors {
+    let shape = [workload.axis("num_tokens"), workload.axis("gate_up_size")];
+    let std = if workload.has("overflowing") { 60.0 } else { 2.0 };
+    Tensors::from_iter([("gate_up".to_owned(), Tensor::real(workload.dtype, draw.normal("gate_up", &shape, std)))])
+}
+
+/// Tokens, experts, and which token goes where. `one expert`: all go to the same; `elsewhere`: every other choice is an expert
+/// of another device. Else any k experts, so that of many some have no token.
+pub fn inputs(workload: &Workload, draw: &Draw) -> Tensors {
+    let [tokens, experts, k, hidden, inner] =
+        ["num_tokens", "num_experts", "top_k", "hidden_size", "intermediate_size"].map(|axis| workload.axis(axis));
+    let chosen = |token: usize| -> Vec<i64> {
+        let order = if workload.has("one expert") {
+            (0..experts).rev().collect()
+        } else {
+            draw.permutation(&format!("token {token}"), experts)
+        };
+        let elsewhere = |slot: usize| workload.has("elsewhere") && (token + slot) % 2 == 1;
+        (0..k).map(|slot| if elsewhere(slot) { -1 } else { order[slot] as i64 }).collect()
+    };
+    let weight = |name, shape: &[usize]| {
+        let std = 1.0 / (shape[2] as f64).sqrt();
+        Tensor::real(workload.dtype, draw.normal(name, shape, std))
+    };
+    let weights = draw.about("topk_weights", &[tokens, k], 0.5, 0.1);
+    Tensors::from_iter([
+        (
+            "hidden_states".to_owned(),
+            Tensor::real(workload.dtype, draw.normal("hidden_states", &[tokens, hidden], 1.0)),
+        ),
+        ("w13".to_owned(), weight("w13", &[experts, 2 * inner, hidden])),
+        ("w2".to_owned(), weight("w2", &[experts, hidden, inner])),
+        ("topk_indices".to_owned(), int32((tokens, k), (0..tokens).flat_map(chosen).collect())),
+        ("topk_weights".to_owned(), Tensor::real(ElementType::Float32, weights)),
+    ])
+}

@@ -1,0 +1,324 @@
+//! What a kernel returned for an operator's workload, judged as a stage of the whole model is.
+//!
+//! The truth is the operator's meaning in f64 on the inputs as they are stored. A budget is a multiple of what plain
+//! implementations in the kernel's types are off on the same inputs ([`Plain`]), with the floors and factors of
+//! [`crate::budget`]. Experts are judged as sets, near ties included, and weights by expert.
+
+mod choice;
+
+use dsv2_metrics::{Element, LOCAL_FACTORS, Metrics, NARROW_LOCAL_FACTORS, Spread, compare, for_so_many, with_floors};
+use dsv2_operators::contract::Judged;
+use dsv2_operators::{ElementType, Operator, Plain, Tensors, Workload};
+use indexmap::IndexMap;
+use ndarray::{ArrayD, Axis};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::budget::part;
+use crate::error::Result;
+use crate::judge::Disposition;
+use crate::values::{Values, fit};
+
+/// What came of one workload.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelReport {
+    /// The operator.
+    pub operator: String,
+    /// The same with its sizes.
+    pub instance: String,
+    /// The workload.
+    pub workload: String,
+    /// `pass`, `fail`, or `not-judged` if the first output was not returned.
+    pub verdict: KernelVerdict,
+    /// Each output of the contract.
+    pub outputs: Vec<OutputVerdict>,
+    /// What was returned under names that the contract does not have.
+    pub unknown: Vec<String>,
+}
+
+/// What is said of a workload as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelVerdict {
+    /// Every output that was returned is right, the first among them.
+    Pass,
+    /// An output is wrong.
+    Fail,
+    /// The first output was not returned.
+    NotJudged,
+}
+
+/// What is said of one output.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutputVerdict {
+    /// Its name.
+    pub output: String,
+    /// What became of it.
+    pub disposition: Disposition,
+    /// Its error.
+    pub error: Option<Metrics>,
+    /// What that may be.
+    pub budget: Option<Metrics>,
+    /// The element that is furthest off, or the one that decided.
+    pub worst: Option<Element>,
+    /// What is wrong, if no number says it.
+    pub note: Option<String>,
+}
+
+impl OutputVerdict {
+    fn new(output: &str, disposition: Disposition) -> Self {
+        OutputVerdict { output: output.to_owned(), disposition, error: None, budget: None, worst: None, note: None }
+    }
+
+    fn noted(output: &str, disposition: Disposition, note: String) -> Self {
+        OutputVerdict { note: Some(note), ..Self::new(output, disposition) }
+    }
+
+    /// How much of its budget it takes, of the measure that takes most.
+    pub fn ratio(&self) -> Option<f64> {
+        let (error, budget) = (self.error?.values(), self.budget?.values());
+        error.into_iter().zip(budget).map(|(error, budget)| part(error, budget)).reduce(f64::max)
+    }
+}
+
+impl KernelReport {
+    /// A table of several workloads: a line for each output.
+    pub fn table(reports: &[KernelReport], styled: bool) -> String {
+        let mut table =
+            crate::table::table(styled, &["workload", "output", "verdict", "of budget", "l2", "may be", "worst"]);
+        for report in reports {
+            for output in &report.outputs {
+                let disposition = serde_json::to_value(output.disposition).ok();
+                let word = disposition.as_ref().and_then(|word| word.as_str()).unwrap_or_default().to_owned();
+                let number = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.1e}"));
+                let worst = output.worst.as_ref().map(|at| format!("{:?}: {:.6} for {:.6}", at.index, at.got, at.want));
+                table.add_row(vec![
+                    comfy_table::Cell::new(&report.workload),
+                    comfy_table::Cell::new(&output.output),
+                    crate::table::mark(word, output.disposition.fails(), output.disposition.compared()),
+                    comfy_table::Cell::new(output.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"))),
+                    comfy_table::Cell::new(number(output.error.map(|error| error.l2))),
+                    comfy_table::Cell::new(number(output.budget.map(|budget| budget.l2))),
+                    comfy_table::Cell::new(output.note.clone().or(worst).unwrap_or_default()),
+                ]);
+            }
+        }
+        let of = |verdict| reports.iter().filter(|report| report.verdict == verdict).count();
+        let (pass, fail, not) = (of(KernelVerdict::Pass), of(KernelVerdict::Fail), of(KernelVerdict::NotJudged));
+        let unknown: Vec<&str> = reports.iter().flat_map(|report| report.unknown.iter().map(String::as_str)).collect();
+        let unknown = if unknown.is_empty() {
+            String::new()
+        } else {
+            format!("\nnot outputs of the contract: {}", dsv2_foreign::list(unknown, 8))
+        };
+        format!("{table}\n\n{pass} passed, {fail} failed, {not} not judged{unknown}")
+    }
+}
+
+/// A workload with everything that outputs are held against.
+pub struct Judge {
+    operator: &'static Operator,
+    workload: Workload,
+    inputs: Tensors,
+    truth: Tensors,
+    plain: [Tensors; 2],
+}
+
+impl Judge {
+    /// Of one workload of an operator.
+    ///
+    /// # Errors
+    /// If the operator refuses the workload's inputs.
+    pub fn new(operator: &'static Operator, workload: &Workload) -> Result<Self> {
+        let inputs = operator.inputs(workload)?;
+        let truth = operator.truth(&inputs)?;
+        let plain = [operator.plain(&inputs, Plain::Fp32)?, operator.plain(&inputs, Plain::Operands)?];
+        Ok(Judge { operator, workload: workload.clone(), inputs, truth, plain })
+    }
+
+    /// The inputs.
+    pub fn inputs(&self) -> &Tensors {
+        &self.inputs
+    }
+
+    /// What plain implementations returned.
+    pub fn plain(&self) -> &[Tensors; 2] {
+        &self.plain
+    }
+
+    /// Judges what a kernel returned.
+    ///
+    /// # Errors
+    /// If the operator refuses the workload's inputs.
+    pub fn judge(&self, returned: &IndexMap<String, Values>) -> Result<KernelReport> {
+        let contract = &self.operator.contract;
+        let mut outputs = Vec::new();
+        for name in contract.outputs.keys() {
+            outputs.push(match returned.get(name) {
+                Some(values) => self.judge_output(name, values, returned)?,
+                None => OutputVerdict::new(name, Disposition::NotHeld),
+            });
+        }
+        let first = outputs.first().is_some_and(|first| first.disposition.compared());
+        let verdict = match outputs.iter().any(|output| output.disposition.fails()) {
+            true => KernelVerdict::Fail,
+            false if first => KernelVerdict::Pass,
+            false => KernelVerdict::NotJudged,
+        };
+        let unknown = returned.keys().filter(|name| !contract.outputs.contains_key(*name)).cloned().collect();
+        let axes = contract.bind(&self.inputs, self.workload.dtype)?;
+        Ok(KernelReport {
+            operator: contract.name.clone(),
+            instance: contract.instance(&axes),
+            workload: self.workload.name.clone(),
+            verdict,
+            outputs,
+            unknown,
+        })
+    }
+
+    fn judge_output(&self, name: &str, values: &Values, returned: &IndexMap<String, Values>) -> Result<OutputVerdict> {
+        let spec = &self.operator.contract.outputs[name];
+        let shape = self.truth[name].shape();
+        let Some(values) = values.fit(shape) else {
+            let note = format!("shape {:?} where {shape:?} is expected", values.shape());
+            return Ok(OutputVerdict::noted(name, Disposition::WrongShape, note));
+        };
+        let of_kind = |expected: &str| {
+            let note = format!("{} where {expected} are expected", values.describe());
+            OutputVerdict::noted(name, Disposition::WrongShape, note)
+        };
+        match &spec.judged {
+            Judged::Numbers | Judged::InPlace(_) | Judged::WeightsOf(_) => {
+                let Some(got) = values.real() else { return Ok(of_kind("numbers")) };
+                match &spec.judged {
+                    Judged::InPlace(input) => Ok(self.judge_in_place(name, got, input)),
+                    Judged::WeightsOf(chosen) => self.judge_weights(name, got, returned.get(chosen)),
+                    _ => Ok(self.judge_numbers(name, got, None)),
+                }
+            }
+            Judged::Experts | Judged::BestOf(_) => {
+                let Some(got) = values.index() else { return Ok(of_kind("whole numbers")) };
+                match &spec.judged {
+                    Judged::BestOf(logits) => Ok(self.judge_best(name, got, logits)),
+                    _ => self.judge_experts(name, got),
+                }
+            }
+        }
+    }
+
+    /// Numbers, over the rows for which `compared` holds.
+    fn judge_numbers(&self, name: &str, got: &ArrayD<f64>, compared: Option<&[bool]>) -> OutputVerdict {
+        let plain = [0, 1].map(|which| real(&self.plain[which], name));
+        self.judge_against(name, got, real(&self.truth, name), &plain, compared)
+    }
+
+    fn judge_against(
+        &self,
+        name: &str,
+        got: &ArrayD<f64>,
+        want: &ArrayD<f64>,
+        plain: &[&ArrayD<f64>],
+        compared: Option<&[bool]>,
+    ) -> OutputVerdict {
+        if want.is_empty() || compared.is_some_and(|rows| !rows.contains(&true)) {
+            return OutputVerdict::new(name, Disposition::Pass);
+        }
+        let comparison = compare(got.view(), want.view(), compared);
+        let noise = plain.iter().map(|plain| compare(plain.view(), want.view(), compared).metrics);
+        let noise = noise.reduce(|a, b| a.zip(&b, f64::max)).unwrap_or_default();
+        let budget = self.budget(name, noise, Spread::of(want.view(), compared));
+        let over = comparison.metrics.values().into_iter().zip(budget.values()).any(|(error, budget)| error > budget);
+        let (disposition, worst) = match (comparison.nonfinite, over) {
+            (Some(element), _) => (Disposition::NonFinite, Some(element)),
+            (None, true) => (Disposition::OverBudget, comparison.worst),
+            (None, false) => (Disposition::Pass, comparison.worst),
+        };
+        let judged = OutputVerdict {
+            error: Some(comparison.metrics),
+            budget: Some(budget),
+            worst,
+            ..OutputVerdict::new(name, disposition)
+        };
+        match not_zero(got, want, compared) {
+            Some(element) if !judged.disposition.fails() => {
+                let note = "a row that nothing adds to is not 0".to_owned();
+                OutputVerdict { disposition: Disposition::OverBudget, worst: Some(element), note: Some(note), ..judged }
+            }
+            _ => judged,
+        }
+    }
+
+    fn budget(&self, name: &str, noise: Metrics, spread: Spread) -> Metrics {
+        let stored = self.operator.contract.outputs[name].dtype.resolve(self.workload.dtype);
+        let factors = if stored == ElementType::Float32 { LOCAL_FACTORS } else { NARROW_LOCAL_FACTORS };
+        let factors = for_so_many(factors, spread.independent_elements);
+        with_floors(noise, spread, spread.independent_rows).zip(&factors, |noise, factor| noise * factor)
+    }
+
+    /// What was written is judged by its error; what was not must be what was there.
+    fn judge_in_place(&self, name: &str, got: &ArrayD<f64>, input: &str) -> OutputVerdict {
+        let (before, want) = (real(&self.inputs, input), real(&self.truth, name));
+        let width = want.shape().last().copied().unwrap_or(1).max(1);
+        let same = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        let flat = |values: &ArrayD<f64>| values.iter().copied().collect::<Vec<_>>();
+        let (before, flat_want, flat_got) = (flat(before), flat(want), flat(got));
+        let rows = before.chunks(width).zip(flat_want.chunks(width));
+        let written: Vec<bool> = rows.map(|(before, want)| !before.iter().zip(want).all(same)).collect();
+        let kept = written.iter().enumerate().filter(|(_, written)| !**written).map(|(row, _)| row);
+        let changed =
+            kept.flat_map(|row| row * width..(row + 1) * width).find(|&at| !same((&flat_got[at], &before[at])));
+        if let Some(at) = changed {
+            let place = ndarray::Array::from_shape_vec(want.raw_dim(), (0..want.len()).collect::<Vec<_>>());
+            let index = place.ok().and_then(|place| {
+                place
+                    .indexed_iter()
+                    .find(|(_, flat)| **flat == at)
+                    .map(|(index, _)| ndarray::Dimension::slice(&index).to_vec())
+            });
+            let worst = index.map(|index| Element { index, got: flat_got[at], want: before[at] });
+            let note = "a slot that no token was to be written to was changed".to_owned();
+            return OutputVerdict { worst, ..OutputVerdict::noted(name, Disposition::OverBudget, note) };
+        }
+        self.judge_numbers(name, got, Some(&written))
+    }
+}
+
+/// An element of a row that is 0 in the truth, from end to end, and is not 0: no rounding makes that of nothing.
+fn not_zero(got: &ArrayD<f64>, want: &ArrayD<f64>, compared: Option<&[bool]>) -> Option<Element> {
+    let last = want.ndim().checked_sub(1)?;
+    let rows = got.lanes(Axis(last)).into_iter().zip(want.lanes(Axis(last))).enumerate();
+    let rows = rows.filter(|(row, _)| compared.is_none_or(|rows| rows[*row]));
+    let mut zero = rows.filter(|(_, (_, want))| want.len() > 1 && want.iter().all(|x| *x == 0.0));
+    let (row, at, got) =
+        zero.find_map(|(row, (got, _))| got.iter().enumerate().find(|(_, x)| **x != 0.0).map(|(at, x)| (row, at, *x)))?;
+    let mut index = vec![at];
+    let mut row = row;
+    for &length in want.shape()[..last].iter().rev() {
+        index.insert(0, row % length);
+        row /= length;
+    }
+    Some(Element { index, got, want: 0.0 })
+}
+
+/// The numbers of a tensor of a contract.
+fn real<'a>(tensors: &'a Tensors, name: &str) -> &'a ArrayD<f64> {
+    tensors[name].as_real().expect("an output of numbers")
+}
+
+/// The values of a tensor of a contract.
+pub fn values(tensor: &dsv2_operators::Tensor) -> Values {
+    match (tensor.element.real(), &tensor.elements) {
+        (Some(dtype), dsv2_operators::tensor::Elements::Real(values)) => Values::Real(dtype, values.clone()),
+        (_, dsv2_operators::tensor::Elements::Real(values)) => Values::Real(dsv2_reference::Dtype::F64, values.clone()),
+        (_, dsv2_operators::tensor::Elements::Index(values)) => Values::Index(values.clone()),
+    }
+}
+
+/// The same elements in the contract's shape.
+fn in_shape(values: Option<&Values>, shape: &[usize]) -> Option<ArrayD<i64>> {
+    fit(values?.index()?, shape)
+}
+
+#[cfg(test)]
+mod tests;
