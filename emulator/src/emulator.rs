@@ -36,7 +36,7 @@ impl Default for Emulator {
 /// What compute capability 8.0 allows: threads of a block, local memory of a thread, and so on.
 const MAX_THREADS: u64 = 1024;
 const MAX_LOCAL: u64 = 512 << 10;
-const MAX_PARAMETERS: u64 = 4352;
+const MAX_PARAMETERS: u64 = 32764;
 /// Virtual registers of a thread: 256 bytes each for a warp.
 const MAX_REGISTERS: usize = 1 << 16;
 const MAX_BLOCKS: [u32; 3] = [i32::MAX as u32, 65535, 65535];

@@ -313,7 +313,10 @@ impl std::fmt::Display for Stuck {
             Jam::Divergence => "divergent barrier or warp-wide instruction",
             Jam::Deadlock => "deadlock",
             Jam::Grid { blocks, not_begun } => {
-                write!(f, "the grid hangs: {blocks} blocks wait for one another")?;
+                match blocks {
+                    1 => write!(f, "the grid hangs: 1 block waits for a change that nobody makes")?,
+                    _ => write!(f, "the grid hangs: {blocks} blocks wait for one another")?,
+                }
                 if not_begun > 0 {
                     write!(f, ", {not_begun} have not begun")?;
                 }

@@ -23,6 +23,7 @@ mod refused;
 mod shapes;
 pub(crate) mod slots;
 mod system;
+mod video;
 mod warp;
 
 use crate::parse::ast::{Ast, Entry};
@@ -134,7 +135,7 @@ fn operation(case: &mut Case) -> Lowered<Op> {
         matrix::lower,
         mbarrier::lower,
     ];
-    if let Some(lowered) = integer::video(case) {
+    if let Some(lowered) = video::lower(case) {
         return lowered;
     }
     if let Some(reason) = refused::reason(case.opcode) {

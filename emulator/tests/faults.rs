@@ -1,6 +1,6 @@
 //! Planted bugs: each is found, and located by source line, block and thread.
 
-use crate::common::{Bench, fault};
+use crate::common::{Bench, fault, module};
 use ptx_emulator::{Arg, Cause, Error, Fault, Grid, Jam, Options, Space, Stuck};
 
 const BUGS: &str = include_str!("ptx/bugs.ptx");
@@ -125,8 +125,14 @@ fn loops_that_never_end() {
     let flag = bench.put(&[0u32]);
     let options = Options { limit: 100_000, ..Options::default() };
     let result = bench.gpu.launch(&bench.module, "endless", Grid::linear(1, 32), &[flag.into()], options);
-    let found = fault(result);
-    assert_eq!(place(&found).0, 97);
+    // It waits for a flag that nobody sets.
+    let found = stuck(result.map(|_| ()));
+    assert_eq!((found.jam, found.waiting.len()), (Jam::Grid { blocks: 1, not_begun: 0 }, 1));
+    assert_eq!(found.waiting[0].place.source, Some(("bugs.cu".to_string(), 97)));
+    assert!(found.to_string().starts_with("the grid hangs: 1 block waits for a change that nobody makes:"), "{found}");
+    // Without a look at memory, it is only the limit that ends it.
+    let mut bench = Bench::new(&module(0, "AGAIN: bra AGAIN;"));
+    let found = fault(bench.gpu.launch(&bench.module, "kernel", Grid::linear(1, 32), &[], options));
     assert_eq!(found.cause, Cause::Endless { steps: 100_000 });
 }
 

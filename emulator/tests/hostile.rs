@@ -1,7 +1,8 @@
 //! Bad input never panics: broken modules are errors, and broken kernels run into faults.
 
 use crate::common::{ARITHMETIC, BASICS, GEMM, Random};
-use ptx_emulator::{Arg, Emulator, Grid, Module, Options};
+use crate::outside::groups::PTX as OUTSIDE;
+use ptx_emulator::{Arg, Emulator, Grid, Module, Options, Unwritten};
 
 /// Removes, doubles, swaps or replaces one line, word or character.
 fn mutate(text: &str, random: &mut Random) -> String {
@@ -52,7 +53,7 @@ fn kernels(text: &str) -> Vec<(String, String)> {
 fn mutated_kernels_never_panic() {
     let mut random = Random(2024);
     let mut outcomes = [0; 4];
-    for (name, text) in [BASICS, ARITHMETIC, GEMM].iter().flat_map(|text| kernels(text)) {
+    for (name, text) in [BASICS, ARITHMETIC, GEMM, OUTSIDE].iter().flat_map(|text| kernels(text)) {
         for _ in 0..60 {
             let mut broken = mutate(&text, &mut random);
             if random.bits().is_multiple_of(3) {
@@ -73,8 +74,13 @@ fn mutated_kernels_never_panic() {
             if name != "with_struct" && text[..text.find(')').unwrap()].contains("u32") {
                 list.push(Arg::from(100u32));
             }
-            let options =
-                Options { threads: 1, checked: random.bits().is_multiple_of(2), limit: 20_000, ..Options::default() };
+            let options = Options {
+                threads: 1,
+                checked: random.bits().is_multiple_of(2),
+                limit: 20_000,
+                unwritten: if random.bits().is_multiple_of(2) { Unwritten::Follow } else { Unwritten::Stop },
+                ..Options::default()
+            };
             match gpu.launch(&module, &name, Grid::linear(2, 64).with_shared(64), &list, options) {
                 Ok(_) => outcomes[2] += 1,
                 Err(_) => outcomes[3] += 1,

@@ -6,7 +6,7 @@
 
 mod cub;
 mod formats;
-mod groups;
+pub mod groups;
 mod math;
 mod sources;
 

@@ -13,17 +13,21 @@ impl<O: Observer> Block<'_, O> {
         if !self.launch.follow {
             return self.load_values(warp, pc, mask, load);
         }
+        // The registers of the address may be among those that are loaded.
         let addresses = self.warps[warp].addresses(load.address);
         self.load_values(warp, pc, mask, load)?;
         self.follow_load((warp, pc), mask, load, &addresses);
         Ok(())
     }
 
+    #[inline(always)]
     fn load_values(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(load.address);
         let bytes = load.bytes * load.parts.len() as u32;
         let request = Request { space: load.space, bytes, writes: false, reads: true };
-        self.polls += u32::from(load.polls);
+        if load.polls {
+            self.polls += 1;
+        }
         let access = Access { kind: Kind::Read, space: load.space, addresses: &addresses, bytes, unchanged: 0 };
         self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
@@ -66,6 +70,7 @@ impl<O: Observer> Block<'_, O> {
         Ok(())
     }
 
+    #[inline(always)]
     fn store_values(&mut self, warp: usize, pc: usize, mask: u32, store: &Store) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(store.address);
         let bytes = store.bytes * store.parts.len() as u32;

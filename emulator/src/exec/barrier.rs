@@ -4,7 +4,7 @@
 //! barrier. Without a thread count a barrier waits for every thread of the block that has not exited.
 
 use super::block::Block;
-use super::registers::lanes;
+use super::registers::{LANES, lanes};
 use super::warp::{Fragment, Reason};
 use crate::Error;
 use crate::error::Cause;
@@ -35,7 +35,7 @@ impl<O: Observer> Block<'_, O> {
         let first = mask.trailing_zeros() as usize % 32;
         let ids = self.warps[warp].registers.get::<u32>(barrier.id);
         let id = ids[first];
-        let same = lanes(mask).all(|lane| ids[lane] == id);
+        let same = *ids == [id; LANES] || lanes(mask).all(|lane| ids[lane] == id);
         let wrong = |message: String| (first, Cause::BadBarrier { barrier: id, message });
         if !same || id as usize >= BARRIERS {
             let message =

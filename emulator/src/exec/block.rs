@@ -34,6 +34,8 @@ pub(crate) struct Block<'a, O> {
     pub(crate) left: u64,
     /// Reads of global memory that may wait for another block, since something was last written there.
     pub(crate) polls: u32,
+    /// How many there were when the turn of the running warp began.
+    polls_before: u32,
     /// Whether it did anything in this turn that others could wait for.
     pub(crate) advanced: bool,
     /// What this block, and those before it, did with unwritten bytes.
@@ -70,6 +72,7 @@ impl<'a, O: Observer> Block<'a, O> {
             thread_steps: 0,
             left: 0,
             polls: 0,
+            polls_before: 0,
             advanced: false,
             log: Log::default(),
         }
@@ -156,11 +159,16 @@ impl<'a, O: Observer> Block<'a, O> {
         }
     }
 
+    /// Whether the running warp does nothing but wait for another block, as it seems.
+    fn only_polls(&self) -> bool {
+        self.polls >= self.polls_before.saturating_add(POLLS)
+    }
+
     /// Lets one warp run until it waits, has exited, or has used up its turn. Whether it did anything.
     fn turn(&mut self, warp: usize) -> Result<bool, Error> {
         let mut budget = TURN;
         let mut progress = false;
-        let polls = self.polls;
+        self.polls_before = self.polls;
         while let Some((fragment, limit)) = self.warps[warp].pick() {
             progress = true;
             let before = budget;
@@ -168,13 +176,13 @@ impl<'a, O: Observer> Block<'a, O> {
             if limit != usize::MAX {
                 self.warps[warp].starving += before - budget;
             }
-            if budget == 0 {
+            if budget == 0 || self.only_polls() {
                 break;
             }
         }
         self.warp_steps += u64::from(TURN - budget);
         // A warp that is busy with something else will write sooner or later.
-        self.advanced |= budget == 0 && self.polls == polls;
+        self.advanced |= budget == 0 && self.polls == self.polls_before;
         Ok(progress)
     }
 
@@ -258,6 +266,10 @@ impl<'a, O: Observer> Block<'a, O> {
                 _ => {
                     self.simple(w, pc, active)?;
                     pc += 1;
+                    if self.only_polls() {
+                        self.warps[w].ready.push(Fragment { pc, lanes });
+                        break;
+                    }
                 }
             }
         }

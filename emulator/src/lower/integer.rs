@@ -5,9 +5,9 @@ use super::flow::Cell;
 use super::instruction::Op;
 use super::shapes::{no_type, one, three, two};
 use super::slots::Constant;
+use super::video;
 use crate::exec::lanes::{carry, map1, map2, map3};
 use crate::exec::registers::CARRY;
-use crate::numeric::integer::{Video, VideoMode};
 use crate::numeric::{bits, integer};
 use crate::parse::types::Type;
 
@@ -21,7 +21,7 @@ pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
     let signed = kind.is_signed();
     let name = case.name;
     if matches!(kind, Type::U16x2 | Type::S16x2) {
-        return pairs(case, kind);
+        return video::pairs(case, kind);
     }
     Some(match name {
         "min" | "max" if kind == Type::S32 && case.take("relu") => {
@@ -79,26 +79,6 @@ pub(crate) fn lower(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
         "dp4a" | "dp2a" => dot_product(case, kind),
         _ => return None,
     })
-}
-
-/// `add`, `min` and `max` of two 16-bit numbers in a word.
-fn pairs(case: &mut Case, kind: Type) -> Option<Lowered<Op>> {
-    let signed = kind == Type::S16x2;
-    let f: fn(u16, u16) -> u16 = match (case.name, signed) {
-        ("add", _) => u16::wrapping_add,
-        ("min", false) => Ord::min,
-        ("max", false) => Ord::max,
-        ("min", true) => |a, b| (a as i16).min(b as i16) as u16,
-        ("max", true) => |a, b| (a as i16).max(b as i16) as u16,
-        _ => return None,
-    };
-    let relu = signed && case.name != "add" && case.take("relu");
-    let clamp = move |x: u16| if relu { (x as i16).max(0) as u16 } else { x };
-    let pair = move |a: u32, b: u32| {
-        let low = clamp(f(a as u16, b as u16));
-        u32::from(low) | u32::from(clamp(f((a >> 16) as u16, (b >> 16) as u16))) << 16
-    };
-    Some(two(case, kind, |a, _| a, pair, |a, _| a))
 }
 
 fn saturating(case: &mut Case, kind: Type) -> Lowered<Op> {
@@ -304,35 +284,6 @@ fn find_bit(case: &mut Case, kind: Type) -> Lowered<Op> {
         Type::S64 => map1(d, a, move |a| bits::bfind_s64(a, distance)),
         _ => return Err(no_type(kind)),
     }))
-}
-
-/// `v{add,sub,avrg,absdiff,min,max}{2,4}.dtype.atype.btype{.sat}{.add} d, a, b, c`; `None` for another instruction.
-pub(crate) fn video(case: &mut Case) -> Option<Lowered<Op>> {
-    let (name, bits) = match case.name.strip_suffix('4') {
-        Some(name) => (name, 8),
-        None => (case.name.strip_suffix('2')?, 16),
-    };
-    let operation = match name {
-        "vadd" => Video::Add,
-        "vsub" => Video::Subtract,
-        "vavrg" => Video::Average,
-        "vabsdiff" => Video::Difference,
-        "vmin" => Video::Min,
-        "vmax" => Video::Max,
-        _ => return None,
-    };
-    let lower = |case: &mut Case| {
-        let kinds = [case.kind()?, case.kind()?, case.kind()?];
-        let (saturate, accumulate) = (case.take("sat"), case.take("add"));
-        case.finish(4)?;
-        if kinds.iter().any(|kind| !matches!(kind, Type::U32 | Type::S32)) || saturate && accumulate {
-            return Err("this combination of modifiers does not exist".to_string());
-        }
-        let mode = VideoMode { bits, signed: kinds.map(Type::is_signed), saturate, accumulate };
-        let (d, sources) = (case.target(0, Type::B32)?, case.sources(1, Type::B32)?);
-        Ok(Op::Lanes(map3(d, sources, move |a, b, c| integer::video(operation, mode, a, b, c))))
-    };
-    Some(lower(case))
 }
 
 /// `dp4a.atype.btype`; `kind` is atype, the other one is still among the modifiers.

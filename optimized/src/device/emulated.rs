@@ -125,8 +125,10 @@ impl Device for Emulated {
             Watch::Races => {
                 let mut races = RaceDetector::new();
                 emulator.launch_watched(&module, &kernel.entry, grid, args, options, &mut races)?;
-                if !races.races().is_empty() {
-                    let races: Vec<String> = races.races().iter().map(ToString::to_string).collect();
+                // In kernels of our own, stores of equal values are not wanted either.
+                let races: Vec<String> =
+                    races.races().iter().chain(races.equal_stores()).map(ToString::to_string).collect();
+                if !races.is_empty() {
                     return Err(Error::Races { kernel: kernel.entry.clone(), races: races.join("; ") });
                 }
             }
