@@ -1,6 +1,8 @@
 //! The device: its memory, and launches.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::exec::launch::{Launch, Report};
 use crate::lower::{Kernel, function_address};
@@ -19,6 +21,8 @@ pub struct Emulator {
     memory: Memory,
     /// The addresses of the variables of each module that was launched.
     loaded: HashMap<u64, Vec<u64>>,
+    interrupted: Arc<AtomicBool>,
+    printed: Mutex<String>,
     /// What cooperative grids meet at, once there was one.
     workspace: Option<DevicePointer>,
 }
@@ -57,7 +61,13 @@ impl Emulator {
 
     /// A device with so many bytes of memory.
     pub fn with_memory(bytes: u64) -> Self {
-        Self { memory: Memory::new(bytes), loaded: HashMap::new(), workspace: None }
+        Self {
+            memory: Memory::new(bytes),
+            loaded: HashMap::new(),
+            workspace: None,
+            interrupted: Arc::default(),
+            printed: Mutex::default(),
+        }
     }
 
     /// Allocates memory; reading it before anything was written there is an error.
@@ -95,6 +105,23 @@ impl Emulator {
     /// Copies so many bytes from the device.
     pub fn read_bytes(&self, pointer: DevicePointer, bytes: u64) -> Result<Vec<u8>, Error> {
         self.memory.read(pointer, bytes)
+    }
+
+    /// Copies those of the next `out.len()` bytes that were ever written over the bytes of `out`, leaves the others as
+    /// they are, and says how many were written.
+    pub fn read_written(&self, pointer: DevicePointer, out: &mut [u8]) -> Result<u64, Error> {
+        self.memory.read_written(pointer, out)
+    }
+
+    /// A switch that ends launches: while it is set, a launch soon returns [`Error::Interrupted`]. Whoever sets it takes
+    /// it back.
+    pub fn interrupter(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupted)
+    }
+
+    /// What the last launch printed, also one that failed; once.
+    pub fn printed(&mut self) -> String {
+        std::mem::take(self.printed.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// How many bytes of memory are taken, and how many there are.
@@ -143,6 +170,7 @@ impl Emulator {
         options: Options,
         observer: Option<&mut O>,
     ) -> Result<Report, Error> {
+        self.printed.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         let kernel = module.kernel(name)?;
         let wrong = |message: String| Error::Launch { kernel: name.to_string(), message };
         let params = parameters(&kernel, args).map_err(wrong)?;
@@ -175,6 +203,8 @@ impl Emulator {
             follow: options.checked && options.unwritten == Unwritten::Follow,
             limit: options.limit,
             summation: options.summation,
+            interrupted: &self.interrupted,
+            printed: &self.printed,
             workspace,
         };
         let blocks: u64 = grid.blocks.iter().map(|size| u64::from(*size)).product();

@@ -42,6 +42,12 @@ pub enum Error {
         /// What does not fit.
         message: String,
     },
+    /// Somebody wanted the launch to end, see [`Emulator::interrupter`](crate::Emulator::interrupter).
+    #[error("launch of {kernel}: interrupted")]
+    Interrupted {
+        /// The kernel.
+        kernel: String,
+    },
     /// The host used device memory wrongly.
     #[error("device memory: {0}")]
     Memory(Cause),

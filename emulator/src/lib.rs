@@ -19,7 +19,7 @@ pub use emulator::Emulator;
 pub use error::{Cause, Error, Fault, Jam, Place, Stuck, Waiting};
 pub use exec::launch::Report;
 pub use memory::DevicePointer;
-pub use module::Module;
+pub use module::{Module, Parameter};
 pub use options::{Arg, Grid, Options, Unwritten};
 pub use parse::types::Space;
 pub use unwritten::{UnwrittenUse, Use};

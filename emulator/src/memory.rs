@@ -119,6 +119,11 @@ impl Memory {
         Ok(())
     }
 
+    pub(crate) fn read_written(&self, pointer: DevicePointer, out: &mut [u8]) -> Result<u64, Error> {
+        let (allocation, offset) = self.locate(pointer.0, out.len() as u64).map_err(Error::Memory)?;
+        Ok(allocation.store.read_written(offset, out))
+    }
+
     pub(crate) fn read(&self, pointer: DevicePointer, bytes: u64) -> Result<Vec<u8>, Error> {
         let (allocation, offset) = self.locate(pointer.0, bytes).map_err(Error::Memory)?;
         allocation.store.read(offset, bytes).map_err(|at| {

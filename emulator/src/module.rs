@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock};
 use crate::Error;
 use crate::error::Place;
 use crate::lower::{self, Kernel};
-use crate::parse::{self, ast::Ast};
+use crate::parse;
+use crate::parse::ast::{Ast, Entry, Variable};
 
 /// A PTX module.
 ///
@@ -17,6 +18,19 @@ pub struct Module {
     /// Tells modules apart: each has variables of its own.
     pub(crate) id: u64,
     kernels: Vec<OnceLock<Result<Arc<Kernel>, Error>>>,
+}
+
+/// A parameter of a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its name in the PTX text.
+    pub name: String,
+    /// The type of its elements, without the dot: `u64`, `f32`, `b8`, ...
+    pub element: &'static str,
+    /// Its size; of several elements, where it is an array: a struct is one of `b8`.
+    pub bytes: u64,
+    /// What its offset is a multiple of.
+    pub align: u32,
 }
 
 impl std::fmt::Debug for Module {
@@ -59,14 +73,32 @@ impl Module {
         Ok(self.kernel(kernel)?.shared_bytes)
     }
 
-    pub(crate) fn kernel(&self, name: &str) -> Result<Arc<Kernel>, Error> {
-        let Some(index) = self.ast.entries.iter().position(|entry| entry.name == name) else {
-            let known = self.kernels().collect::<Vec<_>>().join(", ");
-            return Err(Error::NoKernel { name: name.to_string(), known });
+    /// The parameters of a kernel, in order.
+    pub fn parameters(&self, kernel: &str) -> Result<Vec<Parameter>, Error> {
+        let parameter = |variable: &Variable| Parameter {
+            name: variable.name.clone(),
+            element: variable.kind.name(),
+            bytes: variable.bytes.unwrap_or(0),
+            align: variable.align,
         };
-        let lowered =
-            self.kernels[index].get_or_init(|| lower::lower(&self.ast, &self.ast.entries[index]).map(Arc::new));
-        lowered.clone()
+        Ok(self.entry(kernel)?.1.params.iter().map(parameter).collect())
+    }
+
+    /// The threads of a block in x, y and z, if the kernel says them (`.reqntid`).
+    pub fn required_threads(&self, kernel: &str) -> Result<Option<[u32; 3]>, Error> {
+        Ok(self.entry(kernel)?.1.required_threads)
+    }
+
+    fn entry(&self, name: &str) -> Result<(usize, &Entry), Error> {
+        self.ast.entries.iter().enumerate().find(|(_, entry)| entry.name == name).ok_or_else(|| {
+            let known = self.kernels().collect::<Vec<_>>().join(", ");
+            Error::NoKernel { name: name.to_string(), known }
+        })
+    }
+
+    pub(crate) fn kernel(&self, name: &str) -> Result<Arc<Kernel>, Error> {
+        let (index, entry) = self.entry(name)?;
+        self.kernels[index].get_or_init(|| lower::lower(&self.ast, entry).map(Arc::new)).clone()
     }
 }
 

@@ -5,6 +5,7 @@ mod common;
 mod faults;
 mod gemm;
 mod grids;
+mod host;
 mod hostile;
 mod instructions;
 mod kernels;

@@ -1,5 +1,7 @@
 //! A block: its warps take turns until all threads have exited, or until nobody can go on.
 
+use std::sync::atomic::Ordering;
+
 use super::async_copy::Copies;
 use super::barrier::State;
 use super::launch::Launch;
@@ -122,6 +124,9 @@ impl<'a, O: Observer> Block<'a, O> {
             }
             if !progress {
                 return Err(self.stuck());
+            }
+            if self.launch.interrupted.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { kernel: self.launch.kernel.name.clone() });
             }
             if self.warp_steps > end {
                 return Err(self.endless());

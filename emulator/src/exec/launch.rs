@@ -33,6 +33,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) follow: bool,
     pub(crate) limit: u64,
     pub(crate) summation: Summation,
+    /// What threads print, kept for whoever wants it of a launch that fails.
+    pub(crate) printed: &'a Mutex<String>,
+    /// Set by who wants the launch to end.
+    pub(crate) interrupted: &'a AtomicBool,
     /// The address of what the blocks of a cooperative grid meet at; zero for other grids.
     pub(crate) workspace: u64,
 }
@@ -115,6 +119,22 @@ impl Launch<'_> {
     /// All blocks in order, watched. A block that seems to wait for others is put aside; those that wait take turns.
     pub(crate) fn run_in_order<O: Observer>(&self, observer: &mut O) -> Result<Report, Error> {
         let mut block = Block::new(self, observer);
+        let ended = self.take_turns(&mut block);
+        let printed = block.log.printed();
+        self.keep(&printed);
+        ended.map(|()| Report {
+            warp_instructions: block.warp_steps,
+            thread_instructions: block.thread_steps,
+            unwritten: block.log.report(self.kernel),
+            printed,
+        })
+    }
+
+    fn keep(&self, printed: &str) {
+        printed.clone_into(&mut self.printed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    }
+
+    fn take_turns<O: Observer>(&self, block: &mut Block<'_, O>) -> Result<(), Error> {
         let (mut next, mut waiting, mut spare) = (0, VecDeque::<Parked>::new(), vec![]);
         let mut idle = 0;
         while next < self.blocks() || !waiting.is_empty() {
@@ -139,15 +159,10 @@ impl Launch<'_> {
             }
             idle = if progress { 0 } else { idle + 1 };
             if idle > PATIENCE {
-                return Err(self.hang(&mut block, waiting, next));
+                return Err(self.hang(block, waiting, next));
             }
         }
-        Ok(Report {
-            warp_instructions: block.warp_steps,
-            thread_instructions: block.thread_steps,
-            unwritten: block.log.report(self.kernel),
-            printed: block.log.printed(),
-        })
+        Ok(())
     }
 
     /// The error about a grid in which nobody can go on.
@@ -201,6 +216,7 @@ impl Launch<'_> {
         });
         let (mut report, error, log) = outcome.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         (report.unwritten, report.printed) = (log.report(self.kernel), log.printed());
+        self.keep(&report.printed);
         error.map_or(Ok(report), |(_, error)| Err(error))
     }
 }

@@ -149,6 +149,27 @@ impl Store {
         }
         Ok(out)
     }
+
+    /// Loads the bytes that were written, at any offset, and leaves the others of `out` as they are; how many were; for
+    /// the host.
+    pub(crate) fn read_written(&self, offset: u64, out: &mut [u8]) -> u64 {
+        let (mut at, mut rest, mut count) = (offset, out, 0);
+        while !rest.is_empty() {
+            if at % 4 == 0 && rest.len() >= 4 && self.is_written(at, 4) {
+                let (word, tail) = rest.split_at_mut(4);
+                word.copy_from_slice(&(self.load(at, 4) as u32).to_le_bytes());
+                (at, rest, count) = (at + 4, tail, count + 4);
+                continue;
+            }
+            let (byte, tail) = rest.split_at_mut(1);
+            if self.is_written(at, 1) {
+                byte[0] = self.load(at, 1) as u8;
+                count += 1;
+            }
+            (at, rest) = (at + 1, tail);
+        }
+        count
+    }
 }
 
 fn byte_bits(first: u32, count: u32) -> u8 {
@@ -173,6 +194,8 @@ mod tests {
             store.write(3, &[1, 2, 3, 4, 5, 6]);
             assert_eq!(store.read(3, 6).unwrap(), [1, 2, 3, 4, 5, 6]);
             assert_eq!(store.read(0, 4), Err(0));
+            let mut bytes = [0; 9];
+            assert_eq!((store.read_written(0, &mut bytes), bytes), (8, [0, 0xab, 0x34, 1, 2, 3, 4, 5, 6]));
             store.poison(4, 4);
             assert_eq!(store.read(3, 6), Err(4));
             store.store(16, 1, 9);

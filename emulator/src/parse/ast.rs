@@ -19,6 +19,8 @@ pub(crate) struct Ast {
 pub(crate) struct Variable {
     pub(crate) name: String,
     pub(crate) space: Space,
+    /// The type of its elements.
+    pub(crate) kind: Type,
     pub(crate) align: u32,
     /// Its size; `None` for `[]`, which only dynamic shared memory may have.
     pub(crate) bytes: Option<u64>,

@@ -18,6 +18,13 @@ macro_rules! types {
                 }
             }
 
+            /// What [`Type::named`] knows it by.
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name),+
+                }
+            }
+
             /// Its width. A predicate has one bit.
             pub(crate) fn bits(self) -> u32 {
                 match self {

@@ -74,7 +74,7 @@ impl Parser<'_> {
         if bytes.is_none() && space != Space::Shared {
             return self.error(format!("the size of {name} is missing"));
         }
-        Ok(Variable { name, space, align, bytes, initial, addresses })
+        Ok(Variable { name, space, kind, align, bytes, initial, addresses })
     }
 
     fn initialiser(

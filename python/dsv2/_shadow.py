@@ -1,0 +1,101 @@
+"""Which bytes of PyTorch's storages nobody wrote yet: those of `torch.empty`, until PyTorch or a kernel writes them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dsv2._arrays import HostArray, Transfer
+
+MAKERS = ("empty", "empty_like", "empty_strided", "empty_permuted")
+
+
+@dataclass
+class Fresh:
+    """A storage that `torch.empty` made: the version of its tensors when it was last looked at, and what is unwritten."""
+
+    storage: Any
+    version: int
+    blank: list[tuple[int, int]]
+
+
+class Shadow:
+    """What is known of storages, by their address."""
+
+    def __init__(self) -> None:
+        self.fresh: dict[int, Fresh] = {}
+
+    def watch_torch(self) -> Callable[[], None]:
+        """Notes what `torch.empty` and its like make from now on; gives what ends that."""
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return lambda: None
+        makers = [(torch, name) for name in MAKERS] + [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
+        before = [(owner, name, getattr(owner, name)) for owner, name in makers]
+        for owner, name, make in before:
+            setattr(owner, name, self._noting(make))
+
+        def undo() -> None:
+            for owner, name, make in before:
+                setattr(owner, name, make)
+
+        return undo
+
+    def _noting(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            tensor = make(*args, **kwargs)
+            if kwargs.get("out") is None:
+                self._note(tensor)
+            return tensor
+
+        return noting
+
+    def _note(self, tensor: Any) -> None:
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        # Subclasses, such as those of torch.compile, may have no memory at all.
+        if type(tensor) is not sys.modules["torch"].Tensor or tensor.device.type != "cpu" or tensor.is_sparse or tensor.is_quantized:
+            return
+        self.fresh = {start: fresh for start, fresh in self.fresh.items() if not fresh.storage.expired()}
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            start = storage.data_ptr()
+            self.fresh[start] = Fresh(StorageWeakRef(storage), tensor._version, [(start, start + storage.nbytes())])
+
+    def _of(self, array: HostArray) -> Fresh | None:
+        """What is known of an array's storage, if nobody wrote to it by other means."""
+        fresh = self.fresh.get(array.start)
+        version = getattr(array.value, "_version", None)
+        if fresh is None or fresh.storage.expired() or version != fresh.version:
+            self.fresh.pop(array.start, None)
+            return None
+        return fresh
+
+    def mark(self, transfer: Transfer) -> None:
+        """Says of the arrays of a launch which bytes are unwritten."""
+        for array, _, _ in transfer.arrays:
+            if fresh := self._of(array):
+                transfer.blank += fresh.blank
+
+    def keep(self, transfer: Transfer) -> dict[str, int]:
+        """Looks after a launch which bytes are unwritten still, and says how many, by the argument's name."""
+        left = {}
+        for array, name, _ in transfer.arrays:
+            fresh = self._of(array)
+            if fresh is None:
+                continue
+            bytes_ = array.end - array.start
+            zeros, ones = np.zeros(bytes_, np.uint8), np.full(bytes_, 255, np.uint8)
+            address = transfer.address(array) - (array.pointer - array.start)
+            for seen in (zeros, ones):
+                transfer.device.read_written(address, seen)
+            # Nothing was put over what nobody wrote.
+            edges = np.flatnonzero(np.diff(np.concatenate(([0], (zeros != ones).astype(np.int8), [0]))))
+            fresh.blank = [(array.start + int(a), array.start + int(b)) for a, b in edges.reshape(-1, 2)]
+            if fresh.blank:
+                left[name] = sum(end - start for start, end in fresh.blank)
+        return left

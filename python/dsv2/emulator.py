@@ -1,0 +1,307 @@
+"""CUDA kernels on the CPU: PTX is run instruction by instruction, and every access is checked.
+
+    import numpy as np
+    from dsv2 import emulator
+
+    module = emulator.load("saxpy.ptx")
+    x, y = np.ones(1000, np.float32), np.zeros(1000, np.float32)
+    run = module["saxpy"].launch(x, y, 2.0, 1000, grid=4, block=256, races=True, profile=True)
+    assert not run.races
+    print(run.profile)
+
+Arrays are NumPy's or CPU tensors of PyTorch. They are passed by address: views of one storage reach the kernel as one
+allocation, and what the kernel writes is in them when `launch` returns.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsv2 import _dsv2, _html
+from dsv2._arrays import Out, Transfer, host_array
+from dsv2._device import Device, DeviceArray, default
+from dsv2._dsv2 import KernelFault, LaunchError, Parameter, Profile, PtxError, Race, Use
+from dsv2._pack import Struct, leaves, pack
+
+__all__ = [
+    "Device",
+    "DeviceArray",
+    "Kernel",
+    "KernelFault",
+    "Launch",
+    "LaunchError",
+    "Module",
+    "Parameter",
+    "Profile",
+    "PtxError",
+    "Race",
+    "Struct",
+    "Use",
+    "load",
+    "out",
+    "strided",
+]
+
+LIMIT = 1 << 30
+
+
+def load(source: str | os.PathLike[str]) -> Module:
+    """The kernels of a PTX text, or of a file of PTX."""
+    if isinstance(source, os.PathLike) or "\n" not in source:
+        path = Path(source)
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PtxError(f"{path}: expected a file of PTX, found {getattr(error, 'strerror', None) or 'no text'}") from None
+        try:
+            return Module(text)
+        except PtxError as error:
+            raise PtxError(f"{path}: {error}") from None
+    return Module(source)
+
+
+def out(array: Any) -> Out:
+    """An array whose bytes count as unwritten when the launch begins: the kernel must not read them before it wrote them, and
+    `Launch.left` says if it left some as they were. The array has no gaps: any shape, contiguous.
+    """
+    return Out(array)
+
+
+@dataclass
+class Strided:
+    """See `strided`."""
+
+    array: Any
+
+
+def strided(array: Any) -> Strided:
+    """An array with gaps between its elements, for a kernel that knows its strides."""
+    return Strided(array)
+
+
+class Module(Mapping[str, "Kernel"]):
+    """The kernels of one PTX text, by name. A name of C++ will do, if only one kernel has it."""
+
+    def __init__(self, text: str):
+        self.ptx = text
+        self._module = _dsv2.Module(text)
+        self._kernels = {name: Kernel(self, name) for name in self._module.kernels}
+
+    @property
+    def target(self) -> str:
+        """`.target`, such as `sm_80`."""
+        return self._module.target
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """`.version`, such as `(8, 4)`."""
+        return self._module.version
+
+    def __getitem__(self, name: str) -> Kernel:
+        if name in self._kernels:
+            return self._kernels[name]
+        # A name of C++, as the compiler writes it: its length before it.
+        mangled = [kernel for kernel in self._kernels if kernel.startswith("_Z") and f"{len(name)}{name}" in kernel]
+        if len(mangled) != 1:
+            raise PtxError(f'no kernel "{name}" in the module; it has: {", ".join(self)}')
+        return self._kernels[mangled[0]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kernels
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kernels)
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"PTX for {self.target}, {len(self)} kernels", *(f"  {kernel!r}" for kernel in self.values())])
+
+
+class Kernel:
+    """A kernel of a module."""
+
+    def __init__(self, module: Module, name: str):
+        self.module, self.name = module, name
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """Its parameters, in order: `name`, `element` (`u64`, `f32`, `b8`), `count`, `bytes`, `align`."""
+        return self.module._module.parameters(self.name)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of its static shared memory. Raises PtxError, if the kernel holds an instruction that is not supported."""
+        return self.module._module.shared_bytes(self.name)
+
+    @property
+    def required_block(self) -> tuple[int, int, int] | None:
+        """The threads of a block, if the kernel says them (`.reqntid`, `__launch_bounds__` does not)."""
+        return self.module._module.required_threads(self.name)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(repr, self.parameters))})"
+
+    def launch(
+        self,
+        *args: Any,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...] | None = None,
+        shared: int = 0,
+        device: Device | None = None,
+        names: list[str] | None = None,
+        unwritten: str = "stop",
+        races: bool = False,
+        profile: bool = False,
+        cooperative: bool = False,
+        threads: int = 0,
+        limit: int = LIMIT,
+    ) -> Launch:
+        """Runs the kernel and waits for its end; Ctrl-C ends it.
+
+        args: one for each parameter. Arrays of NumPy and CPU tensors of PyTorch, of any shape, without gaps (else `strided`);
+            `out(array)`; a DeviceArray; numbers, which take the parameter's type and must fit it; structs by value: `Struct`,
+            `ctypes.Structure`, records of NumPy, bytes; None for a null pointer.
+        grid: blocks in x, y, z. block: threads of each. shared: bytes of dynamic shared memory.
+        device: where DeviceArrays are. names: of the arguments, for messages.
+        unwritten: what happens when bytes are read that nobody wrote. "stop": KernelFault. "follow": the values are followed, and
+            `Launch.unwritten` tells where they decide something. "ignore": nothing.
+        races: look for accesses that nothing orders. profile: count. cooperative: all blocks run at once, and may wait for
+            each other at barriers of the grid.
+        threads: of the host, 0 for all cores. limit: warp instructions after which a block counts as endless.
+
+        Raises LaunchError if arguments do not fit, PtxError for instructions that are not known, KernelFault if a thread does
+        what it must not do.
+        """
+        parameters = self.parameters
+        if len(args) != len(parameters):
+            raise LaunchError(f"launch of {self.name}: expected {len(parameters)} arguments ({self!r}), found {len(args)}")
+        names = names or [parameter.name for parameter in parameters]
+        machine = (device or default())._device
+        transfer = Transfer(machine)
+        known: dict[int, Any] = {}
+
+        def address(value: Any) -> int | None:
+            if isinstance(value, DeviceArray):
+                return value.address
+            found = known.get(id(value))
+            return None if found is None else transfer.address(found)
+
+        def packed(index: int) -> bytes:
+            try:
+                return pack(parameters[index], args[index], address)
+            except LaunchError as error:
+                raise LaunchError(f"launch of {self.name}: argument {index} ({names[index]}): {error}") from None
+
+        for index, arg in enumerate(args):
+            for leaf in leaves(arg):
+                try:
+                    self._take(leaf, names[index], known, transfer, device)
+                except LaunchError as error:
+                    raise LaunchError(f"launch of {self.name}: argument {index} ({names[index]}): {error}") from None
+        sizes = self._sizes(grid, block)
+        try:
+            transfer.upload()
+            done = machine.launch(
+                self.module._module, self.name, grid=sizes[0], block=sizes[1], shared=_count("shared", shared),
+                args=[packed(index) for index in range(len(args))], unwritten=unwritten, races=races,
+                profile=profile, threads=threads, limit=limit, cooperative=cooperative,
+            )  # fmt: skip
+            left = transfer.download()
+        finally:
+            sys.stdout.write(machine.printed())
+            transfer.free()
+        return Launch.of(self.name, *sizes, done, left)
+
+    def _take(self, leaf: Any, name: str, known: dict[int, Any], transfer: Transfer, device: Device | None) -> None:
+        """Notes an array of the arguments."""
+        if isinstance(leaf, DeviceArray):
+            if leaf.device is not (device or default()):
+                raise LaunchError("an array of another device")
+            return
+        value = leaf.array if isinstance(leaf, (Out, Strided)) else leaf
+        array = host_array(value)
+        if array is None:
+            if value is not leaf:
+                raise LaunchError(f"{type(leaf).__name__.lower()}() of {type(value).__name__}: expected an array")
+            return
+        if not array.contiguous and not isinstance(leaf, Strided):
+            raise LaunchError(
+                f"{array.said} has gaps between its elements: make it contiguous, or strided(..) if the kernel knows its strides"
+            )
+        known[id(leaf)] = array
+        transfer.add(array, name, isinstance(leaf, Out))
+
+    def _sizes(self, grid: Any, block: Any) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        if block is None:
+            block = self.required_block
+        if block is None:
+            raise LaunchError(f"launch of {self.name}: block is missing, and the kernel does not say it (.reqntid)")
+        return _three("grid", grid), _three("block", block)
+
+
+def _count(what: str, value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < 1 << 32:
+        raise LaunchError(f"{what}: expected a number of 32 bits, found {value!r}")
+    return number
+
+
+def _three(what: str, value: Any) -> tuple[int, int, int]:
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not 1 <= len(sizes) <= 3:
+        raise LaunchError(f"{what}: expected one to three numbers, found {value!r}")
+    x, y, z = (*(_count(what, size) for size in sizes), 1, 1)[:3]
+    return x, y, z
+
+
+@dataclass(repr=False)
+class Launch:
+    """What came of a launch."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    warp_instructions: int
+    thread_instructions: int
+    races: list[Race] | None
+    """The races, one for each pair of lines; None if nobody looked."""
+    equal_stores: list[Race] | None
+    """Races of stores of equal values, which harm nobody: compilers emit them. None if nobody looked."""
+    profile: Profile | None
+    """What it cost; None if nobody counted."""
+    unwritten: list[Use] = field(default_factory=list)
+    """Where bytes that nobody wrote decided something, if they were followed."""
+    left: dict[str, int] = field(default_factory=dict)
+    """How many bytes the kernel left unwritten, by the parameter's name: of arrays that `out` marked, or `torch.empty` made."""
+
+    @classmethod
+    def of(cls, kernel: str, grid: tuple[int, int, int], block: tuple[int, int, int], done: Any, left: dict[str, int]) -> Launch:
+        """What the device says, and what came back."""
+        counts = done.warp_instructions, done.thread_instructions
+        return cls(kernel, grid, block, *counts, done.races, done.equal_stores, done.profile, done.unwritten, left)
+
+    def __repr__(self) -> str:
+        lines = [f"{self.kernel}: grid {self.grid}, block {self.block}, {self.warp_instructions} instructions of warps"]
+        if self.races is not None:
+            lines += [f"races: {len(self.races) or 'none'}", *(f"  {race!r}" for race in self.races)]
+        lines += [f"unwritten bytes: {use!r}" for use in self.unwritten]
+        lines += [f"left unwritten: {count} bytes of {name}" for name, count in self.left.items()]
+        lines += [] if self.profile is None else [repr(self.profile)]
+        return "\n".join(lines)
+
+    def html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Races and profile beside the lines of the source, as a page; written to `path`, if there is one."""
+        return _html.page(self, path)
+
+    def _repr_html_(self) -> str:
+        return _html.page(self, None)

@@ -1,0 +1,1 @@
+../../../golden/hooks/dsv2_hooks_jax.py

@@ -1,0 +1,43 @@
+//! Whoever watches a launch: nobody, or several at once.
+
+use ptx_emulator::observe::{Access, Observer, Site, Sync};
+use ptx_emulator::profile::Profile;
+use ptx_emulator::race::RaceDetector;
+
+/// Those who were asked for.
+pub struct Watchers {
+    pub races: Option<RaceDetector>,
+    pub profile: Option<Profile>,
+}
+
+impl Observer for Watchers {
+    fn begin(&mut self, block: [u32; 3], threads: u32) {
+        self.races.iter_mut().for_each(|races| races.begin(block, threads));
+        self.profile.iter_mut().for_each(|profile| profile.begin(block, threads));
+    }
+
+    fn leave(&mut self, block: [u32; 3]) {
+        self.races.iter_mut().for_each(|races| races.leave(block));
+        self.profile.iter_mut().for_each(|profile| profile.leave(block));
+    }
+
+    fn resume(&mut self, block: [u32; 3]) {
+        self.races.iter_mut().for_each(|races| races.resume(block));
+        self.profile.iter_mut().for_each(|profile| profile.resume(block));
+    }
+
+    fn issue(&mut self, site: &Site<'_>) {
+        self.races.iter_mut().for_each(|races| races.issue(site));
+        self.profile.iter_mut().for_each(|profile| profile.issue(site));
+    }
+
+    fn access(&mut self, site: &Site<'_>, access: &Access<'_>) {
+        self.races.iter_mut().for_each(|races| races.access(site, access));
+        self.profile.iter_mut().for_each(|profile| profile.access(site, access));
+    }
+
+    fn sync(&mut self, site: &Site<'_>, event: Sync) {
+        self.races.iter_mut().for_each(|races| races.sync(site, event));
+        self.profile.iter_mut().for_each(|profile| profile.sync(site, event));
+    }
+}
