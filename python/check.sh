@@ -12,7 +12,7 @@ cd "$(dirname "$0")"
 venv=$(realpath ..)/target/python
 [ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
 pip() { "$venv/bin/pip" --quiet --disable-pip-version-check "$@"; }
-pip install pytest numpy safetensors triton==3.9.0 nvidia-cuda-nvrtc nvidia-cuda-runtime
+pip install pytest numpy ml_dtypes safetensors triton==3.9.0 nvidia-cuda-nvrtc nvidia-cuda-runtime
 pip uninstall --yes dsv2 2>/dev/null
 packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 rm -rf "$packages/dsv2"

@@ -1,0 +1,232 @@
+"""Contracts of single operators: a kernel, called on every workload, and judged.
+
+    import dsv2
+
+    @dsv2.operator("mla_paged_decode")
+    def test_my_decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
+        return my_decode(q_nope, q_pe, ...)  # output, lse
+
+is a test for pytest, with a parameter for each workload. Tensors are PyTorch's where it is installed, on a GPU if there is one
+(else `dsv2.triton` runs kernels on the CPU), and NumPy's where it is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsv2._dsv2 import RequestError
+from dsv2._judge import _file, run
+
+_NUMPY = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int64}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What an operator is called, given and returns; and the names of its workloads, with those of their files."""
+
+    name: str
+    description: str
+    inputs: list[str]
+    outputs: list[str]
+    workloads: dict[str, str]
+
+
+@functools.cache
+def contracts() -> dict[str, Contract]:
+    """All operators, by name."""
+    listed = json.loads(run("operator", "list", "--json")[0])["operators"]
+    return {operator["name"]: Contract(**operator) for operator in listed}
+
+
+def contract(name: str) -> Contract:
+    """The operator of this name. Raises RequestError if there is none."""
+    if name not in contracts():
+        raise RequestError(f"operator {name!r}: expected one of {', '.join(contracts())}")
+    return contracts()[name]
+
+
+def inputs(operator: str, workload: str, device: str | None = None) -> dict[str, Any]:
+    """A workload's inputs by name, the same ones every time; scalars are Python's numbers.
+
+    device: "numpy", or a device of PyTorch; by default "cuda" where PyTorch has one, "cpu" where it is installed, else "numpy".
+    Raises ImportError where NumPy is to hold bf16 and ml_dtypes is not installed.
+    """
+    device = device or _device()
+    with tempfile.TemporaryDirectory() as folder:
+        run("operator", "inputs", operator, Path(folder) / "in", "--workload", workload)
+        data = (Path(folder) / "in" / contract(operator).workloads[workload]).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    tensors = {name: spec for name, spec in json.loads(data[8 : 8 + length]).items() if name != "__metadata__"}
+    made = {}
+    for name in contract(operator).inputs:
+        if name in tensors:
+            spec = tensors[name]
+            begin, end = (8 + length + offset for offset in spec["data_offsets"])
+            made[name] = _tensor(data[begin:end], spec["dtype"], spec["shape"], device)
+    return made
+
+
+def check(operator: str, workload: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Judges what a kernel returned for a workload: `verdict` is "pass", "fail" or "not-judged"; `outputs` says of each why."""
+    with tempfile.TemporaryDirectory() as folder:
+        held = {name: _held(value) for name, value in outputs.items()}
+        path = _file(held, folder, "outputs")
+        text, _ = run("operator", "check", operator, path, "--workload", workload, "--json")
+    return json.loads(text)["workloads"][0]
+
+
+def operator(name: str, *, device: str | None = None, repeats: int = 2, workloads: list[str] | None = None) -> Callable[[Callable], Callable]:
+    """Makes a test of all workloads of a callable that takes an operator's inputs by name.
+
+    It returns the outputs: one, a tuple in the contract's order, or a dict; what it writes in place need not be returned.
+    A test fails if an output is wrong, if an input was changed that is no output, or if two calls with the same inputs give
+    other bits (repeats=1: is not looked at).
+    """
+    known = contract(name)
+    chosen = list(known.workloads) if workloads is None else workloads
+    for workload in chosen:
+        if workload not in known.workloads:
+            raise RequestError(f"workload {workload!r} of {name}: expected one of {', '.join(known.workloads)}")
+
+    def decorate(kernel: Callable) -> Callable:
+        import pytest
+
+        @pytest.mark.parametrize("workload", chosen)
+        def test(workload: str) -> None:
+            try:
+                given = inputs(name, workload, device)
+            except ImportError as missing:
+                pytest.skip(str(missing))
+            try_kernel(name, workload, kernel, given, repeats)
+
+        # pytest must see the parameter `workload`, and the name and place of what was decorated
+        for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
+            setattr(test, attribute, getattr(kernel, attribute, getattr(test, attribute)))
+        test.kernel = kernel
+        return test
+
+    return decorate
+
+
+def try_kernel(name: str, workload: str, kernel: Callable, given: Mapping[str, Any], repeats: int = 2) -> dict[str, Any]:
+    """Calls a kernel on copies of these inputs and judges it as `operator` does; the report of `check`. Raises AssertionError."""
+    known = contract(name)
+    results = []
+    for _ in range(max(1, repeats)):
+        own = {key: _copy(value) for key, value in given.items()}
+        returned = _named(known, kernel(**_accepted(kernel, own)), own)
+        results.append(returned)
+        changed = [key for key, value in own.items() if key not in known.outputs and _bits(value) != _bits(given[key])]
+        assert not changed, f"{name}, workload {workload!r}: the kernel changed its inputs {', '.join(changed)}"
+    report = check(name, workload, results[0])
+    assert report["verdict"] == "pass", _said(name, report)
+    for later in results[1:]:
+        other = [key for key in later if _bits(later[key]) != _bits(results[0][key])]
+        assert not other, f"{name}, workload {workload!r}: two calls with the same inputs give other bits of {', '.join(other)}"
+    return report
+
+
+def _said(name: str, report: dict[str, Any]) -> str:
+    lines = [f"{name}, workload {report['workload']!r} ({report['instance']}): {report['verdict']}"]
+    for output in report["outputs"]:
+        line = f"  {output['output']}: {output['disposition']}"
+        if output["error"] and output["budget"]:
+            over = [key for key in output["error"] if float(output["error"][key]) > float(output["budget"][key])]
+            line += "".join(f", {key} {float(output['error'][key]):.1e} of {float(output['budget'][key]):.1e}" for key in over)
+        if output["note"]:
+            line += f": {output['note']}"
+        if output["worst"]:
+            line += f"; at {output['worst']['index']} {output['worst']['got']} in place of {output['worst']['want']}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _named(known: Contract, returned: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """What was returned, by the names of the contract, and what was written in place."""
+    if returned is None:
+        returned = {}
+    elif not isinstance(returned, Mapping):
+        several = returned if isinstance(returned, (tuple, list)) else (returned,)
+        if len(several) > len(known.outputs):
+            raise RequestError(f"{known.name}: expected at most {len(known.outputs)} outputs ({', '.join(known.outputs)}), found {len(several)}")
+        returned = dict(zip(known.outputs, several))
+    in_place = {name: own[name] for name in known.outputs if name in own}
+    return {name: value for name, value in {**in_place, **returned}.items() if value is not None}
+
+
+def _accepted(kernel: Callable, given: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, less those that say nothing here and that the callable does not take."""
+    try:
+        parameters = inspect.signature(kernel).parameters
+    except (TypeError, ValueError):
+        return given
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return given
+    unknown = [name for name in given if name not in parameters]
+    if unknown:
+        raise RequestError(f"{getattr(kernel, '__name__', kernel)}: expected parameters {', '.join(unknown)}, found none of these names")
+    return given
+
+
+def _device() -> str:
+    if find_spec("torch") is None:
+        return "numpy"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _tensor(data: bytes, dtype: str, shape: list[int], device: str) -> Any:
+    if device == "numpy":
+        if dtype == "BF16":
+            if find_spec("ml_dtypes") is None:
+                raise ImportError("a workload in bf16 needs torch or ml_dtypes, and neither is installed")
+            import ml_dtypes
+
+            array = np.frombuffer(data, ml_dtypes.bfloat16).reshape(shape).copy()
+        else:
+            array = np.frombuffer(data, _NUMPY[dtype]).reshape(shape).copy()
+        return array.item() if array.ndim == 0 else array
+    import torch
+
+    types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64}
+    tensor = torch.frombuffer(bytearray(data), dtype=types[dtype]).reshape(shape) if data else torch.empty(shape, dtype=types[dtype])
+    return tensor.item() if tensor.dim() == 0 else tensor.to(device)
+
+
+def _torch() -> Any:
+    return sys.modules.get("torch")
+
+
+def _is_tensor(value: Any) -> bool:
+    return _torch() is not None and isinstance(value, _torch().Tensor)
+
+
+def _copy(value: Any) -> Any:
+    if _is_tensor(value):
+        return value.clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _bits(value: Any) -> Any:
+    if _is_tensor(value):
+        return value.detach().cpu().contiguous().flatten().view(_torch().uint8).numpy().tobytes()
+    return np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else value
+
+
+def _held(value: Any) -> Any:
+    """A value that a file of tensors can hold: NumPy's bf16 as fp32, which has all its numbers."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "V" or getattr(getattr(value, "dtype", None), "name", "") == "bfloat16":
+        return value.astype(np.float32)
+    return value

@@ -1,0 +1,129 @@
+"""Contracts of operators: right callables pass every workload, wrong ones fail, and what is at fault is said in one line."""
+
+import math
+
+import numpy as np
+import pytest
+
+import dsv2
+from dsv2 import operators
+
+pytest.importorskip("safetensors", reason="not installed: safetensors")
+HAVE_TORCH = operators._device() != "numpy"
+
+
+def in_fp32(array) -> np.ndarray:
+    return np.asarray(array.float() if HAVE_TORCH else array, np.float32)
+
+
+def like(array, values):
+    """Values in the type and library of an array."""
+    if HAVE_TORCH:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(values)).to(array.dtype)
+    return values.astype(array.dtype)
+
+
+def rmsnorm(hidden_states, weight):
+    x = in_fp32(hidden_states)
+    return like(hidden_states, x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(1e-6)) * in_fp32(weight))
+
+
+def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
+    output = np.zeros(q_nope.shape, np.float32)
+    lse = np.full(q_nope.shape[:2], -np.inf, np.float32)
+    size = ckv_cache.shape[1]
+    for sequence in range(len(kv_indptr) - 1):
+        begin, end = int(kv_indptr[sequence]), int(kv_indptr[sequence + 1])
+        if begin == end:
+            continue
+        last = size if kv_last_page_len is None else int(kv_last_page_len[sequence])
+        pages = np.asarray(kv_indices[begin:end])
+        keys, k_pe = (in_fp32(cache[pages]).reshape(len(pages) * size, -1)[: (len(pages) - 1) * size + last] for cache in (ckv_cache, kpe_cache))
+        scores = (in_fp32(q_nope[sequence]) @ keys.T + in_fp32(q_pe[sequence]) @ k_pe.T) * np.float32(sm_scale)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        total = weights.sum(-1, keepdims=True)
+        output[sequence] = weights / total @ keys
+        lse[sequence] = ((scores.max(-1) + np.log(total[:, 0])) / math.log(2)).astype(np.float32)
+    return like(q_nope, output), lse
+
+
+test_rmsnorm = dsv2.operator("rmsnorm")(rmsnorm)
+test_rmsnorm.__name__ = "test_rmsnorm"
+test_decode = dsv2.operator("mla_paged_decode")(decode)
+
+
+def given(name, workload):
+    try:
+        return operators.inputs(name, workload)
+    except ImportError as missing:
+        pytest.skip(str(missing))
+
+
+def fails(name, workload, kernel):
+    with pytest.raises(AssertionError) as caught:
+        operators.try_kernel(name, workload, kernel, given(name, workload))
+    return str(caught.value)
+
+
+def test_a_wrong_kernel_is_told_which_output_and_by_how_much():
+    no_weight = fails("rmsnorm", "odd sizes", lambda hidden_states, weight: rmsnorm(hidden_states, weight * 0 + 1))
+    assert "rmsnorm, workload 'odd sizes' (rmsnorm_h131): fail" in no_weight and "l2 " in no_weight
+
+    def natural(**inputs):  # a natural logarithm where one to base 2 is asked for
+        output, lse = decode(**inputs)
+        return output, lse * np.float32(math.log(2))
+
+    said = fails("mla_paged_decode", "odd sizes", natural)
+    assert "output: pass" in said and "lse: over-budget" in said
+
+
+def test_garbage_that_reaches_the_output_is_found():
+    def whole_pages(kv_last_page_len=None, **inputs):
+        return decode(**inputs)
+
+    assert "non-finite" in fails("mla_paged_decode", "odd sizes", whole_pages)
+
+
+def test_a_changed_input_and_other_bits_the_second_time_fail():
+    def changes(hidden_states, weight):
+        result = rmsnorm(hidden_states, weight)
+        weight[0] = 2
+        return result
+
+    assert "changed its inputs weight" in fails("rmsnorm", "odd sizes", changes)
+    calls = iter([0, 1e-7])
+
+    def other(hidden_states, weight):
+        return rmsnorm(hidden_states, weight) * (1 + np.float32(next(calls)))
+
+    assert "other bits of output" in fails("rmsnorm", "odd sizes", other)
+
+
+def test_what_is_written_in_place_need_not_be_returned():
+    def append(kv_a, weight, cos, sin, slot_mapping, ckv_cache, kpe_cache):
+        width, size = ckv_cache.shape[2], ckv_cache.shape[1]
+        latent, key = rmsnorm(kv_a[:, :width], weight), in_fp32(kv_a[:, width:])
+        turned = np.empty_like(key)
+        turned[:, 0::2] = key[:, 0::2] * in_fp32(cos) - key[:, 1::2] * in_fp32(sin)
+        turned[:, 1::2] = key[:, 0::2] * in_fp32(sin) + key[:, 1::2] * in_fp32(cos)
+        for token, slot in enumerate(int(slot) for slot in slot_mapping):
+            if slot >= 0:
+                ckv_cache[slot // size, slot % size] = latent[token]
+                kpe_cache[slot // size, slot % size] = like(kpe_cache, turned[token])
+
+    report = operators.try_kernel("mla_cache_append", "odd sizes", append, given("mla_cache_append", "odd sizes"))
+    assert [output["disposition"] for output in report["outputs"]] == ["pass", "pass"]
+
+
+def test_requests_at_fault_are_one_line():
+    for request, line in [
+        (lambda: dsv2.operator("mla"), "operator 'mla': expected one of rmsnorm, "),
+        (lambda: dsv2.operator("rmsnorm", workloads=["no such"]), "workload 'no such' of rmsnorm: expected one of "),
+        (lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda x: x, given("rmsnorm", "odd sizes")), "expected parameters hidden_states, weight"),
+        (lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda **_: (1, 2), given("rmsnorm", "odd sizes")), "expected at most 1 outputs"),
+    ]:
+        with pytest.raises(dsv2.RequestError) as caught:
+            request()
+        assert line in str(caught.value) and "\n" not in str(caught.value)
