@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use dsv2::backend::{Precision, Reference, Settings, Streaming};
 use dsv2::case::Case;
-use dsv2::check::{self, Conclusion, Request};
+use dsv2::check::{self, Candidates, Conclusion, Request};
 use dsv2::memory;
 use dsv2::planned::{self, Planned};
 use dsv2::trace::{Stream, Trace};
@@ -99,7 +99,8 @@ impl Folder {
     }
 
     fn check(&self, request: &Request) -> Conclusion {
-        let checked = check::check_files(request, &[self.dump()], false, &mut |_, _, _| ()).unwrap();
+        let candidates = Candidates::open(&[self.dump()], None, &self.case).unwrap();
+        let checked = check::check_files(request, &candidates, false, &mut |_, _, _| ()).unwrap();
         checked.expect("it is judged stage by stage").conclusion()
     }
 
@@ -137,7 +138,8 @@ fn a_check_takes_what_is_planned_however_many_layers_there_are() {
         let folder = Folder::with_words(layers, vocab);
         folder.trace();
         let request = Request::new(folder.case.clone(), Trace::default());
-        let planned = check::need_by_stage(&folder.case, &[folder.dump()]).unwrap().size.0;
+        let candidates = Candidates::open(&[folder.dump()], None, &folder.case).unwrap();
+        let planned = check::need_by_stage(&folder.case, &candidates).unwrap().size.0;
         let stages = 8 * memory::at_a_time(&folder.planned);
         let all = |kinds: &[&str]| memory::of_kinds(&folder.planned, kinds);
         let kept = 20 * all(&[CACHED_KV, CACHED_K_PE]) + 24 * all(&[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]);

@@ -8,6 +8,8 @@
 //! | a plain implementation, for the noise | the dump's type | the same |
 //!
 //! ```text
+//! source      a tensor that lies in one file, or in parts in several
+//! ranks       the files of the ranks of a parallel run, joined
 //! tensors     which tensor is which stage, before any is decoded
 //! plain_dump  the dump, by the tensor, or some rows of one
 //! station     where a run waits
@@ -24,25 +26,78 @@ mod measured;
 mod need;
 mod pieces;
 mod plain_dump;
+mod ranks;
 mod runs;
 mod second_look;
+mod source;
 mod station;
 mod tensors;
+
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use indexmap::IndexSet;
 
 use super::dump::Recognised;
 use super::explain::{Told, what_is_lacking};
+use super::shards::plans::Rule;
+use super::shards::{self, Joined};
 use super::{Checked, Request, doubt, truth};
+use crate::case::Case;
 use crate::error::Result;
+use crate::files::TensorFile;
 use crate::local::draws;
 use crate::trace::Trace;
 use measured::TRUTH;
-pub use need::need;
 pub use plain_dump::PlainDump;
+pub use ranks::Sources;
 
 /// Who is told how far it is: so many stages of so many, and the last of them.
 pub type Reached<'a> = &'a mut dyn FnMut(usize, usize, &str);
+
+/// The files of a dump.
+pub struct Candidates {
+    files: Arc<[TensorFile]>,
+    /// What they hold together; nothing, if a tensor has to be decoded for it to be known what it is.
+    joined: Option<Joined<Sources>>,
+}
+
+impl Candidates {
+    /// Files that hold different stages, or by a `rule` those of the ranks of a parallel run, in their order.
+    ///
+    /// # Errors
+    /// If one cannot be read, or the ranks' tensors do not make up the model's.
+    pub fn open(paths: &[PathBuf], rule: Option<&Rule>, case: &Case) -> Result<Self> {
+        let files: Arc<[TensorFile]> = paths.iter().map(|path| TensorFile::open(path)).collect::<Result<_>>()?;
+        let called: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        let joined = match rule {
+            Some(rule) => ranks::join(&files, &called, rule, case)?,
+            None => Sources::of(&files).map(Joined::alone),
+        };
+        Ok(Candidates { files, joined })
+    }
+
+    /// About so many bytes it takes to judge them stage by stage; nothing, if they cannot be.
+    ///
+    /// # Errors
+    /// If a tensor is damaged.
+    pub fn need(&self, case: &Case) -> Result<u64> {
+        let none = Sources::default();
+        need::need(case, &self.files, self.joined.as_ref().map_or(&none, |joined| &joined.first))
+    }
+
+    /// Judges them stage by stage; nothing, if they have to be read whole for more to be said.
+    ///
+    /// # Errors
+    /// If the reference refuses the case, or a tensor cannot be decoded.
+    pub fn check(&self, request: &Request, hints: bool, reached: Reached<'_>) -> Result<Option<Checked>> {
+        let Some(joined) = self.joined.as_ref().filter(|_| can_judge(request)) else { return Ok(None) };
+        shards::judge_ranks(joined.views(), |sources, first| match PlainDump::open(&self.files, sources, request)? {
+            Some((dump, case)) => check(&request.about(case), &dump, hints && first, &mut *reached),
+            None => Ok(None),
+        })
+    }
+}
 
 /// Whether a case can be judged so: fed at once, wide enough for one plain run to tell the noise.
 pub fn can_judge(request: &Request) -> bool {

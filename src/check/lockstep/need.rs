@@ -1,13 +1,12 @@
 //! How much memory it takes to judge a dump stage by stage.
 
-use std::path::PathBuf;
-
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::*;
 use indexmap::IndexMap;
 
 use super::pieces::PIECE;
+use super::ranks::Sources;
 use super::tensors::stages_of;
 use crate::case::Case;
 use crate::check::align::{self, Order};
@@ -19,11 +18,11 @@ use crate::planned::{self, Planned};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 
-/// About so many bytes are needed for a dump in these files.
+/// About so many bytes are needed for a dump of these tensors of files.
 ///
 /// # Errors
 /// If one cannot be read.
-pub fn need(case: &Case, files: &[PathBuf]) -> Result<u64> {
+pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64> {
     let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
     let all = |parts: &[u64]| parts.iter().copied().fold(0, u64::saturating_add);
     // what is kept: the routing, of the dump, the truth and what it should be, and the caches of all three runs
@@ -35,12 +34,12 @@ pub fn need(case: &Case, files: &[PathBuf]) -> Result<u64> {
     let pieces = 12 * 8 * (PIECE as u64).max(widest);
     let unread =
         at_a_time(&planned).saturating_mul(8).saturating_mul(ComparedRows::of(&case.inputs).unread_of_hundred()) / 100;
-    let files = files.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
-    let tensors = stages_of(&files, case)?.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
+    let tensors = stages_of(files, &sources.tensors, case)?;
+    let tensors = tensors.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
     // decoded as a whole: what does not lie in its file number by number, and what lies there in another order, which is kept
     let mut decoded = 0;
     for tensor in &tensors {
-        if files[tensor.file].rows(&tensor.name, 0..0)?.is_none() {
+        if tensor.source.rows(files, 0..0)?.is_none() {
             decoded = decoded.max(8 * largest(&planned));
         }
     }
