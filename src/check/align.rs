@@ -32,7 +32,9 @@ use crate::trace::Trace;
 use crate::values::Values;
 pub use loaded::may_be_rounded;
 use places::halves_of_pairs;
-pub use reading::{Order, all_readings, first_reading, has_other_readings, in_rows, is_in_order, order_of};
+pub use reading::{
+    Order, all_readings, first_reading, has_other_readings, in_rows, is_in_order, order_of, readings_in,
+};
 
 /// How often readings are tried anew: one that was wrong may have hidden another.
 const ROUNDS: usize = 3;

@@ -13,7 +13,9 @@
 //! tensors     which tensor is which stage, before any is decoded
 //! plain_dump  the dump, by the tensor, or some rows of one
 //! station     where a run waits
+//! visit       one chunk of a stage
 //! runs        what is compared, layer by layer
+//! expected    what is compared, if a file says what the stages should be
 //! measured    what is kept of it, and the verdict
 //! need        how much memory that takes
 //! ```
@@ -22,6 +24,7 @@
 //! end the budgets are known, and it is judged as any dump. Where stages fail, it is settled here as well if the
 //! [second look](second_look) that a dump gets which is read whole would find nothing that explains them.
 
+mod expected;
 mod measured;
 mod need;
 mod pieces;
@@ -32,8 +35,9 @@ mod second_look;
 mod source;
 mod station;
 mod tensors;
+mod visit;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indexmap::IndexSet;
@@ -46,8 +50,9 @@ use super::{Checked, Request, doubt, truth};
 use crate::case::Case;
 use crate::error::Result;
 use crate::files::TensorFile;
-use crate::local::draws;
+use crate::judge::Verdict;
 use crate::trace::Trace;
+use expected::{Expected, Judged};
 use measured::TRUTH;
 pub use plain_dump::PlainDump;
 pub use ranks::Sources;
@@ -60,6 +65,8 @@ pub struct Candidates {
     files: Arc<[TensorFile]>,
     /// What they hold together; nothing, if a tensor has to be decoded for it to be known what it is.
     joined: Option<Joined<Sources>>,
+    /// What they should be, if that is not for the reference to say.
+    expected: Option<Expected>,
 }
 
 impl Candidates {
@@ -74,7 +81,17 @@ impl Candidates {
             Some(rule) => ranks::join(&files, &called, rule, case)?,
             None => Sources::of(&files).map(Joined::alone),
         };
-        Ok(Candidates { files, joined })
+        Ok(Candidates { files, joined, expected: None })
+    }
+
+    /// The same, to be held against the stages in this file.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn against(self, expected: &Path) -> Result<Self> {
+        let expected = Expected::open(expected)?;
+        let joined = self.joined.filter(|_| expected.is_some());
+        Ok(Candidates { joined, expected, ..self })
     }
 
     /// About so many bytes it takes to judge them stage by stage; nothing, if they cannot be.
@@ -92,18 +109,19 @@ impl Candidates {
     /// If the reference refuses the case, or a tensor cannot be decoded.
     pub fn check(&self, request: &Request, hints: bool, reached: Reached<'_>) -> Result<Option<Checked>> {
         let Some(joined) = self.joined.as_ref().filter(|_| can_judge(request)) else { return Ok(None) };
-        shards::judge_ranks(joined.views(), |sources, first| match PlainDump::open(&self.files, sources, request)? {
-            Some((dump, case)) => check(&request.about(case), &dump, hints && first, &mut *reached),
-            None => Ok(None),
+        shards::judge_ranks(joined.views(), |sources, first| {
+            let Some((dump, case)) = PlainDump::open(&self.files, sources, request)? else { return Ok(None) };
+            let request = &request.about(case);
+            let Some(expected) = &self.expected else { return check(request, &dump, hints && first, &mut *reached) };
+            let judged = expected::judge(request, &dump, expected, &mut *reached)?;
+            Ok(judged.map(|Judged { verdict, names, readings }| checked(request, &dump, verdict, &names, &readings)))
         })
     }
 }
 
-/// Whether a case can be judged so: fed at once, wide enough for one plain run to tell the noise.
+/// Whether a case can be judged so.
 pub fn can_judge(request: &Request) -> bool {
-    let case = &request.case;
-    let at_once = case.chunks.len() == 1 && case.inputs.packed.is_none();
-    at_once && request.expected.is_none() && draws(case) == 1
+    request.expected.is_none() && request.case.inputs.packed.is_none()
 }
 
 /// Judges a dump; nothing, if it asks for a second look that needs all of it. The hint on a failure is left out unless `hints`
@@ -112,7 +130,7 @@ pub fn can_judge(request: &Request) -> bool {
 /// # Errors
 /// If the reference refuses the case, or a tensor cannot be decoded.
 pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<'_>) -> Result<Option<Checked>> {
-    let measured = runs::measure(request, dump, &mut *reached)?;
+    let Some(measured) = runs::measure(request, dump, &mut *reached)? else { return Ok(None) };
     let case = &request.case;
     if measured.halves_disagree(dump) {
         return Ok(None);
@@ -134,26 +152,39 @@ pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<
         return Ok(None);
     }
     let end_to_end = if near_ties.is_empty() { None } else { measured.end_to_end(request, dump)? };
+    let of_verdict = checked(request, dump, verdict, &measured.names, &measured.readings);
+    Ok(Some(Checked { inconclusive, near_ties, end_to_end, hint, ..of_verdict }))
+}
+
+/// What came of a dump by this verdict, as far as nothing else is known. `names` are all stages of the model.
+fn checked(
+    request: &Request,
+    dump: &PlainDump,
+    verdict: Verdict,
+    names: &IndexSet<String>,
+    readings: &[(String, &'static str)],
+) -> Checked {
+    let case = &request.case;
     let held = dump.names().collect::<IndexSet<_>>();
-    let Told { spans, uncatchable, .. } = what_is_lacking(&held, &measured.names, &case.config);
+    let Told { spans, uncatchable, .. } = what_is_lacking(&held, names, &case.config);
     let left_out = case.inputs.left_out.iter().map(|name| Recognised::new(name, "not fed (--ids-only)"));
-    let read = measured.readings.iter().map(|(name, says)| Recognised::new(name, says));
-    Ok(Some(Checked {
-        verdict: verdict.with_not_held(measured.names.iter().map(String::as_str)),
-        inconclusive,
+    let read = readings.iter().map(|(name, says)| Recognised::new(name, says));
+    Checked {
+        verdict: verdict.with_not_held(names.iter().map(String::as_str)),
+        inconclusive: None,
         precision: dump.precision(),
         unknown: dump.unread().to_vec(),
         layouts: dump.says().iter().cloned().chain(left_out).chain(read).collect(),
         assumed: dump.assumed().to_vec(),
-        near_ties,
+        near_ties: Vec::new(),
         assumed_ties: Vec::new(),
-        end_to_end,
+        end_to_end: None,
         spans,
-        hint,
+        hint: None,
         uncatchable,
         candidate: Trace::default(),
         case: case.clone(),
-    }))
+    }
 }
 
 #[cfg(test)]

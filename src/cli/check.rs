@@ -70,7 +70,7 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs) -> Result<Done> {
     let mut request = Request {
         candidate: Trace::default(),
-        expected: args.expected.as_deref().map(Trace::read).transpose()?,
+        expected: None,
         case: {
             let feed = Feed { layers: args.layers.clone(), ..args.feed.feed() };
             Case::open_as(&args.model, &args.inputs, feed)?
@@ -88,6 +88,10 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     };
     let checked = {
         let candidates = Candidates::open(&args.candidate, args.shards.as_ref(), &request.case)?;
+        let candidates = match &args.expected {
+            Some(expected) => candidates.against(expected)?,
+            None => candidates,
+        };
         plan(check::need_by_stage(&request.case, &candidates)?, args.memory_limit)?;
         let mut progress = Progress::of_something_slow();
         let mut reached = |done, of, what: &str| progress.reached(done, of, what);
@@ -99,6 +103,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         Some(checked) => checked,
         None => {
             plan(check::need_whole(&request.case, args.candidate.iter().map(PathBuf::as_path))?, args.memory_limit)?;
+            request.expected = args.expected.as_deref().map(Trace::read).transpose()?;
             let read = |file: &PathBuf| Ok((shown(file), check::read(&request.case, file)?));
             let files = args.candidate.iter().map(read).collect::<Result<Vec<_>>>()?;
             let joined = match &args.shards {

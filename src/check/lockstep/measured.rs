@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsv2_metrics::{Comparison, Metrics, Spread};
+use dsv2_metrics::{Comparing, Comparison, Metrics, Spread};
 use dsv2_reference::stage::convention::place::{self, Turn};
 use dsv2_reference::stage::table::{MLP, ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
 use dsv2_reference::stage::{self, Stage, flow, forward_order};
@@ -11,13 +11,15 @@ use dsv2_reference::{DeepseekV2Config, Real};
 use indexmap::{IndexMap, IndexSet};
 
 use super::PlainDump;
-use super::pieces::{Held, shown};
-use crate::backend::{Reference, Settings, Streaming};
-use crate::budget::Budgets;
+use super::pieces::{Held, numbers, shown};
+use super::visit::{Chunks, Progress};
+use crate::backend::{Reference, Settings};
+use crate::budget::{Budgets, FACTORS};
+use crate::case::Case;
 use crate::check::Request;
 use crate::check::align::{self, Order};
 use crate::check::judge::EndToEnd;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::judge::{self, Disposition, LocalTruth, Truth, Verdict};
 use crate::local::{factors, root_mean_square};
 use crate::precision::Precision;
@@ -74,13 +76,20 @@ pub struct Measured {
     pub noise: IndexMap<String, Metrics>,
     /// How what each stage should be is spread.
     pub spreads: BTreeMap<String, (Spread, f64)>,
+    /// How many times the noise a stage may be off by itself.
+    factors: Metrics,
+    chunks: Chunks,
 }
 
 impl Measured {
     /// Before anything is measured.
-    pub fn nothing(rows: ComparedRows) -> Self {
+    pub fn nothing(case: &Case, precision: Precision) -> Self {
+        let own = factors(precision);
         Measured {
-            rows,
+            rows: ComparedRows::of(&case.inputs),
+            // what is cached before the new tokens has come through the whole model
+            factors: if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own },
+            chunks: Chunks::of(case),
             names: IndexSet::new(),
             exact: BTreeSet::new(),
             taught: BTreeSet::new(),
@@ -95,9 +104,9 @@ impl Measured {
         }
     }
 
-    /// Keeps what a plain run errs by, which is no less than is `usual`.
-    pub fn keep_noise(&mut self, name: &str, noise: &Comparison, usual: f64) {
-        let mut noise = root_mean_square(&[noise.metrics]);
+    /// Keeps what plain runs err by, which is no less than is `usual`.
+    pub fn keep_noise(&mut self, name: &str, noise: &[Metrics], usual: f64) {
+        let mut noise = root_mean_square(noise);
         noise.l2 = noise.l2.max(usual);
         self.noise.insert(name.to_owned(), noise);
     }
@@ -112,8 +121,8 @@ impl Measured {
     }
 
     /// Whether a stage is off by no more than what is the least that it may be, whatever the others of its kind.
-    pub fn surely_passes(&self, name: &str, off: &Comparison, precision: Precision) -> bool {
-        let least = self.noise.get(name).map(|noise| noise.zip(&factors(precision), |noise, factor| noise * factor));
+    pub fn surely_passes(&self, name: &str, off: &Comparison) -> bool {
+        let least = self.noise.get(name).map(|noise| noise.zip(&self.factors, |noise, factor| noise * factor));
         let within = |least: Metrics| off.metrics.values().iter().zip(least.values()).all(|(off, least)| *off <= least);
         off.nonfinite.is_none() && !self.exact.contains(name) && least.is_some_and(within)
     }
@@ -136,7 +145,7 @@ impl Measured {
         let from_its_inputs = |name: &str| {
             flow::sources(name, config, |name| self.names.contains(name), |name| dump.holds(name)).not_held.is_empty()
         };
-        Budgets::by_spread(&self.noise, spread, from_its_inputs, factors(dump.precision()))
+        Budgets::by_spread(&self.noise, spread, from_its_inputs, self.factors)
     }
 
     /// What becomes of each stage, now that all budgets are known.
@@ -168,6 +177,16 @@ impl Measured {
         };
         let truth = Truth { trace: &self.routing[TRUTH], budgets: &none, rows };
         Ok(judge::judge(stages, &truth, Some(&own), |_| false))
+    }
+
+    /// What of the dump took the place of a choice of experts.
+    pub fn lesson(&self, choice: &str) -> Option<&Values> {
+        self.routing[OWN].get(choice).filter(|_| self.taught.contains(choice))
+    }
+
+    /// A stage was not read in its other ways.
+    pub fn may_be_another_reading(&mut self, name: &str) {
+        self.ambiguous.insert(name.to_owned());
     }
 
     /// Whether a stage may be right if it is read in another way.
@@ -218,11 +237,16 @@ impl Measured {
     pub fn end_to_end(&self, request: &Request, dump: &PlainDump) -> Result<Option<EndToEnd>> {
         let Some((stage, Stagewise { off, .. })) = self.last() else { return Ok(None) };
         let (Some(held), Some(parsed)) = (dump.held(stage)?, Stage::parse(stage)) else { return Ok(None) };
-        let mut free = Free { name: stage, stage: parsed, held, rows: &self.rows, off: None };
+        let comparing = Comparing::new(&held.shape);
+        let (chunks, progress) = (&self.chunks, Progress::default());
+        let mut free =
+            Free { name: stage, stage: parsed, held, rows: &self.rows, chunks, progress, comparing, refused: None };
         let settings = Settings { precision: Precision::F64, ..Settings::default() };
-        Reference.show(&request.case, &settings, &mut NoTap, &mut free)?;
-        let free = free.off.transpose()?.map(|off| off.metrics.l2);
-        Ok(free.map(|free| EndToEnd { stage: stage.clone(), replayed: off.carried.metrics.l2, free }))
+        Reference.show_by_layer(&request.case, &settings, &|_| false, &mut NoTap, &mut free)?;
+        let Free { comparing, refused, .. } = free;
+        refused.map_or(Ok(()), Err)?;
+        let free = comparing.finish().metrics.l2;
+        Ok(Some(EndToEnd { stage: stage.clone(), replayed: off.carried.metrics.l2, free }))
     }
 }
 
@@ -232,14 +256,31 @@ struct Free<'a> {
     stage: Stage,
     held: Held<'a>,
     rows: &'a ComparedRows,
-    off: Option<Result<Comparison>>,
+    chunks: &'a Chunks,
+    progress: Progress,
+    comparing: Comparing,
+    refused: Option<Error>,
+}
+
+impl Free<'_> {
+    fn compare<T: Real>(&mut self, value: &StageValue<'_, T>) -> Result<()> {
+        let StageValue::Real(a) = value else { return Ok(()) };
+        let visit = self.progress.next(self.name, &self.stage, a.shape(), &self.held.shape, self.chunks);
+        let compared = self.rows.of_stage(&self.stage, &self.held.shape);
+        for (own, piece) in visit.pieces().filter(|_| visit.counts) {
+            let truth = visit.widened(shown(Precision::F64, self.name, value, own));
+            let compared = compared.as_deref().map(|rows| &rows[piece.clone()]);
+            self.comparing.go_to(piece.start);
+            self.comparing.add(numbers(&self.held.rows(piece)?), numbers(&truth), compared);
+        }
+        Ok(())
+    }
 }
 
 impl<T: Real> Tap<T> for Free<'_> {
     fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
-        if name == self.name {
-            let truth = |rows| Ok(shown(Precision::F64, name, &value, rows));
-            self.off = Some(self.held.against(&self.stage, self.rows, truth));
+        if name == self.name && self.refused.is_none() {
+            self.refused = self.compare(&value).err();
         }
     }
 }

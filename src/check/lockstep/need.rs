@@ -7,13 +7,14 @@ use indexmap::IndexMap;
 
 use super::pieces::PIECE;
 use super::ranks::Sources;
-use super::tensors::stages_of;
+use super::tensors::{meant_case, stages_of};
 use crate::case::Case;
 use crate::check::align::{self, Order};
 use crate::error::Result;
 use crate::files::TensorFile;
 use crate::inputs::AttentionMask;
-use crate::memory::{at_a_time, largest, of_kinds, of_run};
+use crate::local::draws;
+use crate::memory::{at_a_time, largest, of_kinds};
 use crate::planned::{self, Planned};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
@@ -23,13 +24,15 @@ use crate::rows::ComparedRows;
 /// # Errors
 /// If one cannot be read.
 pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64> {
+    let case = &meant_case(&sources.tensors, case);
     let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
     let all = |parts: &[u64]| parts.iter().copied().fold(0, u64::saturating_add);
-    // what is kept: the routing, of the dump, the truth and what it should be, and the caches of all three runs
+    // what is kept: the routing, of the dump, the truth and what it should be
     let routing = of_kinds(&planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]).saturating_mul(24);
-    let cached = of_kinds(&planned, &[CACHED_KV, CACHED_K_PE]).saturating_mul(8);
-    // two runs in a layer, one in f64 and one in f32, and the truth, which waits at the next; what is compared, in pieces
-    let [wide, narrow] = [Precision::F64, Precision::F32].map(|precision| of_run(&planned, precision));
+    // two runs in a layer, one in f64 and one in f32 (of small models several), and the truth, which waits at the next; what is
+    // compared, in pieces
+    let layer = at_a_time(&planned);
+    let (wide, narrow) = (layer.saturating_mul(8), layer.saturating_mul(4).saturating_mul(draws(case)));
     let widest = planned.values().filter_map(|planned| planned.shape.last()).max().map_or(1, |&width| width as u64);
     let pieces = 12 * 8 * (PIECE as u64).max(widest);
     let unread =
@@ -50,7 +53,7 @@ pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64>
     let judged = all(&[
         wide,
         narrow,
-        cached,
+        open(&planned, case),
         at_rest(&planned, case),
         routing,
         pieces,
@@ -62,6 +65,20 @@ pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64>
     // a stage that fails: what it should be, beside the run of which it comes, and then with that of the dump
     let hinted = all(&[wide, largest(&planned).saturating_mul(16), routing]);
     Ok(judged.max(hinted))
+}
+
+/// What is kept of the rows of a layer while chunks of it are to come: how far off each is, from the truth, by itself and in plain runs,
+/// and how they are spread.
+fn open(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
+    if case.chunks.len() == 1 {
+        return 0;
+    }
+    let rows = planned.iter().map(|(name, planned)| {
+        let rows = planned.shape.iter().rev().skip(1).product::<usize>();
+        (name.clone(), Planned { dtype: None, shape: vec![rows] })
+    });
+    let rows: IndexMap<String, Planned> = rows.collect();
+    at_a_time(&rows).saturating_mul(32).saturating_mul(2 * draws(case).saturating_add(4))
 }
 
 /// A run that waits before a layer: the residual stream, normed as well, rotary tables and the mask.

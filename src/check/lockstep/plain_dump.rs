@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 
 use super::pieces::Held;
 use super::ranks::Sources;
-use super::tensors::{Tensor, Tensors, stages_of};
+use super::tensors::{Tensor, Tensors, meant_case, stages_of};
 use crate::case::{Case, Part};
 use crate::check::align::Order;
 use crate::check::dump::{Computed, Recognised, Told, by_most, computed, retyped, told};
@@ -43,8 +43,8 @@ impl PlainDump {
     /// # Errors
     /// If it cannot be read.
     pub fn open(files: &Arc<[TensorFile]>, sources: &Sources, request: &Request) -> Result<Option<(Self, Case)>> {
-        let case = &request.case;
         let Sources { tensors, says, unread } = sources;
+        let case = &meant_case(tensors, &request.case);
         let Some(Tensors { stages, recognised }) = stages_of(files, tensors, case)? else { return Ok(None) };
         let says = says.iter().cloned().chain(recognised).collect();
         let precision = by_most(stages.values().filter_map(|tensor| kind(tensor.source.element)));

@@ -15,10 +15,11 @@ use dsv2_reference::tap::{NoTap, StageValue, Tap};
 use ndarray::Axis;
 
 use super::measured::{DUMP, Measured, OWN, is_compared_with_help_of};
-use super::pieces::{numbers, pieces, taken};
+use super::pieces::{numbers, taken};
 use super::station::put;
+use super::visit::{Chunks, Progress};
 use super::{PlainDump, Reached};
-use crate::backend::{Reference, Settings, Streaming};
+use crate::backend::{Reference, Settings};
 use crate::budget::Budgets;
 use crate::case::{Case, Part};
 use crate::check::explain::{Hint, facts, said};
@@ -26,7 +27,7 @@ use crate::check::{Request, align};
 use crate::error::{Error, Result};
 use crate::inputs::Tokens;
 use crate::judge::{Disposition, LocalTruth, StageVerdict, Truth, Verdict};
-use crate::local::{copied, usable_stage};
+use crate::local::copied;
 use crate::mutants::explain::{Named, are_too_many, suspects};
 use crate::precision::Precision;
 use crate::taps::recorded;
@@ -168,9 +169,21 @@ fn both(
     let last = Stage::parse(name).and_then(|stage| stage.layer).map(|layer| layer + 1);
     let needed = last.filter(|_| case.part.is_none() && matches!(case.inputs.tokens, Tokens::InputIds(_)));
     let case = Case { part: needed.map(Part::first).or(case.part.clone()), ..case.clone() };
-    let mut taught = Taught { request, dump, measured, until: name, own: None, refused: None, done: 0, reached };
+    let (chunks, progress) = (Chunks::of(&case), Progress::default());
+    let mut taught = Taught {
+        dump,
+        measured,
+        chunks,
+        progress,
+        until: name,
+        own: None,
+        is_known: false,
+        refused: None,
+        done: 0,
+        reached,
+    };
     let settings = Settings { precision: Precision::F64, ..Settings::default() };
-    Reference.show(&case, &settings, &mut NoTap, &mut taught)?;
+    Reference.show_by_layer(&case, &settings, &|_| false, &mut NoTap, &mut taught)?;
     let Taught { own, refused, .. } = taught;
     refused.map_or(Ok(()), Err)?;
     let (Some(got), Some(own)) = (dump.stage(name)?, own) else {
@@ -185,12 +198,14 @@ fn both(
 
 /// The sink of a run that goes on with the dump's stages, until one is reached.
 struct Taught<'a> {
-    request: &'a Request,
     dump: &'a PlainDump,
     measured: &'a Measured,
+    chunks: Chunks,
+    progress: Progress,
     until: &'a str,
-    /// What this one should be.
+    /// What this one should be, as far as it is known, and whether all of it is.
     own: Option<Values>,
+    is_known: bool,
     refused: Option<Error>,
     done: usize,
     reached: Reached<'a>,
@@ -199,22 +214,33 @@ struct Taught<'a> {
 impl Taught<'_> {
     fn stage<T: Real>(&mut self, name: &str, value: StageValue<'_, T>) -> Result<()> {
         let (Some(held), Some(stage)) = (self.dump.held(name)?, Stage::parse(name)) else { return Ok(()) };
-        let (config, rows) = (&self.request.case.config, &self.measured.rows);
+        let rows = &self.measured.rows;
+        let shape = match &value {
+            StageValue::Real(a) => a.shape(),
+            StageValue::Index(a) => a.shape(),
+        };
+        let visit = self.progress.next(name, &stage, shape, &held.shape, &self.chunks);
         match value {
-            value if name == self.until => self.own = Some(as_held(name, recorded(Precision::F64, name, &value))),
+            value if name == self.until => {
+                if visit.counts {
+                    visit.put_into(&mut self.own, as_held(name, recorded(Precision::F64, name, &value)), &held.shape);
+                }
+                self.is_known = visit.is_last;
+            }
             StageValue::Real(mut value) => {
                 let taken = taken(&stage, &held.shape, rows);
-                for piece in pieces(&held.shape) {
+                for (own, piece) in visit.pieces() {
                     let taken = taken.as_deref().map(|taken| &taken[piece.clone()]);
-                    let got = held.rows(piece.clone())?;
-                    put(&mut value, piece, numbers(&got), taken, |&x| T::from_f64(x));
+                    let got = visit.narrowed(held.rows(piece)?);
+                    put(&mut value, own, numbers(&got), taken, |&x| T::from_f64(x));
                 }
             }
             StageValue::Index(mut value) => {
-                let own = Values::Index(value.to_owned());
-                let lesson = held.whole()?.and_then(|got| usable_stage(name, &got, &own, config, rows));
-                if let Some(Values::Index(lesson)) = lesson {
-                    value.assign(&lesson);
+                // it has been found out which of the dump's experts can be followed
+                let Some(lesson) = self.measured.lesson(name) else { return Ok(()) };
+                for (own, part) in visit.of_all(lesson) {
+                    let chosen = part.index().and_then(|part| part.as_slice()).unwrap_or_default();
+                    put(&mut value, own, chosen, None, |&x| x);
                 }
             }
         }
@@ -224,7 +250,7 @@ impl Taught<'_> {
 
 impl<T: Real> Tap<T> for Taught<'_> {
     fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
-        if self.own.is_none() && self.refused.is_none() && (self.dump.holds(name) || is_compared_with_help_of(name)) {
+        if !self.is_known && self.refused.is_none() && (self.dump.holds(name) || is_compared_with_help_of(name)) {
             self.refused = Taught::stage(self, name, value).err();
             self.done += 1;
             let before = self.dump.names().filter(|held| forward_order(held) <= forward_order(self.until));

@@ -11,8 +11,10 @@ use super::source::Source;
 use crate::case::Case;
 use crate::check::align::{self, Order};
 use crate::check::dump::{Recognised, meant, wrappers};
+use crate::check::shapes::holds_cache_before;
 use crate::error::Result;
 use crate::files::{Element, TensorFile};
+use crate::inputs::Inputs;
 use crate::planned;
 use crate::precision::Precision;
 use crate::trace::as_held;
@@ -35,6 +37,20 @@ pub struct Tensors {
     pub recognised: Vec<Recognised>,
 }
 
+/// The case as the shapes of these tensors say that it is: they may hold the cache as it was before the new tokens.
+pub fn meant_case(sources: &[Source], case: &Case) -> Case {
+    let named: Vec<(String, &[usize])> =
+        sources.iter().map(|source| (bare(&source.name), source.shape.as_slice())).collect();
+    let tensors = named.iter().map(|(name, shape)| (name.as_str(), *shape));
+    let cache_before = holds_cache_before(tensors, &case.inputs);
+    Case { inputs: Inputs { cache_before, ..case.inputs.clone() }, ..case.clone() }
+}
+
+/// A name without wrappers.
+fn bare(name: &str) -> String {
+    unwrapped(name).map_or_else(|| canonical(name).to_owned(), |(bare, _)| bare)
+}
+
 /// The stages among these tensors of files; nothing, if a tensor has to be decoded for it to be known which one it is: it holds several, is of
 /// another type or shape, or is one that this model lacks.
 ///
@@ -46,13 +62,12 @@ pub fn stages_of(files: &[TensorFile], sources: &[Source], case: &Case) -> Resul
     let mut named: Vec<&Source> = sources.iter().collect();
     // as a trace has them, first by the names they came under and then by those without wrappers
     named.sort_by_key(|source| forward_order(canonical(&source.name)));
-    let bare = |name: &str| unwrapped(name).map_or_else(|| canonical(name).to_owned(), |(bare, _)| bare);
     let mut recognised = wrappers(named.iter().filter_map(|source| Some(unwrapped(&source.name)?.1)));
-    let mut bare: Vec<(&Source, String)> = named.into_iter().map(|source| (source, bare(&source.name))).collect();
-    bare.sort_by_key(|(_, bare)| forward_order(bare));
+    let mut all: Vec<(&Source, String)> = named.into_iter().map(|source| (source, bare(&source.name))).collect();
+    all.sort_by_key(|(_, bare)| forward_order(bare));
 
     let is_another = |bare: &str| meant(bare, &case.config, case.dialect).is_some();
-    let (others, own): (Vec<_>, Vec<_>) = bare.into_iter().partition(|(_, bare)| is_another(bare));
+    let (others, own): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, bare)| is_another(bare));
     let mut stages = IndexMap::new();
     for (source, bare) in own.into_iter().chain(others) {
         let Source { element, shape, .. } = source;
