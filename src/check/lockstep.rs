@@ -1,11 +1,11 @@
-//! A dump in files, judged stage by stage as the model is run: three runs, which wait at each stage until it has been compared.
+//! A dump in files, judged stage by stage as the model is run: runs that wait at each stage until it has been compared.
 //! So no stage of the dump is kept, however many layers there are.
 //!
 //! | run | is | goes on with |
 //! |---|---|---|
 //! | the truth, a layer ahead of the others | f64 | its own stages, and the dump's choice of experts |
 //! | what each stage should be by itself | f64 | the dump's stages, where it has them |
-//! | a plain implementation, for the noise | the dump's type | the same |
+//! | a plain implementation, for the noise (of small models several) | the dump's type | the same |
 //!
 //! ```text
 //! source      a tensor that lies in one file, or in parts in several
@@ -17,6 +17,8 @@
 //! runs        what is compared, layer by layer
 //! expected    what is compared, if a file says what the stages should be
 //! measured    what is kept of it, and the verdict
+//! unrounded   stages that fail, once more from what others were before they were rounded
+//! second_look whether anything else may explain them, and what they look like
 //! need        how much memory that takes
 //! ```
 //!
@@ -35,10 +37,11 @@ mod second_look;
 mod source;
 mod station;
 mod tensors;
+mod unrounded;
 mod visit;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use indexmap::IndexSet;
 
@@ -56,13 +59,14 @@ use expected::{Expected, Judged};
 use measured::TRUTH;
 pub use plain_dump::PlainDump;
 pub use ranks::Sources;
+use runs::Way;
 
 /// Who is told how far it is: so many stages of so many, and the last of them.
 pub type Reached<'a> = &'a mut dyn FnMut(usize, usize, &str);
 
 /// The files of a dump.
 pub struct Candidates {
-    files: Arc<[TensorFile]>,
+    files: Rc<[TensorFile]>,
     /// What they hold together; nothing, if a tensor has to be decoded for it to be known what it is.
     joined: Option<Joined<Sources>>,
     /// What they should be, if that is not for the reference to say.
@@ -75,7 +79,7 @@ impl Candidates {
     /// # Errors
     /// If one cannot be read, or the ranks' tensors do not make up the model's.
     pub fn open(paths: &[PathBuf], rule: Option<&Rule>, case: &Case) -> Result<Self> {
-        let files: Arc<[TensorFile]> = paths.iter().map(|path| TensorFile::open(path)).collect::<Result<_>>()?;
+        let files: Rc<[TensorFile]> = paths.iter().map(|path| TensorFile::open(path)).collect::<Result<_>>()?;
         let called: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
         let joined = match rule {
             Some(rule) => ranks::join(&files, &called, rule, case)?,
@@ -119,9 +123,9 @@ impl Candidates {
     }
 }
 
-/// Whether a case can be judged so.
+/// Whether a case can be judged so. (Runs share the work of Rayon's threads: this must be none of them, which would wait for itself.)
 pub fn can_judge(request: &Request) -> bool {
-    request.expected.is_none() && request.case.inputs.packed.is_none()
+    request.expected.is_none() && request.case.inputs.packed.is_none() && rayon::current_thread_index().is_none()
 }
 
 /// Judges a dump; nothing, if it asks for a second look that needs all of it. The hint on a failure is left out unless `hints`
@@ -130,14 +134,24 @@ pub fn can_judge(request: &Request) -> bool {
 /// # Errors
 /// If the reference refuses the case, or a tensor cannot be decoded.
 pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<'_>) -> Result<Option<Checked>> {
-    let Some(measured) = runs::measure(request, dump, &mut *reached)? else { return Ok(None) };
+    let Some(mut measured) = runs::measure(request, dump, &Way::of(dump), &mut *reached)? else { return Ok(None) };
     let case = &request.case;
     if measured.halves_disagree(dump) {
         return Ok(None);
     }
-    let mut verdict = measured.verdict(request, dump)?;
-    if !verdict.passes() && !second_look::finds_nothing(request, dump, &measured, &verdict)? {
-        return Ok(None);
+    let mut verdict = measured.verdict(request)?;
+    let mut unrounded = Vec::new();
+    if !verdict.passes() {
+        if second_look::may_be_meant_otherwise(request, dump, &measured, &verdict)? {
+            return Ok(None);
+        }
+        unrounded = unrounded::judge_by_unrounded(request, dump, &mut measured, &verdict, &mut *reached)?;
+        if !unrounded.is_empty() {
+            verdict = measured.verdict(request)?;
+        }
+        if !verdict.passes() && second_look::may_be_near_ties(request, &measured, &verdict) {
+            return Ok(None);
+        }
     }
     let inconclusive = doubt::leave_open(&mut verdict, |name| dump.holds(name), &measured.names, &case.config);
     let hint = match verdict.first_failure().filter(|_| hints) {
@@ -153,7 +167,8 @@ pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<
     }
     let end_to_end = if near_ties.is_empty() { None } else { measured.end_to_end(request, dump)? };
     let of_verdict = checked(request, dump, verdict, &measured.names, &measured.readings);
-    Ok(Some(Checked { inconclusive, near_ties, end_to_end, hint, ..of_verdict }))
+    let assumed = [of_verdict.assumed, unrounded].concat();
+    Ok(Some(Checked { inconclusive, assumed, near_ties, end_to_end, hint, ..of_verdict }))
 }
 
 /// What came of a dump by this verdict, as far as nothing else is known. `names` are all stages of the model.

@@ -1,8 +1,8 @@
 //! How much memory it takes to judge a dump stage by stage.
 
 use dsv2_reference::model::attention::AttentionForm;
-use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::*;
+use dsv2_reference::stage::{Layout, Stage};
 use indexmap::IndexMap;
 
 use super::pieces::PIECE;
@@ -31,7 +31,7 @@ pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64>
     let routing = of_kinds(&planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]).saturating_mul(24);
     // two runs in a layer, one in f64 and one in f32 (of small models several), and the truth, which waits at the next; what is
     // compared, in pieces
-    let layer = at_a_time(&planned);
+    let layer = at_a_time(&of_a_chunk(&planned, case));
     let (wide, narrow) = (layer.saturating_mul(8), layer.saturating_mul(4).saturating_mul(draws(case)));
     let widest = planned.values().filter_map(|planned| planned.shape.last()).max().map_or(1, |&width| width as u64);
     let pieces = 12 * 8 * (PIECE as u64).max(widest);
@@ -78,7 +78,28 @@ fn open(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
         (name.clone(), Planned { dtype: None, shape: vec![rows] })
     });
     let rows: IndexMap<String, Planned> = rows.collect();
-    at_a_time(&rows).saturating_mul(32).saturating_mul(2 * draws(case).saturating_add(4))
+    at_a_time(&rows).saturating_mul(32).saturating_mul(draws(case).saturating_add(3))
+}
+
+/// The same stages of the longest chunk that is fed.
+fn of_a_chunk(planned: &IndexMap<String, Planned>, case: &Case) -> IndexMap<String, Planned> {
+    let longest = case.chunks.iter().copied().max().unwrap_or(1);
+    let of = |(name, planned): (&String, &Planned)| {
+        let axis = match Stage::parse(name).map(|stage| stage.layout) {
+            _ if case.chunks.len() == 1 => None,
+            Some(Layout::Tokens | Layout::Table | Layout::Logits) => Some(1),
+            Some(Layout::Heads | Layout::Scores | Layout::Weights) => Some(2),
+            Some(Layout::Flat) => Some(0),
+            _ => None,
+        };
+        let each = if axis == Some(0) { case.inputs.batch() } else { 1 };
+        let mut shape = planned.shape.clone();
+        if let Some(length) = axis.and_then(|axis| shape.get_mut(axis)) {
+            *length = longest * each;
+        }
+        (name.clone(), Planned { shape, ..planned.clone() })
+    };
+    planned.iter().map(of).collect()
 }
 
 /// A run that waits before a layer: the residual stream, normed as well, rotary tables and the mask.
@@ -92,6 +113,9 @@ fn at_rest(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
 
 /// What is decoded as a whole, since it may lie in more than one order: the dump's stage, the truth, and all readings of it.
 fn reread(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
+    if case.chunks.len() > 1 {
+        return 0;
+    }
     let heads = case.config.num_attention_heads;
     let otherwise = planned.iter().filter(|(name, planned)| align::has_other_readings(name, &planned.shape, heads));
     otherwise.map(|(_, planned)| planned.elements()).max().unwrap_or(0).saturating_mul(48)

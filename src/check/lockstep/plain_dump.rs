@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use dsv2_reference::Dtype;
 use indexmap::IndexMap;
@@ -24,7 +24,7 @@ use crate::values::Values;
 
 /// Files of stages that need no interpretation.
 pub struct PlainDump {
-    files: Arc<[TensorFile]>,
+    files: Rc<[TensorFile]>,
     stages: IndexMap<String, Tensor>,
     unread: Vec<String>,
     precision: Precision,
@@ -42,7 +42,7 @@ impl PlainDump {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn open(files: &Arc<[TensorFile]>, sources: &Sources, request: &Request) -> Result<Option<(Self, Case)>> {
+    pub fn open(files: &Rc<[TensorFile]>, sources: &Sources, request: &Request) -> Result<Option<(Self, Case)>> {
         let Sources { tensors, says, unread } = sources;
         let case = &meant_case(tensors, &request.case);
         let Some(Tensors { stages, recognised }) = stages_of(files, tensors, case)? else { return Ok(None) };
@@ -141,14 +141,15 @@ impl PlainDump {
         }))
     }
 
+    /// The type that a stage was computed in, if it holds numbers of it.
+    pub fn dtype(&self, stage: &str) -> Option<Dtype> {
+        let stored = self.stages.get(stage).and_then(|tensor| kind(tensor.source.element));
+        self.saved_wider.get(stage).copied().or(stored)
+    }
+
     /// How a stage lies in its file, if it holds it.
     pub fn order(&self, stage: &str) -> Option<Order> {
         self.stages.get(stage).map(|tensor| tensor.order)
-    }
-
-    /// Whether some stage lies in its file in other rows than the model has, or may do so.
-    pub fn lies_otherwise(&self) -> bool {
-        self.stages.values().any(|tensor| tensor.order == Order::Other)
     }
 
     /// A stage, if it holds it, to be read some rows at a time as the model has them.
@@ -158,8 +159,7 @@ impl PlainDump {
     pub fn held(&self, stage: &str) -> Result<Option<Held<'_>>> {
         let Some(Tensor { source, shape, .. }) = self.stages.get(stage) else { return Ok(None) };
         let one_by_one = source.rows(&self.files, 0..0)?.is_some();
-        let dtype = self.saved_wider.get(stage).copied().or(kind(source.element));
-        Ok(Some(Held::in_file(self, stage, shape.clone(), dtype, one_by_one)))
+        Ok(Some(Held::in_file(self, stage, shape.clone(), self.dtype(stage), one_by_one)))
     }
 
     /// Some rows of a stage that lies in its file as the model has it.

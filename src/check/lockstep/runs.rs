@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::thread::Builder;
 
 use dsv2_metrics::{Comparing, Comparison};
+use dsv2_reference::Dtype;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{INPUT_LAYERNORM, KV_B_PROJ, NORM};
@@ -33,21 +34,43 @@ use crate::taps::AnyTap;
 use crate::values::Values;
 use behind::Open;
 
+/// What the runs go on with.
+pub struct Way<'a> {
+    /// What the plain ones compute in, and copies are stored in.
+    pub precision: Precision,
+    /// The stages of the dump that take the place of the runs'.
+    pub given: &'a (dyn Fn(&str) -> bool + Sync),
+    /// In these layers, the residual stream after attention, rounded, takes the place of the one before it, and nothing is added.
+    pub rounded_stream: Option<(Dtype, &'a BTreeSet<usize>)>,
+}
+
+impl Way<'_> {
+    /// With all that the dump holds, in its own type.
+    pub fn of(dump: &PlainDump) -> Self {
+        Way { precision: dump.precision(), given: &|_| true, rounded_stream: None }
+    }
+}
+
 /// Runs the model, and measures a dump; nothing, if it has to be read whole.
 ///
 /// # Errors
 /// If the reference refuses the case, or a tensor cannot be decoded.
-pub fn measure(request: &Request, dump: &PlainDump, reached: Reached<'_>) -> Result<Option<Measured>> {
+pub fn measure(request: &Request, dump: &PlainDump, way: &Way<'_>, reached: Reached<'_>) -> Result<Option<Measured>> {
     let case = &request.case;
     let holds: BTreeSet<&str> = dump.names().collect();
-    let held = |name: &str| holds.contains(name);
-    let wanted = |name: &str| held(name) || is_compared_with_help_of(name) || begins_a_layer(name);
-    let (narrow, cache, draws) = (plain(dump.precision()), request.cache, draws(case));
+    let held = |name: &str| holds.contains(name) && (way.given)(name);
+    let (narrow, cache, draws) = (plain(way.precision), request.cache, draws(case));
+    let is_expanded = |name: &str| Stage::parse(name).is_some_and(|stage| stage.kind == KV_B_PROJ);
+    // some of many plain runs have the other form of attention, unless the dump's own stages lack it
+    let expands = draws == 1 || holds.iter().any(|name| held(name) && is_expanded(name));
+    let wanted = |name: &str| {
+        let asked = holds.contains(name) || is_compared_with_help_of(name) || begins_a_layer(name);
+        asked && (expands || !is_expanded(name))
+    };
     let truthful = |tap: &mut dyn AnyTap, at: &mut Waiting<'_>| {
         let settings = Settings { precision: Precision::F64, ..Settings::default() };
         Reference.show_by_layer(case, &settings, &held, tap, at)
     };
-    let expands = holds.iter().any(|name| Stage::parse(name).is_some_and(|stage| stage.kind == KV_B_PROJ));
     let as_plain = |draw: u64, at: &mut Waiting<'_>| {
         let attention =
             if expands || draw.is_multiple_of(2) { AttentionForm::Expanded } else { AttentionForm::Absorbed };
@@ -56,26 +79,28 @@ pub fn measure(request: &Request, dump: &PlainDump, reached: Reached<'_>) -> Res
         Reference.show_by_layer(case, &settings, &held, &mut NoTap, at)
     };
     let mut names = Names::default();
-    let mut measured = Measured::nothing(case, dump.precision());
+    let mut measured = Measured::nothing(case, way.precision);
     let compared = std::thread::scope(|scope| {
         let (mut at_truth, to_truth) = station(&wanted, Precision::F64);
         let (mut at_own, to_own) = station(&wanted, Precision::F64);
         let (names, as_plain) = (&mut names, &as_plain);
-        let no_threads = |error| Error::request("threads", "as many as there are runs", error);
-        let begin = |run| Builder::new().spawn_scoped(scope, run).map_err(no_threads);
+        let begin = |run| Builder::new().spawn_scoped(scope, run);
         let mut runs = Vec::new();
         let mut to_plain = Vec::new();
-        // what has been begun ends when nobody asks any more
-        runs.push(begin(Box::new(move || truthful(names, &mut at_truth)) as Box<dyn FnOnce() -> Result<()> + Send>)?);
-        runs.push(begin(Box::new(move || truthful(&mut NoTap, &mut at_own)))?);
+        let truth = Box::new(move || truthful(names, &mut at_truth)) as Box<dyn FnOnce() -> Result<()> + Send>;
+        runs.push(begin(truth));
+        runs.push(begin(Box::new(move || truthful(&mut NoTap, &mut at_own))));
         for draw in 0..draws {
             let (mut at_plain, to) = station(&wanted, narrow);
             to_plain.push(to);
-            runs.push(begin(Box::new(move || as_plain(draw, &mut at_plain)))?);
+            runs.push(begin(Box::new(move || as_plain(draw, &mut at_plain))));
         }
+        // there are no threads to be had; what has been begun ends when nobody asks any more
+        let Ok(runs) = runs.into_iter().collect::<std::io::Result<Vec<_>>>() else { return Ok(false) };
         let mut comparer = Comparer {
             request,
             dump,
+            way,
             chunks: Chunks::of(case),
             to_truth,
             to_own,
@@ -157,6 +182,7 @@ enum Ahead<'a> {
 struct Comparer<'a> {
     request: &'a Request,
     dump: &'a PlainDump,
+    way: &'a Way<'a>,
     chunks: Chunks,
     to_truth: Station,
     to_own: Station,

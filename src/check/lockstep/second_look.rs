@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 
 use dsv2_reference::Real;
-use dsv2_reference::stage::convention::fused::FUSED;
 use dsv2_reference::stage::table::{EXPERTS, TOPK_INDICES, TOPK_WEIGHTS};
 use dsv2_reference::stage::{self, Stage, flow, forward_order};
 use dsv2_reference::tap::{NoTap, StageValue, Tap};
@@ -22,59 +21,58 @@ use super::{PlainDump, Reached};
 use crate::backend::{Reference, Settings};
 use crate::budget::Budgets;
 use crate::case::{Case, Part};
+use crate::check::Request;
+use crate::check::align::{self, Order};
 use crate::check::explain::{Hint, facts, said};
-use crate::check::{Request, align};
 use crate::error::{Error, Result};
 use crate::inputs::Tokens;
 use crate::judge::{Disposition, LocalTruth, StageVerdict, Truth, Verdict};
-use crate::local::copied;
+use crate::local::{copied, is_choice};
 use crate::mutants::explain::{Named, are_too_many, suspects};
 use crate::precision::Precision;
 use crate::taps::recorded;
 use crate::trace::{Trace, as_held};
 use crate::values::Values;
 
-/// Whether nothing but what was measured can be said of the stages that fail.
+/// Whether stages that fail may be right as another layout, by a convention, or by rounded weights.
 ///
 /// # Errors
 /// If a weight cannot be read.
-pub fn finds_nothing(request: &Request, dump: &PlainDump, measured: &Measured, verdict: &Verdict) -> Result<bool> {
+pub fn may_be_meant_otherwise(
+    request: &Request,
+    dump: &PlainDump,
+    measured: &Measured,
+    verdict: &Verdict,
+) -> Result<bool> {
     let case = &request.case;
     let failing: Vec<&StageVerdict> = verdict.stages.iter().filter(|stage| stage.disposition.fails()).collect();
     let (batch, length) = (case.inputs.batch(), case.inputs.length());
     // shapes do not tell which of the two comes first
-    let turned = measured.readings.iter().any(|(_, says)| !align::in_rows(says));
-    if (batch == length && batch > 1) || turned || dump.lies_otherwise() {
-        return Ok(false);
+    if batch == length && batch > 1 {
+        return Ok(true);
     }
-    let budgets = measured.budgets(dump, &case.config);
-    if failing.iter().any(|stage| measured.may_be_read_otherwise(&stage.stage, &budgets))
-        || align::may_be_rounded(case, dump.precision())?
-        || may_be_unrounded(dump, measured, &failing)
-        || may_be_restated(request, measured, &failing, &budgets)?
-    {
-        return Ok(false);
-    }
-    let exists = |name: &str| measured.names.contains(name);
-    let held = |name: &str| measured.taught.contains(name);
-    let is_choice = |name: &String| Stage::parse(name).is_some_and(|stage| stage.kind == TOPK_INDICES);
-    let of_near_ties = |stage: &&StageVerdict| {
-        let between = flow::sources(&stage.stage, &case.config, exists, held).not_held;
-        stage.disposition == Disposition::OverBudget && between.iter().any(is_choice)
+    let is_turned = |name: &str| {
+        let read_otherwise = measured.readings.iter().any(|(read, says)| read == name && !align::in_rows(says));
+        read_otherwise || dump.order(name) == Some(Order::Other)
     };
-    Ok(!failing.iter().all(of_near_ties))
+    if failing.iter().any(|stage| is_turned(&stage.stage)) {
+        return Ok(true);
+    }
+    let budgets = measured.budgets(&case.config);
+    Ok(failing.iter().any(|stage| measured.may_be_read_otherwise(&stage.stage, &budgets))
+        || align::may_be_rounded(case, dump.precision())?
+        || may_be_restated(request, measured, &failing, &budgets)?)
 }
 
-/// Whether a stage of a narrow run may have been computed from what others were before they were rounded: it is of a kind that
-/// kernels compute so, or it is nearer to what a run without rounding makes.
-fn may_be_unrounded(dump: &PlainDump, measured: &Measured, failing: &[&StageVerdict]) -> bool {
-    let is_fused =
-        |name: &str| Stage::parse(name).is_some_and(|stage| FUSED.iter().any(|line| line.stage == stage.kind));
-    let may_be = |stage: &&StageVerdict| {
-        let over = stage.disposition == Disposition::OverBudget;
-        over && (is_fused(&stage.stage) || measured.is_nearer_to_the_truth(&stage.stage))
+/// Whether near ties that the dump does not hold may explain all that fails.
+pub fn may_be_near_ties(request: &Request, measured: &Measured, verdict: &Verdict) -> bool {
+    let exists = |name: &str| measured.names.contains(name);
+    let held = |name: &str| measured.taught.contains(name);
+    let of_near_ties = |stage: &StageVerdict| {
+        let between = flow::sources(&stage.stage, &request.case.config, exists, held).not_held;
+        stage.disposition == Disposition::OverBudget && between.iter().any(|name| is_choice(name))
     };
-    dump.precision().narrow().is_some() && failing.iter().any(may_be)
+    verdict.stages.iter().filter(|stage| stage.disposition.fails()).all(of_near_ties)
 }
 
 /// Whether a convention about experts and their weights may explain why they fail: the weights pass by it, or the experts are
@@ -148,7 +146,7 @@ pub fn hint(
         let (got, by_itself) = both(request, dump, measured, name, reached)?;
         (held, own) = (held.with(name, got), own.with(name, by_itself));
     }
-    let budgets = measured.budgets(dump, &case.config);
+    let budgets = measured.budgets(&case.config);
     let local = LocalTruth {
         truth: Truth { trace: &own, budgets: &budgets, rows: &measured.rows },
         exact: &measured.exact,

@@ -53,7 +53,7 @@ impl<'a> Comparer<'a> {
                         carried = Some(off);
                     }
                     self.hold_experts_against_mlp(&stage, &held)?;
-                    self.measured.taught.insert(name.to_owned());
+                    self.measured.taught.extend((self.way.given)(name).then(|| name.to_owned()));
                 }
                 Ahead::Numbers { held: held.put_down(), comparing: Some(comparing), carried, unread }
             }
@@ -103,7 +103,8 @@ impl<'a> Comparer<'a> {
                 truth = followed;
             }
         }
-        let lesson = got.as_ref().and_then(|got| usable_stage(name, got, &truth, config, rows)).map(Arc::new);
+        let given = got.as_ref().filter(|_| (self.way.given)(name));
+        let lesson = given.and_then(|got| usable_stage(name, got, &truth, config, rows)).map(Arc::new);
         if lesson.is_some() && visit.is_last {
             self.measured.taught.insert(name.to_owned());
         }

@@ -1,9 +1,13 @@
 //! What is compared of the runs that go on with the dump's stages.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use dsv2_metrics::Comparing;
-use dsv2_reference::stage::{Stage, flow};
+use dsv2_reference::round::RoundingTap;
+use dsv2_reference::stage::table::{EMBED_TOKENS, LAYER, O_PROJ};
+use dsv2_reference::stage::{self, Stage, flow};
+use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::ArrayView1;
 
 use super::{Ahead, Comparer, Stopped, known};
@@ -20,15 +24,20 @@ use crate::values::Values;
 pub enum Open {
     /// What it should be by itself, and what the plain runs make of it, as far as that is known.
     Routing { own: Option<Values>, plain: Vec<Option<Values>> },
-    Numbers {
-        /// How far off the plain runs are, chunk by chunk.
-        chunk: usize,
-        noise: Vec<Comparing>,
-        off: Comparing,
-        spread: Spreading,
-        /// The same by what it should be as the computation stores it, if it must be bit-identical.
-        stored: Option<(Comparing, Spreading)>,
-    },
+    /// The same of any other stage.
+    Numbers(Box<Numbers>),
+}
+
+/// What has been measured of a stage that is none of routing.
+pub struct Numbers {
+    /// Which chunk was the last.
+    chunk: usize,
+    /// How far off the plain runs are.
+    noise: Vec<Comparing>,
+    off: Comparing,
+    spread: Spreading,
+    /// The same by what it should be as the computation stores it, if it must be bit-identical.
+    stored: Option<(Comparing, Spreading)>,
 }
 
 impl<'a> Comparer<'a> {
@@ -43,7 +52,7 @@ impl<'a> Comparer<'a> {
             Some(Ahead::Numbers { held, unread, .. }) => {
                 let visit = self.progress[1].next(&computed.name, &stage, &computed.shape, &held.shape, &self.chunks);
                 let at = self.own_numbers(&computed.name, &stage, held, &visit, ahead.as_ref())?;
-                self.teach(&stage, held, &visit, unread.get(at).map_or(&[], Vec::as_slice))?;
+                self.teach(&computed.name, held, &visit, unread.get(at).map_or(&[], Vec::as_slice))?;
                 Some(visit.is_last)
             }
         };
@@ -97,7 +106,7 @@ impl<'a> Comparer<'a> {
             plain.iter().map(|plain| Some(measured.rows.measure(name, plain.as_ref()?, &by_itself)?.metrics)).collect();
         if let Some(noise) = noise {
             let written = lesson.as_deref().and_then(Values::dtype);
-            measured.keep_noise(name, &noise, usual_noise(name, written, config, self.dump.precision()));
+            measured.keep_noise(name, &noise, usual_noise(name, written, config, self.way.precision));
         }
         if let (Values::Index(_), Some(lesson)) = (&by_itself, lesson) {
             by_itself = (**lesson).clone();
@@ -119,17 +128,20 @@ impl<'a> Comparer<'a> {
         ahead: Option<&Ahead<'a>>,
     ) -> Result<usize, Stopped> {
         let case = &self.request.case;
-        let (config, precision) = (&case.config, self.dump.precision());
+        let (config, precision) = (&case.config, self.way.precision);
         let compared = self.measured.rows.of_stage(stage, &held.shape);
         let comparing = || Comparing::new(&held.shape);
         let spreading = || Spreading::new(*stage, &held.shape);
         let (chunk, mut noise, mut off, mut spread, mut as_stored) = match self.open.remove(name) {
-            Some(Open::Numbers { chunk, noise, off, spread, stored }) => (chunk + 1, noise, off, spread, stored),
+            Some(Open::Numbers(open)) => {
+                let Numbers { chunk, noise, off, spread, stored } = *open;
+                (chunk + 1, noise, off, spread, stored)
+            }
             _ => {
                 let is_taught = |source: &str| self.measured.taught.contains(source);
                 // of what was cached before the new tokens the dump does not hold the source
                 let is_new = case.inputs.past() == 0 || flow::inputs(name, config, |_| true).is_empty();
-                let exact = is_new && is_exact(name, is_taught, config, self.request.cache);
+                let exact = is_new && (self.way.given)(name) && is_exact(name, is_taught, config, self.request.cache);
                 if exact {
                     self.measured.exact.insert(name.to_owned());
                 }
@@ -169,7 +181,8 @@ impl<'a> Comparer<'a> {
             }
         }
         if !visit.is_last {
-            self.open.insert(name.to_owned(), Open::Numbers { chunk, noise, off, spread, stored: as_stored });
+            let open = Numbers { chunk, noise, off, spread, stored: as_stored };
+            self.open.insert(name.to_owned(), Open::Numbers(Box::new(open)));
             return Ok(chunk);
         }
         let noise: Vec<_> = noise.into_iter().map(|noise| noise.finish().metrics).collect();
@@ -209,12 +222,15 @@ impl<'a> Comparer<'a> {
     }
 
     /// Puts what the dump holds of a stage in the place of what the others computed; where nobody may read it, the truth's.
-    fn teach(&self, stage: &Stage, held: &Held<'_>, visit: &Visit, unread: &[f64]) -> Result<(), Stopped> {
-        let taken = taken(stage, &held.shape, &self.measured.rows);
+    fn teach(&self, name: &str, held: &Held<'_>, visit: &Visit, unread: &[f64]) -> Result<(), Stopped> {
+        if !(self.way.given)(name) {
+            return Ok(());
+        }
+        let taken = taken(&known(name)?, &held.shape, &self.measured.rows);
         let width = held.shape.last().copied().unwrap_or(1);
         let mut unread = unread.chunks(width.max(1));
         for (rows, piece) in visit.pieces() {
-            let mut lesson = held.rows(piece.clone())?;
+            let mut lesson = self.with_rounded_stream(name, held.rows(piece.clone())?, piece.clone())?;
             if let (Some(taken), Values::Real(_, rows)) = (&taken, &mut lesson) {
                 let rows = rows.rows_mut().into_iter().zip(&taken[piece]).filter(|(_, taken)| !**taken);
                 rows.zip(&mut unread).for_each(|((mut row, _), truth)| row.assign(&ArrayView1::from(truth)));
@@ -224,5 +240,27 @@ impl<'a> Comparer<'a> {
             self.to_plain.iter().try_for_each(|plain| plain.put(rows.clone(), lesson.clone()))?;
         }
         Ok(())
+    }
+
+    /// Rows of a stage of the dump, if need be with what [the way](super::Way) has in their place.
+    fn with_rounded_stream(&self, name: &str, rows: Values, piece: Range<usize>) -> Result<Values, Stopped> {
+        let (Some((narrow, layers)), Values::Real(dtype, a)) = (self.way.rounded_stream, &rows) else {
+            return Ok(rows);
+        };
+        let stage = known(name)?;
+        let behind = match (stage.kind, stage.layer) {
+            (EMBED_TOKENS, _) => 0,
+            (LAYER, Some(layer)) => layer + 1,
+            (O_PROJ, Some(layer)) if layers.contains(&layer) => return Ok(Values::Real(*dtype, a * 0.0)),
+            _ => return Ok(rows),
+        };
+        if !layers.contains(&behind) {
+            return Ok(rows);
+        }
+        let added = stage::name(O_PROJ, behind);
+        let added = self.dump.held(&added)?.ok_or_else(|| self.dump.lacks(&added))?.rows(piece)?;
+        let mut sum = a + added.real().ok_or(Stopped::Ended)?;
+        RoundingTap(narrow).stage(name, StageValue::Real(sum.view_mut()));
+        Ok(Values::Real(*dtype, sum))
     }
 }
