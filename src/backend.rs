@@ -1,8 +1,9 @@
 //! Backends: whatever can run a case and say what every stage was.
 
+mod by_layer;
 mod device;
+mod taps;
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use dsv2_reference::config::Head;
@@ -14,9 +15,7 @@ use dsv2_reference::model::loss::{CausalLmLabels, ClassificationLabels};
 use dsv2_reference::model::mask;
 use dsv2_reference::model::sequence_classification::DeepseekV2ForSequenceClassification;
 use dsv2_reference::model::{DeepseekV2Model, ModelInput, Run, Tokens, embed};
-use dsv2_reference::round::RoundingTap;
-use dsv2_reference::stage::Stage;
-use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, EMBED_TOKENS};
+use dsv2_reference::stage::table::EMBED_TOKENS;
 use dsv2_reference::tap::{StageValue, Tap};
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{Real, Tensor};
@@ -29,9 +28,10 @@ use crate::inputs::{AttentionMask, Inputs, Labels};
 use crate::memory;
 use crate::planned::Planned;
 pub use crate::precision::{Choice, Precision};
-use crate::taps::storage::{PlainErrors, Tf32Operands};
-use crate::taps::{AnyTap, Drawn, DrawnWeights, Forced, Recorder, again, fp8_operands};
+use crate::taps::{AnyTap, DrawnWeights, Recorder, fp8_operands};
 use crate::trace::Trace;
+
+use taps::Taps;
 
 pub use device::OnDevice;
 
@@ -149,53 +149,14 @@ impl Streaming for Reference {
 }
 
 fn show<T: Real>(case: &Case, settings: &Settings<'_>, tap: &mut dyn Tap<T>, sink: &mut dyn Tap<T>) -> Result<()> {
-    let batch = case.inputs.batch();
-    let forced = |trace| Forced::new(trace, case.inputs.tokens.dim());
-    let (mut replay, mut teacher) = (settings.replay.map(forced), settings.teacher.map(forced));
-    let narrow = settings.precision.narrow();
-    let mut plain_errors = settings.plain_errors.then(|| PlainErrors::new(&case.config, narrow, settings.draw));
-    let mut rounding = narrow.map(RoundingTap);
-    let mut operands = (settings.precision == Precision::Tf32).then_some(Tf32Operands { cached: case.use_cache });
-    let past = case.inputs.past();
-    let fed = Cell::new(0);
-    // Of the tokens before those that are looked at, nothing is but what is cached.
-    let looked_at = |name: &str| match Stage::parse(name).map(|stage| stage.kind) {
-        Some(CACHED_KV | CACHED_K_PE) if case.inputs.cache_before => fed.get() < past,
-        _ => fed.get() >= past,
-    };
-    let drawn = settings.plain_errors && settings.draw > 0;
-    let mut stored = drawn.then(|| Drawn::stored(settings.precision, settings.draw));
-    let mut read = drawn.then(|| Drawn::read(settings.precision, settings.draw, settings.teacher, operands));
-    let mut taps = |name: &str, mut value: StageValue<'_, T>| {
-        let mut show =
-            |tap: Option<&mut dyn Tap<T>>| tap.into_iter().for_each(|tap| tap.stage(name, again(&mut value)));
-        show(replay.as_mut().map(|tap| tap as _));
-        show(Some(&mut *tap));
-        show(plain_errors.as_mut().map(|tap| tap as _));
-        match &mut stored {
-            Some(stored) => show(Some(stored)),
-            None => show(rounding.as_mut().map(|tap| tap as _)),
-        }
-        show(looked_at(name).then_some(&mut *sink));
-        show(teacher.as_mut().map(|tap| tap as _));
-        match &mut read {
-            Some(read) => show(Some(read)),
-            None => show(operands.as_mut().map(|tap| tap as _)),
-        }
-    };
-
-    let errors = DrawnWeights { config: &case.config, precision: settings.precision, draw: settings.draw };
-    let with_errors = errors.of(&*case.weights);
-    let weights: &dyn WeightSource = if drawn { &with_errors } else { &*case.weights };
-    let model = match settings.precision {
-        Precision::Fp8 => Model::<T>::load(case, &fp8_operands(weights, case)?)?,
-        _ => Model::<T>::load(case, weights)?,
-    };
-    let mut cache = case.use_cache.then(|| LatentCache::with_format(&case.config, batch, settings.cache));
+    let held = |name: &str| settings.teacher.is_some_and(|teacher| teacher.get(name).is_some());
+    let mut taps = Taps::new(case, settings, &held, tap, sink);
+    let model = Model::<T>::of(case, settings)?;
+    let mut cache = case.use_cache.then(|| LatentCache::with_format(&case.config, case.inputs.batch(), settings.cache));
     let run = Run { attention: settings.attention, ..Run::default() };
     for chunk in case.inputs.chunks(&case.chunks)? {
-        model.forward(&chunk, fed.get(), cache.as_mut(), &run, &mut taps)?;
-        fed.set(fed.get() + chunk.length());
+        model.forward(&chunk, taps.fed, cache.as_mut(), &run, &mut taps)?;
+        taps.fed += chunk.length();
     }
     Ok(())
 }
@@ -216,7 +177,41 @@ enum Stream {
     Embedded(Tensor),
 }
 
+impl Stream {
+    /// What of it a chunk has that comes after the first `fed` tokens.
+    fn of<T: Real>(
+        &self,
+        chunk: &Inputs,
+        fed: usize,
+        input: &ModelInput<T>,
+        tap: &mut dyn Tap<T>,
+    ) -> Result<Array3<T>> {
+        Ok(match self {
+            Stream::Given(stream) => {
+                stream.slice_axis(Axis(1), Slice::from(fed..fed + chunk.length())).mapv(T::from_f64)
+            }
+            Stream::Embedded(weight) => {
+                let mut hidden = embed(weight, &input.tokens)?;
+                tap.stage(EMBED_TOKENS, StageValue::Real(hidden.view_mut().into_dyn()));
+                hidden
+            }
+        })
+    }
+}
+
 impl<T: Real> Model<T> {
+    /// As a run with these settings has it.
+    fn of(case: &Case, settings: &Settings<'_>) -> Result<Self> {
+        let errors = DrawnWeights { config: &case.config, precision: settings.precision, draw: settings.draw };
+        let with_errors = errors.of(&*case.weights);
+        let drawn = settings.plain_errors && settings.draw > 0;
+        let weights: &dyn WeightSource = if drawn { &with_errors } else { &*case.weights };
+        match settings.precision {
+            Precision::Fp8 => Self::load(case, &fp8_operands(weights, case)?),
+            _ => Self::load(case, weights),
+        }
+    }
+
     fn load(case: &Case, weights: &dyn WeightSource) -> Result<Self> {
         let config = &case.config;
         if let Some(Part { layers, entering }) = &case.part {
@@ -265,16 +260,7 @@ impl<T: Real> Model<T> {
                 model.forward(&input, cache, run, tap)?;
             }
             Model::Part(layers, stream) => {
-                let hidden = match stream {
-                    Stream::Given(stream) => {
-                        stream.slice_axis(Axis(1), Slice::from(fed..fed + inputs.length())).mapv(T::from_f64)
-                    }
-                    Stream::Embedded(weight) => {
-                        let mut hidden = embed(weight, &input.tokens)?;
-                        tap.stage(EMBED_TOKENS, StageValue::Real(hidden.view_mut().into_dyn()));
-                        hidden
-                    }
-                };
+                let hidden = stream.of(inputs, fed, &input, tap)?;
                 layers.forward(hidden, &input, cache, run, tap)?;
             }
         }

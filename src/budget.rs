@@ -114,6 +114,12 @@ impl Spreading {
         Spreading { stage, shape: shape.to_vec(), whole: of(), turned: is_turned.then(of) }
     }
 
+    /// The next rows are those from `row` on.
+    pub fn go_to(&mut self, row: usize) {
+        self.whole.go_to(row);
+        self.turned.iter_mut().for_each(|turned| turned.go_to(row));
+    }
+
     /// Its next rows; those count for which `compared` holds (all, if there is none).
     pub fn add(&mut self, rows: &[f64], compared: Option<&[bool]>) {
         self.whole.add(rows, compared);

@@ -28,7 +28,7 @@ mod shapes;
 pub mod shards;
 mod truth;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dsv2_reference::model::attention::AttentionForm;
 use indexmap::IndexMap;
@@ -46,7 +46,7 @@ pub use conclusion::{Conclusion, Inconclusive};
 pub use dump::Recognised;
 pub use explain::Hint;
 pub use judge::{AssumedTie, EndToEnd};
-pub use lockstep::Reached;
+pub use lockstep::{Candidates, Reached};
 pub use request::Request;
 pub(crate) use shapes::last_tokens;
 
@@ -120,8 +120,8 @@ pub fn check_without_hint(request: &Request) -> Result<Checked> {
 ///
 /// # Errors
 /// If one cannot be read.
-pub fn need_by_stage(case: &Case, candidates: &[PathBuf]) -> Result<Need> {
-    lockstep::need(case, candidates).map(|size| Need { size: Size(size), less: LESS })
+pub fn need_by_stage(case: &Case, candidates: &Candidates) -> Result<Need> {
+    candidates.need(case).map(|size| Need { size: Size(size), less: LESS })
 }
 
 /// About so much memory [`check`] needs for these files, which it reads whole.
@@ -158,26 +158,20 @@ fn stages_of_model(case: &Case) -> IndexMap<String, Planned> {
 /// What takes less memory.
 const LESS: &str = "fewer tokens take less, and so do a few layers (--layers)";
 
-/// [`check`] of a dump in files that hold different stages, read some rows at a time: none of it is kept, and `candidate` of
-/// what comes of it is empty. Nothing, if it has to be read whole, and [`check`]ed, for more to be said. The request's own candidate is not
-/// looked at; a hint is given if `hints` are wanted.
+/// [`check`] of a dump in files, read some rows at a time: none of it is kept, and `candidate` of what comes of it is empty. Nothing,
+/// if it has to be read whole, and [`check`]ed, for more to be said. The request's own candidate is not looked at; a hint is given
+/// if `hints` are wanted.
 ///
 /// # Errors
 /// If the reference refuses the case, or a file cannot be read.
 pub fn check_files(
     request: &Request,
-    candidates: &[PathBuf],
+    candidates: &Candidates,
     hints: bool,
     reached: Reached<'_>,
 ) -> Result<Option<Checked>> {
     request.case.check_cache(request.cache)?;
-    if !lockstep::can_judge(request) {
-        return Ok(None);
-    }
-    match lockstep::PlainDump::open(candidates, request)? {
-        Some((dump, case)) => lockstep::check(&request.about(case), &dump, hints, reached),
-        None => Ok(None),
-    }
+    candidates.check(request, hints, reached)
 }
 
 fn checked(request: &Request, hints: bool) -> Result<Checked> {

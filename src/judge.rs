@@ -127,6 +127,11 @@ pub fn of_comparisons(
     StageVerdict { stage: stage.to_owned(), ..verdict }
 }
 
+/// What becomes of a stage of this shape that was compared with the truth alone, and may be off by `budget`.
+pub fn of_comparison(stage: &str, shape: &[usize], carried: Comparison, budget: Option<Metrics>) -> StageVerdict {
+    StageVerdict { stage: stage.to_owned(), ..combine(weighed(carried, shape, budget), None) }
+}
+
 fn weighed(comparison: Comparison, shape: &[usize], budget: Option<Metrics>) -> Held {
     let Comparison { metrics, worst, nonfinite, rows } = comparison;
     let disposition = match budget {

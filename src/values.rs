@@ -87,16 +87,23 @@ impl Values {
 
     /// The type and the shape, for messages.
     pub fn describe(&self) -> String {
-        let name = match self {
-            Values::Real(Dtype::Bf16, _) => "BF16",
-            Values::Real(Dtype::F16, _) => "F16",
-            Values::Real(Dtype::F32, _) => "F32",
-            Values::Real(Dtype::F64, _) => "F64",
-            Values::Index(_) => "I64",
-            Values::Bool(_) => "BOOL",
-        };
-        format!("{name} {:?}", self.shape())
+        match self {
+            Values::Real(..) | Values::Index(_) => described(self.dtype(), self.shape()),
+            Values::Bool(a) => format!("BOOL {:?}", a.shape()),
+        }
     }
+}
+
+/// Numbers of a type, or whole ones, and their shape, for messages.
+pub fn described(dtype: Option<Dtype>, shape: &[usize]) -> String {
+    let name = match dtype {
+        Some(Dtype::Bf16) => "BF16",
+        Some(Dtype::F16) => "F16",
+        Some(Dtype::F32) => "F32",
+        Some(Dtype::F64) => "F64",
+        None => "I64",
+    };
+    format!("{name} {shape:?}")
 }
 
 impl From<&Values> for Data {

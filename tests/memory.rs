@@ -5,21 +5,22 @@ use std::sync::Mutex;
 
 use dsv2::backend::{Precision, Reference, Settings, Streaming};
 use dsv2::case::Case;
-use dsv2::check::{self, Conclusion, Request};
+use dsv2::check::shards::plans::{How, Rule};
+use dsv2::check::{self, Candidates, Conclusion, Request};
 use dsv2::memory;
 use dsv2::planned::{self, Planned};
 use dsv2::trace::{Stream, Trace};
 use dsv2::values::Values;
 use dsv2_reference::config::Head;
 use dsv2_reference::model::attention::AttentionForm;
-use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, LAYER, ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
+use dsv2_reference::stage::table::{LAYER, ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
 use dsv2_reference::tap::NoTap;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use dsv2_reference::{DeepseekV2Config, Dialect, Dtype, Tensor};
 use dsv2_testing::hot_weights;
 use indexmap::IndexMap;
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn};
 use peak_alloc::PeakAlloc;
 use serde_json::json;
 use tempfile::TempDir;
@@ -99,8 +100,51 @@ impl Folder {
     }
 
     fn check(&self, request: &Request) -> Conclusion {
-        let checked = check::check_files(request, &[self.dump()], false, &mut |_, _, _| ()).unwrap();
-        checked.expect("it is judged stage by stage").conclusion()
+        concluded(request, &Candidates::open(&[self.dump()], None, &self.case).unwrap())
+    }
+
+    /// What two ranks hold of the dump, in a file each.
+    fn ranks(&self, rule: &Rule) -> [PathBuf; 2] {
+        let dump = Trace::read(&self.dump()).unwrap();
+        let half = |a: &ArrayD<f64>, axis: usize, rank: usize| {
+            let (first, second) = a.view().split_at(Axis(axis), a.len_of(Axis(axis)) / 2);
+            [first, second][rank].to_owned()
+        };
+        [0, 1].map(|rank| {
+            let part = |(name, values): (&str, &Values)| {
+                let part = match (rule.how(name), values) {
+                    (How::Columns, Values::Real(dtype, a)) => Values::Real(*dtype, half(a, a.ndim() - 1, rank)),
+                    (How::Heads, Values::Real(dtype, a)) => Values::Real(*dtype, half(a, 1, rank)),
+                    (How::Sum, Values::Real(dtype, a)) => Values::Real(*dtype, a * rank as f64),
+                    (_, values) => values.clone(),
+                };
+                (name.to_owned(), part)
+            };
+            let path = self.dir.path().join(format!("rank{rank}.safetensors"));
+            dump.iter().map(part).collect::<Trace>().write(&path).unwrap();
+            path
+        })
+    }
+
+    /// The same fed in chunks.
+    fn in_chunks(self) -> Self {
+        let case = Case { chunks: vec![TOKENS / 2, TOKENS / 4, TOKENS / 4], ..self.case };
+        Folder { planned: planned::stages(&case, AttentionForm::Expanded, Precision::F32), case, ..self }
+    }
+
+    /// Rounds each stage of the dump to bf16, puts the heads of queries behind the tokens, and makes a stage wrong.
+    fn saved_in_bf16_with_heads_behind(&self) {
+        let dump = Trace::read(&self.dump()).unwrap();
+        let saved = |(name, values): (&str, &Values)| {
+            let Values::Real(_, a) = values else { return (name.to_owned(), values.clone()) };
+            let turned = match name.ends_with(".q_pe") {
+                true => a.clone().permuted_axes(IxDyn(&[0, 2, 1, 3])).as_standard_layout().into_owned(),
+                false => a * if name == "model.layers.1.mlp" { 1.1 } else { 1.0 },
+            };
+            let rounded = Tensor::from_values(Dtype::Bf16, turned.shape(), turned.iter().copied());
+            (name.to_owned(), Values::Real(Dtype::Bf16, rounded.to_array()))
+        };
+        dump.iter().map(saved).collect::<Trace>().write(&self.dump()).unwrap();
     }
 
     /// Makes these stages of the dump wrong.
@@ -112,6 +156,12 @@ impl Folder {
         };
         dump.iter().map(spoilt).collect::<Trace>().write(&self.dump()).unwrap();
     }
+}
+
+/// What is said of a dump, stage by stage.
+fn concluded(request: &Request, candidates: &Candidates) -> Conclusion {
+    let checked = check::check_files(request, candidates, false, &mut |_, _, _| ()).unwrap();
+    checked.expect("it is judged stage by stage").conclusion()
 }
 
 #[test]
@@ -137,10 +187,11 @@ fn a_check_takes_what_is_planned_however_many_layers_there_are() {
         let folder = Folder::with_words(layers, vocab);
         folder.trace();
         let request = Request::new(folder.case.clone(), Trace::default());
-        let planned = check::need_by_stage(&folder.case, &[folder.dump()]).unwrap().size.0;
+        let candidates = Candidates::open(&[folder.dump()], None, &folder.case).unwrap();
+        let planned = check::need_by_stage(&folder.case, &candidates).unwrap().size.0;
         let stages = 8 * memory::at_a_time(&folder.planned);
         let all = |kinds: &[&str]| memory::of_kinds(&folder.planned, kinds);
-        let kept = 20 * all(&[CACHED_KV, CACHED_K_PE]) + 24 * all(&[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]);
+        let kept = 24 * all(&[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]);
         // the residual stream that enters a layer, in all runs, and some rows of what is compared
         let kept = kept + 24 * all(&[LAYER]) / layers as u64 + 8 * 8 * vocab.max(TOKENS) as u64;
         let what = format!("{layers} layers, {vocab} logits");
@@ -161,4 +212,61 @@ fn a_check_takes_what_is_planned_however_many_layers_there_are() {
     }
     let (least, most) = (peaks.iter().min().unwrap(), peaks.iter().max().unwrap());
     assert!(4 * most <= 5 * least, "{peaks:?}");
+}
+
+/// How a dump is asked about otherwise than as one file that was computed at once.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Ranks,
+    Chunks,
+    Expected,
+    /// A failing one, in another order, of a kernel that keeps what it computes from unrounded.
+    Fused,
+}
+
+#[test]
+fn ranks_chunks_and_expected_stages_take_no_more_than_a_dump_alone() {
+    let _alone = ALONE.lock();
+    for asked in [Asked::Ranks, Asked::Chunks, Asked::Expected, Asked::Fused] {
+        let mut peaks = Vec::new();
+        for layers in [2, 4, 8] {
+            let folder = Folder::new(layers);
+            folder.trace();
+            let folder = if matches!(asked, Asked::Chunks) { folder.in_chunks() } else { folder };
+            let rule: Rule = "vllm".parse().unwrap();
+            let candidates = match asked {
+                Asked::Ranks => Candidates::open(&folder.ranks(&rule), Some(&rule), &folder.case).unwrap(),
+                Asked::Chunks => Candidates::open(&[folder.dump()], None, &folder.case).unwrap(),
+                Asked::Fused => {
+                    folder.saved_in_bf16_with_heads_behind();
+                    Candidates::open(&[folder.dump()], None, &folder.case).unwrap()
+                }
+                Asked::Expected => {
+                    let expected = folder.dir.path().join("expected.safetensors");
+                    std::fs::copy(folder.dump(), &expected).unwrap();
+                    Candidates::open(&[folder.dump()], None, &folder.case).unwrap().against(&expected).unwrap()
+                }
+            };
+            let request = Request::new(folder.case.clone(), Trace::default());
+            let planned = check::need_by_stage(&folder.case, &candidates).unwrap().size.0;
+            let (peak, conclusion) = taken(|| concluded(&request, &candidates));
+            let stages = 8 * memory::at_a_time(&folder.planned);
+            let kept = 24 * memory::of_kinds(&folder.planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]);
+            let ratio = (peak - kept) as f64 / stages as f64;
+            println!("{asked:?}, {layers} layers: {peak} bytes ({ratio:.2} of a layer's stages), planned {planned}");
+            let expected = if matches!(asked, Asked::Fused) { Conclusion::Fail } else { Conclusion::Pass };
+            assert_eq!(conclusion, expected, "{asked:?}");
+            let most = if matches!(asked, Asked::Chunks | Asked::Fused) { 3 } else { 2 };
+            assert!((peak..=most * peak).contains(&planned), "{asked:?}: planned {planned}, taken {peak}");
+            // the residual stream that enters a layer, in all runs, some rows of what is compared, and names, errors and weights'
+            // places of each layer
+            let stream = memory::of_kinds(&folder.planned, &[LAYER]) / layers as u64;
+            let of_layers = 100_000 * layers as u64;
+            let rest = 24 * stream + 64 * TOKENS as u64 + of_layers;
+            assert!(2 * (peak - kept) <= 3 * stages + 2 * rest, "{asked:?}, {layers} layers: {ratio:.2}");
+            peaks.push(peak - kept - of_layers);
+        }
+        let (least, most) = (peaks.iter().min().unwrap(), peaks.iter().max().unwrap());
+        assert!(4 * most <= 5 * least, "{asked:?}: {peaks:?}");
+    }
 }

@@ -110,6 +110,11 @@ impl Comparing {
         Comparing { shape: shape.to_vec(), at: 0, sums: Sums::default() }
     }
 
+    /// The next rows are those from `row` on. However the rows come, what is made of them is the same.
+    pub fn go_to(&mut self, row: usize) {
+        self.at = row * self.shape.last().copied().unwrap_or(1);
+    }
+
     /// The next rows of both; those count for which `compared` holds (all, if there is none).
     ///
     /// # Panics
@@ -127,7 +132,8 @@ impl Comparing {
 
     /// What comparing them gives.
     pub fn finish(self) -> Comparison {
-        let Comparing { shape, sums, .. } = self;
+        let Comparing { shape, mut sums, .. } = self;
+        sums.rows.sort_by_key(|row| row.start);
         let element = |(at, [got, want]): (usize, [f64; 2])| Element { index: unravel(at, &shape), got, want };
         Comparison {
             metrics: sums.metrics(),
@@ -138,13 +144,22 @@ impl Comparing {
     }
 }
 
+/// What the rows are summed to, each by itself.
+struct Row {
+    /// Where it begins.
+    start: usize,
+    /// ‖a_t−b_t‖²
+    difference: f64,
+    /// ‖b_t‖²
+    norm: f64,
+    /// ⟨a_t − b_t, b_t⟩
+    product: f64,
+}
+
 /// What one pass over the rows collects.
 #[derive(Default)]
 struct Sums {
-    /// ‖a_t−b_t‖² and ‖b_t‖² of each row
-    rows: Vec<(f64, f64)>,
-    /// ⟨a − b, b⟩
-    product: f64,
+    rows: Vec<Row>,
     elements: usize,
     /// where |a−b| is largest, how large, and both
     worst: Option<(usize, f64, [f64; 2])>,
@@ -153,38 +168,42 @@ struct Sums {
 
 impl Sums {
     fn add_row(&mut self, start: usize, a: &[f64], b: &[f64]) {
-        let (mut difference, mut norm) = (0.0, 0.0);
+        let mut row = Row { start, difference: 0.0, norm: 0.0, product: 0.0 };
         for (offset, (&x, &y)) in a.iter().zip(b).enumerate() {
+            let at = start + offset;
             if !(x.is_finite() && y.is_finite()) {
                 let same = x == y || (x.is_nan() && y.is_nan());
-                if !same && self.nonfinite.is_none() {
-                    self.nonfinite = Some((start + offset, [x, y]));
+                if !same && self.nonfinite.is_none_or(|(first, _)| at < first) {
+                    self.nonfinite = Some((at, [x, y]));
                 }
                 continue;
             }
             let error = (x - y).abs();
-            if error > self.worst.map_or(0.0, |(_, worst, _)| worst) {
-                self.worst = Some((start + offset, error, [x, y]));
+            let is_worse = |(first, worst, _)| error > worst || error == worst && at < first;
+            if error > 0.0 && self.worst.is_none_or(is_worse) {
+                self.worst = Some((at, error, [x, y]));
             }
-            difference += error * error;
-            norm += y * y;
-            self.product += (x - y) * y;
+            row.difference += error * error;
+            row.norm += y * y;
+            row.product += (x - y) * y;
         }
         self.elements += b.len();
-        self.rows.push((difference, norm));
+        self.rows.push(row);
     }
 
     fn metrics(&self) -> Metrics {
-        let difference: f64 = self.rows.iter().map(|row| row.0).sum();
-        let norm: f64 = self.rows.iter().map(|row| row.1).sum();
+        let difference: f64 = self.rows.iter().map(|row| row.difference).sum();
+        let norm: f64 = self.rows.iter().map(|row| row.norm).sum();
+        let product: f64 = self.rows.iter().map(|row| row.product).sum();
         if norm == 0.0 {
             let error = if difference == 0.0 { 0.0 } else { 1.0 };
             return Metrics { l2: error, row: error, max: error, gain: error };
         }
         let least = LEAST_ROW * (norm / self.rows.len() as f64).sqrt();
-        let row = self.rows.iter().map(|(d, n)| d.sqrt() / n.sqrt().max(least)).fold(0.0, f64::max);
+        let of_row = |row: &Row| row.difference.sqrt() / row.norm.sqrt().max(least);
+        let row = self.rows.iter().map(of_row).fold(0.0, f64::max);
         let max = self.worst.map_or(0.0, |(_, error, _)| error) / (norm / self.elements as f64).sqrt();
-        Metrics { l2: (difference / norm).sqrt(), row, max, gain: (self.product / norm).abs() }
+        Metrics { l2: (difference / norm).sqrt(), row, max, gain: (product / norm).abs() }
     }
 }
 
@@ -219,6 +238,22 @@ mod tests {
         approx::assert_relative_eq!(c.metrics.max, 0.5 / 2.5, epsilon = 1e-15);
         approx::assert_relative_eq!(c.metrics.gain, 2.0 / 25.0, epsilon = 1e-15);
         assert_eq!(c.worst, Some(Element { index: vec![0, 1], got: 4.5, want: 4.0 }));
+    }
+
+    #[test]
+    fn rows_may_come_in_any_order() {
+        let number = |at: usize, x: f64| ((at as f64 + 1.0) * x).sin();
+        let rows = |x: f64| (0..7).map(move |row| [0, 1, 2].map(|column| number(3 * row + column, x)));
+        let compared = |order: [usize; 7]| {
+            let (a, b): (Vec<_>, Vec<_>) = (rows(1.7).collect(), rows(1.8).collect());
+            let mut comparing = Comparing::new(&[7, 3]);
+            for row in order {
+                comparing.go_to(row);
+                comparing.add(&a[row], &b[row], Some(&[row != 2]));
+            }
+            comparing.finish()
+        };
+        assert_eq!(compared([0, 1, 2, 3, 4, 5, 6]), compared([4, 0, 6, 2, 5, 1, 3]));
     }
 
     #[test]

@@ -49,42 +49,59 @@ impl Spread {
 /// The same in the making, of a tensor of which some rows are at hand at a time.
 pub struct Spreading {
     width: usize,
-    /// The squares of the norms of the rows.
-    norms: Vec<f64>,
+    /// Which row is the next.
+    at: usize,
+    rows: Vec<Row>,
     largest: f64,
-    /// In an order of its own, so that a sum over them is the same to the bit whenever it is made.
-    equal: BTreeMap<u64, Equal>,
+}
+
+/// What is kept of a row.
+struct Row {
+    at: usize,
+    fingerprint: u64,
+    squares: f64,
+    fourths: f64,
 }
 
 impl Spreading {
     /// Of a tensor of this shape.
     pub fn new(shape: &[usize]) -> Self {
-        let width = shape.last().copied().unwrap_or(1);
-        Spreading { width, norms: Vec::new(), largest: 0.0, equal: BTreeMap::new() }
+        Spreading { width: shape.last().copied().unwrap_or(1), at: 0, rows: Vec::new(), largest: 0.0 }
+    }
+
+    /// The next rows are those from `row` on. However the rows come, what is made of them is the same.
+    pub fn go_to(&mut self, row: usize) {
+        self.at = row;
     }
 
     /// Its next rows; those count for which `compared` holds (all, if there is none).
     pub fn add(&mut self, b: &[f64], compared: Option<&[bool]>) {
-        let Spreading { width, norms, largest, equal } = self;
-        let rows = b.chunks((*width).max(1)).enumerate().filter(|(row, _)| compared.is_none_or(|rows| rows[*row]));
-        for (_, row) in rows {
-            let finite = row.iter().filter(|x| x.is_finite());
-            *largest = finite.clone().fold(*largest, |largest, x| largest.max(x.abs()));
+        let width = self.width.max(1);
+        for (row, numbers) in b.chunks(width).enumerate().filter(|(row, _)| compared.is_none_or(|rows| rows[*row])) {
+            let finite = numbers.iter().filter(|x| x.is_finite());
+            self.largest = finite.clone().fold(self.largest, |largest, x| largest.max(x.abs()));
             let (squares, fourths) = finite.fold((0.0, 0.0), |(squares, fourths), x| {
                 let square = x * x;
                 (squares + square, fourths + square * square)
             });
-            norms.push(squares);
-            let equal = equal.entry(fingerprint(row)).or_default();
-            equal.rows += 1.0;
-            equal.squares += squares;
-            equal.fourths += fourths;
+            self.rows.push(Row { at: self.at + row, fingerprint: fingerprint(numbers), squares, fourths });
         }
+        self.at += b.len() / width;
     }
 
     /// How unevenly it is spread.
     pub fn finish(self) -> Spread {
-        let Spreading { width, norms, largest, equal } = self;
+        let Spreading { width, mut rows, largest, .. } = self;
+        rows.sort_by_key(|row| row.at);
+        // in an order of its own, so that a sum over them is the same to the bit whenever it is made
+        let mut equal: BTreeMap<u64, Equal> = BTreeMap::new();
+        for row in &rows {
+            let equal = equal.entry(row.fingerprint).or_default();
+            equal.rows += 1.0;
+            equal.squares += row.squares;
+            equal.fourths += row.fourths;
+        }
+        let norms: Vec<f64> = rows.iter().map(|row| row.squares).collect();
         let square: f64 = norms.iter().sum();
         if square == 0.0 {
             return Spread { rows: norms.len().max(1), ..Spread::default() };

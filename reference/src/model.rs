@@ -136,6 +136,30 @@ impl<T: Real> DeepseekV2Model<T> {
         &self.embed_tokens
     }
 
+    /// Its decoder layers.
+    pub fn layers(&self) -> &DecoderLayers<T> {
+        &self.layers
+    }
+
+    /// What enters the layers.
+    ///
+    /// # Errors
+    /// As [`DeepseekV2Model::forward`].
+    pub fn embedded(&self, input: &ModelInput<T>, tap: &mut dyn Tap<T>) -> Result<Array3<T>> {
+        self.check_shapes(input, None)?;
+        let mut hidden = embed(&self.embed_tokens, &input.tokens)?;
+        self.watch.check()?;
+        Scope::root(tap).child("model").real("embed_tokens", &mut hidden);
+        Ok(hidden)
+    }
+
+    /// The last norm of what comes out of the layers.
+    pub fn normed(&self, hidden: &Array3<T>, tap: &mut dyn Tap<T>) -> Array3<T> {
+        let mut normed = self.norm.forward_3d(hidden.view());
+        Scope::root(tap).child("model").real("norm", &mut normed);
+        normed
+    }
+
     /// Runs the new tokens, after those in the cache, and appends them to it. If it fails the cache is left as it was.
     ///
     /// Without a cache and without a mask, position ids that do not rise by one mark packed sequences (see
@@ -162,11 +186,11 @@ impl<T: Real> DeepseekV2Model<T> {
     ) -> Result<ModelOutput<T>> {
         let mut root = Scope::root(tap);
         let tap = &mut root.child("model");
-        let past = self.check_shapes(input, cache.as_deref())?;
+        self.check_shapes(input, cache.as_deref())?;
         let mut hidden = embed(&self.embed_tokens, &input.tokens)?;
         self.watch.check()?;
         tap.real("embed_tokens", &mut hidden);
-        let (hidden, extras) = self.layers.forward_after(hidden, input, past, cache, run, tap)?;
+        let (hidden, extras) = self.layers.forward_after(hidden, input, cache, run, tap)?;
         let mut last_hidden_state = self.norm.forward_3d(hidden.view());
         tap.real("norm", &mut last_hidden_state);
         let LayersExtras { mut hidden_states, attentions, router_logits } = extras;

@@ -32,7 +32,10 @@ use crate::trace::Trace;
 use crate::values::Values;
 pub use loaded::may_be_rounded;
 use places::halves_of_pairs;
-pub use reading::{Order, all_readings, first_reading, has_other_readings, in_rows, is_in_order, order_of};
+pub use reading::{
+    Order, all_readings, first_reading, has_other_readings, in_rows, is_in_order, order_of, readings_in,
+};
+pub use unrounded::{HALF, says_not_rounded, says_wider};
 
 /// How often readings are tried anew: one that was wrong may have hidden another.
 const ROUNDS: usize = 3;
@@ -235,19 +238,12 @@ impl Placed {
     /// whether there were some.
     fn forget_disagreeing(&mut self, dump: &Trace, truth: &Truth) -> bool {
         let halves = place::says(Turn::Halves);
-        let in_halves = |says: &Vec<&str>| says.contains(&halves);
-        let partners = |name: &str| {
-            let stage = Stage::parse(name).filter(|stage| ROTATED.contains(&stage.kind));
-            let layer = stage.and_then(|stage| stage.layer);
-            layer.map(|layer| ROTATED.map(|kind| stage::name(kind, layer)))
-        };
-        let in_pairs = |name: &String| {
+        let in_halves = |name: &str| self.says.get(name).is_some_and(|says| says.contains(&halves));
+        let in_pairs = |name: &str| {
             let as_model = |name| Some(dump.get(name)?.shape().last() > Some(&2) && truth.trace.get(name).is_some());
-            self.says.get(name).is_some_and(|says| !in_halves(says)) && as_model(name.as_str()).unwrap_or(false)
+            self.says.contains_key(name) && !in_halves(name) && as_model(name).unwrap_or(false)
         };
-        let disagreeing = self.says.iter().filter(|(name, says)| {
-            in_halves(says) && partners(name).is_some_and(|partners| partners.iter().any(in_pairs))
-        });
+        let disagreeing = self.says.iter().filter(|(name, _)| disagrees(name, in_halves, in_pairs));
         let disagreeing: Vec<(String, Vec<&'static str>)> = disagreeing
             .map(|(name, says)| (name.clone(), says.iter().copied().filter(|says| *says != halves).collect()))
             .collect();
@@ -273,8 +269,16 @@ impl Placed {
     }
 }
 
+/// Whether a stage is in halves that is multiplied with one in pairs, or copied from it: no program has both.
+pub fn disagrees(stage: &str, in_halves: impl Fn(&str) -> bool, in_pairs: impl Fn(&str) -> bool) -> bool {
+    let rotated = Stage::parse(stage).filter(|stage| ROTATED.contains(&stage.kind));
+    let partners = |layer| ROTATED.map(|kind| stage::name(kind, layer));
+    let layer = rotated.and_then(|stage| stage.layer).filter(|_| in_halves(stage));
+    layer.is_some_and(|layer| partners(layer).iter().any(|partner| in_pairs(partner)))
+}
+
 /// Rotated queries and keys, which are multiplied with each other, and the copy of the keys.
-pub const ROTATED: [&str; 3] = [Q_PE, K_PE, CACHED_K_PE];
+const ROTATED: [&str; 3] = [Q_PE, K_PE, CACHED_K_PE];
 
 /// What is said of a stage that would be right in halves, where what it is multiplied with is not.
 const DISAGREES: &str =

@@ -25,7 +25,6 @@ use super::truth::Truth;
 use crate::case::Case;
 use crate::error::Result;
 use crate::inputs::Inputs;
-use crate::trace::Trace;
 use crate::values::Values;
 
 /// The question that is meant by the shapes of the dump.
@@ -41,7 +40,8 @@ pub fn recognise(request: &Request, dump: &mut Dump) -> Result<Request> {
         let taken_in = dump.trace.iter().map(|(name, values)| (name.to_owned(), packed.taken_in(name, values)));
         dump.trace = taken_in.collect();
     }
-    case.inputs.cache_before = holds_cache_before(&dump.trace, &case.inputs);
+    case.inputs.cache_before =
+        holds_cache_before(dump.trace.iter().map(|(name, values)| (name, values.shape())), &case.inputs);
     vocabulary::without_padding(&case, dump);
     new_tokens::of_all(&case, dump)?;
     let tokens = case.inputs.batch() * case.inputs.looked_at();
@@ -69,12 +69,13 @@ fn cut(dump: &mut Dump, case: &Case, wanted: impl Fn(&Stage, &str) -> Option<Vec
     }
 }
 
-/// Whether the dump has the cache as it was before the new tokens.
-fn holds_cache_before(dump: &Trace, inputs: &Inputs) -> bool {
+/// Whether a dump of tensors of these names and shapes has the cache as it was before the new tokens.
+pub fn holds_cache_before<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize])>, inputs: &Inputs) -> bool {
     let before = inputs.batch() * inputs.past();
-    let rows = |values: &Values| values.len().checked_div(values.shape().last().copied().unwrap_or(0));
+    let rows = |shape: &[usize]| shape.iter().product::<usize>().checked_div(shape.last().copied().unwrap_or(0));
     let is_cached = |name: &str| Stage::parse(name).is_some_and(|stage| [CACHED_KV, CACHED_K_PE].contains(&stage.kind));
-    before > 0 && dump.iter().any(|(name, values)| is_cached(name) && rows(values) == Some(before))
+    let mut tensors = tensors;
+    before > 0 && tensors.any(|(name, shape)| is_cached(name) && rows(shape) == Some(before))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use clap::Args;
 use dsv2::backend::Precision;
 use dsv2::case::{Case, Feed, Layers};
 use dsv2::check::shards::{self, plans::Rule};
-use dsv2::check::{self, Conclusion, Request};
+use dsv2::check::{self, Candidates, Conclusion, Request};
 use dsv2::memory::Size;
 use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
@@ -70,7 +70,7 @@ pub struct CheckArgs {
 pub fn run(args: &CheckArgs) -> Result<Done> {
     let mut request = Request {
         candidate: Trace::default(),
-        expected: args.expected.as_deref().map(Trace::read).transpose()?,
+        expected: None,
         case: {
             let feed = Feed { layers: args.layers.clone(), ..args.feed.feed() };
             Case::open_as(&args.model, &args.inputs, feed)?
@@ -86,14 +86,16 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         candidate: args.candidate.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", "),
         expected: args.expected.as_deref().map(shown),
     };
-    let checked = match &args.shards {
-        None => {
-            plan(check::need_by_stage(&request.case, &args.candidate)?, args.memory_limit)?;
-            let mut progress = Progress::of_something_slow();
-            let mut reached = |done, of, what: &str| progress.reached(done, of, what);
-            check::check_files(&request, &args.candidate, true, &mut reached)?
-        }
-        Some(_) => None,
+    let checked = {
+        let candidates = Candidates::open(&args.candidate, args.shards.as_ref(), &request.case)?;
+        let candidates = match &args.expected {
+            Some(expected) => candidates.against(expected)?,
+            None => candidates,
+        };
+        plan(check::need_by_stage(&request.case, &candidates)?, args.memory_limit)?;
+        let mut progress = Progress::of_something_slow();
+        let mut reached = |done, of, what: &str| progress.reached(done, of, what);
+        check::check_files(&request, &candidates, true, &mut reached)?
     };
     // mutants are held against the dump, all of it
     let checked = checked.filter(|checked| !(args.explain && checked.conclusion() == Conclusion::Fail));
@@ -101,6 +103,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         Some(checked) => checked,
         None => {
             plan(check::need_whole(&request.case, args.candidate.iter().map(PathBuf::as_path))?, args.memory_limit)?;
+            request.expected = args.expected.as_deref().map(Trace::read).transpose()?;
             let read = |file: &PathBuf| Ok((shown(file), check::read(&request.case, file)?));
             let files = args.candidate.iter().map(read).collect::<Result<Vec<_>>>()?;
             let joined = match &args.shards {

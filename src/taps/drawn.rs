@@ -15,8 +15,7 @@ use dsv2_reference::{DeepseekV2Config, Dtype, Real, Tensor};
 use ndarray::ArrayD;
 
 use super::storage::{ROUNDING, Tf32Operands, normal, roundings_inside};
-use crate::precision::{Precision, unit_roundoff};
-use crate::trace::Trace;
+use crate::precision::{Choice, Precision, unit_roundoff};
 
 /// Such errors of a model's weights, for what is rounded inside a stage: each product of a sum has one of its own.
 #[derive(Clone, Copy)]
@@ -68,7 +67,7 @@ enum Where<'a> {
     /// Where numbers are stored in a narrow type.
     Stored,
     /// Where they are read. Those that the trace holds came rounded, and another implementation may not have stored them.
-    Read { held: Option<&'a Trace>, operands: Option<Tf32Operands> },
+    Read { held: Option<Choice<'a>>, operands: Option<Tf32Operands> },
 }
 
 /// See the module.
@@ -84,8 +83,8 @@ impl<'a> Drawn<'a> {
         Drawn { precision, draw, place: Where::Stored }
     }
 
-    /// In place of what reading them costs: the numbers of `held` are given, and matrix products read `operands` as TF32.
-    pub fn read(precision: Precision, draw: u64, held: Option<&'a Trace>, operands: Option<Tf32Operands>) -> Self {
+    /// In place of what reading them costs: the numbers of what is `held` are given, and matrix products read `operands` as TF32.
+    pub fn read(precision: Precision, draw: u64, held: Option<Choice<'a>>, operands: Option<Tf32Operands>) -> Self {
         Drawn { precision, draw, place: Where::Read { held, operands } }
     }
 
@@ -96,7 +95,7 @@ impl<'a> Drawn<'a> {
             Where::Stored if Some(stored) == self.precision.narrow() => unit_roundoff(stored),
             Where::Stored => 0.0,
             Where::Read { operands: Some(operands), .. } if operands.reads(name) => Tf32Operands::UNIT_ROUNDOFF,
-            Where::Read { held: Some(held), .. } if held.get(name).is_some() => unit_roundoff(stored),
+            Where::Read { held: Some(held), .. } if held(name) => unit_roundoff(stored),
             Where::Read { .. } => unit_roundoff(Dtype::F32),
         }
     }

@@ -135,6 +135,17 @@ impl<T: Real> DeepseekV2ForCausalLM<T> {
         Ok(logits.index_axis_move(Axis(1), 0))
     }
 
+    /// Logits and loss of what comes out of the layers.
+    ///
+    /// # Errors
+    /// As [`DeepseekV2ForCausalLM::forward`].
+    pub fn after_layers(&self, hidden: &Array3<T>, input: &CausalLmInput<T>, tap: &mut dyn Tap<T>) -> Result<()> {
+        let normed = self.model.normed(hidden, tap);
+        let head = self.head(normed.view(), input, tap);
+        self.watch.check()?;
+        head.map(|_| ())
+    }
+
     /// logits = W_lm h at the kept positions, \[B,kept,V\], and their loss.
     fn head(
         &self,

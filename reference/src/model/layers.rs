@@ -87,21 +87,51 @@ impl<T: Real> DecoderLayers<T> {
             let expected = format!("shape [{batch}, {length}, {}]", self.hidden_size);
             return Err(Error::input("hidden_states", expected, format!("shape {:?}", hidden.shape())));
         }
-        let past = cache.as_deref().map_or(0, |cache| cache.layers().get(self.range.start).map_or(0, LayerCache::len));
-        let (hidden, _) = self.forward_after(hidden, input, past, cache, run, &mut Scope::root(tap).child("model"))?;
+        let (hidden, _) = self.forward_after(hidden, input, cache, run, &mut Scope::root(tap).child("model"))?;
         Ok(hidden)
     }
 
-    /// The same after `past` tokens.
+    /// The residual stream through one of these layers, after what the cache holds of it: so all of a sequence may go through a layer,
+    /// chunk by chunk, before any of it goes through the next.
+    ///
+    /// # Errors
+    /// As [`DecoderLayers::forward`].
+    pub fn forward_layer(
+        &self,
+        layer: usize,
+        hidden: Array3<T>,
+        input: &ModelInput<T>,
+        cache: Option<&mut LatentCache<T>>,
+        run: &Run,
+        tap: &mut dyn Tap<T>,
+    ) -> Result<Array3<T>> {
+        let mut root = Scope::root(tap);
+        let tap = &mut root.child("model");
+        Ok(self.through(layer..layer + 1, hidden, input, cache, run, tap)?.0)
+    }
+
+    /// The same through all layers.
     pub(crate) fn forward_after(
         &self,
+        hidden: Array3<T>,
+        input: &ModelInput<T>,
+        cache: Option<&mut LatentCache<T>>,
+        run: &Run,
+        tap: &mut Scope<T>,
+    ) -> Result<(Array3<T>, LayersExtras<T>)> {
+        self.through(self.range.clone(), hidden, input, cache, run, tap)
+    }
+
+    fn through(
+        &self,
+        these: Range<usize>,
         mut hidden: Array3<T>,
         input: &ModelInput<T>,
-        past: usize,
         mut cache: Option<&mut LatentCache<T>>,
         run: &Run,
         tap: &mut Scope<T>,
     ) -> Result<(Array3<T>, LayersExtras<T>)> {
+        let past = cache.as_deref().map_or(0, |cache| cache.layers().get(these.start).map_or(0, LayerCache::len));
         let (batch, length) = (hidden.len_of(Axis(0)), hidden.len_of(Axis(1)));
         let position_ids = input.position_ids.clone().unwrap_or_else(|| default_position_ids(length, past));
         let packed = if cache.is_none() && input.attention_mask.is_none() { input.position_ids.as_ref() } else { None };
@@ -118,7 +148,7 @@ impl<T: Real> DecoderLayers<T> {
 
         let context = AttentionContext { rotary: &rotary, bias: &bias, form: run.attention };
         let mut extras = LayersExtras { hidden_states: Vec::new(), attentions: Vec::new(), router_logits: Vec::new() };
-        for (i, layer) in self.range.clone().zip(&self.layers) {
+        for (i, layer) in self.range.clone().zip(&self.layers).filter(|(i, _)| these.contains(i)) {
             if run.output_hidden_states {
                 extras.hidden_states.push(hidden.clone());
             }

@@ -82,6 +82,24 @@ impl<T: Real> DeepseekV2ForSequenceClassification<T> {
         })
     }
 
+    /// Scores, pooled logits and loss of what comes out of the layers.
+    ///
+    /// # Errors
+    /// As [`DeepseekV2ForSequenceClassification::forward`].
+    pub fn after_layers(
+        &self,
+        hidden: &Array3<T>,
+        input: &ModelInput<T>,
+        labels: Option<&ClassificationLabels<T>>,
+        tap: &mut dyn Tap<T>,
+    ) -> Result<()> {
+        let positions = self.pooled_positions(&input.tokens)?;
+        let normed = self.model.normed(hidden, tap);
+        let head = self.head(normed.view(), &positions, labels, tap);
+        self.watch.check()?;
+        head.map(|_| ())
+    }
+
     /// z = W_score h at one position of each sequence, \[B,num_labels\], and its loss.
     fn head(
         &self,

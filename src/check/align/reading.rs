@@ -22,11 +22,24 @@ pub fn all_readings(
     want: Option<&Values>,
     heads: usize,
 ) -> Vec<(Values, Vec<&'static str>)> {
-    let (Values::Real(dtype, got), Some(stage), Some(want)) = (values, Stage::parse(name), want) else {
-        return Vec::new();
-    };
-    let readings = readings(&stage, got, want.shape(), heads);
-    readings.into_iter().map(|Reading { values, says }| (Values::Real(*dtype, values), says)).collect()
+    want.filter(|_| values.real().is_some())
+        .map_or_else(Vec::new, |want| readings_in(name, values, want.shape(), heads))
+}
+
+/// All ways to read a tensor as one of this shape.
+pub fn readings_in(name: &str, values: &Values, shape: &[usize], heads: usize) -> Vec<(Values, Vec<&'static str>)> {
+    let Some(stage) = Stage::parse(name) else { return Vec::new() };
+    match values {
+        Values::Real(dtype, got) => {
+            let readings = readings(&stage, got, shape, heads).into_iter();
+            readings.map(|Reading { values, says }| (Values::Real(*dtype, values), says)).collect()
+        }
+        Values::Index(got) => {
+            let readings = readings(&stage, got, shape, heads).into_iter();
+            readings.map(|Reading { values, says }| (Values::Index(values), says)).collect()
+        }
+        Values::Bool(_) => Vec::new(),
+    }
 }
 
 /// Whether a stage whose tensor has the model's shape may lie otherwise in it all the same.

@@ -82,13 +82,7 @@ impl Trial<'_> {
         }
         let explained = self.explained(&given, &stages)?;
         if !explained.is_empty() {
-            let of = line.stage.rsplit('.').next().unwrap_or(line.stage);
-            self.says.push(format!(
-                "{of} is computed from what was not yet rounded to {}, and the dump holds a rounded copy of: {} (layers {})",
-                self.dump.precision,
-                line.says,
-                layers_of(&explained),
-            ));
+            self.says.push(says_not_rounded(line, self.dump.precision, &explained));
         }
         Ok(())
     }
@@ -122,11 +116,7 @@ impl Trial<'_> {
         let choices = self.judged.local.teacher().choices();
         let explained = self.explained(&choices, &stages)?;
         if !explained.is_empty() {
-            self.says.push(format!(
-                "computed in a wider type than {}, in which the dump holds rounded copies, as these show: {}",
-                self.dump.precision,
-                explained.join(", "),
-            ));
+            self.says.push(says_wider(self.dump.precision, &explained));
         }
         Ok(())
     }
@@ -184,8 +174,26 @@ impl Trial<'_> {
     }
 }
 
+/// What is said of stages that are computed in one of these ways.
+pub fn says_not_rounded(line: &Fused, precision: Precision, stages: &[String]) -> String {
+    let of = line.stage.rsplit('.').next().unwrap_or(line.stage);
+    format!(
+        "{of} is computed from what was not yet rounded to {precision}, and the dump holds a rounded copy of: {} (layers {})",
+        line.says,
+        layers_of(stages),
+    )
+}
+
+/// What is said of stages of a run in a wider type.
+pub fn says_wider(precision: Precision, stages: &[String]) -> String {
+    format!(
+        "computed in a wider type than {precision}, in which the dump holds rounded copies, as these show: {}",
+        stages.join(", "),
+    )
+}
+
 /// A truth explains an error if it leaves less than this part of it.
-const HALF: f64 = 0.5;
+pub const HALF: f64 = 0.5;
 
 /// The layers of stages, as a list.
 fn layers_of(stages: &[String]) -> String {

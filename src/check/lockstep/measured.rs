@@ -1,22 +1,22 @@
 //! What is measured of a dump while the model is run, and kept: of a stage how far off it is, not the stage.
 
+mod free;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsv2_metrics::{Comparison, Metrics, Spread};
+use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::stage::convention::place::{self, Turn};
 use dsv2_reference::stage::table::{MLP, ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
 use dsv2_reference::stage::{self, Stage, flow, forward_order};
-use dsv2_reference::tap::{NoTap, StageValue, Tap};
-use dsv2_reference::{DeepseekV2Config, Real};
 use indexmap::{IndexMap, IndexSet};
 
 use super::PlainDump;
-use super::pieces::{Held, shown};
-use crate::backend::{Reference, Settings, Streaming};
-use crate::budget::Budgets;
+use super::visit::Chunks;
+use crate::budget::{Budgets, FACTORS};
+use crate::case::Case;
 use crate::check::Request;
 use crate::check::align::{self, Order};
-use crate::check::judge::EndToEnd;
 use crate::error::Result;
 use crate::judge::{self, Disposition, LocalTruth, Truth, Verdict};
 use crate::local::{factors, root_mean_square};
@@ -74,13 +74,23 @@ pub struct Measured {
     pub noise: IndexMap<String, Metrics>,
     /// How what each stage should be is spread.
     pub spreads: BTreeMap<String, (Spread, f64)>,
+    /// How many times the noise a stage may be off by itself.
+    factors: Metrics,
+    chunks: Chunks,
+    /// What stages may be off that are judged by another computation than the reference's.
+    otherwise: BTreeMap<String, Metrics>,
 }
 
 impl Measured {
     /// Before anything is measured.
-    pub fn nothing(rows: ComparedRows) -> Self {
+    pub fn nothing(case: &Case, precision: Precision) -> Self {
+        let own = factors(precision);
         Measured {
-            rows,
+            rows: ComparedRows::of(&case.inputs),
+            // what is cached before the new tokens has come through the whole model
+            factors: if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own },
+            chunks: Chunks::of(case),
+            otherwise: BTreeMap::new(),
             names: IndexSet::new(),
             exact: BTreeSet::new(),
             taught: BTreeSet::new(),
@@ -95,9 +105,9 @@ impl Measured {
         }
     }
 
-    /// Keeps what a plain run errs by, which is no less than is `usual`.
-    pub fn keep_noise(&mut self, name: &str, noise: &Comparison, usual: f64) {
-        let mut noise = root_mean_square(&[noise.metrics]);
+    /// Keeps what plain runs err by, which is no less than is `usual`.
+    pub fn keep_noise(&mut self, name: &str, noise: &[Metrics], usual: f64) {
+        let mut noise = root_mean_square(noise);
         noise.l2 = noise.l2.max(usual);
         self.noise.insert(name.to_owned(), noise);
     }
@@ -112,8 +122,8 @@ impl Measured {
     }
 
     /// Whether a stage is off by no more than what is the least that it may be, whatever the others of its kind.
-    pub fn surely_passes(&self, name: &str, off: &Comparison, precision: Precision) -> bool {
-        let least = self.noise.get(name).map(|noise| noise.zip(&factors(precision), |noise, factor| noise * factor));
+    pub fn surely_passes(&self, name: &str, off: &Comparison) -> bool {
+        let least = self.noise.get(name).map(|noise| noise.zip(&self.factors, |noise, factor| noise * factor));
         let within = |least: Metrics| off.metrics.values().iter().zip(least.values()).all(|(off, least)| *off <= least);
         off.nonfinite.is_none() && !self.exact.contains(name) && least.is_some_and(within)
     }
@@ -131,20 +141,24 @@ impl Measured {
     }
 
     /// How far off each stage may be by itself.
-    pub fn budgets(&self, dump: &PlainDump, config: &DeepseekV2Config) -> Budgets {
+    pub fn budgets(&self, config: &DeepseekV2Config) -> Budgets {
         let spread = |name: &str| self.spreads.get(name).copied();
         let from_its_inputs = |name: &str| {
-            flow::sources(name, config, |name| self.names.contains(name), |name| dump.holds(name)).not_held.is_empty()
+            flow::sources(name, config, |name| self.names.contains(name), |name| self.taught.contains(name))
+                .not_held
+                .is_empty()
         };
-        Budgets::by_spread(&self.noise, spread, from_its_inputs, factors(dump.precision()))
+        let mut budgets = Budgets::by_spread(&self.noise, spread, from_its_inputs, self.factors);
+        self.otherwise.iter().for_each(|(stage, budget)| budgets.put(stage, *budget));
+        budgets
     }
 
     /// What becomes of each stage, now that all budgets are known.
     ///
     /// # Errors
     /// If the config's way of routing is impossible.
-    pub fn verdict(&self, request: &Request, dump: &PlainDump) -> Result<Verdict> {
-        let budgets = self.budgets(dump, &request.case.config);
+    pub fn verdict(&self, request: &Request) -> Result<Verdict> {
+        let budgets = self.budgets(&request.case.config);
         let mut verdict = self.of_routing(&self.routing[DUMP], request, &budgets)?;
         for (name, stage) in &self.stages {
             let Off { carried, own } = &stage.off;
@@ -170,6 +184,38 @@ impl Measured {
         Ok(judge::judge(stages, &truth, Some(&own), |_| false))
     }
 
+    /// How far off a stage is by itself, and from the truth.
+    pub fn off(&self, name: &str) -> Option<[Comparison; 2]> {
+        let Some(stage) = self.stages.get(name) else {
+            let off = |of: usize| self.rows.measure(name, self.routing[DUMP].get(name)?, self.routing[of].get(name)?);
+            return Some([off(OWN)?, off(TRUTH)?]);
+        };
+        Some([stage.off.own.clone(), stage.off.carried.clone()])
+    }
+
+    /// Judges a stage by what it should be in `other`, of the same dump, and allows it `budget`.
+    pub fn judge_by(&mut self, other: &Measured, name: &str, budget: Metrics) {
+        match (self.stages.get_mut(name), other.stages.get(name)) {
+            (Some(own), Some(other)) => own.off.own = other.off.own.clone(),
+            _ => {
+                if let Some(values) = other.routing[OWN].get(name) {
+                    put(&mut self.routing[OWN], name, values.clone());
+                }
+            }
+        }
+        self.otherwise.insert(name.to_owned(), budget);
+    }
+
+    /// What of the dump took the place of a choice of experts.
+    pub fn lesson(&self, choice: &str) -> Option<&Values> {
+        self.routing[OWN].get(choice).filter(|_| self.taught.contains(choice))
+    }
+
+    /// A stage was not read in its other ways.
+    pub fn may_be_another_reading(&mut self, name: &str) {
+        self.ambiguous.insert(name.to_owned());
+    }
+
     /// Whether a stage may be right if it is read in another way.
     pub fn may_be_read_otherwise(&self, name: &str, budgets: &Budgets) -> bool {
         self.ambiguous.contains(name)
@@ -180,22 +226,16 @@ impl Measured {
             })
     }
 
-    /// Whether a stage is nearer to the truth's own run than to what it should be by the dump's own inputs.
-    pub fn is_nearer_to_the_truth(&self, name: &str) -> bool {
-        self.stages.get(name).is_some_and(|Stagewise { off, .. }| off.carried.metrics.l2 < off.own.metrics.l2)
-    }
-
     /// Whether of the rotated stages of a layer, which are multiplied with each other or copied, some are read in halves and some
     /// are not: no program has both.
     pub fn halves_disagree(&self, dump: &PlainDump) -> bool {
         let halves = place::says(Turn::Halves);
         let in_halves = |name: &str| self.readings.iter().any(|(read, says)| read == name && *says == halves);
-        let others = |layer| align::ROTATED.map(|kind| stage::name(kind, layer));
-        self.readings
-            .iter()
-            .filter(|(_, says)| *says == halves)
-            .filter_map(|(name, _)| Stage::parse(name)?.layer)
-            .any(|layer| others(layer).iter().any(|other| dump.holds(other) && !in_halves(other)))
+        let in_pairs = |name: &str| {
+            let width = self.stages.get(name).and_then(|stage| stage.shape.last());
+            dump.holds(name) && !in_halves(name) && width > Some(&2)
+        };
+        self.readings.iter().any(|(name, _)| align::disagrees(name, in_halves, in_pairs))
     }
 
     /// The last stage that is none of routing, and what was measured of it.
@@ -209,38 +249,6 @@ impl Measured {
             let turned = self.readings.iter().any(|(name, says)| name == last && !align::in_rows(says));
             turned || dump.order(last) == Some(Order::Other)
         })
-    }
-
-    /// How far off the last stage is if the truth follows the dump's experts, and if it does not.
-    ///
-    /// # Errors
-    /// If the reference refuses the case, or the stage cannot be decoded.
-    pub fn end_to_end(&self, request: &Request, dump: &PlainDump) -> Result<Option<EndToEnd>> {
-        let Some((stage, Stagewise { off, .. })) = self.last() else { return Ok(None) };
-        let (Some(held), Some(parsed)) = (dump.held(stage)?, Stage::parse(stage)) else { return Ok(None) };
-        let mut free = Free { name: stage, stage: parsed, held, rows: &self.rows, off: None };
-        let settings = Settings { precision: Precision::F64, ..Settings::default() };
-        Reference.show(&request.case, &settings, &mut NoTap, &mut free)?;
-        let free = free.off.transpose()?.map(|off| off.metrics.l2);
-        Ok(free.map(|free| EndToEnd { stage: stage.clone(), replayed: off.carried.metrics.l2, free }))
-    }
-}
-
-/// The sink of a run that goes its own way, for one stage to be compared.
-struct Free<'a> {
-    name: &'a str,
-    stage: Stage,
-    held: Held<'a>,
-    rows: &'a ComparedRows,
-    off: Option<Result<Comparison>>,
-}
-
-impl<T: Real> Tap<T> for Free<'_> {
-    fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
-        if name == self.name {
-            let truth = |rows| Ok(shown(Precision::F64, name, &value, rows));
-            self.off = Some(self.held.against(&self.stage, self.rows, truth));
-        }
     }
 }
 

@@ -1,46 +1,48 @@
 //! How much memory it takes to judge a dump stage by stage.
 
-use std::path::PathBuf;
-
 use dsv2_reference::model::attention::AttentionForm;
-use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::*;
+use dsv2_reference::stage::{Layout, Stage};
 use indexmap::IndexMap;
 
 use super::pieces::PIECE;
-use super::tensors::stages_of;
+use super::ranks::Sources;
+use super::tensors::{meant_case, stages_of};
 use crate::case::Case;
 use crate::check::align::{self, Order};
 use crate::error::Result;
 use crate::files::TensorFile;
 use crate::inputs::AttentionMask;
-use crate::memory::{at_a_time, largest, of_kinds, of_run};
+use crate::local::draws;
+use crate::memory::{at_a_time, largest, of_kinds};
 use crate::planned::{self, Planned};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 
-/// About so many bytes are needed for a dump in these files.
+/// About so many bytes are needed for a dump of these tensors of files.
 ///
 /// # Errors
 /// If one cannot be read.
-pub fn need(case: &Case, files: &[PathBuf]) -> Result<u64> {
+pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64> {
+    let case = &meant_case(&sources.tensors, case);
     let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
     let all = |parts: &[u64]| parts.iter().copied().fold(0, u64::saturating_add);
-    // what is kept: the routing, of the dump, the truth and what it should be, and the caches of all three runs
+    // what is kept: the routing, of the dump, the truth and what it should be
     let routing = of_kinds(&planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]).saturating_mul(24);
-    let cached = of_kinds(&planned, &[CACHED_KV, CACHED_K_PE]).saturating_mul(8);
-    // two runs in a layer, one in f64 and one in f32, and the truth, which waits at the next; what is compared, in pieces
-    let [wide, narrow] = [Precision::F64, Precision::F32].map(|precision| of_run(&planned, precision));
+    // two runs in a layer, one in f64 and one in f32 (of small models several), and the truth, which waits at the next; what is
+    // compared, in pieces
+    let layer = at_a_time(&of_a_chunk(&planned, case));
+    let (wide, narrow) = (layer.saturating_mul(8), layer.saturating_mul(4).saturating_mul(draws(case)));
     let widest = planned.values().filter_map(|planned| planned.shape.last()).max().map_or(1, |&width| width as u64);
     let pieces = 12 * 8 * (PIECE as u64).max(widest);
     let unread =
         at_a_time(&planned).saturating_mul(8).saturating_mul(ComparedRows::of(&case.inputs).unread_of_hundred()) / 100;
-    let files = files.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
-    let tensors = stages_of(&files, case)?.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
+    let tensors = stages_of(files, &sources.tensors, case)?;
+    let tensors = tensors.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
     // decoded as a whole: what does not lie in its file number by number, and what lies there in another order, which is kept
     let mut decoded = 0;
     for tensor in &tensors {
-        if files[tensor.file].rows(&tensor.name, 0..0)?.is_none() {
+        if tensor.source.rows(files, 0..0)?.is_none() {
             decoded = decoded.max(8 * largest(&planned));
         }
     }
@@ -51,7 +53,7 @@ pub fn need(case: &Case, files: &[PathBuf]) -> Result<u64> {
     let judged = all(&[
         wide,
         narrow,
-        cached,
+        open(&planned, case),
         at_rest(&planned, case),
         routing,
         pieces,
@@ -65,6 +67,41 @@ pub fn need(case: &Case, files: &[PathBuf]) -> Result<u64> {
     Ok(judged.max(hinted))
 }
 
+/// What is kept of the rows of a layer while chunks of it are to come: how far off each is, from the truth, by itself and in plain runs,
+/// and how they are spread.
+fn open(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
+    if case.chunks.len() == 1 {
+        return 0;
+    }
+    let rows = planned.iter().map(|(name, planned)| {
+        let rows = planned.shape.iter().rev().skip(1).product::<usize>();
+        (name.clone(), Planned { dtype: None, shape: vec![rows] })
+    });
+    let rows: IndexMap<String, Planned> = rows.collect();
+    at_a_time(&rows).saturating_mul(32).saturating_mul(draws(case).saturating_add(3))
+}
+
+/// The same stages of the longest chunk that is fed.
+fn of_a_chunk(planned: &IndexMap<String, Planned>, case: &Case) -> IndexMap<String, Planned> {
+    let longest = case.chunks.iter().copied().max().unwrap_or(1);
+    let of = |(name, planned): (&String, &Planned)| {
+        let axis = match Stage::parse(name).map(|stage| stage.layout) {
+            _ if case.chunks.len() == 1 => None,
+            Some(Layout::Tokens | Layout::Table | Layout::Logits) => Some(1),
+            Some(Layout::Heads | Layout::Scores | Layout::Weights) => Some(2),
+            Some(Layout::Flat) => Some(0),
+            _ => None,
+        };
+        let each = if axis == Some(0) { case.inputs.batch() } else { 1 };
+        let mut shape = planned.shape.clone();
+        if let Some(length) = axis.and_then(|axis| shape.get_mut(axis)) {
+            *length = longest * each;
+        }
+        (name.clone(), Planned { shape, ..planned.clone() })
+    };
+    planned.iter().map(of).collect()
+}
+
 /// A run that waits before a layer: the residual stream, normed as well, rotary tables and the mask.
 fn at_rest(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
     let heads = case.config.num_attention_heads as u64;
@@ -76,6 +113,9 @@ fn at_rest(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
 
 /// What is decoded as a whole, since it may lie in more than one order: the dump's stage, the truth, and all readings of it.
 fn reread(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
+    if case.chunks.len() > 1 {
+        return 0;
+    }
     let heads = case.config.num_attention_heads;
     let otherwise = planned.iter().filter(|(name, planned)| align::has_other_readings(name, &planned.shape, heads));
     otherwise.map(|(_, planned)| planned.elements()).max().unwrap_or(0).saturating_mul(48)

@@ -3,27 +3,28 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::rc::Rc;
 
 use dsv2_reference::Dtype;
 use indexmap::IndexMap;
 
 use super::pieces::Held;
-use super::tensors::{Tensor, Tensors, stages_of};
+use super::ranks::Sources;
+use super::tensors::{Tensor, Tensors, meant_case, stages_of};
 use crate::case::{Case, Part};
 use crate::check::align::Order;
 use crate::check::dump::{Computed, Recognised, Told, by_most, computed, retyped, told};
 use crate::check::request::Request;
 use crate::check::shapes::part;
 use crate::error::{Error, Result};
-use crate::files::{Decoded, Element, TensorFile};
+use crate::files::{Element, TensorFile};
 use crate::precision::Precision;
 use crate::trace::as_held;
 use crate::values::Values;
 
 /// Files of stages that need no interpretation.
 pub struct PlainDump {
-    files: Vec<TensorFile>,
+    files: Rc<[TensorFile]>,
     stages: IndexMap<String, Tensor>,
     unread: Vec<String>,
     precision: Precision,
@@ -36,19 +37,20 @@ pub struct PlainDump {
 }
 
 impl PlainDump {
-    /// Opens a dump, and says what case it is of: one of some layers begins with what the dump holds before them. Nothing, if it
-    /// is no plain one.
+    /// A dump of these tensors, and what case it is of: one of some layers begins with what the dump holds before them. Nothing, if
+    /// it is no plain one.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn open(paths: &[PathBuf], request: &Request) -> Result<Option<(Self, Case)>> {
-        let case = &request.case;
-        let files = paths.iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
-        let Some(Tensors { stages, recognised, unread }) = stages_of(&files, case)? else { return Ok(None) };
-        let precision = by_most(stages.values().filter_map(|tensor| kind(tensor.element)));
+    pub fn open(files: &Rc<[TensorFile]>, sources: &Sources, request: &Request) -> Result<Option<(Self, Case)>> {
+        let Sources { tensors, says, unread } = sources;
+        let case = &meant_case(tensors, &request.case);
+        let Some(Tensors { stages, recognised }) = stages_of(files, tensors, case)? else { return Ok(None) };
+        let says = says.iter().cloned().chain(recognised).collect();
+        let precision = by_most(stages.values().filter_map(|tensor| kind(tensor.source.element)));
         let assumed = case.config.notes(case.dialect);
-        let mut dump =
-            PlainDump { files, stages, unread, precision, saved_wider: BTreeMap::new(), assumed, says: recognised };
+        let (files, unread, saved_wider) = (files.clone(), unread.clone(), BTreeMap::new());
+        let mut dump = PlainDump { files, stages, unread, precision, saved_wider, assumed, says };
         if let Some(Computed { precision, dtype, says }) = computed(&dump.telling()?, dump.precision)
             && request.precision.is_none_or(|asked| asked == precision)
         {
@@ -128,8 +130,8 @@ impl PlainDump {
     /// # Errors
     /// If it is damaged.
     pub fn stage(&self, stage: &str) -> Result<Option<Values>> {
-        let Some(Tensor { file, name, shape, order, .. }) = self.stages.get(stage) else { return Ok(None) };
-        let Decoded::Values(mut values) = self.files[*file].tensor(name)? else { return Ok(None) };
+        let Some(Tensor { source, shape, order }) = self.stages.get(stage) else { return Ok(None) };
+        let Some(mut values) = source.whole(&self.files)? else { return Ok(None) };
         if let Order::Rows(_) = order {
             values = values.in_shape(shape).ok_or_else(|| self.lacks(stage))?;
         }
@@ -139,14 +141,15 @@ impl PlainDump {
         }))
     }
 
+    /// The type that a stage was computed in, if it holds numbers of it.
+    pub fn dtype(&self, stage: &str) -> Option<Dtype> {
+        let stored = self.stages.get(stage).and_then(|tensor| kind(tensor.source.element));
+        self.saved_wider.get(stage).copied().or(stored)
+    }
+
     /// How a stage lies in its file, if it holds it.
     pub fn order(&self, stage: &str) -> Option<Order> {
         self.stages.get(stage).map(|tensor| tensor.order)
-    }
-
-    /// Whether some stage lies in its file in other rows than the model has, or may do so.
-    pub fn lies_otherwise(&self) -> bool {
-        self.stages.values().any(|tensor| tensor.order == Order::Other)
     }
 
     /// A stage, if it holds it, to be read some rows at a time as the model has them.
@@ -154,10 +157,9 @@ impl PlainDump {
     /// # Errors
     /// If it is damaged.
     pub fn held(&self, stage: &str) -> Result<Option<Held<'_>>> {
-        let Some(Tensor { file, name, element, shape, .. }) = self.stages.get(stage) else { return Ok(None) };
-        let one_by_one = self.files[*file].rows(name, 0..0)?.is_some();
-        let dtype = self.saved_wider.get(stage).copied().or(kind(*element));
-        Ok(Some(Held::in_file(self, stage, shape.clone(), dtype, one_by_one)))
+        let Some(Tensor { source, shape, .. }) = self.stages.get(stage) else { return Ok(None) };
+        let one_by_one = source.rows(&self.files, 0..0)?.is_some();
+        Ok(Some(Held::in_file(self, stage, shape.clone(), self.dtype(stage), one_by_one)))
     }
 
     /// Some rows of a stage that lies in its file as the model has it.
@@ -165,7 +167,7 @@ impl PlainDump {
     /// # Errors
     /// If it does not.
     pub fn rows(&self, stage: &str, rows: Range<usize>) -> Result<Values> {
-        let of = |Tensor { file, name, .. }: &Tensor| self.files[*file].rows(name, rows);
+        let of = |tensor: &Tensor| tensor.source.rows(&self.files, rows);
         let found = self.stages.get(stage).map(of).transpose()?.flatten();
         found.map(|values| as_held(stage, values)).ok_or_else(|| self.lacks(stage))
     }
@@ -177,7 +179,7 @@ impl PlainDump {
 }
 
 /// The type of numbers; nothing, if they are whole ones.
-fn kind(element: Element) -> Option<Dtype> {
+pub fn kind(element: Element) -> Option<Dtype> {
     match element {
         Element::F16 => Some(Dtype::F16),
         Element::Bf16 => Some(Dtype::Bf16),

@@ -8,72 +8,71 @@
 use std::collections::BTreeSet;
 
 use dsv2_reference::Real;
-use dsv2_reference::stage::convention::fused::FUSED;
 use dsv2_reference::stage::table::{EXPERTS, TOPK_INDICES, TOPK_WEIGHTS};
 use dsv2_reference::stage::{self, Stage, flow, forward_order};
 use dsv2_reference::tap::{NoTap, StageValue, Tap};
 use ndarray::Axis;
 
 use super::measured::{DUMP, Measured, OWN, is_compared_with_help_of};
-use super::pieces::{numbers, pieces, taken};
+use super::pieces::{numbers, taken};
 use super::station::put;
+use super::visit::{Chunks, Progress};
 use super::{PlainDump, Reached};
-use crate::backend::{Reference, Settings, Streaming};
+use crate::backend::{Reference, Settings};
 use crate::budget::Budgets;
 use crate::case::{Case, Part};
+use crate::check::Request;
+use crate::check::align::{self, Order};
 use crate::check::explain::{Hint, facts, said};
-use crate::check::{Request, align};
 use crate::error::{Error, Result};
 use crate::inputs::Tokens;
 use crate::judge::{Disposition, LocalTruth, StageVerdict, Truth, Verdict};
-use crate::local::{copied, usable_stage};
+use crate::local::{copied, is_choice};
 use crate::mutants::explain::{Named, are_too_many, suspects};
 use crate::precision::Precision;
 use crate::taps::recorded;
 use crate::trace::{Trace, as_held};
 use crate::values::Values;
 
-/// Whether nothing but what was measured can be said of the stages that fail.
+/// Whether stages that fail may be right as another layout, by a convention, or by rounded weights.
 ///
 /// # Errors
 /// If a weight cannot be read.
-pub fn finds_nothing(request: &Request, dump: &PlainDump, measured: &Measured, verdict: &Verdict) -> Result<bool> {
+pub fn may_be_meant_otherwise(
+    request: &Request,
+    dump: &PlainDump,
+    measured: &Measured,
+    verdict: &Verdict,
+) -> Result<bool> {
     let case = &request.case;
     let failing: Vec<&StageVerdict> = verdict.stages.iter().filter(|stage| stage.disposition.fails()).collect();
     let (batch, length) = (case.inputs.batch(), case.inputs.length());
     // shapes do not tell which of the two comes first
-    let turned = measured.readings.iter().any(|(_, says)| !align::in_rows(says));
-    if (batch == length && batch > 1) || turned || dump.lies_otherwise() {
-        return Ok(false);
+    if batch == length && batch > 1 {
+        return Ok(true);
     }
-    let budgets = measured.budgets(dump, &case.config);
-    if failing.iter().any(|stage| measured.may_be_read_otherwise(&stage.stage, &budgets))
-        || align::may_be_rounded(case, dump.precision())?
-        || may_be_unrounded(dump, measured, &failing)
-        || may_be_restated(request, measured, &failing, &budgets)?
-    {
-        return Ok(false);
-    }
-    let exists = |name: &str| measured.names.contains(name);
-    let held = |name: &str| measured.taught.contains(name);
-    let is_choice = |name: &String| Stage::parse(name).is_some_and(|stage| stage.kind == TOPK_INDICES);
-    let of_near_ties = |stage: &&StageVerdict| {
-        let between = flow::sources(&stage.stage, &case.config, exists, held).not_held;
-        stage.disposition == Disposition::OverBudget && between.iter().any(is_choice)
+    let is_turned = |name: &str| {
+        let read_otherwise = measured.readings.iter().any(|(read, says)| read == name && !align::in_rows(says));
+        read_otherwise || dump.order(name) == Some(Order::Other)
     };
-    Ok(!failing.iter().all(of_near_ties))
+    if failing.iter().any(|stage| is_turned(&stage.stage)) {
+        return Ok(true);
+    }
+    let budgets = measured.budgets(&case.config);
+    Ok(failing.iter().any(|stage| measured.may_be_read_otherwise(&stage.stage, &budgets))
+        || align::may_be_rounded(case, dump.precision())?
+        || may_be_restated(request, measured, &failing, &budgets)?)
 }
 
-/// Whether a stage of a narrow run may have been computed from what others were before they were rounded: it is of a kind that
-/// kernels compute so, or it is nearer to what a run without rounding makes.
-fn may_be_unrounded(dump: &PlainDump, measured: &Measured, failing: &[&StageVerdict]) -> bool {
-    let is_fused =
-        |name: &str| Stage::parse(name).is_some_and(|stage| FUSED.iter().any(|line| line.stage == stage.kind));
-    let may_be = |stage: &&StageVerdict| {
-        let over = stage.disposition == Disposition::OverBudget;
-        over && (is_fused(&stage.stage) || measured.is_nearer_to_the_truth(&stage.stage))
+/// Whether near ties that the dump does not hold may explain all that fails.
+pub fn may_be_near_ties(request: &Request, measured: &Measured, verdict: &Verdict) -> bool {
+    let exists = |name: &str| measured.names.contains(name);
+    let held = |name: &str| measured.taught.contains(name);
+    let of_near_ties = |stage: &StageVerdict| {
+        let between = flow::sources(&stage.stage, &request.case.config, exists, held).not_held;
+        stage.disposition == Disposition::OverBudget && between.iter().any(|name| is_choice(name))
     };
-    dump.precision().narrow().is_some() && failing.iter().any(may_be)
+    verdict.stages.iter().filter(|stage| stage.disposition.fails()).all(of_near_ties)
 }
 
 /// Whether a convention about experts and their weights may explain why they fail: the weights pass by it, or the experts are
@@ -147,7 +146,7 @@ pub fn hint(
         let (got, by_itself) = both(request, dump, measured, name, reached)?;
         (held, own) = (held.with(name, got), own.with(name, by_itself));
     }
-    let budgets = measured.budgets(dump, &case.config);
+    let budgets = measured.budgets(&case.config);
     let local = LocalTruth {
         truth: Truth { trace: &own, budgets: &budgets, rows: &measured.rows },
         exact: &measured.exact,
@@ -168,9 +167,21 @@ fn both(
     let last = Stage::parse(name).and_then(|stage| stage.layer).map(|layer| layer + 1);
     let needed = last.filter(|_| case.part.is_none() && matches!(case.inputs.tokens, Tokens::InputIds(_)));
     let case = Case { part: needed.map(Part::first).or(case.part.clone()), ..case.clone() };
-    let mut taught = Taught { request, dump, measured, until: name, own: None, refused: None, done: 0, reached };
+    let (chunks, progress) = (Chunks::of(&case), Progress::default());
+    let mut taught = Taught {
+        dump,
+        measured,
+        chunks,
+        progress,
+        until: name,
+        own: None,
+        is_known: false,
+        refused: None,
+        done: 0,
+        reached,
+    };
     let settings = Settings { precision: Precision::F64, ..Settings::default() };
-    Reference.show(&case, &settings, &mut NoTap, &mut taught)?;
+    Reference.show_by_layer(&case, &settings, &|_| false, &mut NoTap, &mut taught)?;
     let Taught { own, refused, .. } = taught;
     refused.map_or(Ok(()), Err)?;
     let (Some(got), Some(own)) = (dump.stage(name)?, own) else {
@@ -185,12 +196,14 @@ fn both(
 
 /// The sink of a run that goes on with the dump's stages, until one is reached.
 struct Taught<'a> {
-    request: &'a Request,
     dump: &'a PlainDump,
     measured: &'a Measured,
+    chunks: Chunks,
+    progress: Progress,
     until: &'a str,
-    /// What this one should be.
+    /// What this one should be, as far as it is known, and whether all of it is.
     own: Option<Values>,
+    is_known: bool,
     refused: Option<Error>,
     done: usize,
     reached: Reached<'a>,
@@ -199,22 +212,33 @@ struct Taught<'a> {
 impl Taught<'_> {
     fn stage<T: Real>(&mut self, name: &str, value: StageValue<'_, T>) -> Result<()> {
         let (Some(held), Some(stage)) = (self.dump.held(name)?, Stage::parse(name)) else { return Ok(()) };
-        let (config, rows) = (&self.request.case.config, &self.measured.rows);
+        let rows = &self.measured.rows;
+        let shape = match &value {
+            StageValue::Real(a) => a.shape(),
+            StageValue::Index(a) => a.shape(),
+        };
+        let visit = self.progress.next(name, &stage, shape, &held.shape, &self.chunks);
         match value {
-            value if name == self.until => self.own = Some(as_held(name, recorded(Precision::F64, name, &value))),
+            value if name == self.until => {
+                if visit.counts {
+                    visit.put_into(&mut self.own, as_held(name, recorded(Precision::F64, name, &value)), &held.shape);
+                }
+                self.is_known = visit.is_last;
+            }
             StageValue::Real(mut value) => {
                 let taken = taken(&stage, &held.shape, rows);
-                for piece in pieces(&held.shape) {
+                for (own, piece) in visit.pieces() {
                     let taken = taken.as_deref().map(|taken| &taken[piece.clone()]);
-                    let got = held.rows(piece.clone())?;
-                    put(&mut value, piece, numbers(&got), taken, |&x| T::from_f64(x));
+                    let got = visit.narrowed(held.rows(piece)?);
+                    put(&mut value, own, numbers(&got), taken, |&x| T::from_f64(x));
                 }
             }
             StageValue::Index(mut value) => {
-                let own = Values::Index(value.to_owned());
-                let lesson = held.whole()?.and_then(|got| usable_stage(name, &got, &own, config, rows));
-                if let Some(Values::Index(lesson)) = lesson {
-                    value.assign(&lesson);
+                // it has been found out which of the dump's experts can be followed
+                let Some(lesson) = self.measured.lesson(name) else { return Ok(()) };
+                for (own, part) in visit.of_all(lesson) {
+                    let chosen = part.index().and_then(|part| part.as_slice()).unwrap_or_default();
+                    put(&mut value, own, chosen, None, |&x| x);
                 }
             }
         }
@@ -224,7 +248,7 @@ impl Taught<'_> {
 
 impl<T: Real> Tap<T> for Taught<'_> {
     fn stage(&mut self, name: &str, value: StageValue<'_, T>) {
-        if self.own.is_none() && self.refused.is_none() && (self.dump.holds(name) || is_compared_with_help_of(name)) {
+        if !self.is_known && self.refused.is_none() && (self.dump.holds(name) || is_compared_with_help_of(name)) {
             self.refused = Taught::stage(self, name, value).err();
             self.done += 1;
             let before = self.dump.names().filter(|held| forward_order(held) <= forward_order(self.until));

@@ -18,10 +18,17 @@ use crate::values::Values;
 
 /// What a run says.
 enum Says {
-    /// It has computed this stage.
-    Computed(String),
+    /// It has computed this stage, of one chunk.
+    Computed(Computed),
     /// What it has computed.
     Shows(Values),
+}
+
+/// A stage of one chunk.
+#[derive(Clone, PartialEq)]
+pub struct Computed {
+    pub name: String,
+    pub shape: Vec<usize>,
 }
 
 /// What a run is told.
@@ -44,9 +51,9 @@ pub struct Ended;
 
 impl Station {
     /// The next stage; nothing, if the run has ended.
-    pub fn next(&self) -> Option<String> {
+    pub fn next(&self) -> Option<Computed> {
         match self.said.recv().ok()? {
-            Says::Computed(stage) => Some(stage),
+            Says::Computed(computed) => Some(computed),
             Says::Shows(_) => None,
         }
     }
@@ -100,7 +107,14 @@ pub fn station<'a>(wanted: &'a (dyn Fn(&str) -> bool + Sync), precision: Precisi
 
 impl<T: Real> Tap<T> for Waiting<'_> {
     fn stage(&mut self, name: &str, mut value: StageValue<'_, T>) {
-        if !(self.wanted)(name) || self.says.send(Says::Computed(name.to_owned())).is_err() {
+        if !(self.wanted)(name) {
+            return;
+        }
+        let shape = match &value {
+            StageValue::Real(a) => a.shape().to_vec(),
+            StageValue::Index(a) => a.shape().to_vec(),
+        };
+        if self.says.send(Says::Computed(Computed { name: name.to_owned(), shape })).is_err() {
             return;
         }
         while let Ok(told) = self.told.recv() {

@@ -1,4 +1,5 @@
-use std::path::PathBuf;
+mod otherwise;
+mod ranks;
 
 use dsv2_reference::Dtype;
 use dsv2_reference::model::cache::CacheFormat;
@@ -20,15 +21,20 @@ fn said(checked: Checked) -> String {
     format!("{:#?}", Checked { candidate: Trace::default(), ..checked })
 }
 
+/// A folder that is gone when it is dropped.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
 /// What is said of dumps in files, stage by stage.
 fn by_stage(request: &Request, files: &[PathBuf]) -> Option<String> {
-    let (dump, case) = PlainDump::open(files, request).unwrap()?;
-    check(&request.about(case), &dump, false, &mut |_, _, _| ()).unwrap().map(said)
+    let candidates = Candidates::open(files, None, &request.case).unwrap();
+    candidates.check(request, false, &mut |_, _, _| ()).unwrap().map(said)
 }
 
 /// What both ways say of a dump in a file: stage by stage, and read whole.
 fn both(request: &mut Request, trace: &Trace) -> (Option<String>, String) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("dump.safetensors");
     trace.write(&path).unwrap();
     let stepwise = by_stage(request, std::slice::from_ref(&path));
@@ -73,7 +79,7 @@ fn cases() -> Vec<Request> {
 #[test]
 fn a_right_dump_is_judged_to_the_bit_as_if_it_were_read_whole() {
     let mut judged = 0;
-    for mut request in cases() {
+    for mut request in cases().into_iter().step_by(2) {
         for precision in [Precision::F32, Precision::Bf16] {
             let dump = dumped(&request, precision);
             for kept in [|_: &str| true, |name: &str| !name.contains("topk"), |name: &str| name.contains("layers.1")] {
@@ -91,7 +97,7 @@ fn a_right_dump_is_judged_to_the_bit_as_if_it_were_read_whole() {
 #[test]
 fn a_wrong_dump_is_judged_to_the_bit_as_if_it_were_read_whole() {
     let mut judged = 0;
-    for (number, mut request) in cases().into_iter().step_by(5).enumerate() {
+    for (number, mut request) in cases().into_iter().step_by(11).enumerate() {
         let case = request.case.clone();
         let weights = Wide::new(&case);
         for mutant in applicable(&case).skip(number % 7).step_by(7) {
@@ -134,7 +140,7 @@ fn layers_alone_begin_with_what_the_dump_holds_before_them() {
 fn files_that_hold_different_stages_are_one_dump() {
     let request = request("v2", CacheFormat::Plain);
     let dump = dumped(&request, Precision::F32);
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = |name: &str| folder.path().join(format!("{name}.safetensors"));
     let write = |name: &str, kept: fn(&str) -> bool| {
         let mut part = dump.clone();

@@ -9,6 +9,7 @@ use crate::backend::{Backend, Precision, Reference, Settings};
 use crate::check::{Checked, check};
 use crate::golden::GoldenCases;
 use crate::inputs::Tokens;
+use crate::trace::Trace;
 
 const TYPES: [Precision; 2] = [Precision::F32, Precision::Bf16];
 

@@ -1,7 +1,9 @@
 use dsv2_reference::tap::NoTap;
 use ndarray::{Slice, s};
 
-use super::plans::PLANS;
+use dsv2_reference::stage::table::LM_HEAD;
+
+use super::plans::{How, PLANS};
 use super::*;
 use crate::backend::{Backend, Reference, Settings};
 use crate::golden::GoldenCases;
@@ -172,7 +174,7 @@ fn ranks_that_choose_other_experts_are_wrong_however_near_the_tie() {
     assert_eq!(other_choice(&choice([1, 2, 3, 4]), &choice([2, 1, 3, 5])), Some(1));
     let trace = trace();
     let joined = Joined {
-        trace: trace.clone(),
+        first: trace.clone(),
         others: Vec::new(),
         elsewhere: vec![("model.layers.1.mlp.gate.topk_indices".to_owned(), "rank 1 does not".to_owned())],
     };
@@ -214,7 +216,7 @@ fn ranks_that_do_not_make_up_a_tensor_are_refused() {
     let flat = named(experts, ArrayD::zeros(vec![3]));
     let disjoint = files([part(q, 2), part(scores, 1)]);
     let twice = files([part(q, 2), part(q, 2)]);
-    assert_eq!(together(disjoint).unwrap().trace.len(), 2);
+    assert_eq!(together(disjoint).unwrap().first.len(), 2);
     insta::assert_snapshot!(
         [
             refused("vllm", [part(q, 2), vec![]]),

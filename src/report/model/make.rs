@@ -30,7 +30,7 @@ impl CheckReport {
         let Checked { verdict, precision, unknown, layouts, assumed, near_ties, end_to_end, spans, .. } = checked;
         let stages: Vec<_> = verdict.stages.iter().map(StageReport::from).collect();
         let first = first_failure(&stages);
-        let judged_by_itself = first.filter(|_| request.expected.is_none());
+        let judged_by_itself = first.filter(|_| request.expected.is_none() && files.expected.is_none());
         let near_ties = near_ties.iter().map(NearTies::from).chain(assumed_ties(&checked.assumed_ties));
         let spans = spans.iter().map(|(stage, lacking)| Span { stage: stage.clone(), lacking: lacking.clone() });
         CheckReport {

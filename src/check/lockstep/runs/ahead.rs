@@ -6,10 +6,12 @@ use dsv2_metrics::{Comparing, Comparison};
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{EXPERTS, MLP};
 
-use super::{Ahead, Comparer, Stopped, known, rows};
+use super::{Ahead, Comparer, Stopped, known};
 use crate::check::align::Order;
 use crate::check::lockstep::measured::{is_routing, put};
-use crate::check::lockstep::pieces::{Held, numbers, pieces, taken};
+use crate::check::lockstep::pieces::{Held, numbers, taken};
+use crate::check::lockstep::station::Computed;
+use crate::check::lockstep::visit::Visit;
 use crate::check::{Request, align, truth};
 use crate::local::{is_choice, usable_stage};
 use crate::rows::ComparedRows;
@@ -18,51 +20,97 @@ use crate::values::Values;
 
 impl<'a> Comparer<'a> {
     /// Compares the truth's own run with the dump, and lets it go on.
-    pub(super) fn hold_against_truth(&mut self, name: &str) -> Result<Ahead<'a>, Stopped> {
+    pub(super) fn hold_against_truth(&mut self, computed: &Computed) -> Result<(), Stopped> {
+        let Computed { name, shape } = computed;
+        let stage = known(name)?;
+        if is_routing(name) {
+            return self.hold_routing(&stage, computed);
+        }
         let dump = self.dump;
-        let ahead = match dump.held(name)? {
-            _ if is_routing(name) => return self.hold_routing(name),
-            None => Ahead::Nothing,
-            Some(held) => {
-                let stage = known(name)?;
-                let (held, carried, unread) = match self.says_of_rows(name) {
-                    Some(Order::Other) => self.turned(name, &stage)?,
-                    _ => {
-                        let (carried, unread) = self.carried(&stage, &held)?;
-                        let (held, carried) = self.read(name, held, carried)?;
-                        (held, carried, unread)
-                    }
-                };
-                self.hold_experts_against_mlp(&stage, &held)?;
-                self.measured.taught.insert(name.to_owned());
-                Ahead::Numbers { held: held.put_down(), carried, unread }
-            }
+        let held = match self.ahead.remove(name) {
+            Some(ahead) => Some(ahead),
+            None => dump.held(name)?.map(|held| {
+                let comparing = Some(Comparing::new(&held.shape));
+                Ahead::Numbers { held, comparing, carried: None, unread: Vec::new() }
+            }),
         };
+        let ahead = match held {
+            Some(Ahead::Numbers { mut held, comparing: Some(mut comparing), mut unread, .. }) => {
+                let visit = self.progress[0].next(name, &stage, shape, &held.shape, &self.chunks);
+                let mut carried = None;
+                if unread.is_empty() && self.says_of_rows(name) == Some(Order::Other) {
+                    let (turned, off, kept) = self.turned(name, &stage)?;
+                    unread.push(kept);
+                    (held, carried) = (turned, Some(off));
+                } else {
+                    unread.push(self.carried(&stage, &held, &visit, &mut comparing)?);
+                }
+                if visit.is_last {
+                    if carried.is_none() {
+                        let off;
+                        (held, off) =
+                            self.read(name, held, std::mem::replace(&mut comparing, Comparing::new(&[])).finish())?;
+                        carried = Some(off);
+                    }
+                    self.hold_experts_against_mlp(&stage, &held)?;
+                    self.measured.taught.extend((self.way.given)(name).then(|| name.to_owned()));
+                }
+                Ahead::Numbers { held: held.put_down(), comparing: Some(comparing), carried, unread }
+            }
+            _ => Ahead::Nothing,
+        };
+        self.ahead.insert(name.to_owned(), ahead);
         self.to_truth.go_on()?;
-        Ok(ahead)
+        Ok(())
     }
 
     /// The same of a stage of routing, which is kept as it is.
-    fn hold_routing(&mut self, name: &str) -> Result<Ahead<'a>, Stopped> {
-        self.says_of_rows(name);
-        let (config, measured) = (&self.request.case.config, &mut *self.measured);
-        let mut truth = self.to_truth.show()?;
-        let got = self.dump.stage(name)?.map(|got| {
-            let (got, says) = align::first_reading(name, got, Some(&truth), &measured.rows, config.num_attention_heads);
-            measured.readings.extend(says.into_iter().map(|says| (name.to_owned(), says)));
-            got
-        });
-        if let Some(followed) = got.as_ref().and_then(|got| choice(name, got, self.request, &measured.rows)) {
-            put(&mut measured.choices, name, followed.clone());
-            truth = followed.clone();
-            self.to_truth.put(0..rows(&followed), Arc::new(followed))?;
+    fn hold_routing(&mut self, stage: &Stage, Computed { name, shape }: &Computed) -> Result<(), Stopped> {
+        let (config, rows) = (&self.request.case.config, &self.measured.rows);
+        let whole = self.chunks.flat(shape.last().copied().unwrap_or(1));
+        let visit = self.progress[0].next(name, stage, shape, &whole, &self.chunks);
+        if !visit.counts {
+            self.to_truth.go_on()?;
+            return Ok(());
         }
-        let lesson = got.as_ref().and_then(|got| usable_stage(name, got, &truth, config, &measured.rows)).map(Arc::new);
-        if lesson.is_some() {
-            measured.taught.insert(name.to_owned());
+        let (known, mut truth) = match self.ahead.remove(name) {
+            Some(Ahead::Routing { got, truth, .. }) => (Some(got), truth),
+            _ => (None, None),
+        };
+        visit.put_into(&mut truth, self.to_truth.show()?, &whole);
+        let Some(mut truth) = truth else { return Err(Stopped::Ended) };
+        let got = match known {
+            Some(got) => got,
+            None => self.dump.stage(name)?.map(|got| {
+                let readings = &mut self.measured.readings;
+                if let Some(Order::Rows(says)) = self.dump.order(name) {
+                    readings.push((name.to_owned(), says));
+                }
+                if !self.chunks.are_one() {
+                    return got;
+                }
+                let (got, says) = align::first_reading(name, got, Some(&truth), rows, config.num_attention_heads);
+                readings.extend(says.into_iter().map(|says| (name.to_owned(), says)));
+                got
+            }),
+        };
+        if let Some(followed) = got.as_ref().and_then(|got| choice(name, got, self.request, rows)) {
+            for (rows, part) in visit.of_all(&followed) {
+                self.to_truth.put(rows, Arc::new(part))?;
+            }
+            if visit.is_last {
+                put(&mut self.measured.choices, name, followed.clone());
+                truth = followed;
+            }
+        }
+        let given = got.as_ref().filter(|_| (self.way.given)(name));
+        let lesson = given.and_then(|got| usable_stage(name, got, &truth, config, rows)).map(Arc::new);
+        if lesson.is_some() && visit.is_last {
+            self.measured.taught.insert(name.to_owned());
         }
         self.to_truth.go_on()?;
-        Ok(Ahead::Routing { got, truth, lesson })
+        self.ahead.insert(name.to_owned(), Ahead::Routing { got, truth: Some(truth), lesson });
+        Ok(())
     }
 
     /// How a stage lies in its file; if it lies row by row in another shape, that is said.
@@ -77,6 +125,9 @@ impl<'a> Comparer<'a> {
     /// A stage of the dump that lies otherwise than the model has it, as the model has it, and the same of it as of
     /// [others](Self::carried).
     fn turned(&mut self, name: &str, stage: &Stage) -> Result<(Held<'a>, Comparison, Vec<f64>), Stopped> {
+        if !self.chunks.are_one() {
+            return Err(Stopped::Whole);
+        }
         let heads = self.request.case.config.num_attention_heads;
         let truth = self.to_truth.show()?;
         let got = self.dump.stage(name)?.ok_or_else(|| self.dump.lacks(name))?;
@@ -90,27 +141,40 @@ impl<'a> Comparer<'a> {
         Ok((Held::decoded(got), carried, unread))
     }
 
-    /// How far a stage of the dump is from the truth, as it lies; and the truth's rows that nobody may read, if the dump's do not
-    /// count there.
-    fn carried(&self, stage: &Stage, held: &Held<'_>) -> Result<(Comparison, Vec<f64>), Stopped> {
+    /// How far a stage of the dump is from the truth, as it lies, in one chunk; and the truth's rows there that nobody may read, if
+    /// the dump's do not count there.
+    fn carried(
+        &self,
+        stage: &Stage,
+        held: &Held<'_>,
+        visit: &Visit,
+        comparing: &mut Comparing,
+    ) -> Result<Vec<f64>, Stopped> {
         let compared = self.measured.rows.of_stage(stage, &held.shape);
         let taken = taken(stage, &held.shape, &self.measured.rows);
-        let (mut comparing, mut kept) = (Comparing::new(&held.shape), Vec::new());
+        let mut kept = Vec::new();
+        if !visit.counts && taken.is_none() {
+            return Ok(kept);
+        }
         let width = held.shape.last().copied().unwrap_or(1);
-        let mut asked = pieces(&held.shape);
-        asked.next().map(|first| self.to_truth.ask(first)).transpose()?;
-        for piece in pieces(&held.shape) {
+        let mut asked = visit.pieces();
+        asked.next().map(|(first, _)| self.to_truth.ask(first)).transpose()?;
+        for (_, piece) in visit.pieces() {
             let truth = self.to_truth.shown()?;
-            asked.next().map(|next| self.to_truth.ask(next)).transpose()?;
+            asked.next().map(|(next, _)| self.to_truth.ask(next)).transpose()?;
+            let truth = visit.widened(truth);
             let truth = numbers(&truth);
-            let got = held.rows(piece.clone())?;
-            comparing.add(numbers(&got), truth, compared.as_deref().map(|rows| &rows[piece.clone()]));
+            if visit.counts {
+                let got = held.rows(piece.clone())?;
+                comparing.go_to(piece.start);
+                comparing.add(numbers(&got), truth, compared.as_deref().map(|rows| &rows[piece.clone()]));
+            }
             if let Some(taken) = &taken {
                 let rows = truth.chunks(width.max(1)).zip(&taken[piece]);
                 kept.extend(rows.filter(|(_, taken)| !**taken).flat_map(|(row, _)| row));
             }
         }
-        Ok((comparing.finish(), kept))
+        Ok(kept)
     }
 
     /// A stage of the dump as the model has it, and how far it then is from the truth: it may lie otherwise, if it is far off as
@@ -119,6 +183,9 @@ impl<'a> Comparer<'a> {
         let heads = self.request.case.config.num_attention_heads;
         if align::is_in_order(&carried) || !align::has_other_readings(name, &held.shape, heads) {
             return Ok((held, carried));
+        }
+        if !self.chunks.are_one() {
+            return Err(Stopped::Whole);
         }
         let truth = self.to_truth.show()?;
         let Some(got) = held.whole()? else { return Ok((held, carried)) };

@@ -1,137 +1,218 @@
-//! What is compared of the two runs that go on with the dump's stages.
+//! What is compared of the runs that go on with the dump's stages.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use dsv2_metrics::{Comparing, Comparison, Spread};
-use dsv2_reference::stage::Stage;
+use dsv2_metrics::Comparing;
+use dsv2_reference::round::RoundingTap;
+use dsv2_reference::stage::table::{EMBED_TOKENS, LAYER, O_PROJ};
+use dsv2_reference::stage::{self, Stage, flow};
+use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::ArrayView1;
 
-use super::super::station::Ended;
-use super::{Ahead, Comparer, Stopped, known, rows};
+use super::{Ahead, Comparer, Stopped, known};
 use crate::budget::{self, Spreading};
 use crate::check::align;
 use crate::check::lockstep::measured::{Off, Stagewise};
-use crate::check::lockstep::pieces::{Held, numbers, pieces, taken};
+use crate::check::lockstep::pieces::{Held, numbers, taken};
+use crate::check::lockstep::station::{Computed, Ended};
+use crate::check::lockstep::visit::Visit;
 use crate::local::{is_choice, is_exact, stored, usual_noise};
 use crate::values::Values;
 
-impl Comparer<'_> {
+/// What has been measured of a stage of which chunks are to come.
+pub enum Open {
+    /// What it should be by itself, and what the plain runs make of it, as far as that is known.
+    Routing { own: Option<Values>, plain: Vec<Option<Values>> },
+    /// The same of any other stage.
+    Numbers(Box<Numbers>),
+}
+
+/// What has been measured of a stage that is none of routing.
+pub struct Numbers {
+    /// Which chunk was the last.
+    chunk: usize,
+    /// How far off the plain runs are.
+    noise: Vec<Comparing>,
+    off: Comparing,
+    spread: Spreading,
+    /// The same by what it should be as the computation stores it, if it must be bit-identical.
+    stored: Option<(Comparing, Spreading)>,
+}
+
+impl<'a> Comparer<'a> {
     /// Compares what a stage should be by itself with the dump, and with a plain run; then they go on with that of the dump. Says
     /// whether something was compared.
-    pub(super) fn hold_against_own(&mut self, name: &str) -> Result<bool, Stopped> {
-        match self.ahead.remove(name).ok_or(Stopped::Ended)? {
-            Ahead::Nothing => {
-                self.to_own.go_on()?;
-                self.to_plain.go_on()?;
-                return Ok(false);
+    pub(super) fn hold_against_own(&mut self, computed: &Computed) -> Result<bool, Stopped> {
+        let stage = known(&computed.name)?;
+        let ahead = self.ahead.remove(&computed.name);
+        let last = match &ahead {
+            None | Some(Ahead::Nothing) => None,
+            Some(Ahead::Routing { .. }) => Some(self.own_routing(&stage, computed, ahead.as_ref())?),
+            Some(Ahead::Numbers { held, unread, .. }) => {
+                let visit = self.progress[1].next(&computed.name, &stage, &computed.shape, &held.shape, &self.chunks);
+                let at = self.own_numbers(&computed.name, &stage, held, &visit, ahead.as_ref())?;
+                self.teach(&computed.name, held, &visit, unread.get(at).map_or(&[], Vec::as_slice))?;
+                Some(visit.is_last)
             }
-            Ahead::Routing { got, truth, lesson } => self.own_routing(name, got, truth, lesson)?,
-            Ahead::Numbers { held, carried, unread } => {
-                self.own_numbers(name, &held, carried)?;
-                self.teach(&known(name)?, &held, &unread)?;
-            }
+        };
+        if last != Some(true) {
+            self.ahead.extend(ahead.map(|ahead| (computed.name.clone(), ahead)));
         }
         self.to_own.go_on()?;
-        self.to_plain.go_on()?;
+        self.to_plain.iter().try_for_each(|plain| plain.go_on())?;
+        Ok(last == Some(true))
+    }
+
+    /// Whether this was the last chunk of a stage of routing.
+    fn own_routing(
+        &mut self,
+        stage: &Stage,
+        Computed { name, shape }: &Computed,
+        ahead: Option<&Ahead<'a>>,
+    ) -> Result<bool, Stopped> {
+        let Some(Ahead::Routing { got, truth: Some(truth), lesson }) = ahead else { return Ok(false) };
+        let whole = self.chunks.flat(shape.last().copied().unwrap_or(1));
+        let visit = self.progress[1].next(name, stage, shape, &whole, &self.chunks);
+        if !visit.counts {
+            return Ok(false);
+        }
+        let (mut own, mut plain) = match self.open.remove(name) {
+            Some(Open::Routing { own, plain }) => (own, plain),
+            _ => (None, vec![None; self.to_plain.len()]),
+        };
+        visit.put_into(&mut own, self.to_own.show()?, &whole);
+        for (run, plain) in self.to_plain.iter().zip(&mut plain) {
+            visit.put_into(plain, run.show()?, &whole);
+        }
+        let Some(mut by_itself) = own else { return Err(Stopped::Ended) };
+        // a token that goes elsewhere is no noise
+        let chosen = lesson.as_deref().or_else(|| is_choice(name).then_some(&by_itself));
+        if let Some(lesson) = lesson {
+            for (rows, part) in visit.of_all(lesson) {
+                self.to_own.put(rows, Arc::new(part))?;
+            }
+        }
+        for (rows, part) in chosen.map(|chosen| visit.of_all(chosen)).unwrap_or_default() {
+            let part = Arc::new(part);
+            self.to_plain.iter().try_for_each(|plain| plain.put(rows.clone(), part.clone()))?;
+        }
+        if !visit.is_last {
+            self.open.insert(name.to_owned(), Open::Routing { own: Some(by_itself), plain });
+            return Ok(false);
+        }
+        let (config, measured) = (&self.request.case.config, &mut *self.measured);
+        let noise: Option<Vec<_>> =
+            plain.iter().map(|plain| Some(measured.rows.measure(name, plain.as_ref()?, &by_itself)?.metrics)).collect();
+        if let Some(noise) = noise {
+            let written = lesson.as_deref().and_then(Values::dtype);
+            measured.keep_noise(name, &noise, usual_noise(name, written, config, self.way.precision));
+        }
+        if let (Values::Index(_), Some(lesson)) = (&by_itself, lesson) {
+            by_itself = (**lesson).clone();
+        }
+        if let Some(spread) = budget::spread(name, &by_itself, &measured.rows) {
+            measured.spreads.insert(name.to_owned(), spread);
+        }
+        measured.keep(name, got.clone(), truth.clone(), by_itself, config);
         Ok(true)
     }
 
-    fn own_routing(
+    /// Compares one chunk of a stage, and says which it is.
+    fn own_numbers(
         &mut self,
-        name: &str,
-        got: Option<Values>,
-        truth: Values,
-        lesson: Option<Arc<Values>>,
-    ) -> Result<(), Stopped> {
-        let (mut own, plain) = (self.to_own.show()?, self.to_plain.show()?);
-        let (config, measured) = (&self.request.case.config, &mut *self.measured);
-        if let Some(noise) = measured.rows.measure(name, &plain, &own) {
-            let written = lesson.as_deref().and_then(Values::dtype);
-            measured.keep_noise(name, &noise, usual_noise(name, written, config, self.dump.precision()));
-        }
-        // a token that goes elsewhere is no noise
-        let chosen = lesson.clone().or_else(|| is_choice(name).then(|| Arc::new(own.clone())));
-        if let (Values::Index(_), Some(lesson)) = (&own, &lesson) {
-            own = (**lesson).clone();
-        }
-        if let Some(spread) = budget::spread(name, &own, &measured.rows) {
-            measured.spreads.insert(name.to_owned(), spread);
-        }
-        measured.keep(name, got, truth, own, config);
-        if let Some(lesson) = lesson {
-            self.to_own.put(0..rows(&lesson), lesson)?;
-        }
-        if let Some(chosen) = chosen {
-            self.to_plain.put(0..rows(&chosen), chosen)?;
-        }
-        Ok(())
-    }
-
-    fn own_numbers(&mut self, name: &str, held: &Held<'_>, carried: Comparison) -> Result<(), Stopped> {
-        let (config, precision, stage) = (&self.request.case.config, self.dump.precision(), known(name)?);
-        let compared = self.measured.rows.of_stage(&stage, &held.shape);
-        let comparing = || Comparing::new(&held.shape);
-        let (mut noise, mut off, mut spread) = (comparing(), comparing(), Spreading::new(stage, &held.shape));
-        let mut asked = pieces(&held.shape);
-        let mut ask = || -> Result<(), Ended> {
-            let Some(rows) = asked.next() else { return Ok(()) };
-            self.to_own.ask(rows.clone())?;
-            self.to_plain.ask(rows)
-        };
-        ask()?;
-        for piece in pieces(&held.shape) {
-            let (own, plain) = (self.to_own.shown()?, self.to_plain.shown()?);
-            ask()?;
-            let (own, compared) = (numbers(&own), compared.as_deref().map(|rows| &rows[piece.clone()]));
-            noise.add(numbers(&plain), own, compared);
-            off.add(numbers(&held.rows(piece)?), own, compared);
-            spread.add(own, compared);
-        }
-        let (noise, off) = (noise.finish(), off.finish());
-        self.measured.keep_noise(name, &noise, usual_noise(name, held.dtype, config, precision));
-        let exact = is_exact(name, |source| self.measured.taught.contains(source), config, self.request.cache);
-        if exact {
-            self.measured.exact.insert(name.to_owned());
-        }
-        // a copy may have been stored as the computation stores it
-        let (off, spread) = match exact && (off.nonfinite.is_some() || off.worst.is_some()) {
-            true => self.off_as_stored(name, &stage, held)?,
-            false => (off, spread.finish()),
-        };
-        self.measured.spreads.insert(name.to_owned(), spread);
-        let by_others = match self.measured.surely_passes(name, &off, precision) {
-            true => Vec::new(),
-            false => self.by_others(name, held)?,
-        };
-        let (shape, off) = (held.shape.clone(), Off { carried, own: off });
-        self.measured.stages.insert(name.to_owned(), Stagewise { shape, off, by_others, exact });
-        Ok(())
-    }
-
-    /// How far off a stage is from what it should be by itself, stored as the computation stores it, and how that is spread.
-    fn off_as_stored(
-        &self,
         name: &str,
         stage: &Stage,
         held: &Held<'_>,
-    ) -> Result<(Comparison, (Spread, f64)), Stopped> {
+        visit: &Visit,
+        ahead: Option<&Ahead<'a>>,
+    ) -> Result<usize, Stopped> {
+        let case = &self.request.case;
+        let (config, precision) = (&case.config, self.way.precision);
         let compared = self.measured.rows.of_stage(stage, &held.shape);
-        let (mut off, mut spread) = (Comparing::new(&held.shape), Spreading::new(*stage, &held.shape));
-        for piece in pieces(&held.shape) {
-            self.to_own.ask(piece.clone())?;
-            let Values::Real(_, own) = self.to_own.shown()? else { continue };
-            let own = stored(self.dump.precision(), name, &own);
-            let compared = compared.as_deref().map(|rows| &rows[piece.clone()]);
-            off.add(numbers(&held.rows(piece)?), numbers(&own), compared);
-            spread.add(numbers(&own), compared);
+        let comparing = || Comparing::new(&held.shape);
+        let spreading = || Spreading::new(*stage, &held.shape);
+        let (chunk, mut noise, mut off, mut spread, mut as_stored) = match self.open.remove(name) {
+            Some(Open::Numbers(open)) => {
+                let Numbers { chunk, noise, off, spread, stored } = *open;
+                (chunk + 1, noise, off, spread, stored)
+            }
+            _ => {
+                let is_taught = |source: &str| self.measured.taught.contains(source);
+                // of what was cached before the new tokens the dump does not hold the source
+                let is_new = case.inputs.past() == 0 || flow::inputs(name, config, |_| true).is_empty();
+                let exact = is_new && (self.way.given)(name) && is_exact(name, is_taught, config, self.request.cache);
+                if exact {
+                    self.measured.exact.insert(name.to_owned());
+                }
+                let noise = self.to_plain.iter().map(|_| comparing()).collect();
+                (0, noise, comparing(), spreading(), exact.then(|| (comparing(), spreading())))
+            }
+        };
+        if visit.counts {
+            let mut asked = visit.pieces();
+            let mut ask = || -> Result<(), Ended> {
+                let Some((rows, _)) = asked.next() else { return Ok(()) };
+                self.to_own.ask(rows.clone())?;
+                self.to_plain.iter().try_for_each(|plain| plain.ask(rows.clone()))
+            };
+            ask()?;
+            for (_, piece) in visit.pieces() {
+                let own = visit.widened(self.to_own.shown()?);
+                let plain: Vec<Values> = self.to_plain.iter().map(|plain| plain.shown()).collect::<Result<_, _>>()?;
+                ask()?;
+                let (own, compared) = (numbers(&own), compared.as_deref().map(|rows| &rows[piece.clone()]));
+                for (noise, plain) in noise.iter_mut().zip(plain) {
+                    noise.go_to(piece.start);
+                    noise.add(numbers(&visit.widened(plain)), own, compared);
+                }
+                let got = held.rows(piece.clone())?;
+                let add = |off: &mut Comparing, spread: &mut Spreading, own: &[f64]| {
+                    off.go_to(piece.start);
+                    off.add(numbers(&got), own, compared);
+                    spread.go_to(piece.start);
+                    spread.add(own, compared);
+                };
+                add(&mut off, &mut spread, own);
+                if let Some((off, spread)) = &mut as_stored {
+                    let rows = ArrayView1::from(own).into_dyn().to_owned();
+                    add(off, spread, numbers(&stored(precision, name, &rows)));
+                }
+            }
         }
-        Ok((off.finish(), spread.finish()))
+        if !visit.is_last {
+            let open = Numbers { chunk, noise, off, spread, stored: as_stored };
+            self.open.insert(name.to_owned(), Open::Numbers(Box::new(open)));
+            return Ok(chunk);
+        }
+        let noise: Vec<_> = noise.into_iter().map(|noise| noise.finish().metrics).collect();
+        self.measured.keep_noise(name, &noise, usual_noise(name, held.dtype, config, precision));
+        let off = off.finish();
+        // a copy may have been stored as the computation stores it
+        let (off, spread, exact) = match as_stored {
+            Some((stored, spread)) if off.nonfinite.is_some() || off.worst.is_some() => (stored.finish(), spread, true),
+            Some(_) => (off, spread, true),
+            None => (off, spread, false),
+        };
+        self.measured.spreads.insert(name.to_owned(), spread.finish());
+        let by_others = match self.measured.surely_passes(name, &off) {
+            true => Vec::new(),
+            false => self.by_others(name, held)?,
+        };
+        let Some(Ahead::Numbers { carried: Some(carried), .. }) = ahead else { return Err(Stopped::Ended) };
+        let (shape, off) = (held.shape.clone(), Off { carried: carried.clone(), own: off });
+        self.measured.stages.insert(name.to_owned(), Stagewise { shape, off, by_others, exact });
+        Ok(chunk)
     }
 
     /// How far off a stage is by its other readings.
-    fn by_others(&self, name: &str, held: &Held<'_>) -> Result<Vec<Comparison>, Stopped> {
+    fn by_others(&mut self, name: &str, held: &Held<'_>) -> Result<Vec<dsv2_metrics::Comparison>, Stopped> {
         let heads = self.request.case.config.num_attention_heads;
         if !align::has_other_readings(name, &held.shape, heads) {
+            return Ok(Vec::new());
+        }
+        if !self.chunks.are_one() {
+            self.measured.may_be_another_reading(name);
             return Ok(Vec::new());
         }
         let (own, Some(got)) = (self.to_own.show()?, held.whole()?) else { return Ok(Vec::new()) };
@@ -140,21 +221,46 @@ impl Comparer<'_> {
         Ok(others.filter_map(|(values, _)| self.measured.rows.measure(name, &values, &own)).collect())
     }
 
-    /// Puts a stage of the dump in the place of what the others computed; where nobody may read it, the truth's.
-    fn teach(&self, stage: &Stage, held: &Held<'_>, unread: &[f64]) -> Result<(), Stopped> {
-        let taken = taken(stage, &held.shape, &self.measured.rows);
+    /// Puts what the dump holds of a stage in the place of what the others computed; where nobody may read it, the truth's.
+    fn teach(&self, name: &str, held: &Held<'_>, visit: &Visit, unread: &[f64]) -> Result<(), Stopped> {
+        if !(self.way.given)(name) {
+            return Ok(());
+        }
+        let taken = taken(&known(name)?, &held.shape, &self.measured.rows);
         let width = held.shape.last().copied().unwrap_or(1);
         let mut unread = unread.chunks(width.max(1));
-        for piece in pieces(&held.shape) {
-            let mut lesson = held.rows(piece.clone())?;
+        for (rows, piece) in visit.pieces() {
+            let mut lesson = self.with_rounded_stream(name, held.rows(piece.clone())?, piece.clone())?;
             if let (Some(taken), Values::Real(_, rows)) = (&taken, &mut lesson) {
-                let rows = rows.rows_mut().into_iter().zip(&taken[piece.clone()]).filter(|(_, taken)| !**taken);
+                let rows = rows.rows_mut().into_iter().zip(&taken[piece]).filter(|(_, taken)| !**taken);
                 rows.zip(&mut unread).for_each(|((mut row, _), truth)| row.assign(&ArrayView1::from(truth)));
             }
-            let lesson = Arc::new(lesson);
-            self.to_own.put(piece.clone(), lesson.clone())?;
-            self.to_plain.put(piece, lesson)?;
+            let lesson = Arc::new(visit.narrowed(lesson));
+            self.to_own.put(rows.clone(), lesson.clone())?;
+            self.to_plain.iter().try_for_each(|plain| plain.put(rows.clone(), lesson.clone()))?;
         }
         Ok(())
+    }
+
+    /// Rows of a stage of the dump, if need be with what [the way](super::Way) has in their place.
+    fn with_rounded_stream(&self, name: &str, rows: Values, piece: Range<usize>) -> Result<Values, Stopped> {
+        let (Some((narrow, layers)), Values::Real(dtype, a)) = (self.way.rounded_stream, &rows) else {
+            return Ok(rows);
+        };
+        let stage = known(name)?;
+        let behind = match (stage.kind, stage.layer) {
+            (EMBED_TOKENS, _) => 0,
+            (LAYER, Some(layer)) => layer + 1,
+            (O_PROJ, Some(layer)) if layers.contains(&layer) => return Ok(Values::Real(*dtype, a * 0.0)),
+            _ => return Ok(rows),
+        };
+        if !layers.contains(&behind) {
+            return Ok(rows);
+        }
+        let added = stage::name(O_PROJ, behind);
+        let added = self.dump.held(&added)?.ok_or_else(|| self.dump.lacks(&added))?.rows(piece)?;
+        let mut sum = a + added.real().ok_or(Stopped::Ended)?;
+        RoundingTap(narrow).stage(name, StageValue::Real(sum.view_mut()));
+        Ok(Values::Real(*dtype, sum))
     }
 }
