@@ -50,7 +50,6 @@ def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, 
 
 
 test_rmsnorm = dsv2.operator("rmsnorm")(rmsnorm)
-test_rmsnorm.__name__ = "test_rmsnorm"
 test_decode = dsv2.operator("mla_paged_decode")(decode)
 
 
