@@ -46,10 +46,10 @@ pub struct Settings<'a> {
     pub stages: Option<Choice<'a>>,
     /// How the cache keeps its latents and keys.
     pub cache: CacheFormat,
-    /// Whether it errs as much as a plain implementation ([`PlainErrors`]).
+    /// Whether it errs as much as a plain implementation ([`crate::taps::storage::PlainErrors`]).
     pub plain_errors: bool,
     /// Which of many plain implementations that is: the first rounds where the reference does, others err at random
-    /// ([`Drawn`]).
+    /// ([`crate::taps::Drawn`]).
     pub draw: u64,
     /// A trace whose stages (as a rule, its choice of experts) take the place of the computed ones.
     pub replay: Option<&'a Trace>,

@@ -53,7 +53,7 @@ fn a_choice_of_the_rule_with_biases_is_never_near() {
         };
         let want = chosen(&inputs);
         for draw in 0..20 {
-            let moved = |at: usize| if (at * 2654435761 >> draw) & 1 == 0 { 1e-5 } else { -1e-5 };
+            let moved = |at: usize| if ((at * 2654435761) >> draw) & 1 == 0 { 1e-5 } else { -1e-5 };
             let logits = inputs["router_logits"].as_real().unwrap();
             let mut at = 0;
             let logits = logits.mapv(|z| {

@@ -59,7 +59,11 @@ pub fn labelled(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, vocabulary] = ["num_tokens", "vocab_size"].map(|axis| workload.axis(axis));
     let std = if workload.has("large") { 200.0 } else { 3.0 };
     let label = |token: usize| {
-        if workload.has("ignored") && token % 3 == 0 { -100 } else { draw.below("labels", token, vocabulary) as i64 }
+        if workload.has("ignored") && token.is_multiple_of(3) {
+            -100
+        } else {
+            draw.below("labels", token, vocabulary) as i64
+        }
     };
     Tensors::from_iter([
         ("logits".to_owned(), Tensor::real(workload.dtype, draw.normal("logits", &[tokens, vocabulary], std))),
