@@ -5,115 +5,19 @@
 //! [`crate::budget`]. Experts are judged as sets, near ties included, and weights by expert.
 
 mod choice;
+mod report;
 
 use dsv2_metrics::{Element, LOCAL_FACTORS, Metrics, NARROW_LOCAL_FACTORS, Spread, compare, for_so_many, with_floors};
 use dsv2_operators::contract::Judged;
 use dsv2_operators::{ElementType, Operator, Plain, Tensors, Workload};
 use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis};
-use schemars::JsonSchema;
-use serde::Serialize;
 
-use crate::budget::part;
+pub use report::{KernelReport, KernelVerdict, OutputVerdict};
+
 use crate::error::Result;
 use crate::judge::Disposition;
 use crate::values::{Values, fit};
-
-/// What came of one workload.
-#[derive(Clone, Debug, Serialize)]
-pub struct KernelReport {
-    /// The operator.
-    pub operator: String,
-    /// The same with its sizes.
-    pub instance: String,
-    /// The workload.
-    pub workload: String,
-    /// `pass`, `fail`, or `not-judged` if the first output was not returned.
-    pub verdict: KernelVerdict,
-    /// Each output of the contract.
-    pub outputs: Vec<OutputVerdict>,
-    /// What was returned under names that the contract does not have.
-    pub unknown: Vec<String>,
-}
-
-/// What is said of a workload as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum KernelVerdict {
-    /// Every output that was returned is right, the first among them.
-    Pass,
-    /// An output is wrong.
-    Fail,
-    /// The first output was not returned.
-    NotJudged,
-}
-
-/// What is said of one output.
-#[derive(Clone, Debug, Serialize)]
-pub struct OutputVerdict {
-    /// Its name.
-    pub output: String,
-    /// What became of it.
-    pub disposition: Disposition,
-    /// Its error.
-    pub error: Option<Metrics>,
-    /// What that may be.
-    pub budget: Option<Metrics>,
-    /// The element that is furthest off, or the one that decided.
-    pub worst: Option<Element>,
-    /// What is wrong, if no number says it.
-    pub note: Option<String>,
-}
-
-impl OutputVerdict {
-    fn new(output: &str, disposition: Disposition) -> Self {
-        OutputVerdict { output: output.to_owned(), disposition, error: None, budget: None, worst: None, note: None }
-    }
-
-    fn noted(output: &str, disposition: Disposition, note: String) -> Self {
-        OutputVerdict { note: Some(note), ..Self::new(output, disposition) }
-    }
-
-    /// How much of its budget it takes, of the measure that takes most.
-    pub fn ratio(&self) -> Option<f64> {
-        let (error, budget) = (self.error?.values(), self.budget?.values());
-        error.into_iter().zip(budget).map(|(error, budget)| part(error, budget)).reduce(f64::max)
-    }
-}
-
-impl KernelReport {
-    /// A table of several workloads: a line for each output.
-    pub fn table(reports: &[KernelReport], styled: bool) -> String {
-        let mut table =
-            crate::table::table(styled, &["workload", "output", "verdict", "of budget", "l2", "may be", "worst"]);
-        for report in reports {
-            for output in &report.outputs {
-                let disposition = serde_json::to_value(output.disposition).ok();
-                let word = disposition.as_ref().and_then(|word| word.as_str()).unwrap_or_default().to_owned();
-                let number = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.1e}"));
-                let worst = output.worst.as_ref().map(|at| format!("{:?}: {:.6} for {:.6}", at.index, at.got, at.want));
-                table.add_row(vec![
-                    comfy_table::Cell::new(&report.workload),
-                    comfy_table::Cell::new(&output.output),
-                    crate::table::mark(word, output.disposition.fails(), output.disposition.compared()),
-                    comfy_table::Cell::new(output.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"))),
-                    comfy_table::Cell::new(number(output.error.map(|error| error.l2))),
-                    comfy_table::Cell::new(number(output.budget.map(|budget| budget.l2))),
-                    comfy_table::Cell::new(output.note.clone().or(worst).unwrap_or_default()),
-                ]);
-            }
-        }
-        let of = |verdict| reports.iter().filter(|report| report.verdict == verdict).count();
-        let (pass, fail, not) = (of(KernelVerdict::Pass), of(KernelVerdict::Fail), of(KernelVerdict::NotJudged));
-        let unknown: Vec<&str> = reports.iter().flat_map(|report| report.unknown.iter().map(String::as_str)).collect();
-        let unknown = if unknown.is_empty() {
-            String::new()
-        } else {
-            format!("\nnot outputs of the contract: {}", dsv2_foreign::list(unknown, 8))
-        };
-        format!("{table}\n\n{pass} passed, {fail} failed, {not} not judged{unknown}")
-    }
-}
 
 /// A workload with everything that outputs are held against.
 pub struct Judge {
