@@ -132,6 +132,10 @@ fn a_launch_without_end_can_be_ended_and_the_device_goes_on() {
         let error = gpu.launch(&forever, "forever", Grid::linear(4, 64), &[], options).unwrap_err();
         assert_eq!(error, Error::Interrupted { kernel: "forever".to_string() });
     });
+    // So can one whose blocks are done at once, but are many.
+    let nothing = module(".visible .entry nothing()\n{\n ret;\n}");
+    let error = gpu.launch(&nothing, "nothing", Grid::linear(u32::MAX >> 1, 1), &[], Options::default()).unwrap_err();
+    assert_eq!(error, Error::Interrupted { kernel: "nothing".to_string() });
     gpu.interrupter().store(false, Ordering::Relaxed);
     let options = Options { limit: 1000, ..Options::default() };
     let error = gpu.launch(&forever, "forever", Grid::linear(1, 32), &[], options).unwrap_err();

@@ -160,6 +160,24 @@ fn stores_are_equal_by_what_they_leave_in_memory() {
     assert_eq!(run("shr.u32 %r3, %r1, 5;", 9), (0, 32));
 }
 
+/// Eight lanes whose rows of a matrix lie in one place.
+#[test]
+fn rows_of_stmatrix_are_equal_stores_or_a_race_like_any_other() {
+    let run = |value: &str| {
+        let body = format!(
+            ".reg .b32 %r<4>; .shared .align 16 .b8 rows[16]; mov.u32 %r1, %tid.x; {value} mov.u32 %r3, rows;
+            stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {{%r2}}; ret;"
+        );
+        let mut bench = Bench::new(&module(0, &body).replace("sm_80", "sm_90"));
+        let mut races = RaceDetector::new();
+        let warp = Grid::linear(1, 32);
+        bench.gpu.launch_watched(&bench.module, "kernel", warp, &[], Options::default(), &mut races).unwrap();
+        (races.races().is_empty(), races.equal_stores().is_empty())
+    };
+    assert_eq!(run("mov.u32 %r2, 7;"), (true, false));
+    assert!(!run("mov.u32 %r2, %r1;").0);
+}
+
 #[test]
 fn bytes_are_told_apart() {
     clean("halves_clean", 2, PAIR);

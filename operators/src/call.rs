@@ -71,6 +71,11 @@ impl<'a> Call<'a> {
         T::from_f64(self.inputs[name].as_real().expect("an input of numbers")[IxDyn(&[])])
     }
 
+    /// Whether it rounds what is multiplied next.
+    pub fn rounds_operands(&self) -> bool {
+        self.operands.is_some()
+    }
+
     /// What is multiplied next, as an implementation that rounds its operands holds it.
     pub fn operand<T: Real, D: Dimension>(&self, values: Array<T, D>) -> Array<T, D> {
         match self.operands {

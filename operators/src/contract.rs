@@ -81,10 +81,15 @@ impl TypeSpec {
     pub fn resolve(self, activation: ElementType) -> ElementType {
         if let TypeSpec::Fixed(element) = self { element } else { activation }
     }
+
+    /// What a contract calls it.
+    pub fn name(self) -> &'static str {
+        if let TypeSpec::Fixed(element) = self { element.name() } else { "activation" }
+    }
 }
 
 /// An input.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TensorSpec {
     /// Its axes, by name; a scalar has none.
@@ -94,12 +99,12 @@ pub struct TensorSpec {
     /// What it is.
     pub description: String,
     /// Where axes have these lengths, it says nothing, and is left out.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub left_out_where: IndexMap<String, usize>,
 }
 
 /// An output.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputSpec {
     /// Its axes, by name.
@@ -114,7 +119,7 @@ pub struct OutputSpec {
 }
 
 /// How an output is held against the truth.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Judged {
     /// By its error, against a budget.

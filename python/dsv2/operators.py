@@ -37,9 +37,14 @@ class Contract:
 
     name: str
     description: str
-    inputs: list[str]
-    outputs: list[str]
-    workloads: dict[str, str]
+    inputs: dict[str, dict[str, Any]]
+    """Of each input `shape` (names of axes), `dtype` ("activation": that of the workload) and `description`."""
+    outputs: dict[str, dict[str, Any]]
+    """The same of each output."""
+    garbage: list[str]
+    """What of the inputs has no meaning."""
+    workloads: dict[str, dict[str, str]]
+    """The `dtype` and the `file` of each."""
 
 
 @functools.cache
@@ -65,7 +70,7 @@ def inputs(operator: str, workload: str, device: str | None = None) -> dict[str,
     device = device or _device()
     with tempfile.TemporaryDirectory() as folder:
         run("operator", "inputs", operator, Path(folder) / "in", "--workload", workload)
-        data = (Path(folder) / "in" / contract(operator).workloads[workload]).read_bytes()
+        data = (Path(folder) / "in" / contract(operator).workloads[workload]["file"]).read_bytes()
     length = int.from_bytes(data[:8], "little")
     tensors = {name: spec for name, spec in json.loads(data[8 : 8 + length]).items() if name != "__metadata__"}
     made = {}
@@ -86,14 +91,24 @@ def check(operator: str, workload: str, outputs: Mapping[str, Any]) -> dict[str,
     return json.loads(text)["workloads"][0]
 
 
-def operator(name: str, *, device: str | None = None, repeats: int = 2, workloads: list[str] | None = None) -> Callable[[Callable], Callable]:
+def operator(
+    name: str,
+    *,
+    device: str | None = None,
+    repeats: int = 2,
+    workloads: list[str] | None = None,
+    outputs: list[str] | None = None,
+) -> Callable[[Callable], Callable]:
     """Makes a test of all workloads of a callable that takes an operator's inputs by name.
 
     It returns the outputs: one, a tuple in the contract's order, or a dict; what it writes in place need not be returned.
-    A test fails if an output is wrong, if an input was changed that is no output, or if two calls with the same inputs give
-    other bits (repeats=1: is not looked at).
+    A test fails if an output is wrong, missing (but for those that `outputs` leaves out) or of another type than the contract's,
+    if an input was changed that is no output (clone it first where a kernel works in place), or if two calls with the same
+    inputs give other bits (repeats=1: is not looked at).
     """
     known = contract(name)
+    if unknown := set(outputs or []) - set(known.outputs):
+        raise RequestError(f"outputs of {name}: expected some of {', '.join(known.outputs)}, found {', '.join(sorted(unknown))}")
     chosen = list(known.workloads) if workloads is None else workloads
     for workload in chosen:
         if workload not in known.workloads:
@@ -104,11 +119,12 @@ def operator(name: str, *, device: str | None = None, repeats: int = 2, workload
 
         @pytest.mark.parametrize("workload", chosen)
         def test(workload: str) -> None:
+            __tracebackhide__ = True
             try:
                 given = inputs(name, workload, device)
             except ImportError as missing:
                 pytest.skip(str(missing))
-            try_kernel(name, workload, kernel, given, repeats)
+            try_kernel(name, workload, kernel, given, repeats, outputs)
 
         # pytest must see the parameter `workload`, and the name and place of what was decorated
         for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
@@ -119,14 +135,31 @@ def operator(name: str, *, device: str | None = None, repeats: int = 2, workload
     return decorate
 
 
-def try_kernel(name: str, workload: str, kernel: Callable, given: Mapping[str, Any], repeats: int = 2) -> dict[str, Any]:
+def try_kernel(
+    name: str,
+    workload: str,
+    kernel: Callable,
+    given: Mapping[str, Any],
+    repeats: int = 2,
+    outputs: list[str] | None = None,
+) -> dict[str, Any]:
     """Calls a kernel on copies of these inputs and judges it as `operator` does; the report of `check`. Raises AssertionError."""
+    __tracebackhide__ = True
     known = contract(name)
     results = []
     for _ in range(max(1, repeats)):
         own = {key: _copy(value) for key, value in given.items()}
-        returned = _named(known, kernel(**_accepted(kernel, own)), own)
+        # copies: a kernel may return the same buffer every time
+        returned = {key: _copy(value) for key, value in _named(known, kernel(**_accepted(kernel, own)), own).items()}
         results.append(returned)
+        missing = [key for key in (outputs if outputs is not None else known.outputs) if key not in returned]
+        assert not missing, f"{name}, workload {workload!r}: the kernel did not return {', '.join(missing)}"
+        for key in filter(known.outputs.get, returned):
+            wanted, found = known.outputs[key]["dtype"], str(getattr(returned[key], "dtype", type(returned[key]).__name__))
+            wanted = known.workloads[workload]["dtype"] if wanted == "activation" else wanted
+            found = found.removeprefix("torch.")
+            integers = wanted.startswith("int") and found.startswith(("int", "uint"))
+            assert integers or found == wanted, f"{name}, workload {workload!r}: {key} is of type {found}, expected {wanted}"
         changed = [key for key, value in own.items() if key not in known.outputs and _bits(value) != _bits(given[key])]
         assert not changed, f"{name}, workload {workload!r}: the kernel changed its inputs {', '.join(changed)}"
     report = check(name, workload, results[0])

@@ -70,6 +70,10 @@ def test_a_wrong_kernel_is_told_which_output_and_by_how_much():
     no_weight = fails("rmsnorm", "odd sizes", lambda hidden_states, weight: rmsnorm(hidden_states, weight * 0 + 1))
     assert "rmsnorm, workload 'odd sizes' (rmsnorm_h131): fail" in no_weight and "l2 " in no_weight
 
+    fp32 = fails("rmsnorm", "squares beyond fp16", lambda hidden_states, weight: in_fp32(rmsnorm(hidden_states, weight)))
+    assert "output is of type float32, expected float16" in fp32
+    assert "did not return lse" in fails("mla_paged_decode", "odd sizes", lambda **inputs: decode(**inputs)[0])
+
     def natural(**inputs):  # a natural logarithm where one to base 2 is asked for
         output, lse = decode(**inputs)
         return output, lse * np.float32(math.log(2))
@@ -92,10 +96,13 @@ def test_a_changed_input_and_other_bits_the_second_time_fail():
         return result
 
     assert "changed its inputs weight" in fails("rmsnorm", "odd sizes", changes)
-    calls = iter([0, 1e-7])
+    calls, buffer = iter([1e-7, 0]), []
 
     def other(hidden_states, weight):
-        return rmsnorm(hidden_states, weight) * (1 + np.float32(next(calls)))
+        result = rmsnorm(hidden_states, weight) * (1 + np.float32(next(calls)))
+        buffer[:] = buffer or [result]
+        buffer[0][:] = result
+        return buffer[0]
 
     assert "other bits of output" in fails("rmsnorm", "odd sizes", other)
 
@@ -117,7 +124,10 @@ def test_what_is_written_in_place_need_not_be_returned():
 
 
 def test_requests_at_fault_are_one_line():
+    only = {"outputs": ["output"]}
+    assert operators.try_kernel("mla_paged_decode", "odd sizes", lambda **inputs: decode(**inputs)[0], given("mla_paged_decode", "odd sizes"), **only)
     for request, line in [
+        (lambda: dsv2.operator("rmsnorm", outputs=["lse"]), "outputs of rmsnorm: expected some of output, found lse"),
         (lambda: dsv2.operator("mla"), "operator 'mla': expected one of rmsnorm, "),
         (lambda: dsv2.operator("rmsnorm", workloads=["no such"]), "workload 'no such' of rmsnorm: expected one of "),
         (lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda x: x, given("rmsnorm", "odd sizes")), "expected parameters hidden_states, weight"),

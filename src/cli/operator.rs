@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use dsv2::kernels::{Judge, KernelReport, KernelVerdict};
 use dsv2::{Error, Result, output, values};
 use dsv2_foreign::{Place, Text};
-use dsv2_operators::contract::flashinfer;
+use dsv2_operators::contract::{TypeSpec, flashinfer};
 use dsv2_operators::{Operator, Workload, tensor};
 
 use super::{Done, for_people, styled};
@@ -65,14 +65,17 @@ pub fn run(command: &OperatorCommand) -> Result<Done> {
 fn list(args: &ListArgs) -> Result<Done> {
     if args.json {
         let of = |Operator { contract, .. }: &Operator| {
-            let file = |workload: &Workload| format!("{}.safetensors", flashinfer::file_stem(workload));
-            let workloads = contract.workloads.iter();
+            let of_workload = |workload: &Workload| {
+                let file = format!("{}.safetensors", flashinfer::file_stem(workload));
+                (workload.name.clone(), serde_json::json!({ "file": file, "dtype": workload.dtype }))
+            };
             serde_json::json!({
                 "name": contract.name,
                 "description": contract.description,
-                "inputs": contract.inputs.keys().collect::<Vec<_>>(),
-                "outputs": contract.outputs.keys().collect::<Vec<_>>(),
-                "workloads": workloads.map(|workload| (&workload.name, file(workload))).collect::<indexmap::IndexMap<_, _>>(),
+                "inputs": contract.inputs,
+                "outputs": contract.outputs,
+                "garbage": contract.garbage,
+                "workloads": contract.workloads.iter().map(of_workload).collect::<indexmap::IndexMap<_, _>>(),
             })
         };
         let all: Vec<_> = Operator::all().iter().map(of).collect();
@@ -81,10 +84,13 @@ fn list(args: &ListArgs) -> Result<Done> {
     let mut lines = Vec::new();
     for Operator { contract, .. } in Operator::all() {
         lines.push(format!("{}: {}", contract.name, contract.description));
-        let arguments = contract.inputs.iter().map(|(name, spec)| format!("{name}[{}]", spec.shape.join(", ")));
-        lines.push(format!("    {}", arguments.collect::<Vec<_>>().join(", ")));
-        let outputs = contract.outputs.iter().map(|(name, spec)| format!("{name}[{}]", spec.shape.join(", ")));
+        let typed =
+            |name: &str, shape: &[String], dtype: TypeSpec| format!("{name}: {} [{}]", dtype.name(), shape.join(", "));
+        let given = contract.inputs.iter().map(|(name, spec)| typed(name, &spec.shape, spec.dtype));
+        lines.push(format!("    {}", given.collect::<Vec<_>>().join(", ")));
+        let outputs = contract.outputs.iter().map(|(name, spec)| typed(name, &spec.shape, spec.dtype));
         lines.push(format!("    -> {}", outputs.collect::<Vec<_>>().join(", ")));
+        lines.extend(contract.garbage.iter().map(|what| format!("    garbage: {what}")));
         let names = contract.workloads.iter().map(|workload| workload.name.as_str());
         lines.push(format!("    workloads: {}", names.collect::<Vec<_>>().join("; ")));
     }
@@ -145,6 +151,9 @@ fn workloads<'a>(operator: &'a Operator, name: Option<&str>) -> Result<Vec<&'a W
 
 /// The file with what was returned for a workload, if there is one.
 fn outputs_of(args: &CheckArgs, workload: &Workload) -> Result<Option<PathBuf>> {
+    if !args.outputs.exists() {
+        return Err(Error::file(&args.outputs, "a folder with output files, or one", "nothing"));
+    }
     if !args.outputs.is_dir() {
         return match args.workload {
             Some(_) => Ok(Some(args.outputs.clone())),

@@ -248,3 +248,49 @@ fn models_that_know_no_rows_of_unequal_sequences_refuse_them() {
     let line = run(&mut room.trace()).refused();
     assert!(line.contains("expected lengths that add up to 8192 at most, found 9000"), "{line}");
 }
+
+#[test]
+fn the_sequence_before_the_batch_is_recognised_against_expected_stages_too() {
+    let room = Room::of("v2-lite");
+    run(&mut room.trace()).passes();
+    let traced = read(&room.out("trace.safetensors"));
+    let Values::Real(dtype, normed) = &traced["model.norm"] else { panic!("numbers") };
+    let turned = normed.clone().permuted_axes(ndarray::IxDyn(&[1, 0, 2])).as_standard_layout().into_owned();
+    let one = |values: Values| Tensors::from_iter([("model.norm".to_owned(), values)]);
+    write(&room.out("turned.safetensors"), &one(Values::Real(*dtype, turned)));
+    write(&room.out("expected.safetensors"), &one(traced["model.norm"].clone()));
+    let mut check = room.check(&room.out("turned.safetensors"));
+    run(check.arg("--expected").arg(room.out("expected.safetensors"))).passes();
+}
+
+/// A matrix of fp32 as NumPy writes it column by column.
+fn fortran_npy(a: ndarray::ArrayView3<f64>) -> Vec<u8> {
+    let (x, y, z) = a.dim();
+    let header = format!("{{'descr': '<f4', 'fortran_order': True, 'shape': ({x}, {y}, {z}), }}");
+    let header = format!("{header:<117}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    let columns = a.permuted_axes([2, 1, 0]);
+    bytes.extend(columns.iter().flat_map(|x| (*x as f32).to_le_bytes()));
+    bytes
+}
+
+#[test]
+fn ranks_whose_parts_lie_column_by_column_are_joined_as_any() {
+    let room = Room::of("v2-lite");
+    run(&mut room.trace()).passes();
+    let stage = "model.layers.0.self_attn.o_proj";
+    let Values::Real(_, a) = &read(&room.out("trace.safetensors"))[stage] else { panic!("numbers") };
+    let a = a.view().into_dimensionality::<ndarray::Ix3>().unwrap();
+    let (first, second) = a.split_at(Axis(1), 5);
+    let files = [("r0", first), ("r1", second)].map(|(rank, part)| {
+        fs::create_dir(room.out(rank)).unwrap();
+        let file = room.out(rank).join(format!("{stage}.npy"));
+        fs::write(&file, fortran_npy(part)).unwrap();
+        file
+    });
+    let mut check = room.check(&files[0]);
+    check.arg("--candidate").arg(&files[1]).args(["--shards", "megatron-sequence"]);
+    run(&mut check).passes();
+}

@@ -112,6 +112,10 @@ impl<'a, O: Observer> Block<'a, O> {
         (self.polls, self.advanced) = (0, false);
         let mut polled = false;
         loop {
+            // First of all: a grid may have many blocks that are done in one round.
+            if self.launch.interrupted.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { kernel: self.launch.kernel.name.clone() });
+            }
             let (mut progress, mut done) = (false, true);
             for warp in 0..self.warps.len() {
                 if self.warps[warp].live != 0 {
@@ -124,9 +128,6 @@ impl<'a, O: Observer> Block<'a, O> {
             }
             if !progress {
                 return Err(self.stuck());
-            }
-            if self.launch.interrupted.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted { kernel: self.launch.kernel.name.clone() });
             }
             if self.warp_steps > end {
                 return Err(self.endless());

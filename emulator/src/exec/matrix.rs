@@ -1,7 +1,7 @@
 //! `ldmatrix`, `stmatrix` and `mma.sync` (PTX manual, "Warp Level Matrix Instructions"), which need all 32 lanes.
 
 use super::block::Block;
-use super::registers::{FULL, LANES};
+use super::registers::{FULL, LANES, Registers};
 use super::view::Request;
 use crate::error::Cause;
 use crate::lower::instruction::{Address, Factors, Product};
@@ -64,14 +64,33 @@ impl<O: Observer> Block<'_, O> {
         let addresses = self.warps[warp].addresses(address);
         let rows = sources.len() * 8;
         let giving = if rows == LANES { FULL } else { (1 << rows) - 1 };
-        let access = Access { kind: Kind::Write, space, addresses: &addresses, bytes: 16, unchanged: 0 };
-        self.tell_access(warp, pc, giving, &access);
+        let row_of = |registers: &Registers, lane: usize| {
+            fragment::row_of(registers.get::<u32>(sources[lane / 8]), lane % 8, transposed)
+        };
         let request = Request { space, bytes: 16, writes: true, reads: false };
+        // The rows that are there already, or that an earlier lane stores there.
+        let is_there = |lane: &usize| {
+            let registers = &self.warps[warp].registers;
+            let row = row_of(registers, *lane);
+            if let Some(other) = (0..*lane).rev().find(|other| addresses[*other] == addresses[*lane]) {
+                return row_of(registers, other) == row;
+            }
+            let Ok(spot) = self.view(warp).locate(request, *lane, addresses[*lane]) else { return false };
+            row.into_iter().enumerate().all(|(pair, word)| {
+                let offset = spot.offset + 4 * pair as u64;
+                spot.store.is_written(offset, 4) && spot.store.load(offset, 4) == u64::from(word)
+            })
+        };
+        let unchanged = match O::ACTIVE {
+            true => (0..rows).filter(is_there).fold(0, |set, lane| set | 1 << lane),
+            false => 0,
+        };
+        let access = Access { kind: Kind::Write, space, addresses: &addresses, bytes: 16, unchanged };
+        self.tell_access(warp, pc, giving, &access);
         let (view, registers) = self.split(warp);
         let outcome = (0..rows).try_for_each(|lane| {
             let spot = view.locate(request, lane, addresses[lane])?;
-            let registers = registers.get::<u32>(sources[lane / 8]);
-            for (pair, word) in fragment::row_of(registers, lane % 8, transposed).into_iter().enumerate() {
+            for (pair, word) in row_of(registers, lane).into_iter().enumerate() {
                 spot.store.store(spot.offset + 4 * pair as u64, 4, u64::from(word));
             }
             Ok(())

@@ -2,7 +2,7 @@
 //! launch it: paged or ragged, with the logarithm of its denominator, so that parts can be merged.
 
 use dsv2_reference::Real;
-use dsv2_reference::arithmetic::matmul::{matmul, matmul_t};
+use dsv2_reference::arithmetic::matmul::{dot, matmul, matmul_t};
 use dsv2_reference::arithmetic::softmax::{log_sum_exp, softmax};
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Ix2, Ix3, concatenate, s};
 
@@ -82,16 +82,26 @@ pub fn ragged_prefill<T: Real>(contract: &Contract, call: &Call) -> Result<Outpu
 }
 
 /// Scores \[H,T\], scaled, and values \[T,v\] -> what is attended \[H,v\], and the logarithm to base 2 of each denominator.
+///
+/// An implementation that rounds its operands rounds e^(score - largest) before it is multiplied, and may add up for the
+/// denominator what it has rounded.
 fn attend<T: Real>(call: &Call, mut scores: Array2<T>, values: ArrayView2<T>) -> (Array2<T>, Array1<T>) {
+    let none = T::neg_infinity();
+    if values.is_empty() {
+        return (Array2::zeros((scores.nrows(), values.ncols())), Array1::from_elem(scores.nrows(), none));
+    }
     let log2_e = T::from_f64(std::f64::consts::LOG2_E);
-    let of_none = |scores: &Array2<T>| Array1::from_elem(scores.nrows(), T::neg_infinity());
-    let denominator = if values.is_empty() {
-        of_none(&scores)
-    } else {
-        scores.rows().into_iter().map(|row| log_sum_exp(row) * log2_e).collect()
-    };
-    scores.rows_mut().into_iter().for_each(softmax);
-    (matmul(call.operand(scores).view(), values), denominator)
+    if !call.rounds_operands() {
+        let denominator = scores.rows().into_iter().map(|row| log_sum_exp(row) * log2_e).collect();
+        scores.rows_mut().into_iter().for_each(softmax);
+        return (matmul(scores.view(), values), denominator);
+    }
+    let largest: Array1<T> = scores.rows().into_iter().map(|row| row.iter().copied().fold(none, T::max)).collect();
+    let weights = call.operand((scores - largest.view().insert_axis(Axis(1))).mapv_into(|z| z.exp()));
+    let sums: Array1<T> = weights.rows().into_iter().map(|row| dot(row, Array1::ones(row.len()).view())).collect();
+    let attended = matmul(weights.view(), values) / sums.view().insert_axis(Axis(1));
+    let denominator = sums.iter().zip(&largest).map(|(sum, largest)| (*largest + sum.ln()) * log2_e).collect();
+    (attended, denominator)
 }
 
 /// Two parts of one attention, over disjoint sets of keys, as one: `v = (2^s_a v_a + 2^s_b v_b) / (2^s_a + 2^s_b)`.
@@ -263,20 +273,19 @@ pub fn ragged_inputs(workload: &Workload, draw: &Draw) -> Tensors {
     ])
 }
 
-/// Two parts. `no keys`: in some heads one part, or both, saw none; what their rows hold then has no meaning. `far apart`: the
+/// Two parts. `no keys`: in some heads one part, or both, saw none; what their rows hold then counts for nothing. `far apart`: the
 /// denominators differ by up to 2^200.
 pub fn states(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, heads, width] = ["seq_len", "num_heads", "head_dim"].map(|axis| workload.axis(axis));
     let std = if workload.has("far apart") { 60.0 } else { 2.0 };
     let mut denominators = ["s_a", "s_b"].map(|name| draw.normal(name, &[tokens, heads], std));
-    let mut values = ["v_a", "v_b"].map(|name| draw.normal(name, &[tokens, heads, width], 1.0));
+    let values = ["v_a", "v_b"].map(|name| draw.normal(name, &[tokens, heads, width], 1.0));
     if workload.has("no keys") {
         for token in 0..tokens {
             for head in 0..heads {
                 for (part, of_none) in [(0, [1, 3]), (1, [2, 3])] {
                     if of_none.contains(&((token + head) % 4)) {
                         denominators[part][[token, head]] = f64::NEG_INFINITY;
-                        values[part].slice_mut(s![token, head, ..]).fill(f64::NAN);
                     }
                 }
             }

@@ -3,7 +3,7 @@
 use dsv2_reference::Real;
 use dsv2_reference::arithmetic::matmul::matmul_t;
 use dsv2_reference::arithmetic::softmax::log_sum_exp;
-use ndarray::{Array1, Array2, Axis, Ix1, Ix2};
+use ndarray::{Array1, Array2, Axis, Ix1, Ix2, Slice};
 
 use super::draw::{Draw, int32};
 use crate::call::{Call, Computed, Outputs};
@@ -38,15 +38,18 @@ pub fn cross_entropy<T: Real>(contract: &Contract, call: &Call) -> Result<Output
     Ok(vec![("losses", losses.into())])
 }
 
-/// Hidden states and a head. `equal logits`: the best token of each row is there twice, the second time much further on.
+/// Hidden states and a head. `close logits`: the second half of the head is the first half with one column in sixteen a little larger, which bf16 logits do not show. `equal logits`: the best token of each row is there twice, the second time much further on.
 pub fn argmax_inputs(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, hidden, vocabulary] = ["num_tokens", "hidden_size", "vocab_size"].map(|axis| workload.axis(axis));
     let x = draw.normal("hidden_states", &[tokens, hidden], 1.0);
     let mut weight = draw.normal("weight", &[vocabulary, hidden], 1.0 / (hidden as f64).sqrt());
-    if workload.has("equal logits") {
+    if workload.has("equal logits") || workload.has("close logits") {
         let (first, mut second) = weight.view_mut().split_at(Axis(0), vocabulary.div_ceil(2));
         let rows = second.len_of(Axis(0));
         second.assign(&first.slice_axis(Axis(0), (0..rows).into()));
+        if workload.has("close logits") {
+            second.slice_axis_mut(Axis(1), Slice::new(0, None, 16)).mapv_inplace(|x| x * (1.0 + 1.0 / 128.0));
+        }
     }
     Tensors::from_iter([
         ("hidden_states".to_owned(), Tensor::real(workload.dtype, x)),

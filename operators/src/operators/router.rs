@@ -87,28 +87,33 @@ fn count(contract: &Contract, call: &Call, name: &str) -> Result<usize> {
 }
 
 /// Logits and the rule's counts. `near ties`: in each row the last that is chosen and the first that is not differ by one
-/// rounding of fp32. `underflow`: logits so far apart that most scores are 0 in fp32.
+/// rounding of fp32. `close logits`: by a thousandth, which bf16 does not tell apart. `underflow`: logits so far apart that most scores are 0 in fp32.
 pub fn softmax_inputs(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, experts, k] = ["num_tokens", "num_experts", "top_k"].map(|axis| workload.axis(axis));
     let mut logits =
         draw.normal("router_logits", &[tokens, experts], if workload.has("underflow") { 60.0 } else { 1.5 });
-    if workload.has("near ties") {
+    if workload.has("near ties") || workload.has("close logits") {
         for mut row in logits.rows_mut() {
             let mut order: Vec<usize> = (0..experts).collect();
             order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
             let last = f64::from(row[order[k - 1]] as f32);
             row[order[k - 1]] = last;
-            row[order[k]] = f64::from((last as f32).next_down());
+            row[order[k]] = match workload.has("near ties") {
+                true => f64::from((last as f32).next_down()),
+                false => last - 1e-3,
+            };
         }
     }
     rule(workload, logits)
 }
 
-/// Logits and biases. No choice may be near: for this rule nothing tells which other ones rounding explains.
+/// Logits and biases. `negative biases`: every choice value is below 0, where a group that was set to 0 would win. No choice may be near: for this rule nothing tells which other ones rounding explains.
 pub fn sigmoid_inputs(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, experts] = ["num_tokens", "num_experts"].map(|axis| workload.axis(axis));
     let mut tensors = rule(workload, draw.normal("router_logits", &[tokens, experts], 1.5));
-    let bias = draw.normal("bias", &[experts], if workload.has("biases that decide") { 1.0 } else { 0.05 });
+    let std = if workload.has("biases that decide") { 1.0 } else { 0.05 };
+    let mean = if workload.has("negative biases") { -1.5 } else { 0.0 };
+    let bias = draw.about("bias", &[experts], mean, std);
     tensors.insert("bias".to_owned(), Tensor::real(ElementType::Float32, bias));
     tensors
 }

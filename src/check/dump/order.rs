@@ -15,6 +15,15 @@ pub fn by_shape(trace: &Trace, batch: usize, length: usize) -> Option<(Trace, Ve
     (sequence > 0).then(|| batch_first(trace, batch, length, other == 0))
 }
 
+/// Whether tensors of these shapes have the sequence first.
+pub fn is_sequence_first<'a>(
+    tensors: impl Iterator<Item = (&'a str, &'a [usize])>,
+    batch: usize,
+    length: usize,
+) -> bool {
+    order(tensors, batch, length).0 > 0
+}
+
 /// The dump with the batch first; `flat`: of what is flattened, too.
 pub fn batch_first(trace: &Trace, batch: usize, length: usize, flat: bool) -> (Trace, Vec<Recognised>) {
     let mut recognised = Vec::new();

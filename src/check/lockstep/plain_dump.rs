@@ -13,6 +13,7 @@ use super::ranks::Sources;
 use super::tensors::{Tensor, Tensors, meant_case, stages_of};
 use crate::case::{Case, Part};
 use crate::check::align::Order;
+use crate::check::dump::order::is_sequence_first;
 use crate::check::dump::{Computed, Recognised, Told, by_most, computed, retyped, told};
 use crate::check::request::Request;
 use crate::check::shapes::part;
@@ -46,6 +47,10 @@ impl PlainDump {
         let Sources { tensors, says, unread } = sources;
         let case = &meant_case(tensors, &request.case);
         let Some(Tensors { stages, recognised }) = stages_of(files, tensors, case)? else { return Ok(None) };
+        let came = stages.iter().map(|(name, tensor)| (name.as_str(), tensor.source.shape.as_slice()));
+        if is_sequence_first(came, case.inputs.batch(), case.inputs.length()) {
+            return Ok(None);
+        }
         let says = says.iter().cloned().chain(recognised).collect();
         let precision = by_most(stages.values().filter_map(|tensor| kind(tensor.source.element)));
         let assumed = case.config.notes(case.dialect);

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use dsv2_reference::{Dtype, Tensor};
+use ndarray::ArrayD;
 
 use super::pieces::{as_rows, pieces};
 use crate::check::shards::parts::Joined;
@@ -46,7 +47,7 @@ impl Place {
 
     pub fn whole(&self, files: &[TensorFile]) -> Result<Option<Values>> {
         Ok(match files[self.file].tensor(&self.name)? {
-            Decoded::Values(values) => Some(values),
+            Decoded::Values(values) => Some(row_major(values)),
             Decoded::Narrow(..) | Decoded::Complex(..) => None,
         })
     }
@@ -87,6 +88,12 @@ impl Source {
         match &self.how {
             How::Alone(place) => place.rows(files, rows),
             How::Columns(parts) | How::Rows(_, parts) | How::Added(parts) => {
+                // Whoever asks for no rows wants to know whether there will be any: of every part.
+                for part in parts {
+                    if part.rows(files, 0..0)?.is_none() {
+                        return Ok(None);
+                    }
+                }
                 self.of_parts(parts, rows, |part, rows| parts[part].rows(files, rows))
             }
         }
@@ -180,6 +187,18 @@ pub fn squares(files: &[TensorFile], first: &Place, other: &Place) -> Result<[f6
         }
     }
     Ok(sums)
+}
+
+/// The same elements, row by row in memory: a file may hold them column by column.
+fn row_major(values: Values) -> Values {
+    fn laid<A: Clone>(a: ArrayD<A>) -> ArrayD<A> {
+        if a.is_standard_layout() { a } else { a.as_standard_layout().into_owned() }
+    }
+    match values {
+        Values::Real(dtype, a) => Values::Real(dtype, laid(a)),
+        Values::Index(a) => Values::Index(laid(a)),
+        Values::Bool(a) => Values::Bool(laid(a)),
+    }
 }
 
 /// How many rows a tensor of this shape has.
