@@ -70,8 +70,14 @@ def ptx(
     folders = _packages()
     nvcc = next((found for folder in folders if (found := folder / "bin" / "nvcc").is_file()), None)
     nvrtc = next((found for folder in folders for found in sorted((folder / "lib").glob("libnvrtc.so*"))), None)
+    include, options = ([words] if isinstance(words, (str, os.PathLike)) else words for words in (include, options))
+    # the compiler's own headers before those of another version
+    own = [found.parents[1] for found in (nvcc if compiler != "nvrtc" else None, nvrtc) if found is not None][:1]
+    folders = own + [folder for folder in folders if folder not in own]
     headers = [Path(folder) for folder in include] + [folder / "include" for folder in folders if (folder / "include").is_dir()]
-    if isinstance(source, os.PathLike) or "\n" not in source and not source.rstrip().endswith("}"):
+    if not isinstance(source, os.PathLike) and not str(source).strip():
+        raise CompileError("source: expected CUDA C++, or the name of a file of it, found nothing")
+    if isinstance(source, os.PathLike) or not any(mark in source for mark in "\n{};"):
         path = Path(source)
         try:
             text = path.read_text()

@@ -52,6 +52,8 @@ LIMIT = 1 << 30
 
 def load(source: str | os.PathLike[str]) -> Module:
     """The kernels of a PTX text, or of a file of PTX."""
+    if not isinstance(source, os.PathLike) and not str(source).strip():
+        raise PtxError("source: expected a file of PTX, or its text, found nothing")
     if isinstance(source, os.PathLike) or "\n" not in source:
         path = Path(source)
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,11 @@ __all__ = ["Active", "AutotuneWarning", "RaceError", "UnwrittenError", "activate
 
 # What the programs of each target ask for: shared memory of a block in bytes, multiprocessors.
 TARGETS = {"sm_80": (166912, 108), "sm_89": (101376, 142), "sm_90": (232448, 132)}
+
+
+# What is active, the newest at the end: each puts back what it found, so the newest goes first.
+_ACTIVE: list[Active] = []
+_LOCK = threading.Lock()
 
 
 class AutotuneWarning(UserWarning):
@@ -84,6 +90,7 @@ class Active:
         """The last 1000, the newest at the end."""
         self.device = emulator.Device()
         self.shadow = Shadow() if options["unwritten"] != "ignore" else None
+        self.thread = threading.get_ident()
         self._undo: list[Callable[[], None]] = []
 
     @property
@@ -94,9 +101,15 @@ class Active:
         return self.launches[-1]
 
     def deactivate(self) -> None:
-        """Gives Triton its own driver back."""
-        while self._undo:
-            self._undo.pop()()
+        """Gives Triton its own driver back, or that of the `activate` before. Raises LaunchError if a later one is active still."""
+        with _LOCK:
+            if not self._undo:
+                return
+            if _ACTIVE[-1] is not self:
+                raise LaunchError("deactivate: what was activated later is active still, and must be deactivated first")
+            while self._undo:
+                self._undo.pop()()
+            _ACTIVE.pop()
 
     def __enter__(self) -> Active:
         return self
@@ -138,7 +151,14 @@ def activate(
         raise LaunchError(f"unwritten: expected stop, follow or ignore, found {unwritten!r}")
     if triton.knobs.runtime.interpret:
         raise LaunchError("TRITON_INTERPRET is set: then Triton compiles nothing, and there is no PTX to run")
-    active = Active(dict(target=target, races=races, profile=profile, unwritten=unwritten, threads=threads, limit=limit))
+    with _LOCK:
+        if _ACTIVE and _ACTIVE[-1].thread != threading.get_ident():
+            raise LaunchError("activate: it is active in another thread, and Triton has one driver for all of them")
+        return _activated(dict(target=target, races=races, profile=profile, unwritten=unwritten, threads=threads, limit=limit), autotune)
+
+
+def _activated(options: dict[str, Any], autotune: Mapping[str, Any] | None) -> Active:
+    active = Active(options)
     config = triton.runtime.driver
     before, nvidia, prune = config._active, backends["nvidia"], autotuner.Autotuner.prune_configs
     backends["nvidia"] = Backend(compiler=_Compiler, driver=nvidia.driver)
@@ -153,6 +173,7 @@ def activate(
     active._undo.append(undo)
     if active.shadow is not None:
         active._undo.append(active.shadow.watch_torch())
+    _ACTIVE.append(active)
     return active
 
 

@@ -107,3 +107,15 @@ def test_structs_of_ctypes_are_taken_as_they_are():
     source = 'struct Two { char a; double b; };\nextern "C" __global__ void k(Two t, double *x) { *x = t.a + t.b; }'
     cuda.compile(source)["k"].launch(Two(2, 0.5), x, grid=1, block=1)
     assert x[0] == 2.5
+
+
+@needs_compiler
+def test_a_text_is_told_from_a_file_and_one_option_from_several():
+    module = cuda.compile('extern "C" __global__ void k(int *x) { x[0] = N; } // one line', options="-DN=4")
+    x = np.zeros(1, np.int32)
+    module["k"].launch(x, grid=1, block=1)
+    assert x[0] == 4
+    with pytest.raises(cuda.CompileError, match="expected CUDA C\\+\\+, or the name of a file of it, found nothing"):
+        cuda.compile(" ")
+    with pytest.raises(cuda.CompileError, match="nowhere.cu: expected a file of CUDA C"):
+        cuda.compile("nowhere.cu")

@@ -237,3 +237,28 @@ def test_stores_of_equal_values_are_no_race(rng):
         kernels.maximum[(4,)](wrap(x), wrap(out), BLOCK=128)
     np.testing.assert_array_equal(out, x.max(-1))
     assert runs.last.races == [] and runs.last.equal_stores
+
+
+def test_what_is_active_is_one_stack_of_one_thread():
+    from threading import Thread
+
+    first = activate("sm_80")
+    second = activate("sm_89")
+    try:
+        with pytest.raises(LaunchError, match="must be deactivated first"):
+            first.deactivate()
+        refused = []
+
+        def other():
+            with pytest.raises(LaunchError, match="another thread") as caught:
+                activate("sm_80")
+            refused.append(caught)
+
+        thread = Thread(target=other)
+        thread.start()
+        thread.join()
+        assert refused
+    finally:
+        second.deactivate()
+        first.deactivate()
+    first.deactivate()  # once more does nothing
