@@ -60,7 +60,8 @@ fn the_list_names_every_workload_for_people_and_for_programs() {
     for operator in operators {
         assert!(text.contains(operator["name"].as_str().unwrap()));
         let workloads = operator["workloads"].as_object().unwrap();
-        let files: std::collections::BTreeSet<_> = workloads.values().map(|file| file.as_str().unwrap()).collect();
+        let files: std::collections::BTreeSet<_> =
+            workloads.values().map(|workload| workload["file"].as_str().unwrap()).collect();
         assert_eq!(files.len(), workloads.len(), "a file for each");
     }
 }
