@@ -7,7 +7,9 @@
 mod choice;
 mod report;
 
-use dsv2_metrics::{Element, LOCAL_FACTORS, Metrics, NARROW_LOCAL_FACTORS, Spread, compare, for_so_many, with_floors};
+use dsv2_metrics::{
+    Element, LOCAL_FACTORS, Metrics, NARROW_LOCAL_FACTORS, Spread, compare, for_so_many, unravel, with_floors,
+};
 use dsv2_operators::contract::Judged;
 use dsv2_operators::{ElementType, Operator, Plain, Tensors, Workload};
 use indexmap::IndexMap;
@@ -92,22 +94,14 @@ impl Judge {
             let note = format!("{} where {expected} are expected", values.describe());
             OutputVerdict::noted(name, Disposition::WrongShape, note)
         };
-        match &spec.judged {
-            Judged::Numbers | Judged::InPlace(_) | Judged::WeightsOf(_) => {
-                let Some(got) = values.real() else { return Ok(of_kind("numbers")) };
-                match &spec.judged {
-                    Judged::InPlace(input) => Ok(self.judge_in_place(name, got, input)),
-                    Judged::WeightsOf(chosen) => self.judge_weights(name, got, returned.get(chosen)),
-                    _ => Ok(self.judge_numbers(name, got, None)),
-                }
-            }
-            Judged::Experts | Judged::BestOf(_) => {
-                let Some(got) = values.index() else { return Ok(of_kind("whole numbers")) };
-                match &spec.judged {
-                    Judged::BestOf(logits) => Ok(self.judge_best(name, got, logits)),
-                    _ => self.judge_experts(name, got),
-                }
-            }
+        match (&spec.judged, &values) {
+            (Judged::Numbers, Values::Real(_, got)) => Ok(self.judge_numbers(name, got, None)),
+            (Judged::InPlace(input), Values::Real(_, got)) => Ok(self.judge_in_place(name, got, input)),
+            (Judged::WeightsOf(chosen), Values::Real(_, got)) => self.judge_weights(name, got, returned.get(chosen)),
+            (Judged::Experts, Values::Index(got)) => self.judge_experts(name, got),
+            (Judged::BestOf(logits), Values::Index(got)) => Ok(self.judge_best(name, got, logits)),
+            (Judged::Experts | Judged::BestOf(_), _) => Ok(of_kind("whole numbers")),
+            _ => Ok(of_kind("numbers")),
         }
     }
 
@@ -129,9 +123,7 @@ impl Judge {
             return OutputVerdict::new(name, Disposition::Pass);
         }
         let comparison = compare(got.view(), want.view(), compared);
-        let noise = plain.iter().map(|plain| compare(plain.view(), want.view(), compared).metrics);
-        let noise = noise.reduce(|a, b| a.zip(&b, f64::max)).unwrap_or_default();
-        let budget = self.budget(name, noise, Spread::of(want.view(), compared));
+        let budget = self.budget(name, want, plain, compared);
         let over = comparison.metrics.values().into_iter().zip(budget.values()).any(|(error, budget)| error > budget);
         let (disposition, worst) = match (comparison.nonfinite, over) {
             (Some(element), _) => (Disposition::NonFinite, Some(element)),
@@ -153,7 +145,11 @@ impl Judge {
         }
     }
 
-    fn budget(&self, name: &str, noise: Metrics, spread: Spread) -> Metrics {
+    /// What an output may be off: a multiple of what the plain implementations are, of which the worse counts.
+    fn budget(&self, name: &str, want: &ArrayD<f64>, plain: &[&ArrayD<f64>], compared: Option<&[bool]>) -> Metrics {
+        let noise = plain.iter().map(|plain| compare(plain.view(), want.view(), compared).metrics);
+        let noise = noise.reduce(|a, b| a.zip(&b, f64::max)).unwrap_or_default();
+        let spread = Spread::of(want.view(), compared);
         let stored = self.operator.contract.outputs[name].dtype.resolve(self.workload.dtype);
         let factors = if stored == ElementType::Float32 { LOCAL_FACTORS } else { NARROW_LOCAL_FACTORS };
         let factors = for_so_many(factors, spread.independent_elements);
@@ -173,14 +169,7 @@ impl Judge {
         let changed =
             kept.flat_map(|row| row * width..(row + 1) * width).find(|&at| !same((&flat_got[at], &before[at])));
         if let Some(at) = changed {
-            let place = ndarray::Array::from_shape_vec(want.raw_dim(), (0..want.len()).collect::<Vec<_>>());
-            let index = place.ok().and_then(|place| {
-                place
-                    .indexed_iter()
-                    .find(|(_, flat)| **flat == at)
-                    .map(|(index, _)| ndarray::Dimension::slice(&index).to_vec())
-            });
-            let worst = index.map(|index| Element { index, got: flat_got[at], want: before[at] });
+            let worst = Some(Element { index: unravel(at, want.shape()), got: flat_got[at], want: before[at] });
             let note = "a slot that no token was to be written to was changed".to_owned();
             return OutputVerdict { worst, ..OutputVerdict::noted(name, Disposition::OverBudget, note) };
         }
@@ -196,12 +185,7 @@ fn not_zero(got: &ArrayD<f64>, want: &ArrayD<f64>, compared: Option<&[bool]>) ->
     let mut zero = rows.filter(|(_, (_, want))| want.len() > 1 && want.iter().all(|x| *x == 0.0));
     let (row, at, got) =
         zero.find_map(|(row, (got, _))| got.iter().enumerate().find(|(_, x)| **x != 0.0).map(|(at, x)| (row, at, *x)))?;
-    let mut index = vec![at];
-    let mut row = row;
-    for &length in want.shape()[..last].iter().rev() {
-        index.insert(0, row % length);
-        row /= length;
-    }
+    let index = unravel(row * want.len_of(Axis(last)) + at, want.shape());
     Some(Element { index, got, want: 0.0 })
 }
 

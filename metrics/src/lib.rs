@@ -208,7 +208,7 @@ impl Sums {
 }
 
 /// The index of the `at`-th element, row-major.
-fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
+pub fn unravel(mut at: usize, shape: &[usize]) -> Vec<usize> {
     let mut index = vec![0; shape.len()];
     for (axis, &length) in shape.iter().enumerate().rev() {
         index[axis] = at % length;

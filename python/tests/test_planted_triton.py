@@ -16,7 +16,7 @@ import planted_triton as kernels
 from dsv2 import KernelFault
 from dsv2.triton import RaceError, UnwrittenError, activate, wrap
 
-needs_torch = pytest.mark.skipif(torch is None, reason="not installed: torch")
+needs_torch = need("torch")
 
 
 @pytest.fixture

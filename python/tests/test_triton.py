@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import agrees, need
 
 triton = pytest.importorskip("triton", reason="not installed: triton")
 
@@ -16,7 +17,7 @@ import kernels_triton as kernels
 from dsv2 import KernelFault, LaunchError, PtxError
 from dsv2.triton import AutotuneWarning, UnwrittenError, activate, wrap
 
-needs_torch = pytest.mark.skipif(torch is None, reason="not installed: torch")
+needs_torch = need("torch")
 
 
 @pytest.fixture
@@ -218,7 +219,6 @@ def test_tensor_cores_multiply(target, rng):
     c = np.zeros((32, 32), np.float16)
     with activate(target):
         kernels.matmul[(1,)](wrap(a), wrap(b), wrap(c), SIZE=32)
-    from conftest import agrees
 
     truth = a.astype(np.float64) @ b.astype(np.float64)
     assert agrees(c, truth, (a.astype(np.float32) @ b.astype(np.float32)).astype(np.float16))

@@ -117,11 +117,16 @@ impl KnownLogits {
     /// How far off the logits `z` of a token may be.
     pub fn epsilon(&self, z: &[f64]) -> f64 {
         let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        // Scores are fp32: exp(z - max) errs by the rounding of z - max, and a few units of its own.
-        let scores = z.iter().map(|z| largest - z + 8.0).fold(0.0, f64::max) * unit_roundoff(Dtype::F32);
+        let scores = error_of_scores(z, largest);
         let size = || z.iter().fold(0.0, |m: f64, z| m.max(z.abs()));
         scores + self.rounding.map_or(self.allowed, |rounding| rounding * size())
     }
+}
+
+/// How far off the logits `z` of a token may seem by the errors of its scores, which are fp32: exp(z - max) errs by the rounding
+/// of z - max, and a few units of its own.
+pub fn error_of_scores(z: &[f64], largest: f64) -> f64 {
+    z.iter().map(|z| largest - z + 8.0).fold(0.0, f64::max) * unit_roundoff(Dtype::F32)
 }
 
 /// The experts of a token as a set, if all of them are among the model's `experts` and none is there twice.

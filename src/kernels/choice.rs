@@ -3,15 +3,13 @@
 use std::collections::BTreeSet;
 
 use dsv2_metrics::Element;
-use dsv2_reference::Dtype;
 use ndarray::{ArrayD, ArrayView1, Axis};
 
 use super::{Judge, OutputVerdict, in_shape, real};
 use crate::error::Result;
 use crate::judge::Disposition;
 use crate::judge::near_tie::acceptable;
-use crate::judge::routing::as_choice;
-use crate::precision::unit_roundoff;
+use crate::judge::routing::{as_choice, error_of_scores};
 use crate::values::Values;
 
 /// Below the largest logit of a token by so much, a score is no normal number of fp32, and may be 0: ln 2^126.
@@ -40,9 +38,7 @@ impl Judge {
             let Some(method) = method else { return wrong("") };
             let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let z: Vec<f64> = z.iter().map(|z| z.max(largest - UNDERFLOW)).collect();
-            // exp(z - max) errs by the rounding of z - max, and a few units of its own
-            let epsilon = z.iter().map(|z| largest - z + 8.0).fold(0.0, f64::max) * unit_roundoff(Dtype::F32);
-            if !acceptable(method, &z, &set, epsilon) {
+            if !acceptable(method, &z, &set, error_of_scores(&z, largest)) {
                 return wrong("");
             }
         }
@@ -88,7 +84,7 @@ impl Judge {
     pub(super) fn judge_best(&self, name: &str, got: &ArrayD<i64>, logits: &str) -> OutputVerdict {
         let plain = [0, 1].map(|which| real(&self.plain[which], logits));
         let truth = real(&self.truth, logits);
-        let allowed = self.judge_against(logits, truth, truth, &plain, None).budget.map_or(0.0, |budget| budget.max);
+        let allowed = self.budget(logits, truth, &plain, None).max;
         let rms = (truth.iter().map(|z| z * z).sum::<f64>() / truth.len().max(1) as f64).sqrt();
         for (row, (chosen, z)) in got.iter().zip(truth.lanes(Axis(1))).enumerate() {
             let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -2,18 +2,15 @@
 
 use dsv2_reference::Real;
 use dsv2_reference::model::norm::RmsNorm;
-use dsv2_reference::model::rope::RotaryTables;
 use ndarray::{Array2, Array3, Axis, Ix1, Ix2, Ix3, s};
 
 use super::draw::{Draw, int32};
+use super::norm::EPS;
 use super::rotary;
 use crate::call::{Call, Outputs};
 use crate::contract::{Contract, Workload};
 use crate::error::Result;
 use crate::tensor::{Tensor, Tensors};
-
-/// DeepSeek-V2's `rms_norm_eps`.
-const EPS: f64 = 1e-6;
 
 /// Writes `RMSNorm(kv_a[:, ..c])` and `RoPE(kv_a[:, c..])` of each token into its slot; a slot of -1 is written nowhere (the
 /// padding of a captured graph). All other slots stay as they are.
@@ -26,10 +23,8 @@ pub fn append<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
         return Err(contract.mismatch("input", "kv_a", &expected, &kv_a.ncols().to_string()));
     }
     let latent = RmsNorm::new(call.real::<T, Ix1>("weight"), EPS).forward(kv_a.slice(s![.., ..width]));
-    let table = |name| call.real::<T, Ix2>(name).insert_axis(Axis(0));
-    let tables = RotaryTables { cos: table("cos"), sin: table("sin") };
     let mut key = kv_a.slice(s![.., width..]).to_owned().insert_axis(Axis(0)).insert_axis(Axis(0));
-    tables.rotate(&mut key);
+    rotary::given(call).rotate(&mut key);
     let mut written = std::collections::BTreeSet::new();
     for (token, &slot) in call.index::<Ix1>("slot_mapping").iter().enumerate().filter(|(_, slot)| **slot != -1) {
         let place = usize::try_from(slot).ok().filter(|&slot| slot < pages * page_size && written.insert(slot));

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::tensor::{Tensor, Tensors};
 
 /// DeepSeek-V2's `rms_norm_eps`.
-const EPS: f64 = 1e-6;
+pub(super) const EPS: f64 = 1e-6;
 
 /// `weight * x / sqrt(mean(x^2) + eps)` of each row \[N,D\].
 pub fn rmsnorm<T: Real>(_: &Contract, call: &Call) -> Result<Outputs<T>> {

@@ -34,11 +34,15 @@ pub fn halves<T: Real>(_: &Contract, call: &Call) -> Result<Outputs<T>> {
 
 /// \[N,H,r\] as the one sequence of N tokens that it is to the model: \[1,H,N,r\].
 fn rotated<T: Real>(call: &Call, x: Array3<T>) -> Array3<T> {
-    let table = |name| call.real::<T, Ix2>(name).insert_axis(Axis(0));
-    let tables = RotaryTables { cos: table("cos"), sin: table("sin") };
     let mut heads: Array4<T> = x.permuted_axes([1, 0, 2]).insert_axis(Axis(0));
-    tables.rotate(&mut heads);
+    given(call).rotate(&mut heads);
     heads.index_axis_move(Axis(0), 0).permuted_axes([1, 0, 2]).as_standard_layout().into_owned()
+}
+
+/// The tables of a call, for the one sequence that its tokens are.
+pub(super) fn given<T: Real>(call: &Call) -> RotaryTables<T> {
+    let table = |name| call.real::<T, Ix2>(name).insert_axis(Axis(0));
+    RotaryTables { cos: table("cos"), sin: table("sin") }
 }
 
 /// Heads, and [`tables`].
