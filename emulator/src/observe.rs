@@ -55,6 +55,17 @@ pub struct Access<'a> {
     pub bytes: u32,
     /// The lanes of a store by which memory does not change: what they store is there already.
     pub unchanged: u32,
+    /// Lanes of a store that differ from an earlier one of the same instruction by rounding only.
+    pub rounded: Option<&'a Rounded>,
+}
+
+/// Lanes that store, where an earlier lane of the same instruction stores too, what would be the same without rounding.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rounded {
+    /// The lanes.
+    pub lanes: u32,
+    /// How far the value of each is from that of the earlier one, relative to the larger of both.
+    pub apart: [f64; 32],
 }
 
 impl Access<'_> {

@@ -54,7 +54,8 @@
 //! which others see after a barrier.
 //!
 //! # Equal stores
-//! Two stores of the same value to the same bytes are kept apart: see [`RaceDetector::equal_stores`].
+//! Two stores of the same value to the same bytes are kept apart: see [`RaceDetector::equal_stores`]. So are those of one
+//! instruction whose values differ by rounding only: [`RaceDetector::rounded_stores`].
 //!
 //! # What is not found
 //! Only what this run does is looked at: other inputs may race elsewhere. Orders that depend on luck (who took a lock
@@ -100,6 +101,7 @@ pub struct RaceDetector {
     sites: Sites,
     log: Log,
     equal: Log,
+    rounded: Log,
     /// The blocks of this launch, by number.
     blocks: Vec<[u32; 3]>,
     /// The block that runs.
@@ -120,6 +122,15 @@ struct Running {
     tick: u32,
     barriers: BTreeMap<u32, Barrier>,
     shared: Memory,
+}
+
+/// What a store leaves of what was there.
+#[derive(Clone, Copy)]
+enum Leaves {
+    Same,
+    /// What an earlier lane of the same instruction stores, but for rounding; how far from it.
+    Rounded(f64),
+    Other,
 }
 
 /// A named barrier.
@@ -172,12 +183,19 @@ impl RaceDetector {
         &self.equal.races
     }
 
-    /// One lane accesses bytes; `equal` if it is a store that changes nothing.
+    /// Stores of lanes of one warp, in one instruction, to the same bytes, whose values would be the same without
+    /// rounding. One of them is kept, the manual does not say which. Compilers emit them where several lanes hold a sum
+    /// that each has added up in its own order. [`Race::apart`] says how far the values are from each other.
+    pub fn rounded_stores(&self) -> &[Race] {
+        &self.rounded.races
+    }
+
+    /// One lane accesses bytes.
     fn touch(
         &mut self,
         (space, bytes): (Space, std::ops::Range<u64>),
         order: Order,
-        (new, equal): (&Mark, bool),
+        (new, leaves): (&Mark, Leaves),
         index: usize,
     ) {
         let (block, warps) = (self.block(), self.warps());
@@ -207,9 +225,14 @@ impl RaceDetector {
         }
         for race in &races {
             // What is there was stored by the earlier one of the two, if that is what came last.
-            let both = equal && race.old.kind == Kind::Write && new.kind == Kind::Write;
-            let log = if both { &mut self.equal } else { &mut self.log };
-            log.note(&self.sites, &self.blocks, warps as u32, space, race, new);
+            let both = race.old.kind == Kind::Write && new.kind == Kind::Write;
+            let (log, apart) = match leaves {
+                Leaves::Same if both => (&mut self.equal, 0.0),
+                // The earlier lane has just stored there, so that is what is found.
+                Leaves::Rounded(apart) if both => (&mut self.rounded, apart),
+                _ => (&mut self.log, 0.0),
+            };
+            log.note(&self.sites, &self.blocks, warps as u32, space, race, new, apart);
         }
     }
 
@@ -288,8 +311,12 @@ impl Observer for RaceDetector {
                 kind: access.kind,
                 reach: order.reach,
             };
-            let equal = access.unchanged >> lane & 1 == 1;
-            self.touch((space, address..end), order, (&mark, equal), index);
+            let leaves = match access.rounded {
+                _ if access.unchanged >> lane & 1 == 1 => Leaves::Same,
+                Some(rounded) if rounded.lanes >> lane & 1 == 1 => Leaves::Rounded(rounded.apart[lane]),
+                _ => Leaves::Other,
+            };
+            self.touch((space, address..end), order, (&mark, leaves), index);
         }
     }
 

@@ -54,12 +54,20 @@ impl<O: Observer> Block<'_, O> {
                         addresses: &sources,
                         bytes: size,
                         unchanged: 0,
+                        rounded: None,
                     };
                     self.tell_access(warp, pc, reading, &read);
                 }
             }
         }
-        let write = Access { kind: Kind::CopyWrite, space: Space::Shared, addresses: &targets, bytes, unchanged: 0 };
+        let write = Access {
+            kind: Kind::CopyWrite,
+            space: Space::Shared,
+            addresses: &targets,
+            bytes,
+            unchanged: 0,
+            rounded: None,
+        };
         self.tell_access(warp, pc, mask, &write);
         let committed = self.warps[warp].copies.committed;
         let mut flights = vec![];
@@ -142,6 +150,7 @@ impl<O: Observer> Block<'_, O> {
                     addresses: &addresses,
                     bytes: flight.bytes,
                     unchanged: 0,
+                    rounded: None,
                 };
                 self.tell_access(warp, flight.pc, 1 << flight.lane, &access);
             }

@@ -27,7 +27,7 @@ pub struct Party {
 }
 
 /// Two accesses of the same bytes, at least one of them a write, that nothing orders.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Race {
     /// The kernel.
     pub kernel: String,
@@ -43,6 +43,9 @@ pub struct Race {
     pub second: Party,
     /// How many accesses of a thread were found to race in the same two lines. The other fields describe the first.
     pub count: u64,
+    /// Of [rounded stores](super::RaceDetector::rounded_stores): how far two values are from each other at most, relative
+    /// to the larger one. Zero for others.
+    pub apart: f64,
 }
 
 impl fmt::Display for Party {
@@ -63,8 +66,11 @@ impl fmt::Display for Party {
 
 impl fmt::Display for Race {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel, space, address, bytes, first, second, count } = self;
+        let Self { kernel, space, address, bytes, first, second, count, apart } = self;
         write!(f, "{kernel}: race on {bytes} bytes of {space} memory at {address:#x}: {first}, and {second}")?;
+        if *apart > 0.0 {
+            write!(f, "; the values differ by rounding, by {apart:.1e} of the larger one at most")?;
+        }
         if *count > 1 { write!(f, "; {count} such accesses") } else { Ok(()) }
     }
 }
@@ -139,6 +145,7 @@ impl Log {
         space: Space,
         found: &Found,
         new: &Mark,
+        apart: f64,
     ) {
         let key = |mark: &Mark| (mark.site, mark.kind as u8);
         let (a, b) = (key(&found.old), key(new));
@@ -157,9 +164,19 @@ impl Log {
             };
             let kernel = sites.seen[new.site as usize].kernel.clone();
             let (first, second) = (party(&found.old), party(new));
-            races.push(Race { kernel, space, address: found.address, bytes: found.bytes, first, second, count: 0 });
+            races.push(Race {
+                kernel,
+                space,
+                address: found.address,
+                bytes: found.bytes,
+                first,
+                second,
+                count: 0,
+                apart,
+            });
             races.len() - 1
         });
         races[at].count += 1;
+        races[at].apart = races[at].apart.max(apart);
     }
 }
