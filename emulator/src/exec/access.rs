@@ -5,6 +5,7 @@ use super::registers::{LANES, Registers, get, lanes, set};
 use super::unrounded::Unrounded;
 use super::view::{Request, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};
+use crate::memory::address;
 use crate::observe::{Access, Kind, Observer, Rounded};
 use crate::{Error, Space};
 
@@ -12,25 +13,37 @@ impl<O: Observer> Block<'_, O> {
     /// `ld`
     pub(super) fn load(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
         if !self.launch.follow {
-            return self.load_values(warp, pc, mask, load);
+            return self.load_values(warp, pc, mask, load, None);
         }
         // The registers of the address may be among those that are loaded.
         let addresses = self.warps[warp].addresses(load.address);
-        self.load_values(warp, pc, mask, load)?;
+        if let Some(words) = self.launch.words {
+            let values = self.number(mask, load, &addresses, words);
+            self.load_values(warp, pc, mask, load, Some(&values))?;
+            self.follow_numbers(warp, mask, load, &values);
+            return Ok(());
+        }
+        self.load_values(warp, pc, mask, load, None)?;
         self.follow_load((warp, pc), mask, load, &addresses);
         Ok(())
     }
 
     #[inline(always)]
-    fn load_values(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
+    fn load_values(
+        &mut self,
+        warp: usize,
+        pc: usize,
+        mask: u32,
+        load: &Load,
+        values: Option<&[u32; LANES]>,
+    ) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(load.address);
         let bytes = load.bytes * load.parts.len() as u32;
         let request = Request { space: load.space, bytes, writes: false, reads: true };
         if load.polls {
             self.polls += 1;
         }
-        let access =
-            Access { kind: Kind::Read, space: load.space, addresses: &addresses, bytes, unchanged: 0, rounded: None };
+        let access = Access { values, ..Access::new(Kind::Read, load.space, &addresses, bytes) };
         self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
@@ -83,7 +96,8 @@ impl<O: Observer> Block<'_, O> {
         let (unchanged, pairs) = if O::ACTIVE { self.unchanged(warp, mask, store, &addresses) } else { (0, vec![]) };
         let rounded = if pairs.is_empty() { None } else { Some(self.rounded(warp, store, &pairs)) };
         let rounded = rounded.as_ref();
-        let access = Access { kind: Kind::Write, space: store.space, addresses: &addresses, bytes, unchanged, rounded };
+        let access = Access { unchanged, rounded, ..Access::new(Kind::Write, store.space, &addresses, bytes) };
+        self.remember(mask, store.space, &addresses);
         self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
@@ -112,18 +126,24 @@ impl<O: Observer> Block<'_, O> {
         outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
+    /// Before something is stored: what is there in global memory.
+    fn remember(&mut self, mask: u32, space: Space, addresses: &[u64; LANES]) {
+        if O::REPEATS && self.launch.words.is_none() && matches!(space, Space::Global | Space::Generic) {
+            for lane in lanes(mask) {
+                let address = addresses[lane];
+                if space == Space::Global || address::generic(address).0 == Space::Global {
+                    self.undo.note(self.launch.memory, address);
+                }
+            }
+        }
+    }
+
     /// `atom` and `red`: lane after lane.
     pub(super) fn atomic(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(atomic.address);
         let bytes = atomic.bytes * atomic.parts.len() as u32;
-        let access = Access {
-            kind: Kind::Atomic,
-            space: atomic.space,
-            addresses: &addresses,
-            bytes,
-            unchanged: 0,
-            rounded: None,
-        };
+        let access = Access::new(Kind::Atomic, atomic.space, &addresses, bytes);
+        self.remember(mask, atomic.space, &addresses);
         self.tell_access(warp, pc, mask, &access);
         if !self.launch.follow {
             return self.atomic_values(warp, pc, mask, atomic);

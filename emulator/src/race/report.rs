@@ -121,6 +121,7 @@ impl Sites {
 }
 
 /// Bytes that two accesses of this access's lane raced on.
+#[derive(Clone, Copy)]
 pub(super) struct Found {
     pub(super) old: Mark,
     pub(super) address: u64,
@@ -128,7 +129,7 @@ pub(super) struct Found {
 }
 
 /// The races found so far.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Log {
     pub(super) races: Vec<Race>,
     /// By both instructions, the smaller number first.
@@ -139,12 +140,9 @@ impl Log {
     /// Notes a race, or that it was seen again.
     pub(super) fn note(
         &mut self,
-        sites: &Sites,
-        blocks: &[[u32; 3]],
-        warps: u32,
+        (sites, blocks, warps): (&Sites, &[[u32; 3]], u32),
         space: Space,
-        found: &Found,
-        new: &Mark,
+        (found, new): (&Found, &Mark),
         apart: f64,
     ) {
         let key = |mark: &Mark| (mark.site, mark.kind as u8);
