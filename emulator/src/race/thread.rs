@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
+use super::cell::Mark;
 use super::clock::{Blocks, Clock, Knowledge, join_blocks, join_times};
 use super::order::{Order, Reach};
 use crate::observe::Kind;
@@ -56,6 +57,24 @@ pub(super) struct Location {
     near: Clock,
     /// What threads of any block have released here for all others.
     far: Blocks,
+}
+
+/// The last atomic operation at an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Last {
+    pub(super) block: u32,
+    pub(super) thread: usize,
+    pub(super) bytes: u64,
+    pub(super) reach: Reach,
+}
+
+impl Last {
+    /// Whether a thread was the last one, for all that conflicts with another atomic operation there. Then it has seen
+    /// what that one has left, so that one came first.
+    pub(super) fn is(&self, (block, thread): (u32, usize), bytes: u64, other: &Mark) -> bool {
+        let needed = if other.block == block { Reach::Block } else { Reach::Device };
+        (self.block, self.thread, self.bytes) == (block, thread, bytes) && self.reach.min(other.reach) >= needed
+    }
 }
 
 impl Thread {
