@@ -460,6 +460,17 @@ impl Observer for RaceDetector {
                     }
                 }
             }
+            Sync::CopyArrive(barrier) => threads(site).for_each(|index| {
+                self.running.threads[index].copies.arrive(barrier);
+            }),
+            Sync::CopyArrived(barrier) => {
+                for index in threads(site) {
+                    if let Some(time) = self.running.threads[index].copies.arrived(barrier) {
+                        let location = self.running.shared.locations.entry(barrier).or_default();
+                        location.add(block, warps * 32 + index, time);
+                    }
+                }
+            }
             Sync::Warp | Sync::Exit => {}
         }
     }

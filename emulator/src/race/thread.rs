@@ -28,6 +28,8 @@ pub(super) struct Copies {
     pub(super) now: u32,
     /// The times of the groups that have not landed.
     groups: VecDeque<u32>,
+    /// The times up to which copies will arrive at barriers in shared memory, and where.
+    arrivals: VecDeque<(u64, u32)>,
 }
 
 impl Copies {
@@ -35,6 +37,18 @@ impl Copies {
     pub(super) fn commit(&mut self) {
         self.groups.push_back(self.now);
         self.now += 1;
+    }
+
+    /// `cp.async.mbarrier.arrive`
+    pub(super) fn arrive(&mut self, barrier: u64) {
+        self.arrivals.push_back((barrier, self.now));
+        self.now += 1;
+    }
+
+    /// The time up to which copies have landed that arrive at a barrier.
+    pub(super) fn arrived(&mut self, barrier: u64) -> Option<u32> {
+        let at = self.arrivals.iter().position(|(place, _)| *place == barrier)?;
+        self.arrivals.remove(at).map(|(_, time)| time)
     }
 
     /// `cp.async.wait_group keep` or `wait_all`: the time up to which all copies have landed.
@@ -66,6 +80,16 @@ pub(super) struct Last {
     pub(super) thread: usize,
     pub(super) bytes: u64,
     pub(super) reach: Reach,
+}
+
+impl Location {
+    /// What a thread of a block has done up to a time can be learned here from now on.
+    pub(super) fn add(&mut self, block: u32, thread: usize, time: u32) {
+        if self.block != block {
+            (self.block, self.near) = (block, Clock::default());
+        }
+        self.near.set(thread, time);
+    }
 }
 
 impl Last {
