@@ -24,6 +24,7 @@ mod refused;
 mod shapes;
 pub(crate) mod slots;
 mod system;
+mod unassigned;
 mod video;
 mod warp;
 
@@ -35,7 +36,7 @@ use crate::{Error, Space};
 use body::Body;
 use case::{Case, Lowered};
 use definitions::Definitions;
-use flow::Flow;
+use flow::{Cell, Flow};
 use instruction::{Instruction, Op};
 use slots::{Constant, Name, Slots, Symbol};
 
@@ -61,12 +62,19 @@ pub(crate) struct Kernel {
     /// loads, which may wait for another block.
     pub(crate) needs_order: bool,
     definitions: OnceLock<Definitions>,
+    unassigned: OnceLock<Vec<(Cell, usize)>>,
 }
 
 impl Kernel {
     /// Where each register gets its value; found when somebody asks.
     pub(crate) fn definitions(&self) -> &Definitions {
         self.definitions.get_or_init(|| Definitions::of(&self.code))
+    }
+
+    /// The registers that some path reads before it has written them, and where; found when somebody asks.
+    pub(crate) fn unassigned(&self) -> &[(Cell, usize)] {
+        let search = || unassigned::unassigned(&self.code, self.narrow, self.wide, self.predicates);
+        self.unassigned.get_or_init(search)
     }
 }
 
@@ -130,6 +138,7 @@ pub(crate) fn lower(ast: &Ast, entry: &Entry) -> Result<Kernel, Error> {
         files: ast.files.clone(),
         needs_order,
         definitions: OnceLock::new(),
+        unassigned: OnceLock::new(),
     })
 }
 

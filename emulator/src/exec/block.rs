@@ -7,7 +7,7 @@ use super::barrier::State;
 use super::launch::Launch;
 use super::registers::{LANES, Registers, get, lanes as lanes_of};
 use super::specials;
-use super::unknown::Log;
+use super::unknown::{Log, Unknown};
 use super::warp::{Fragment, Reason, TURN, Warp};
 use crate::Error;
 use crate::error::{Cause, Fault, Jam, Stuck, Waiting};
@@ -161,6 +161,9 @@ impl<'a, O: Observer> Block<'a, O> {
             warp.unknown = None;
             warp.starving = 0;
             specials::fill(self.launch, self.id, index, &mut warp.registers);
+            if self.launch.follow && self.launch.words.is_none() {
+                warp.unknown = Unknown::of_unassigned(&warp.registers, self.launch.kernel.unassigned());
+            }
         }
     }
 
@@ -184,6 +187,9 @@ impl<'a, O: Observer> Block<'a, O> {
             if budget == 0 || self.only_polls() {
                 break;
             }
+        }
+        if self.warps[warp].unknown.as_ref().is_some_and(|unknown| unknown.is_over()) {
+            self.warps[warp].unknown = None;
         }
         self.warp_steps += u64::from(TURN - budget);
         // A warp that is busy with something else will write sooner or later.
