@@ -16,3 +16,4 @@ pub(crate) mod unknown;
 mod unrounded;
 mod view;
 pub(crate) mod warp;
+mod wmma;

@@ -27,6 +27,7 @@ mod system;
 mod unassigned;
 mod video;
 mod warp;
+pub(crate) mod wmma;
 
 use std::sync::OnceLock;
 
@@ -147,7 +148,7 @@ type Chapter = fn(&mut Case) -> Option<Lowered<Op>>;
 
 /// Finds the chapter that knows the instruction.
 fn operation(case: &mut Case) -> Lowered<Op> {
-    const CHAPTERS: [Chapter; 8] = [
+    const CHAPTERS: [Chapter; 9] = [
         control::lower,
         memory::lower,
         moves::lower,
@@ -155,6 +156,7 @@ fn operation(case: &mut Case) -> Lowered<Op> {
         logic::lower,
         warp::lower,
         matrix::lower,
+        wmma::lower,
         mbarrier::lower,
     ];
     if let Some(lowered) = video::lower(case) {

@@ -45,7 +45,10 @@ pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective)
         Collective::LoadMatrix { .. }
         | Collective::StoreMatrix { .. }
         | Collective::MoveMatrix { .. }
-        | Collective::MatrixProduct(_) => return false,
+        | Collective::MatrixProduct(_)
+        | Collective::LoadTile(_)
+        | Collective::StoreTile(_)
+        | Collective::TileProduct(_) => return false,
     }
     true
 }

@@ -128,6 +128,9 @@ impl<O: Observer> Block<'_, O> {
                         registers.put(*d, &moved, mask);
                     }
                     Collective::MatrixProduct(product) => self.matrix_product(w, product),
+                    Collective::LoadTile(placed) => self.load_tile(w, pc, placed)?,
+                    Collective::StoreTile(placed) => self.store_tile(w, pc, placed)?,
+                    Collective::TileProduct(product) => self.tile_product(w, product),
                     _ => {}
                 }
             }

@@ -11,6 +11,7 @@ mod log;
 mod memory;
 mod values;
 mod warp_wide;
+mod wmma;
 
 use super::block::Block;
 use super::registers::{FULL, LANES, Pred, Register, Registers, get, lanes, set};

@@ -76,7 +76,7 @@ impl<O: Observer> Block<'_, O> {
     }
 
     /// In a second run: what some lanes hold in a register goes to other lanes, and counts as used.
-    fn use_all(&mut self, w: usize, mask: u32, cell: Cell) {
+    pub(super) fn use_all(&mut self, w: usize, mask: u32, cell: Cell) {
         if let (Some(unknown), Some(values)) = (&mut self.warps[w].unknown, &mut self.log.values) {
             let followed = unknown.lanes_of(cell) & mask;
             let origins = *unknown.origins(cell);
@@ -109,6 +109,9 @@ impl<O: Observer> Block<'_, O> {
                 | Collective::StoreMatrix { .. }
                 | Collective::MoveMatrix { .. }
                 | Collective::MatrixProduct(_)
+                | Collective::LoadTile(_)
+                | Collective::StoreTile(_)
+                | Collective::TileProduct(_)
         ) {
             return;
         }
