@@ -5,6 +5,8 @@ pub(crate) mod async_copy;
 pub(crate) mod barrier;
 pub(crate) mod block;
 mod collective;
+mod complain;
+mod fresh;
 pub(crate) mod lanes;
 pub(crate) mod launch;
 mod matrix;

@@ -110,8 +110,8 @@ impl<O: Observer> Block<'_, O> {
             let access = Access { unchanged, ..Access::new(Kind::Write, placed.space, addresses, *bytes) };
             self.remember(FULL, placed.space, addresses);
             self.tell_access(w, pc, FULL, &access);
-            for lane in 0..LANES {
-                let spot = self.view(w).locate(request, lane, addresses[lane]);
+            for (lane, address) in addresses.iter().enumerate() {
+                let spot = self.view(w).locate(request, lane, *address);
                 let spot = spot.map_err(|failed| self.fault(w, pc, failed))?;
                 spot.store.store(spot.offset, *bytes, value(&self.warps[w].registers, lane));
             }
@@ -220,10 +220,10 @@ fn multiplied(product: &TileProduct, [a, b, c]: [&Matrix; 3], how: Summation) ->
             };
             let bits = product.d.bits;
             let per = if wide { 1 } else { (32 / bits) as usize };
-            for lane in 0..LANES {
-                for at in 0..count_c {
+            for at in 0..count_c {
+                for (lane, word) in new[at / per].iter().enumerate() {
                     let (row, column) = shape.c_position(lane, at);
-                    d[top + row][left + column] = new[at / per][lane] >> ((at % per) as u32 * bits) & ones(bits);
+                    d[top + row][left + column] = word >> ((at % per) as u32 * bits) & ones(bits);
                 }
             }
         }

@@ -174,7 +174,8 @@ fn product(case: &mut Case) -> Lowered<Op> {
     sync(case)?;
     case.kind_is("aligned")?;
     // How A and B lay in memory says nothing of how they lie in registers.
-    (layout(case)?, layout(case)?);
+    layout(case)?;
+    layout(case)?;
     let shape = case.choose(shape).ok_or("the shape is missing")?;
     let saturate = case.take("satfinite");
     let rounding = case.rounding();
@@ -198,7 +199,7 @@ fn product(case: &mut Case) -> Lowered<Op> {
         ("b1", "b1") if popc => Factors::Bits { and: and.ok_or("one of .and and .xor is missing")? },
         _ => Factors::Integers(integers(a, b, saturate)?),
     };
-    if rounding.is_some() != matches!(kind, Factors::Doubles(_)) && rounding.is_some()
+    if rounding.is_some() && !matches!(kind, Factors::Doubles(_))
         || popc != matches!(kind, Factors::Bits { .. })
         || saturate && !matches!(kind, Factors::Integers(_))
     {
