@@ -75,7 +75,8 @@
 //! write, without those that are in the past of a later one; at most 64 of the running block and 4 of others are kept
 //! per word or byte (beyond that a race may be missed, never invented). Clocks cost 4 bytes for each pair of threads of
 //! a block, up to 24 with fences and asynchronous copies, and for each address of a strong write after a fence 4 bytes
-//! for each thread of each block that wrote there. Shared memory is forgotten with its block, the rest with the launch.
+//! for each thread of each block that wrote there; the address of an atomic operation costs 40. Shared memory is forgotten
+//! with its block, the rest with the launch.
 //! For a second run the global memory that a launch stores to is kept as it was, at twice its size; beyond 256 MiB of it,
 //! or a million words in question, there is none, and such reads count as used.
 //!
