@@ -169,8 +169,8 @@ impl RaceDetector {
 
     /// One lane accesses bytes.
     fn touch(&mut self, (space, bytes): (Space, std::ops::Range<u64>), order: Order, step: &Step<'_>) {
-        let Step { mark: new, unchanged, rounding, value, index } = *step;
-        let (block, warps) = (self.block(), self.warps());
+        let Step { mark: new, value, index, .. } = *step;
+        let block = self.block();
         let Running { threads, shared, tick, .. } = &mut self.running;
         let memory = if space == Space::Shared { shared } else { &mut self.global };
         let Some(thread) = threads.get_mut(index) else { return };
@@ -197,9 +197,9 @@ impl RaceDetector {
                 None => races.push(Found { old, address, bytes }),
             }
         });
-        let second = &mut self.second;
-        let followed = second.runs && second.words.touch(space, bytes.clone());
         let mut told: Vec<(Found, Option<u32>)> = vec![];
+        let second = &self.second;
+        let followed = second.runs && second.words.touch(space, bytes.clone());
         if followed && new.kind == Kind::Read {
             memory.reads.add(&bytes, new, value);
         } else if followed && new.writes() {
@@ -207,7 +207,6 @@ impl RaceDetector {
             // These are all reads of it, and those in the history are some of them.
             races.retain(|race| race.old.kind != Kind::Read);
         }
-        told.extend(races.into_iter().map(|race| (race, followed.then_some(value).filter(|_| new.kind == Kind::Read))));
         if strong && new.kind != Kind::Read {
             if new.kind == Kind::Atomic {
                 memory.atomics.insert(address, Last { block, thread: index, bytes: size, reach: order.reach });
@@ -217,6 +216,19 @@ impl RaceDetector {
             *tick += 1;
             thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), *tick);
         }
+        if !races.is_empty() || !told.is_empty() {
+            let value = (followed && new.kind == Kind::Read).then_some(value);
+            told.extend(races.into_iter().map(|race| (race, value)));
+            self.tell(space, bytes, step, told);
+        }
+    }
+
+    /// Notes what one lane's access races with, each in its class; of those whose outcome is not known yet, the number of
+    /// the value that was read.
+    #[cold]
+    fn tell(&mut self, space: Space, bytes: std::ops::Range<u64>, step: &Step<'_>, told: Vec<(Found, Option<u32>)>) {
+        let Step { mark: new, unchanged, rounding, index, .. } = *step;
+        let (block, warps, second) = (self.block(), self.warps(), &mut self.second);
         second.steps += 1;
         for (found, value) in told {
             let is_read = |kind: Kind| kind == Kind::Read;

@@ -2,7 +2,7 @@
 
 use super::block::{Block, site};
 use super::launch::Launch;
-use super::registers::{LANES, Register, Registers, get, lanes, set};
+use super::registers::{LANES, Registers, get, lanes, set};
 use super::unrounded;
 use super::view::{Request, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};
@@ -164,41 +164,43 @@ impl<O: Observer> Block<'_, O> {
         let Block { launch, id, warps, shared, observer, .. } = self;
         let Launch { kernel, memory, params, checked, .. } = **launch;
         let view = View { memory, params, shared, local: &warps[warp].local, checked };
-        let registers = |warp: usize| &warps[warp].registers;
+        let mine = &warps[warp].registers;
         let bytes = store.bytes * store.parts.len() as u32;
         let request = Request { space: store.space, bytes, writes: true, reads: false };
         let ones = u64::MAX >> (64 - 8 * store.bytes);
+        // Mostly each lane stores behind the one before it, and no two to one address.
+        let mut last = None;
+        let apart =
+            lanes(mask).all(|lane| last.replace(addresses[lane]).is_none_or(|before: u64| before < addresses[lane]));
         let before = |lane: usize| {
-            lanes(mask & ((1 << lane) - 1)).filter(move |other| addresses[*other] == addresses[lane]).last()
+            let earlier = if apart { 0 } else { mask & ((1 << lane) - 1) };
+            lanes(earlier).filter(|other| addresses[*other] == addresses[lane]).last()
         };
         // Whether memory holds what a lane has in its registers.
-        let is_there = |warp: usize, lane: usize, address: u64| {
+        let is_there = |registers: &Registers, lane: usize, address: u64| {
             let Ok(spot) = view.locate(request, lane, address) else { return false };
             store.parts.iter().enumerate().all(|(part, register)| {
                 let offset = spot.offset + u64::from(part as u32 * store.bytes);
-                let value = get(registers(warp), *register, lane) & ones;
+                let value = get(registers, *register, lane) & ones;
                 spot.store.is_written(offset, store.bytes) && spot.store.load(offset, store.bytes) == value
             })
         };
         let same = |lane: &usize| match before(*lane) {
-            Some(other) => {
-                let value = |part: &Register, lane| get(registers(warp), *part, lane);
-                store.parts.iter().all(|part| value(part, other) == value(part, *lane))
-            }
-            None => is_there(warp, *lane, addresses[*lane]),
+            Some(other) => store.parts.iter().all(|part| get(mine, *part, other) == get(mine, *part, *lane)),
+            None => is_there(mine, *lane, addresses[*lane]),
         };
         let unchanged = lanes(mask).filter(same).fold(0, |set, lane| set | 1 << lane);
-        let apart = |lane: usize, [other, at]: [usize; 2]| {
+        let differ = |lane: usize, [other, at]: [usize; 2]| {
             let just_now = other == warp && before(lane) == Some(at);
             let address = warps[other].addresses(store.address)[at];
-            if address != addresses[lane] || !just_now && !is_there(other, at, address) {
+            if address != addresses[lane] || !just_now && !is_there(&warps[other].registers, at, address) {
                 return None;
             }
-            let both = [(registers(other), at), (registers(warp), lane)];
+            let both = [(&warps[other].registers, at), (mine, lane)];
             let parts = store.parts.iter().map(|part| unrounded::apart(kernel, *part, both));
             parts.collect::<Option<Vec<f64>>>().map(|parts| parts.into_iter().fold(0.0, f64::max))
         };
-        let rounding = Some(Rounding::new(&apart));
+        let rounding = Some(Rounding::new(&differ));
         let access = Access { unchanged, rounding, ..Access::new(Kind::Write, store.space, addresses, bytes) };
         observer.access(&site(launch, *id, warp, pc, mask), &access);
     }
