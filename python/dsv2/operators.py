@@ -17,7 +17,7 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 
 from dsv2._dsv2 import RequestError
 from dsv2._judge import _file, run
+from dsv2._poison import PATTERNS, poisoned, untouched
 
 _NUMPY = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int64}
 
@@ -56,7 +57,7 @@ def contracts() -> dict[str, Contract]:
 
 def contract(name: str) -> Contract:
     """The operator of this name. Raises RequestError if there is none."""
-    if name not in contracts():
+    if not isinstance(name, str) or name not in contracts():
         raise RequestError(f"operator {name!r}: expected one of {', '.join(contracts())}")
     return contracts()[name]
 
@@ -67,14 +68,16 @@ def inputs(operator: str, workload: str, device: str | None = None) -> dict[str,
     device: "numpy", or a device of PyTorch; by default "cuda" where PyTorch has one, "cpu" where it is installed, else "numpy".
     Raises ImportError where NumPy is to hold bf16 and ml_dtypes is not installed.
     """
-    device = device or _device()
+    known = contract(operator)
+    _workload(known, workload)
+    device = _device() if device is None else _known_device(device)
     with tempfile.TemporaryDirectory() as folder:
         run("operator", "inputs", operator, Path(folder) / "in", "--workload", workload)
-        data = (Path(folder) / "in" / contract(operator).workloads[workload]["file"]).read_bytes()
+        data = (Path(folder) / "in" / known.workloads[workload]["file"]).read_bytes()
     length = int.from_bytes(data[:8], "little")
     tensors = {name: spec for name, spec in json.loads(data[8 : 8 + length]).items() if name != "__metadata__"}
     made = {}
-    for name in contract(operator).inputs:
+    for name in known.inputs:
         if name in tensors:
             spec = tensors[name]
             begin, end = (8 + length + offset for offset in spec["data_offsets"])
@@ -84,6 +87,9 @@ def inputs(operator: str, workload: str, device: str | None = None) -> dict[str,
 
 def check(operator: str, workload: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Judges what a kernel returned for a workload: `verdict` is "pass", "fail" or "not-judged"; `outputs` says of each why."""
+    _workload(contract(operator), workload)
+    if not isinstance(outputs, Mapping):
+        raise RequestError(f"outputs of {operator}: expected a dict of arrays by name, found {type(outputs).__name__}")
     with tempfile.TemporaryDirectory() as folder:
         held = {name: _held(value) for name, value in outputs.items()}
         path = _file(held, folder, "outputs")
@@ -96,26 +102,32 @@ def operator(
     *,
     device: str | None = None,
     repeats: int = 2,
-    workloads: list[str] | None = None,
-    outputs: list[str] | None = None,
+    workloads: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Makes a test of all workloads of a callable that takes an operator's inputs by name.
 
     It returns the outputs: one, a tuple in the contract's order, or a dict; what it writes in place need not be returned.
     A test fails if an output is wrong, missing (but for those that `outputs` leaves out) or of another type than the contract's,
-    if an input was changed that is no output (clone it first where a kernel works in place), or if two calls with the same
-    inputs give other bits (repeats=1: is not looked at).
+    or holds what `torch.empty` or `numpy.empty` left in it, if an input was changed that is no output (clone it first where a
+    kernel works in place), or if two calls with the same inputs give other bits (repeats=1: is not looked at).
+    report: is called with what `check` says of each workload, before the test fails over it.
     """
     known = contract(name)
-    if unknown := set(outputs or []) - set(known.outputs):
-        raise RequestError(f"outputs of {name}: expected some of {', '.join(known.outputs)}, found {', '.join(sorted(unknown))}")
-    chosen = list(known.workloads) if workloads is None else workloads
+    _repeats(repeats)
+    _some_outputs(known, outputs)
+    device = None if device is None else _known_device(device)
+    chosen = list(known.workloads) if workloads is None else _names(f"workloads of {name}", workloads)
     for workload in chosen:
-        if workload not in known.workloads:
-            raise RequestError(f"workload {workload!r} of {name}: expected one of {', '.join(known.workloads)}")
+        _workload(known, workload)
 
     def decorate(kernel: Callable) -> Callable:
-        import pytest
+        _callable(name, kernel)
+        try:
+            import pytest
+        except ImportError:
+            raise RequestError(f"operator {name!r}: a test needs pytest: pip install pytest") from None
 
         @pytest.mark.parametrize("workload", chosen)
         def test(workload: str) -> None:
@@ -124,7 +136,7 @@ def operator(
                 given = inputs(name, workload, device)
             except ImportError as missing:
                 pytest.skip(str(missing))
-            try_kernel(name, workload, kernel, given, repeats, outputs)
+            try_kernel(name, workload, kernel, given, repeats, outputs, report)
 
         # pytest must see the parameter `workload`, and the name and place of what was decorated
         for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
@@ -141,33 +153,98 @@ def try_kernel(
     kernel: Callable,
     given: Mapping[str, Any],
     repeats: int = 2,
-    outputs: list[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Calls a kernel on copies of these inputs and judges it as `operator` does; the report of `check`. Raises AssertionError."""
     __tracebackhide__ = True
     known = contract(name)
-    results = []
-    for _ in range(max(1, repeats)):
+    _workload(known, workload)
+    _repeats(repeats)
+    _some_outputs(known, outputs)
+    _callable(name, kernel)
+    if report is not None:
+        _callable(f"report of {name}", report)
+    if not isinstance(given, Mapping):
+        raise RequestError(f"inputs of {name}: expected a dict by name, as operators.inputs makes it, found {type(given).__name__}")
+    said, results = f"{name}, workload {workload!r}", []
+    for call in range(repeats):
+        pattern = PATTERNS[call % len(PATTERNS)]
         own = {key: _copy(value) for key, value in given.items()}
+        with poisoned(pattern):
+            made = kernel(**_accepted(kernel, own))
         # copies: a kernel may return the same buffer every time
-        returned = {key: _copy(value) for key, value in _named(known, kernel(**_accepted(kernel, own)), own).items()}
+        returned = {key: _copy(value) for key, value in _named(known, made, own).items()}
         results.append(returned)
         missing = [key for key in (outputs if outputs is not None else known.outputs) if key not in returned]
-        assert not missing, f"{name}, workload {workload!r}: the kernel did not return {', '.join(missing)}"
+        assert not missing, f"{said}: the kernel did not return {', '.join(missing)}"
         for key in filter(known.outputs.get, returned):
             wanted, found = known.outputs[key]["dtype"], str(getattr(returned[key], "dtype", type(returned[key]).__name__))
             wanted = known.workloads[workload]["dtype"] if wanted == "activation" else wanted
             found = found.removeprefix("torch.")
             integers = wanted.startswith("int") and found.startswith(("int", "uint"))
-            assert integers or found == wanted, f"{name}, workload {workload!r}: {key} is of type {found}, expected {wanted}"
+            assert integers or found == wanted, f"{said}: {key} is of type {found}, expected {wanted}"
+            if left := untouched(returned[key], pattern):
+                shape = "x".join(map(str, returned[key].shape))
+                raise AssertionError(f"{said}: nobody wrote {left} of the elements of {key} [{shape}]: they hold what was there before")
         changed = [key for key, value in own.items() if key not in known.outputs and _bits(value) != _bits(given[key])]
-        assert not changed, f"{name}, workload {workload!r}: the kernel changed its inputs {', '.join(changed)}"
-    report = check(name, workload, results[0])
-    assert report["verdict"] == "pass", _said(name, report)
+        assert not changed, f"{said}: the kernel changed its inputs {', '.join(changed)}"
+    judged = check(name, workload, results[0])
+    if report is not None:
+        report(judged)
+    assert judged["verdict"] == "pass", _said(name, judged)
     for later in results[1:]:
         other = [key for key in later if _bits(later[key]) != _bits(results[0][key])]
-        assert not other, f"{name}, workload {workload!r}: two calls with the same inputs give other bits of {', '.join(other)}"
-    return report
+        assert not other, f"{said}: two calls with the same inputs give other bits of {', '.join(other)}"
+    return judged
+
+
+def _names(what: str, names: Any) -> list[str]:
+    """A list of names; a single one in its place would be taken for its letters."""
+    found = None if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
+    if found is None or not all(isinstance(name, str) for name in found):
+        raise RequestError(f"{what}: expected a list of names, found {names!r}")
+    if not found:
+        raise RequestError(f"{what}: expected at least one, found none")
+    return found
+
+
+def _workload(known: Contract, workload: Any) -> None:
+    if not isinstance(workload, str) or workload not in known.workloads:
+        raise RequestError(f"workload {workload!r} of {known.name}: expected one of {', '.join(known.workloads)}")
+
+
+def _some_outputs(known: Contract, outputs: Any) -> None:
+    names = [] if outputs is None else _names(f"outputs of {known.name}", outputs)
+    if unknown := set(names) - set(known.outputs):
+        raise RequestError(f"outputs of {known.name}: expected some of {', '.join(known.outputs)}, found {', '.join(sorted(unknown))}")
+
+
+def _repeats(repeats: Any) -> None:
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise RequestError(f"repeats: expected a number of calls, 1 or more, found {repeats!r}")
+
+
+def _callable(name: str, kernel: Any) -> None:
+    if not callable(kernel):
+        raise RequestError(f"operator {name!r}: expected a callable, found {type(kernel).__name__}")
+
+
+def _known_device(device: Any) -> str:
+    """The name of a device, if there is such a one."""
+    if str(device) == "numpy":
+        return "numpy"
+    if find_spec("torch") is None:
+        raise RequestError(f"device: expected 'numpy', as PyTorch is not installed, found {device!r}")
+    import torch
+
+    try:
+        if not isinstance(device, (str, torch.device)):
+            raise ValueError
+        torch.empty(0, device=device)
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError):
+        raise RequestError(f"device: expected 'numpy' or a device of PyTorch that is there, found {device!r}") from None
+    return str(device)
 
 
 def _said(name: str, report: dict[str, Any]) -> str:

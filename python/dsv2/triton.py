@@ -127,7 +127,7 @@ class Active:
 def activate(
     target: str = "sm_80",
     *,
-    races: bool = False,
+    races: bool | str = False,
     profile: bool = False,
     unwritten: str = "follow",
     autotune: Mapping[str, int | Mapping[str, Any] | Callable[[Any], bool]] | None = None,
@@ -137,7 +137,8 @@ def activate(
     """Makes Triton compile for `target` ("sm_80", "sm_89" or "sm_90") and run on the emulator, until `deactivate` or the end of a
     `with`.
 
-    races: look for accesses that nothing orders, and raise RaceError. profile: count, see `Launch.profile`.
+    races: look for accesses that nothing orders, and raise RaceError ("note": go on, they are in `Launch.races`). profile: count,
+        see `Launch.profile`.
     unwritten: bytes that nobody wrote, among them those of what `torch.empty` made meanwhile and neither kernels nor PyTorch
         wrote since. "follow": UnwrittenError where they decide an address, a branch or an output; "stop": KernelFault where they
         are read; "ignore": nothing.
