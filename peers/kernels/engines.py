@@ -29,6 +29,11 @@ class No:
             raise AttributeError(name)
         return self
 
+    def __or__(self, other: Any) -> "No":
+        return self
+
+    __ror__ = __or__
+
     def __bool__(self) -> bool:
         return False
 

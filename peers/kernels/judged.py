@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import dsv2
 import pytest
@@ -72,7 +73,9 @@ def adapter(
         def called(**inputs: Any) -> Any:
             WATCH.races, WATCH.launches = "launches" not in state, []
             state.setdefault("given", inputs)
-            with activate(target, races="note" if WATCH.races else False, profile=WATCH.races) as runs:
+            capability = divmod(int(target.removeprefix("sm_")), 10)
+            card = mock.patch.object(torch.cuda, "get_device_capability", lambda *_: capability)
+            with card, activate(target, races="note" if WATCH.races else False, profile=WATCH.races) as runs:
                 try:
                     return function(**inputs)
                 finally:
