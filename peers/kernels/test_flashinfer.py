@@ -54,7 +54,10 @@ def test_silu_and_mul(gate_up):
     return output
 
 
-@adapter("merge_state", FLASHINFER, "MergeStateKernel", without={"odd sizes": "heads of 64, 128, 256 and 512"}, **CUDA)
+@adapter(
+    "merge_state", FLASHINFER, "MergeStateKernel", without={"odd sizes": "heads of 64, 128, 256 and 512"},
+    findings={"DeepSeek-V2": "blocks of more than 1024 threads"}, **CUDA,
+)  # fmt: skip
 def test_merge_state(v_a, s_a, v_b, s_b):
     tokens, heads, width = v_a.shape
     vector = max(16 // v_a.element_size(), width // 32)
@@ -140,7 +143,10 @@ def mla(q_nope, q_pe, ckv_cache, kpe_cache, qo_indptr, kv_indptr, kv_indices, sm
     return output, lse
 
 
-MLA = {"note": "the plan for 4 blocks", "without": {"odd sizes": "latents of 512 and keys of 64 in 16 bits"}, **CUDA}
+MLA = {
+    "note": "the plan for 4 blocks", "without": {"odd sizes": "latents of 512 and keys of 64 in 16 bits"},
+    "findings": {"*": "no __syncwarp"}, **CUDA,
+}  # fmt: skip
 
 
 @adapter("mla_paged_decode", FLASHINFER, "BatchMLAPagedAttentionKernel", **MLA)

@@ -43,15 +43,18 @@ def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, 
     return output
 
 
-NO_LSE = "page tables become token tables; it gives no LSE"
+DECODE = {
+    "outputs": ["output"], "note": "page tables become token tables; it gives no LSE",
+    "findings": {"empty sequences": "an empty sequence", "odd sizes": "TF32"},
+}  # fmt: skip
 
 
-@adapter("mla_paged_decode", SGLANG, "decode_attention_fwd", outputs=["output"], note=NO_LSE)
+@adapter("mla_paged_decode", SGLANG, "decode_attention_fwd", **DECODE)
 def test_decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
     return decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len)
 
 
-@adapter("mla_paged_decode", SGLANG, "decode_attention_fwd", outputs=["output"], note=NO_LSE, target="sm_90")
+@adapter("mla_paged_decode", SGLANG, "decode_attention_fwd", target="sm_90", **DECODE)
 def test_decode_sm_90(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
     return decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len)
 
@@ -72,7 +75,13 @@ def extend(queries, new, buffer, width, qo_indptr, before, sm_scale):
     return output, lse * LOG2_E
 
 
-@adapter("mla_paged_prefill_causal", SGLANG, "extend_attention_fwd", note="page tables become token tables; its natural LSE times log2 e")
+TF32 = {"odd sizes": "TF32"}
+
+
+@adapter(
+    "mla_paged_prefill_causal", SGLANG, "extend_attention_fwd", findings=TF32,
+    note="page tables become token tables; its natural LSE times log2 e",
+)  # fmt: skip
 def test_extend(q_nope, q_pe, ckv_cache, kpe_cache, qo_indptr, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
     width = ckv_cache.shape[-1]
     slots = token_slots(kv_indptr, kv_indices, ckv_cache.shape[1], kv_last_page_len)
@@ -83,7 +92,7 @@ def test_extend(q_nope, q_pe, ckv_cache, kpe_cache, qo_indptr, kv_indptr, kv_ind
     return extend(torch.cat([q_nope, q_pe], -1), buffer[new].contiguous(), buffer, width, qo_indptr, before, sm_scale)
 
 
-@adapter("mla_ragged_prefill_causal", SGLANG, "extend_attention_fwd", note="keys of before as a cache; its natural LSE times log2 e")
+@adapter("mla_ragged_prefill_causal", SGLANG, "extend_attention_fwd", findings=TF32, note="keys of before as a cache; its natural LSE times log2 e")
 def test_ragged_extend(q, k, v, qo_indptr, kv_indptr, sm_scale):
     places = [torch.arange(int(begin), int(end)) for begin, end in zip(kv_indptr, kv_indptr[1:])]
     lengths = (qo_indptr[1:] - qo_indptr[:-1]).tolist()
@@ -92,7 +101,7 @@ def test_ragged_extend(q, k, v, qo_indptr, kv_indptr, sm_scale):
     return extend(q, (k[new].contiguous(), v[new].contiguous()), (k, v), v.shape[-1], qo_indptr, before, sm_scale)
 
 
-@adapter("merge_state", SGLANG, "merge_state_triton", note="LSE in natural logarithms")
+@adapter("merge_state", SGLANG, "merge_state_triton", findings={"no keys": "a merge of nothing"}, note="LSE in natural logarithms")
 def test_merge_state(v_a, s_a, v_b, s_b):
     merge = SGLANG.function("kernels.ops.attention.merge_state", "merge_state_triton")
     merged, lse = merge(v_a, s_a / LOG2_E, v_b, s_b / LOG2_E)
@@ -114,7 +123,10 @@ def test_set_mla_kv_buffer(kv_a, weight, cos, sin, slot_mapping, ckv_cache, kpe_
     return rows[..., :width].contiguous(), rows[..., width:].contiguous()
 
 
-@adapter("moe_experts", SGLANG, "fused_moe_kernel, moe_sum_reduce_triton", note="sorting by expert and SwiGLU between the products by PyTorch")
+@adapter(
+    "moe_experts", SGLANG, "fused_moe_kernel, moe_sum_reduce_triton", findings=TF32,
+    note="sorting by expert and SwiGLU between the products by PyTorch",
+)  # fmt: skip
 def test_fused_moe(hidden_states, w13, w2, topk_indices, topk_weights):
     invoke = SGLANG.function("kernels.ops.moe.fused_moe_triton_kernels", "invoke_fused_moe_kernel")
     reduce = SGLANG.function("kernels.ops.moe.fused_moe_triton_kernels", "moe_sum_reduce_triton")

@@ -42,15 +42,18 @@ def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, 
     return output, lse * LOG2_E
 
 
-DECODE = "both caches side by side; its natural LSE times log2 e"
+DECODE = {
+    "note": "both caches side by side; its natural LSE times log2 e",
+    "findings": {"empty sequences": "an empty sequence", "odd sizes": "TF32"},
+}  # fmt: skip
 
 
-@adapter("mla_paged_decode", VLLM, "decode_attention_fwd", note=DECODE)
+@adapter("mla_paged_decode", VLLM, "decode_attention_fwd", **DECODE)
 def test_decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
     return decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len)
 
 
-@adapter("mla_paged_decode", VLLM, "decode_attention_fwd", note=DECODE, target="sm_90")
+@adapter("mla_paged_decode", VLLM, "decode_attention_fwd", target="sm_90", **DECODE)
 def test_decode_sm_90(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
     return decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len)
 
@@ -64,7 +67,7 @@ def test_merge_attn_states(v_a, s_a, v_b, s_b):
     return output, lse.T.contiguous() * LOG2_E
 
 
-@adapter("moe_experts", VLLM, "fused_moe_kernel", note="sorting by expert, SwiGLU and the sum over experts by PyTorch")
+@adapter("moe_experts", VLLM, "fused_moe_kernel", findings={"odd sizes": "TF32"}, note="sorting by expert, SwiGLU and the sum over experts by PyTorch")
 def test_fused_moe(hidden_states, w13, w2, topk_indices, topk_weights):
     invoke = VLLM.function("model_executor.layers.fused_moe.fused_moe", "invoke_fused_moe_triton_kernel")
     (tokens, top_k), dtype = topk_indices.shape, hidden_states.dtype

@@ -117,6 +117,8 @@ def operator(
     known = contract(name)
     _repeats(repeats)
     _some_outputs(known, outputs)
+    if report is not None:
+        _callable(f"report of {name}", report)
     device = None if device is None else _known_device(device)
     chosen = list(known.workloads) if workloads is None else _names(f"workloads of {name}", workloads)
     for workload in chosen:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from dsv2 import _dsv2, emulator
+from dsv2._checked import count, flag, one_of
 from dsv2._dsv2 import LaunchError
 from dsv2._shadow import Shadow
 
@@ -33,6 +34,7 @@ try:
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import DriverBase
     from triton.backends.nvidia.compiler import CUDABackend, get_ptxas, sm_arch_from_capability
+    from triton.compiler import CompiledKernel
     from triton.runtime import autotuner
 except ImportError as error:
     raise ImportError(f"dsv2.triton needs triton 3.9 or newer (pip install triton): {error}") from None
@@ -146,25 +148,35 @@ def activate(
         (`{"BLOCK": 64}`), or a function of `triton.Config`. Nothing is measured: without it, it is the first one. An
         AutotuneWarning says which it was.
     """
-    if target not in TARGETS:
-        raise LaunchError(f"target: expected {', '.join(TARGETS)}, found {target!r}")
-    if unwritten not in ("stop", "follow", "ignore"):
-        raise LaunchError(f"unwritten: expected stop, follow or ignore, found {unwritten!r}")
+    if races != "note":
+        races = flag('races (or "note")', races)
+    wishes = {} if autotune is None else autotune
+    if not isinstance(wishes, Mapping) or not all(isinstance(name, str) and _is_wish(wish) for name, wish in wishes.items()):
+        raise LaunchError(f"autotune: expected a number, values or a function for each kernel's name, found {autotune!r}")
+    options = dict(
+        target=one_of("target", target, TARGETS), races=races, profile=flag("profile", profile),
+        unwritten=one_of("unwritten", unwritten, emulator.UNWRITTEN), threads=count("threads", threads), limit=count("limit", limit, 1, 64),
+    )  # fmt: skip
     if triton.knobs.runtime.interpret:
         raise LaunchError("TRITON_INTERPRET is set: then Triton compiles nothing, and there is no PTX to run")
     with _LOCK:
         if _ACTIVE and _ACTIVE[-1].thread != threading.get_ident():
             raise LaunchError("activate: it is active in another thread, and Triton has one driver for all of them")
-        return _activated(dict(target=target, races=races, profile=profile, unwritten=unwritten, threads=threads, limit=limit), autotune)
+        return _activated(options, wishes)
 
 
-def _activated(options: dict[str, Any], autotune: Mapping[str, Any] | None) -> Active:
+def _is_wish(wish: Any) -> bool:
+    """Whether this says which configuration a kernel takes."""
+    return isinstance(wish, Mapping) or callable(wish) or (isinstance(wish, int) and not isinstance(wish, bool))
+
+
+def _activated(options: dict[str, Any], wishes: Mapping[str, Any]) -> Active:
     active = Active(options)
     config = triton.runtime.driver
     before, nvidia, prune = config._active, backends["nvidia"], autotuner.Autotuner.prune_configs
     backends["nvidia"] = Backend(compiler=_Compiler, driver=nvidia.driver)
     config.set_active(_Driver(active))
-    autotuner.Autotuner.prune_configs = _chooser(prune, dict(autotune or {}))
+    autotuner.Autotuner.prune_configs = _chooser(prune, dict(wishes))
 
     def undo() -> None:
         autotuner.Autotuner.prune_configs = prune
@@ -281,6 +293,19 @@ class _Driver(DriverBase):
 
     def allocate_default_profile_scratch(self, size: int, alignment: int, stream: Any) -> Any:
         return None
+
+
+def _unload(before: Callable[[Any], None], ours: type = emulator.Module) -> Callable[[Any], None]:
+    """In place of `CompiledKernel.__del__`: a kernel of ours is no driver's to unload, least of all when Python ends."""
+
+    def unload(kernel: Any) -> None:
+        if type(getattr(kernel, "module", None)) is not ours:
+            before(kernel)
+
+    return unload
+
+
+CompiledKernel.__del__ = _unload(CompiledKernel.__del__)
 
 
 class _Utils:

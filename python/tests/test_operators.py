@@ -107,6 +107,33 @@ def test_a_changed_input_and_other_bits_the_second_time_fail():
     assert "other bits of output" in fails("rmsnorm", "odd sizes", other)
 
 
+def test_what_nobody_wrote_fails_whatever_is_in_it():
+    inputs = given("rmsnorm", "odd sizes")
+    right = rmsnorm(**inputs)
+
+    def empty(x):
+        if not HAVE_TORCH:
+            return np.empty_like(x)
+        import torch
+
+        return torch.empty_like(x)
+
+    def leaves_a_row(hidden_states, weight):
+        output = empty(hidden_states)
+        output[:-1] = right[:-1]
+        return output
+
+    with pytest.raises(AssertionError, match=r"nobody wrote 131 of the elements of output \[7x131\]"):
+        operators.try_kernel("rmsnorm", "odd sizes", leaves_a_row, inputs, repeats=1)
+
+    def writes_all(hidden_states, weight):
+        output = empty(hidden_states)
+        output[:] = right
+        return output
+
+    assert operators.try_kernel("rmsnorm", "odd sizes", writes_all, inputs)["verdict"] == "pass"
+
+
 def test_what_is_written_in_place_need_not_be_returned():
     def append(kv_a, weight, cos, sin, slot_mapping, ckv_cache, kpe_cache):
         width, size = ckv_cache.shape[2], ckv_cache.shape[1]
