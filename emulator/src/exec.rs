@@ -13,5 +13,6 @@ pub(crate) mod registers;
 mod specials;
 mod system;
 pub(crate) mod unknown;
+mod unrounded;
 mod view;
 pub(crate) mod warp;

@@ -9,6 +9,7 @@ mod case;
 mod compare;
 pub(crate) mod control;
 mod convert;
+pub(crate) mod definitions;
 mod float;
 pub(crate) mod flow;
 mod half;
@@ -26,11 +27,14 @@ mod system;
 mod video;
 mod warp;
 
+use std::sync::OnceLock;
+
 use crate::parse::ast::{Ast, Entry};
 use crate::parse::types::Type;
 use crate::{Error, Space};
 use body::Body;
 use case::{Case, Lowered};
+use definitions::Definitions;
 use flow::Flow;
 use instruction::{Instruction, Op};
 use slots::{Constant, Name, Slots, Symbol};
@@ -56,6 +60,14 @@ pub(crate) struct Kernel {
     /// Some instruction reads or changes global memory in a way that depends on the order of blocks: atomics, and strong
     /// loads, which may wait for another block.
     pub(crate) needs_order: bool,
+    definitions: OnceLock<Definitions>,
+}
+
+impl Kernel {
+    /// Where each register gets its value; found when somebody asks.
+    pub(crate) fn definitions(&self) -> &Definitions {
+        self.definitions.get_or_init(|| Definitions::of(&self.code))
+    }
 }
 
 /// A parameter of a kernel and its place in the parameter memory.
@@ -117,6 +129,7 @@ pub(crate) fn lower(ast: &Ast, entry: &Entry) -> Result<Kernel, Error> {
         required_threads: entry.required_threads,
         files: ast.files.clone(),
         needs_order,
+        definitions: OnceLock::new(),
     })
 }
 

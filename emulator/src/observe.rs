@@ -3,6 +3,8 @@
 //! A race detector or a profiler is an [`Observer`]; the interpreter knows nothing of what it does. All methods have an
 //! empty default, and a launch without an observer pays nothing.
 
+use std::collections::HashSet;
+
 use crate::Space;
 use crate::memory::address;
 
@@ -55,6 +57,52 @@ pub struct Access<'a> {
     pub bytes: u32,
     /// The lanes of a store by which memory does not change: what they store is there already.
     pub unchanged: u32,
+    /// Lanes of a store that differ from an earlier one of the same instruction by rounding only.
+    pub rounded: Option<&'a Rounded>,
+    /// In a second run, see [`Observer::again`]: for each lane of a load the number of the value that it reads; zero for
+    /// what is not followed.
+    pub values: Option<&'a [u32; 32]>,
+}
+
+impl<'a> Access<'a> {
+    /// An access of lanes to so many bytes each.
+    pub fn new(kind: Kind, space: Space, addresses: &'a [u64; 32], bytes: u32) -> Self {
+        Self { kind, space, addresses, bytes, unchanged: 0, rounded: None, values: None }
+    }
+}
+
+/// Words of memory whose readers are followed in a second run.
+#[derive(Clone, Debug, Default)]
+pub struct Words(HashSet<(Space, u64)>);
+
+impl Words {
+    /// Adds the words of some bytes.
+    pub fn add(&mut self, space: Space, bytes: std::ops::Range<u64>) {
+        self.0.extend(Self::of(bytes).map(|word| (space, word)));
+    }
+
+    /// Whether some of the bytes are in one of them.
+    pub fn touch(&self, space: Space, bytes: std::ops::Range<u64>) -> bool {
+        Self::of(bytes).any(|word| self.0.contains(&(space, word)))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn of(bytes: std::ops::Range<u64>) -> std::ops::Range<u64> {
+        bytes.start / 4..bytes.end.div_ceil(4)
+    }
+}
+
+/// Lanes that store, where an earlier lane of the same instruction stores too, what would be the same without rounding.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rounded {
+    /// The lanes.
+    pub lanes: u32,
+    /// How far the value of each is from that of the earlier one, relative to the larger of both.
+    pub apart: [f64; 32],
 }
 
 impl Access<'_> {
@@ -93,6 +141,9 @@ pub trait Observer {
     /// Whether it watches at all.
     const ACTIVE: bool = true;
 
+    /// Whether it may want to see a launch twice. Then what the launch changes in global memory is remembered.
+    const REPEATS: bool = false;
+
     /// A block begins; it has so many threads.
     fn begin(&mut self, _block: [u32; 3], _threads: u32) {}
 
@@ -110,6 +161,16 @@ pub trait Observer {
 
     /// Threads synchronise.
     fn sync(&mut self, _site: &Site<'_>, _event: Sync) {}
+
+    /// The launch has ended. Whoever wants to know whether values are ever used that are read from some words has it run
+    /// once more, from the beginning and with the same memory. Then these values have numbers.
+    fn again(&mut self) -> Option<Words> {
+        None
+    }
+
+    /// The second run has ended: `is_used` tells of a number whether the value has reached an address, a branch, a
+    /// barrier or memory.
+    fn outcome(&mut self, _is_used: &dyn Fn(u32) -> bool) {}
 }
 
 /// The observer that is not there.

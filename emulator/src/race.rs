@@ -54,7 +54,8 @@
 //! which others see after a barrier.
 //!
 //! # Equal stores
-//! Two stores of the same value to the same bytes are kept apart: see [`RaceDetector::equal_stores`].
+//! Two stores of the same value to the same bytes are kept apart: see [`RaceDetector::equal_stores`]. So are those of one
+//! instruction whose values differ by rounding only: [`RaceDetector::rounded_stores`].
 //!
 //! # What is not found
 //! Only what this run does is looked at: other inputs may race elsewhere. Orders that depend on luck (who took a lock
@@ -75,17 +76,20 @@ mod cell;
 mod clock;
 mod order;
 mod report;
+mod second;
 mod shadow;
 mod thread;
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::Space;
-use crate::observe::{Access, Kind, Observer, Site, Sync};
+use crate::exec::unknown::USED;
+use crate::observe::{Access, Kind, Observer, Site, Sync, Words};
 use cell::{Mark, View};
 use clock::{Gathering, Knowledge};
 use order::{Order, Reach};
 use report::{Found, Log, Sites};
+use second::{Pending, Reads, Second};
 use shadow::Shadow;
 use thread::{Location, Thread};
 
@@ -98,8 +102,10 @@ const SHARED: u64 = 1 << 20;
 #[derive(Default)]
 pub struct RaceDetector {
     sites: Sites,
-    log: Log,
-    equal: Log,
+    logs: Logs,
+    /// What was found before this launch.
+    before: Logs,
+    second: Second,
     /// The blocks of this launch, by number.
     blocks: Vec<[u32; 3]>,
     /// The block that runs.
@@ -122,6 +128,34 @@ struct Running {
     shared: Memory,
 }
 
+/// What was found, by class.
+#[derive(Clone, Default)]
+struct Logs {
+    races: Log,
+    equal: Log,
+    rounded: Log,
+    unused: Log,
+}
+
+/// What one lane does.
+struct Step<'a> {
+    mark: &'a Mark,
+    leaves: Leaves,
+    /// In a second run: the number of the value that it reads.
+    value: u32,
+    /// The thread.
+    index: usize,
+}
+
+/// What a store leaves of what was there.
+#[derive(Clone, Copy)]
+enum Leaves {
+    Same,
+    /// What an earlier lane of the same instruction stores, but for rounding; how far from it.
+    Rounded(f64),
+    Other,
+}
+
 /// A named barrier.
 #[derive(Default)]
 struct Barrier {
@@ -136,12 +170,15 @@ struct Barrier {
 struct Memory {
     shadow: Shadow,
     locations: HashMap<u64, Location>,
+    /// In a second run.
+    reads: Reads,
 }
 
 impl Memory {
     fn clear(&mut self) {
         self.shadow.clear();
         self.locations.clear();
+        self.reads.clear();
     }
 }
 
@@ -154,7 +191,7 @@ impl RaceDetector {
     /// The races found so far, in all launches, without [equal stores](Self::equal_stores): one for each pair of lines, in the order in which they were found,
     /// which is the same in every run.
     pub fn races(&self) -> &[Race] {
-        &self.log.races
+        &self.logs.races.races
     }
 
     fn block(&self) -> u32 {
@@ -169,17 +206,26 @@ impl RaceDetector {
     /// are races by the letter of the manual, and harmless on every GPU; compilers emit them where several lanes hold
     /// copies of one value.
     pub fn equal_stores(&self) -> &[Race] {
-        &self.equal.races
+        &self.logs.equal.races
     }
 
-    /// One lane accesses bytes; `equal` if it is a store that changes nothing.
-    fn touch(
-        &mut self,
-        (space, bytes): (Space, std::ops::Range<u64>),
-        order: Order,
-        (new, equal): (&Mark, bool),
-        index: usize,
-    ) {
+    /// Stores of lanes of one warp, in one instruction, to the same bytes, whose values would be the same without
+    /// rounding. One of them is kept, the manual does not say which. Compilers emit them where several lanes hold a sum
+    /// that each has added up in its own order. [`Race::apart`] says how far the values are from each other.
+    pub fn rounded_stores(&self) -> &[Race] {
+        &self.logs.rounded.races
+    }
+
+    /// Reads that race with a write, but whose value was thrown away: it has reached no address, branch, barrier or
+    /// memory, so that it does not matter which value it was. A kernel with more threads than work does that: the
+    /// surplus threads read what others overwrite, and store nothing.
+    pub fn unused_reads(&self) -> &[Race] {
+        &self.logs.unused.races
+    }
+
+    /// One lane accesses bytes.
+    fn touch(&mut self, (space, bytes): (Space, std::ops::Range<u64>), order: Order, step: &Step<'_>) {
+        let Step { mark: new, leaves, value, index } = *step;
         let (block, warps) = (self.block(), self.warps());
         let Running { threads, shared, tick, .. } = &mut self.running;
         let memory = if space == Space::Shared { shared } else { &mut self.global };
@@ -194,22 +240,48 @@ impl RaceDetector {
         }
         let mut races: Vec<Found> = vec![];
         let view = View { block, thread: index, clock: &thread.known.past };
-        memory.shadow.access(bytes, new, &view, |old, address, bytes| {
+        memory.shadow.access(bytes.clone(), new, &view, |old, address, bytes| {
             match races.iter_mut().find(|race| (race.old.site, race.old.kind) == (old.site, old.kind)) {
                 Some(race) if race.address + u64::from(race.bytes) == address => race.bytes += bytes,
                 Some(_) => {}
                 None => races.push(Found { old, address, bytes }),
             }
         });
+        let second = &mut self.second;
+        let followed = second.runs && second.words.touch(space, bytes.clone());
+        let mut told: Vec<(Found, Option<u32>)> = vec![];
+        if followed && new.kind == Kind::Read {
+            memory.reads.add(&bytes, new, value);
+        } else if followed && new.writes() {
+            memory.reads.raced(&bytes, new, &view, |found, value| told.push((found, Some(value))));
+            // These are all reads of it, and those in the history are some of them.
+            races.retain(|race| race.old.kind != Kind::Read);
+        }
+        told.extend(races.into_iter().map(|race| (race, followed.then_some(value).filter(|_| new.kind == Kind::Read))));
         if strong && new.kind != Kind::Read {
             *tick += 1;
             thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), *tick);
         }
-        for race in &races {
+        second.steps += 1;
+        for (found, value) in told {
+            let is_read = |kind: Kind| kind == Kind::Read;
+            if !second.runs && (is_read(new.kind) || is_read(found.old.kind)) {
+                second.suspect(space, bytes.clone());
+            }
             // What is there was stored by the earlier one of the two, if that is what came last.
-            let both = equal && race.old.kind == Kind::Write && new.kind == Kind::Write;
-            let log = if both { &mut self.equal } else { &mut self.log };
-            log.note(&self.sites, &self.blocks, warps as u32, space, race, new);
+            let both = found.old.kind == Kind::Write && new.kind == Kind::Write;
+            let (log, apart) = match leaves {
+                Leaves::Same if both => (&mut self.logs.equal, 0.0),
+                // The earlier lane has just stored there, so that is what is found.
+                Leaves::Rounded(apart) if both => (&mut self.logs.rounded, apart),
+                _ => (&mut self.logs.races, 0.0),
+            };
+            if let Some(value) = value
+                && second.keep(Pending { space, found, new: *new, value, step: second.steps })
+            {
+                continue;
+            }
+            log.note((&self.sites, &self.blocks, warps as u32), space, (&found, new), apart);
         }
     }
 
@@ -233,6 +305,35 @@ fn threads(site: &Site<'_>) -> impl Iterator<Item = usize> + Clone {
 }
 
 impl Observer for RaceDetector {
+    const REPEATS: bool = true;
+
+    fn again(&mut self) -> Option<Words> {
+        if !self.second.is_wanted() {
+            return None;
+        }
+        self.second.runs = true;
+        // What the first run has found is found once more.
+        self.logs = self.before.clone();
+        Some(self.second.words.clone())
+    }
+
+    fn outcome(&mut self, is_used: &dyn Fn(u32) -> bool) {
+        let warps = self.warps() as u32;
+        let (mut last, mut told) = (0, vec![]);
+        for Pending { space, found, new, value, step } in self.second.finish() {
+            let (used, site) = (is_used(value), found.old.site);
+            if step != last {
+                (last, told) = (step, vec![]);
+            }
+            if told.contains(&(site, used)) {
+                continue;
+            }
+            told.push((site, used));
+            let log = if used { &mut self.logs.races } else { &mut self.logs.unused };
+            log.note((&self.sites, &self.blocks, warps), space, (&found, &new), 0.0);
+        }
+    }
+
     fn begin(&mut self, block: [u32; 3], threads: u32) {
         // Blocks begin in order, so this one is the first of a launch.
         if block == [0; 3] {
@@ -240,6 +341,10 @@ impl Observer for RaceDetector {
             self.blocks.clear();
             self.global.clear();
             self.aside.clear();
+            if !self.second.runs {
+                self.second.restart();
+                self.before = self.logs.clone();
+            }
         }
         let running = &mut self.running;
         running.number = self.blocks.len() as u32;
@@ -288,8 +393,14 @@ impl Observer for RaceDetector {
                 kind: access.kind,
                 reach: order.reach,
             };
-            let equal = access.unchanged >> lane & 1 == 1;
-            self.touch((space, address..end), order, (&mark, equal), index);
+            let leaves = match access.rounded {
+                _ if access.unchanged >> lane & 1 == 1 => Leaves::Same,
+                Some(rounded) if rounded.lanes >> lane & 1 == 1 => Leaves::Rounded(rounded.apart[lane]),
+                _ => Leaves::Other,
+            };
+            // A load whose value has no number may be used.
+            let value = access.values.map_or(USED, |values| values[lane]);
+            self.touch((space, address..end), order, &Step { mark: &mark, leaves, value, index });
         }
     }
 

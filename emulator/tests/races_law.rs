@@ -248,7 +248,8 @@ fn watch(steps: &[Step]) -> RaceDetector {
                     Kind::CopyRead | Kind::CopyWrite | Kind::CopyLand => "cp.async",
                 };
                 let space = if global { Space::Global } else { Space::Shared };
-                let access = Access { kind, space, addresses: &[at; 32], bytes: 1 << size, unchanged: 0 };
+                let addresses = [at; 32];
+                let access = Access::new(kind, space, &addresses, 1 << size);
                 races.access(&one(opcode, thread), &access);
             }
             Step::Warp { warp } => races.sync(&site("bar.warp.sync", warp, 3), Sync::Warp),

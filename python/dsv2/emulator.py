@@ -283,6 +283,10 @@ class Launch:
     """The races, one for each pair of lines; None if nobody looked."""
     equal_stores: list[Race] | None
     """Races of stores of equal values, which harm nobody: compilers emit them. None if nobody looked."""
+    rounded_stores: list[Race] | None
+    """Races of lanes that in one instruction store the same but for rounding; the text says how far apart. None if nobody looked."""
+    unused_reads: list[Race] | None
+    """Races of reads whose value the thread throws away, so that it does not matter which it was. None if nobody looked."""
     profile: Profile | None
     """What it cost; None if nobody counted."""
     unwritten: list[Use] = field(default_factory=list)
@@ -294,12 +298,15 @@ class Launch:
     def of(cls, kernel: str, grid: tuple[int, int, int], block: tuple[int, int, int], done: Any, left: dict[str, int]) -> Launch:
         """What the device says, and what came back."""
         counts = done.warp_instructions, done.thread_instructions
-        return cls(kernel, grid, block, *counts, done.races, done.equal_stores, done.profile, done.unwritten, left)
+        races = done.races, done.equal_stores, done.rounded_stores, done.unused_reads
+        return cls(kernel, grid, block, *counts, *races, done.profile, done.unwritten, left)
 
     def __repr__(self) -> str:
         lines = [f"{self.kernel}: grid {self.grid}, block {self.block}, {self.warp_instructions} instructions of warps"]
         if self.races is not None:
             lines += [f"races: {len(self.races) or 'none'}", *(f"  {race!r}" for race in self.races)]
+            lines += [f"differ by rounding: {race!r}" for race in self.rounded_stores or []]
+            lines += [f"read and thrown away: {race!r}" for race in self.unused_reads or []]
         lines += [f"unwritten bytes: {use!r}" for use in self.unwritten]
         lines += [f"left unwritten: {count} bytes of {name}" for name, count in self.left.items()]
         lines += [] if self.profile is None else [repr(self.profile)]

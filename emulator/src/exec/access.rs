@@ -2,33 +2,48 @@
 
 use super::block::Block;
 use super::registers::{LANES, Registers, get, lanes, set};
+use super::unrounded::Unrounded;
 use super::view::{Request, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};
-use crate::observe::{Access, Kind, Observer};
+use crate::memory::address;
+use crate::observe::{Access, Kind, Observer, Rounded};
 use crate::{Error, Space};
 
 impl<O: Observer> Block<'_, O> {
     /// `ld`
     pub(super) fn load(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
         if !self.launch.follow {
-            return self.load_values(warp, pc, mask, load);
+            return self.load_values(warp, pc, mask, load, None);
         }
         // The registers of the address may be among those that are loaded.
         let addresses = self.warps[warp].addresses(load.address);
-        self.load_values(warp, pc, mask, load)?;
+        if let Some(words) = self.launch.words {
+            let values = self.number(mask, load, &addresses, words);
+            self.load_values(warp, pc, mask, load, Some(&values))?;
+            self.follow_numbers(warp, mask, load, &values);
+            return Ok(());
+        }
+        self.load_values(warp, pc, mask, load, None)?;
         self.follow_load((warp, pc), mask, load, &addresses);
         Ok(())
     }
 
     #[inline(always)]
-    fn load_values(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
+    fn load_values(
+        &mut self,
+        warp: usize,
+        pc: usize,
+        mask: u32,
+        load: &Load,
+        values: Option<&[u32; LANES]>,
+    ) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(load.address);
         let bytes = load.bytes * load.parts.len() as u32;
         let request = Request { space: load.space, bytes, writes: false, reads: true };
         if load.polls {
             self.polls += 1;
         }
-        let access = Access { kind: Kind::Read, space: load.space, addresses: &addresses, bytes, unchanged: 0 };
+        let access = Access { values, ..Access::new(Kind::Read, load.space, &addresses, bytes) };
         self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
@@ -78,8 +93,11 @@ impl<O: Observer> Block<'_, O> {
         if matches!(store.space, Space::Global | Space::Generic) {
             (self.polls, self.advanced) = (0, true);
         }
-        let unchanged = if O::ACTIVE { self.unchanged(warp, mask, store, &addresses) } else { 0 };
-        let access = Access { kind: Kind::Write, space: store.space, addresses: &addresses, bytes, unchanged };
+        let (unchanged, pairs) = if O::ACTIVE { self.unchanged(warp, mask, store, &addresses) } else { (0, vec![]) };
+        let rounded = if pairs.is_empty() { None } else { Some(self.rounded(warp, store, &pairs)) };
+        let rounded = rounded.as_ref();
+        let access = Access { unchanged, rounded, ..Access::new(Kind::Write, store.space, &addresses, bytes) };
+        self.remember(mask, store.space, &addresses);
         self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
@@ -108,11 +126,24 @@ impl<O: Observer> Block<'_, O> {
         outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
+    /// Before something is stored: what is there in global memory.
+    fn remember(&mut self, mask: u32, space: Space, addresses: &[u64; LANES]) {
+        if O::REPEATS && self.launch.words.is_none() && matches!(space, Space::Global | Space::Generic) {
+            for lane in lanes(mask) {
+                let address = addresses[lane];
+                if space == Space::Global || address::generic(address).0 == Space::Global {
+                    self.undo.note(self.launch.memory, address);
+                }
+            }
+        }
+    }
+
     /// `atom` and `red`: lane after lane.
     pub(super) fn atomic(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(atomic.address);
         let bytes = atomic.bytes * atomic.parts.len() as u32;
-        let access = Access { kind: Kind::Atomic, space: atomic.space, addresses: &addresses, bytes, unchanged: 0 };
+        let access = Access::new(Kind::Atomic, atomic.space, &addresses, bytes);
+        self.remember(mask, atomic.space, &addresses);
         self.tell_access(warp, pc, mask, &access);
         if !self.launch.follow {
             return self.atomic_values(warp, pc, mask, atomic);
@@ -125,26 +156,48 @@ impl<O: Observer> Block<'_, O> {
         Ok(())
     }
 
-    /// The lanes that store what is there already, or what an earlier lane of the same instruction stores there.
-    fn unchanged(&self, warp: usize, mask: u32, store: &Store, addresses: &[u64; LANES]) -> u32 {
+    /// The lanes that store what is there already, or what an earlier lane of the same instruction stores there; and
+    /// pairs of lanes, the earlier first, that store different values there.
+    fn unchanged(&self, warp: usize, mask: u32, store: &Store, addresses: &[u64; LANES]) -> (u32, Vec<[usize; 2]>) {
         let registers = &self.warps[warp].registers;
         let view = self.view(warp);
         let bytes = store.bytes * store.parts.len() as u32;
         let request = Request { space: store.space, bytes, writes: true, reads: false };
-        let same = |lane: &usize| {
-            let before = lanes(mask & ((1 << lane) - 1)).filter(|other| addresses[*other] == addresses[*lane]).last();
+        let mut different = vec![];
+        let mut same = |lane: usize| {
+            let before = lanes(mask & ((1 << lane) - 1)).filter(|other| addresses[*other] == addresses[lane]).last();
             if let Some(other) = before {
-                return store.parts.iter().all(|part| get(registers, *part, other) == get(registers, *part, *lane));
+                let equal = store.parts.iter().all(|part| get(registers, *part, other) == get(registers, *part, lane));
+                if !equal {
+                    different.push([other, lane]);
+                }
+                return equal;
             }
-            let Ok(spot) = view.locate(request, *lane, addresses[*lane]) else { return false };
+            let Ok(spot) = view.locate(request, lane, addresses[lane]) else { return false };
             let ones = u64::MAX >> (64 - 8 * store.bytes);
             store.parts.iter().enumerate().all(|(part, register)| {
                 let offset = spot.offset + u64::from(part as u32 * store.bytes);
-                let new = get(registers, *register, *lane) & ones;
+                let new = get(registers, *register, lane) & ones;
                 spot.store.is_written(offset, store.bytes) && spot.store.load(offset, store.bytes) == new
             })
         };
-        lanes(mask).filter(same).fold(0, |set, lane| set | 1 << lane)
+        let unchanged = lanes(mask).fold(0, |set, lane| set | u32::from(same(lane)) << lane);
+        (unchanged, different)
+    }
+
+    /// The second lanes of pairs that store what the first lane stores, but for rounding.
+    #[cold]
+    fn rounded(&mut self, warp: usize, store: &Store, pairs: &[[usize; 2]]) -> Rounded {
+        let mut rounded = Rounded::default();
+        let mut exact = Unrounded::new(self.launch.kernel, &mut self.warps[warp].registers);
+        for pair in pairs {
+            let apart = store.parts.iter().map(|part| exact.apart(*part, *pair));
+            if let Some(apart) = apart.collect::<Option<Vec<f64>>>() {
+                rounded.lanes |= 1 << pair[1];
+                rounded.apart[pair[1]] = apart.into_iter().fold(0.0, f64::max);
+            }
+        }
+        rounded
     }
 
     fn atomic_values(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {

@@ -48,18 +48,12 @@ impl<O: Observer> Block<'_, O> {
             for size in 1..=bytes {
                 let reading = lanes(mask).filter(|lane| sizes[*lane] == size).fold(0, |bits, lane| bits | 1 << lane);
                 if reading != 0 {
-                    let read = Access {
-                        kind: Kind::CopyRead,
-                        space: Space::Global,
-                        addresses: &sources,
-                        bytes: size,
-                        unchanged: 0,
-                    };
+                    let read = Access::new(Kind::CopyRead, Space::Global, &sources, size);
                     self.tell_access(warp, pc, reading, &read);
                 }
             }
         }
-        let write = Access { kind: Kind::CopyWrite, space: Space::Shared, addresses: &targets, bytes, unchanged: 0 };
+        let write = Access::new(Kind::CopyWrite, Space::Shared, &targets, bytes);
         self.tell_access(warp, pc, mask, &write);
         let committed = self.warps[warp].copies.committed;
         let mut flights = vec![];
@@ -136,13 +130,7 @@ impl<O: Observer> Block<'_, O> {
         if O::ACTIVE {
             for flight in landed {
                 let addresses = [flight.target; LANES];
-                let access = Access {
-                    kind: Kind::CopyLand,
-                    space: Space::Shared,
-                    addresses: &addresses,
-                    bytes: flight.bytes,
-                    unchanged: 0,
-                };
+                let access = Access::new(Kind::CopyLand, Space::Shared, &addresses, flight.bytes);
                 self.tell_access(warp, flight.pc, 1 << flight.lane, &access);
             }
         }

@@ -14,6 +14,7 @@ use crate::error::{Cause, Fault, Jam, Stuck, Waiting};
 use crate::lower::control::BARRIERS;
 use crate::lower::instruction::Op;
 use crate::memory::store::Store;
+use crate::memory::undo::Undo;
 use crate::observe::{Access, Observer, Site, Sync};
 
 /// The lane that did something wrong, and what.
@@ -40,6 +41,8 @@ pub(crate) struct Block<'a, O> {
     pub(crate) advanced: bool,
     /// What this block, and those before it, did with unwritten bytes.
     pub(crate) log: Log,
+    /// What the launch has changed, if its observer may want to see it twice.
+    pub(crate) undo: Undo,
 }
 
 /// Why a block does not run any more.
@@ -74,7 +77,8 @@ impl<'a, O: Observer> Block<'a, O> {
             polls: 0,
             polls_before: 0,
             advanced: false,
-            log: Log::default(),
+            log: Log::new(launch.words.is_some()),
+            undo: Undo::default(),
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::Origin;
 use super::memory::GLOBAL;
+use super::{Origin, Values};
 use crate::Space;
 use crate::unwritten::{UnwrittenUse, Use};
 
@@ -18,6 +18,8 @@ pub(crate) struct Log {
     pub(crate) uses: HashMap<(Origin, usize, Use), Found>,
     /// What was printed, by block.
     pub(crate) printed: Vec<([u32; 3], String)>,
+    /// In a second run: the values that are followed.
+    pub(crate) values: Option<Values>,
 }
 
 /// The first use of a sort.
@@ -30,6 +32,20 @@ pub(crate) struct Found {
 }
 
 impl Log {
+    /// An empty one; of a second run if values are followed.
+    pub(crate) fn new(follows_values: bool) -> Self {
+        Self { values: follows_values.then(Values::default), ..Self::default() }
+    }
+
+    /// The origin of what depends on two values. Of unwritten bytes the first is told; followed values are all kept.
+    pub(super) fn join(&mut self, a: Origin, b: Origin) -> Origin {
+        match &mut self.values {
+            Some(values) => values.join(a, b),
+            None if a != 0 => a,
+            None => b,
+        }
+    }
+
     /// Forgets what was in the memory of a block.
     pub(crate) fn begin_block(&mut self) {
         self.stored.retain(|key, _| key & GLOBAL != 0);
