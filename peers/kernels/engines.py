@@ -34,6 +34,12 @@ class No:
 
     __ror__ = __or__
 
+    def __enter__(self) -> "No":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def __bool__(self) -> bool:
         return False
 

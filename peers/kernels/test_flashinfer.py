@@ -94,15 +94,11 @@ def test_rope_halves(x, cos, sin):
 
 
 @adapter(
-    "mla_cache_append", FLASHINFER, "AppendPagedKVMlaCacheKernel", note="norm and rotation by PyTorch in fp32; of FlashInfer's is the append",
+    "mla_cache_write", FLASHINFER, "AppendPagedKVMlaCacheKernel",
     without={"odd sizes": "latents of 512 and keys of 64", "padding": "takes no slot of -1"}, **CUDA,
 )  # fmt: skip
-def test_append(kv_a, weight, cos, sin, slot_mapping, ckv_cache, kpe_cache):
-    latent, key = kv_a[:, :512].float(), kv_a[:, 512:].float()
-    latent = (latent * torch.rsqrt(latent.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.float()).to(kv_a.dtype)
-    even, odd = key[:, 0::2], key[:, 1::2]
-    key = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(1).to(kv_a.dtype)
-    tokens, (pages, size, _) = len(kv_a), ckv_cache.shape
+def test_append(kv_c, k_pe, slot_mapping, ckv_cache, kpe_cache):
+    tokens, (pages, size, _) = len(kv_c), ckv_cache.shape
     # one sequence whose table names every page in order: position is slot
     cache = Struct(
         page_size=fast_divisor(size), head_dim_ckv=u32(512), head_dim_kpe=u32(64), batch_size=u32(1), stride_page_ckv=u32(size * 512),
@@ -112,7 +108,7 @@ def test_append(kv_a, weight, cos, sin, slot_mapping, ckv_cache, kpe_cache):
     )  # fmt: skip
     if tokens:
         WATCH.launch(
-            kernel(module("page"), "AppendPagedKVMlaCacheKernel", dtype(kv_a)), cache, latent, key, torch.zeros(tokens, dtype=torch.int32),
+            kernel(module("page"), "AppendPagedKVMlaCacheKernel", dtype(kv_c)), cache, kv_c, k_pe, torch.zeros(tokens, dtype=torch.int32),
             slot_mapping, tokens, 512, 64, grid=4, block=64,
         )  # fmt: skip
 
@@ -171,3 +167,43 @@ def test_router(router_logits, bias, top_k, n_group, topk_group, routed_scaling_
         float(routed_scaling_factor), None, grid=tokens, block=threads,
     )  # fmt: skip
     return indices, weights
+
+
+def sample(name, probs, before, behind):
+    """A launch of a kernel that draws, with the seed that the tests have; `before` and `behind` are the filter's arguments."""
+    rows, width = probs.shape
+    shared = np.zeros(2, np.uint32)
+    module("sampling")["shared_bytes"].launch(shared, grid=1, block=1)
+    draw = kernel(module("sampling"), f"{len(name)}{name}ILj1024", f"ELj{math.gcd(4, width)}ELb1E")
+    output, valid = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.bool)
+    given = [probs, output, valid, None, *before, *behind, width, None, 2026, None, 0, 0, 0]
+    WATCH.launch(draw, *given, grid=rows, block=1024, shared=int(shared[0]))
+    assert valid.all()
+    return output
+
+
+@adapter("sampling_from_probs", FLASHINFER, "SamplingFromProbKernel", **CUDA)
+def test_sampling(probs):
+    return sample("SamplingFromProbKernel", probs, [], [])
+
+
+@adapter("top_k_sampling_from_probs", FLASHINFER, "TopKSamplingFromProbKernel", note="a top_k of 0 becomes that of all", **CUDA)
+def test_top_k_sampling(probs, top_k):
+    top_k = torch.where(top_k == 0, probs.shape[1], top_k).to(torch.int32)
+    return sample("TopKSamplingFromProbKernel", probs, [top_k], [0])
+
+
+@adapter("top_p_sampling_from_probs", FLASHINFER, "TopPSamplingFromProbKernel", **CUDA)
+def test_top_p_sampling(probs, top_p):
+    return sample("TopPSamplingFromProbKernel", probs, [top_p], [0.0])
+
+
+@adapter("top_p_renorm_probs", FLASHINFER, "TopPRenormProbKernel", **CUDA)
+def test_top_p_renorm(probs, top_p):
+    rows, width = probs.shape
+    shared = np.zeros(2, np.uint32)
+    module("sampling")["shared_bytes"].launch(shared, grid=1, block=1)
+    output = torch.empty_like(probs)
+    renorm = kernel(module("sampling"), "TopPRenormProbKernelILj1024", f"ELj{math.gcd(4, width)}Ef")
+    WATCH.launch(renorm, probs, output, top_p, 0.0, width, grid=rows, block=1024, shared=int(shared[1]))
+    return output

@@ -108,19 +108,23 @@ def test_merge_state(v_a, s_a, v_b, s_b):
     return merged, lse * LOG2_E
 
 
-@adapter("mla_cache_append", SGLANG, "set_mla_kv_buffer_triton", note="norm and rotation by PyTorch in fp32; of SGLang's is the scatter")
-def test_set_mla_kv_buffer(kv_a, weight, cos, sin, slot_mapping, ckv_cache, kpe_cache):
+@adapter("mla_cache_write", SGLANG, "set_mla_kv_buffer_triton", note="both caches side by side in one buffer")
+def test_set_mla_kv_buffer(kv_c, k_pe, slot_mapping, ckv_cache, kpe_cache):
     scatter = SGLANG.function("kernels.ops.kvcache.mla_buffer", "set_mla_kv_buffer_triton")
-    width = weight.shape[0]
-    latent, key = kv_a[:, :width].float(), kv_a[:, width:].float()
-    latent = latent * torch.rsqrt(latent.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.float()
-    even, odd = key[:, 0::2], key[:, 1::2]
-    key = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(1)
+    width = kv_c.shape[1]
     buffer = torch.cat([ckv_cache, kpe_cache], -1).flatten(0, 1)[:, None]
-    if len(kv_a):
-        scatter(buffer, slot_mapping, latent.to(kv_a.dtype)[:, None], key.to(kv_a.dtype)[:, None], reserved_skip_index=-1)
+    if len(kv_c):
+        scatter(buffer, slot_mapping, kv_c[:, None], k_pe[:, None], reserved_skip_index=-1)
     rows = buffer.view(*ckv_cache.shape[:2], -1)
     return rows[..., :width].contiguous(), rows[..., width:].contiguous()
+
+
+@adapter("moe_sum", SGLANG, "moe_sum_reduce_triton")
+def test_moe_sum(expert_outputs, routed_scaling_factor):
+    reduce = SGLANG.function("kernels.ops.moe.fused_moe_triton_kernels", "moe_sum_reduce_triton")
+    output = torch.empty(len(expert_outputs), expert_outputs.shape[2], dtype=expert_outputs.dtype)
+    reduce(expert_outputs, output, routed_scaling_factor)
+    return output
 
 
 @adapter(

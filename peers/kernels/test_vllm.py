@@ -11,18 +11,24 @@ from judged import adapter
 from tables import block_table, blocks_of_experts, lengths
 
 LOG2_E = math.log2(math.e)
-NVIDIA = types.SimpleNamespace(is_rocm=lambda: False, is_cuda=lambda: True, is_xpu=lambda: False, fp8_dtype=lambda: torch.float8_e4m3fn)
+NVIDIA = types.SimpleNamespace(
+    is_rocm=lambda: False, is_cuda=lambda: True, is_xpu=lambda: False, is_cuda_alike=lambda: False,  # "alike": another way for small batches
+    fp8_dtype=lambda: torch.float8_e4m3fn, get_device_capability=lambda *_: (8, 0),
+)  # fmt: skip
 
 VLLM = Engine(
     "vllm",
     "vllm",
     own=(
         "vllm.v1.attention.ops.triton_decode_attention", "vllm.v1.attention.ops.triton_merge_attn_states",
-        "vllm.model_executor.layers.fused_moe.fused_moe", "vllm.utils.math_utils",
+        "vllm.model_executor.layers.fused_moe.fused_moe", "vllm.model_executor.layers.fused_moe.moe_fused_mul_sum",
+        "vllm.v1.sample.ops.topk_topp_triton", "vllm.model_executor.warmup.jit_warmup",
+        "vllm.model_executor.warmup.jit_warmup_triton_helper", "vllm.utils.math_utils",
     ),
     values={
         "vllm.triton_utils": {"tl": tl, "triton": triton},
         "vllm.platforms": {"current_platform": NVIDIA},
+        "vllm.utils.platform_utils": {"num_compute_units": lambda *_: 108},
         "vllm.model_executor.layers.fused_moe.utils": {"resolve_moe_use_td": lambda: False},
     },
 )  # fmt: skip
@@ -83,3 +89,32 @@ def test_fused_moe(hidden_states, w13, w2, topk_indices, topk_weights):
     gate, up = product(hidden_states, w13, False, top_k).flatten(0, 1).float().chunk(2, -1)
     down = product((torch.nn.functional.silu(gate) * up).to(dtype), w2, True, 1)
     return down.float().sum(1).to(dtype)
+
+
+@adapter("moe_sum", VLLM, "moe_fused_mul_sum", note="the factor as the weight of every expert")
+def test_moe_fused_mul_sum(expert_outputs, routed_scaling_factor):
+    add = VLLM.function("model_executor.layers.fused_moe.moe_fused_mul_sum", "moe_fused_mul_sum")
+    output = torch.empty(len(expert_outputs), expert_outputs.shape[2], dtype=expert_outputs.dtype)
+    weights = torch.full(expert_outputs.shape[:2], float(routed_scaling_factor))
+    add(expert_outputs, weights, output)
+    return output
+
+
+def filtered(probs, top_k, top_p):
+    kernels = VLLM.module("v1.sample.ops.topk_topp_triton")
+    kernels._TRITON_BUFFER_CACHE.clear()  # scratch memory: new in each call, so that nothing in it is another call's
+    return torch.softmax(kernels.apply_top_k_top_p_triton(probs.log(), top_k, top_p), -1)
+
+
+FILTERED = "logarithms before and softmax behind it by PyTorch; tiles as vLLM takes them for tensors on the CPU"
+NO_BARRIER = "no barrier around a buffer in global memory"
+
+
+@adapter("top_k_renorm_probs", VLLM, "apply_top_k_top_p_triton", findings={"odd sizes": NO_BARRIER}, note=FILTERED)
+def test_top_k(probs, top_k):
+    return filtered(probs, torch.where(top_k == 0, probs.shape[1], top_k).to(torch.int32), None)
+
+
+@adapter("top_p_renorm_probs", VLLM, "apply_top_k_top_p_triton", findings={"zeros": NO_BARRIER, "odd sizes": NO_BARRIER}, note=FILTERED)
+def test_top_p(probs, top_p):
+    return filtered(probs, None, top_p)
