@@ -46,8 +46,8 @@ def rendered() -> str:
     lines = [
         f"Ran with {tools}.",
         "",
-        "| kernel | operator | target | right on | worst error, of its budget | races | bytes asked / needed | findings | command: `pytest peers/kernels/` |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| kernel | operator | target | right on | worst error, of its budget | memory | same bits | races | bytes asked / needed | findings | `pytest peers/kernels/` |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(rows, numbers) for rows in kernels.values()),
         "",
         *_notes(kernels),
@@ -74,7 +74,7 @@ def _line(rows: list[dict], numbers: dict[str, int]) -> str:
     head = f"| {first['library']} {first['version']} `{first['kernel']}` | `{first['operator']}` | {first['target']}"
     command = f"`{_file(first)} -k '{first['test']}['`"
     if not run:
-        return f"{head} | not run | | | | | {command} |"
+        return f"{head} | not run | | | | | | | {command} |"
     right = [row for row in run if row["verdict"] == "pass"]
     worst = max((row["worst"] for row in right if row["worst"]), key=lambda worst: worst["ratio"], default=None)
     races = max(row["races"] for row in run)
@@ -83,12 +83,19 @@ def _line(rows: list[dict], numbers: dict[str, int]) -> str:
     cells = [
         f"{len(right)} of {len(run)}",
         f"{worst['error']:.1e}, {worst['ratio']:.2f} ({worst['output']}, {worst['measure']})" if worst else "",
+        f"{faults} faults" if (faults := sum(map(_is_fault, run))) else "clean",
+        "no" if any("other bits" in row["said"] for row in run) else "yes",
         str(races or "none"),
         f"{asked[0]:.1f} to {asked[-1]:.1f}" if asked else "",
         ", ".join(f"[{place}](#finding-{place})" for place in found),
         command,
     ]
     return f"{head} | {' | '.join(cells)} |"
+
+
+def _is_fault(row: dict) -> bool:
+    """Whether something was out of bounds, or unwritten and used or left."""
+    return row["verdict"] == "fault" and "out of bounds" in row["said"] or "nobody wrote" in row["said"] or "not initialised" in row["said"]
 
 
 def _file(row: dict) -> str:
