@@ -2,7 +2,6 @@
 docs/kernels.md; what was not run keeps its rows. With `--findings` what is wrong fails, also where it is a finding.
 """
 
-import json
 import pathlib
 import sys
 

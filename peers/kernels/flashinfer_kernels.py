@@ -46,7 +46,12 @@ def router() -> Module:
         for most, groups in (("NumDeepseekExperts", "true"), ("NumKimiK2Experts", "false"), ("MaxNumExpertsUnit", "false"))
     ]
     source = "\n".join(["#include <cstdint>", *kept, *ends, "}"])
-    more = [csrc / "fused_moe", csrc / "nv_internal", csrc / "nv_internal" / "include", *(path.parent for path in csrc.rglob("moeTopKFuncs.cuh"))]
+    more = [
+        csrc / "fused_moe",
+        csrc / "nv_internal",
+        csrc / "nv_internal" / "include",
+        *(path.parent for path in csrc.rglob("moeTopKFuncs.cuh")),
+    ]
     return _compiled("noAuxTcKernels.cu", source, "sm_80", *more)
 
 
@@ -122,9 +127,18 @@ def mla_plan(qo_indptr, kv_begins, kv_lengths, heads: int, causal: bool, blocks:
             if not left:
                 break
     flat = [work for own in works for work in own]
-    arrays = {name: [work[name] for work in flat] for name in ("q_indptr", "kv_indptr", "partial_indptr", "q_len", "kv_len", "q_start", "kv_start", "kv_end")}
+    arrays = {
+        name: [work[name] for work in flat]
+        for name in ("q_indptr", "kv_indptr", "partial_indptr", "q_len", "kv_len", "q_start", "kv_start", "kv_end")
+    }
     arrays["work_indptr"] = [sum(len(own) for own in works[:index]) for index in range(clusters + 1)]
     padded = merges + [(0, 0, 0, 0, 0)] * (blocks - len(merges))
-    names = ("merge_packed_offset_start", "merge_packed_offset_end", "merge_partial_packed_offset_start", "merge_partial_packed_offset_end", "merge_partial_stride")
+    names = (
+        "merge_packed_offset_start",
+        "merge_packed_offset_end",
+        "merge_partial_packed_offset_start",
+        "merge_partial_packed_offset_end",
+        "merge_partial_stride",
+    )
     arrays.update({name: [entry[place] for entry in padded] for place, name in enumerate(names)})
     return in_x, clusters, {name: np.array(values or [0], np.int32) for name, values in arrays.items()}, partial

@@ -170,4 +170,3 @@ def needed(given: Mapping[str, Any]) -> int:
             used = len({expert for expert in given["topk_indices"].flatten().tolist() if expert >= 0})
         total += int(value.numel() * value.element_size() * used / max(rows, 1))
     return total
-

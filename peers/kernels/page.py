@@ -1,6 +1,6 @@
 """results.json, and from it the part of docs/kernels.md between two marks.
 
-    python peers/kernels/page.py        # renders anew, runs nothing
+python peers/kernels/page.py        # renders anew, runs nothing
 """
 
 import importlib.metadata
@@ -99,7 +99,9 @@ def _is_fault(row: dict) -> bool:
 
 
 def _file(row: dict) -> str:
-    return {"sglang": "test_sglang.py", "vllm": "test_vllm.py", "liger-kernel": "test_liger.py", "flashinfer-python": "test_flashinfer.py"}[row["library"]]
+    return {"sglang": "test_sglang.py", "vllm": "test_vllm.py", "liger-kernel": "test_liger.py", "flashinfer-python": "test_flashinfer.py"}[
+        row["library"]
+    ]
 
 
 def _notes(kernels: dict[tuple, list[dict]]) -> list[str]:

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import torch
-from flashinfer_kernels import FLASHINFER, dtype, fast_divisor, kernel, mla_plan, module, router, u32
 from dsv2.emulator import Struct
+from flashinfer_kernels import FLASHINFER, dtype, fast_divisor, kernel, mla_plan, module, router, u32
 from judged import WATCH, adapter
-from tables import lengths, token_slots
+from tables import token_slots
 
 CUDA = {"language": "CUDA C++"}
 

@@ -92,7 +92,13 @@ def test_extend(q_nope, q_pe, ckv_cache, kpe_cache, qo_indptr, kv_indptr, kv_ind
     return extend(torch.cat([q_nope, q_pe], -1), buffer[new].contiguous(), buffer, width, qo_indptr, before, sm_scale)
 
 
-@adapter("mla_ragged_prefill_causal", SGLANG, "extend_attention_fwd", findings=TF32, note="keys of before as a cache; its natural LSE times log2 e")
+@adapter(
+    "mla_ragged_prefill_causal",
+    SGLANG,
+    "extend_attention_fwd",
+    findings=TF32,
+    note="keys of before as a cache; its natural LSE times log2 e",
+)
 def test_ragged_extend(q, k, v, qo_indptr, kv_indptr, sm_scale):
     places = [torch.arange(int(begin), int(end)) for begin, end in zip(kv_indptr, kv_indptr[1:])]
     lengths = (qo_indptr[1:] - qo_indptr[:-1]).tolist()

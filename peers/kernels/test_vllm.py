@@ -73,7 +73,13 @@ def test_merge_attn_states(v_a, s_a, v_b, s_b):
     return output, lse.T.contiguous() * LOG2_E
 
 
-@adapter("moe_experts", VLLM, "fused_moe_kernel", findings={"odd sizes": "TF32"}, note="sorting by expert, SwiGLU and the sum over experts by PyTorch")
+@adapter(
+    "moe_experts",
+    VLLM,
+    "fused_moe_kernel",
+    findings={"odd sizes": "TF32"},
+    note="sorting by expert, SwiGLU and the sum over experts by PyTorch",
+)
 def test_fused_moe(hidden_states, w13, w2, topk_indices, topk_weights):
     invoke = VLLM.function("model_executor.layers.fused_moe.fused_moe", "invoke_fused_moe_triton_kernel")
     (tokens, top_k), dtype = topk_indices.shape, hidden_states.dtype
@@ -83,7 +89,26 @@ def test_fused_moe(hidden_states, w13, w2, topk_indices, topk_weights):
 
     def product(rows, weights, weighted, copies):
         out = torch.empty(tokens, top_k, weights.shape[1], dtype=dtype)
-        invoke(rows, weights, out, None, None, topk_weights, ids, experts, padded, weighted, copies, config, kind, False, False, False, False, False)
+        invoke(
+            rows,
+            weights,
+            out,
+            None,
+            None,
+            topk_weights,
+            ids,
+            experts,
+            padded,
+            weighted,
+            copies,
+            config,
+            kind,
+            False,
+            False,
+            False,
+            False,
+            False,
+        )
         return out
 
     gate, up = product(hidden_states, w13, False, top_k).flatten(0, 1).float().chunk(2, -1)

@@ -34,13 +34,30 @@ WHEELS = {
     wheel.name: wheel
     for wheel in (
         Wheel("sglang", "0.5.23", ("sglang/kernels/ops/*.py",)),
-        Wheel("vllm", "0.33.0", ("vllm/v1/attention/ops/*.py", "vllm/v1/sample/ops/*.py", "vllm/model_executor/layers/fused_moe/*.py", "vllm/model_executor/warmup/*.py", "vllm/utils/*.py")),
+        Wheel(
+            "vllm",
+            "0.33.0",
+            (
+                "vllm/v1/attention/ops/*.py",
+                "vllm/v1/sample/ops/*.py",
+                "vllm/model_executor/layers/fused_moe/*.py",
+                "vllm/model_executor/warmup/*.py",
+                "vllm/utils/*.py",
+            ),
+        ),
         Wheel("liger-kernel", "0.8.5", ("liger_kernel/*.py",)),
         Wheel(
             "flashinfer-python",
             "0.7.4",
-            tuple(f"flashinfer/data/{part}/*" for part in ("include", "cutlass/include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust"))
-            + ("flashinfer/data/csrc/fused_moe/noAuxTcKernels.cu", "flashinfer/data/csrc/*moeTopKFuncs.cuh", "flashinfer/data/csrc/nv_internal/*.h*", "flashinfer/data/csrc/nv_internal/*.cuh"),
+            tuple(
+                f"flashinfer/data/{part}/*" for part in ("include", "cutlass/include", "cccl/libcudacxx/include", "cccl/cub", "cccl/thrust")
+            )
+            + (
+                "flashinfer/data/csrc/fused_moe/noAuxTcKernels.cu",
+                "flashinfer/data/csrc/*moeTopKFuncs.cuh",
+                "flashinfer/data/csrc/nv_internal/*.h*",
+                "flashinfer/data/csrc/nv_internal/*.cuh",
+            ),
         ),
     )
 }

@@ -15,21 +15,16 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dsv2._dsv2 import RequestError
 from dsv2._judge import _file, run
 from dsv2._poison import PATTERNS, poisoned, untouched
-
-_NUMPY = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int64}
+from dsv2._tensors import bits, copy, default_device, held, known_device, tensor
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def inputs(operator: str, workload: str, device: str | None = None) -> dict[str,
     """
     known = contract(operator)
     _workload(known, workload)
-    device = _device() if device is None else _known_device(device)
+    device = default_device() if device is None else known_device(device)
     with tempfile.TemporaryDirectory() as folder:
         run("operator", "inputs", operator, Path(folder) / "in", "--workload", workload)
         data = (Path(folder) / "in" / known.workloads[workload]["file"]).read_bytes()
@@ -81,7 +76,7 @@ def inputs(operator: str, workload: str, device: str | None = None) -> dict[str,
         if name in tensors:
             spec = tensors[name]
             begin, end = (8 + length + offset for offset in spec["data_offsets"])
-            made[name] = _tensor(data[begin:end], spec["dtype"], spec["shape"], device)
+            made[name] = tensor(data[begin:end], spec["dtype"], spec["shape"], device)
     return made
 
 
@@ -91,8 +86,7 @@ def check(operator: str, workload: str, outputs: Mapping[str, Any]) -> dict[str,
     if not isinstance(outputs, Mapping):
         raise RequestError(f"outputs of {operator}: expected a dict of arrays by name, found {type(outputs).__name__}")
     with tempfile.TemporaryDirectory() as folder:
-        held = {name: _held(value) for name, value in outputs.items()}
-        path = _file(held, folder, "outputs")
+        path = _file({name: held(value) for name, value in outputs.items()}, folder, "outputs")
         text, _ = run("operator", "check", operator, path, "--workload", workload, "--json")
     return json.loads(text)["workloads"][0]
 
@@ -119,7 +113,7 @@ def operator(
     _some_outputs(known, outputs)
     if report is not None:
         _callable(f"report of {name}", report)
-    device = None if device is None else _known_device(device)
+    device = None if device is None else known_device(device)
     chosen = list(known.workloads) if workloads is None else _names(f"workloads of {name}", workloads)
     for workload in chosen:
         _workload(known, workload)
@@ -172,11 +166,11 @@ def try_kernel(
     said, results = f"{name}, workload {workload!r}", []
     for call in range(repeats):
         pattern = PATTERNS[call % len(PATTERNS)]
-        own = {key: _copy(value) for key, value in given.items()}
+        own = {key: copy(value) for key, value in given.items()}
         with poisoned(pattern):
             made = kernel(**_accepted(kernel, own))
         # copies: a kernel may return the same buffer every time
-        returned = {key: _copy(value) for key, value in _named(known, made, own).items()}
+        returned = {key: copy(value) for key, value in _named(known, made, own).items()}
         results.append(returned)
         missing = [key for key in (outputs if outputs is not None else known.outputs) if key not in returned]
         assert not missing, f"{said}: the kernel did not return {', '.join(missing)}"
@@ -189,14 +183,14 @@ def try_kernel(
             if left := untouched(returned[key], pattern):
                 shape = "x".join(map(str, returned[key].shape))
                 raise AssertionError(f"{said}: nobody wrote {left} of the elements of {key} [{shape}]: they hold what was there before")
-        changed = [key for key, value in own.items() if key not in known.outputs and _bits(value) != _bits(given[key])]
+        changed = [key for key, value in own.items() if key not in known.outputs and bits(value) != bits(given[key])]
         assert not changed, f"{said}: the kernel changed its inputs {', '.join(changed)}"
     judged = check(name, workload, results[0])
     if report is not None:
         report(judged)
     assert judged["verdict"] == "pass", _said(name, judged)
     for later in results[1:]:
-        other = [key for key in later if _bits(later[key]) != _bits(results[0][key])]
+        other = [key for key in later if bits(later[key]) != bits(results[0][key])]
         assert not other, f"{said}: two calls with the same inputs give other bits of {', '.join(other)}"
     return judged
 
@@ -232,23 +226,6 @@ def _callable(name: str, kernel: Any) -> None:
         raise RequestError(f"operator {name!r}: expected a callable, found {type(kernel).__name__}")
 
 
-def _known_device(device: Any) -> str:
-    """The name of a device, if there is such a one."""
-    if str(device) == "numpy":
-        return "numpy"
-    if find_spec("torch") is None:
-        raise RequestError(f"device: expected 'numpy', as PyTorch is not installed, found {device!r}")
-    import torch
-
-    try:
-        if not isinstance(device, (str, torch.device)):
-            raise ValueError
-        torch.empty(0, device=device)
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError):
-        raise RequestError(f"device: expected 'numpy' or a device of PyTorch that is there, found {device!r}") from None
-    return str(device)
-
-
 def _said(name: str, report: dict[str, Any]) -> str:
     lines = [f"{name}, workload {report['workload']!r} ({report['instance']}): {report['verdict']}"]
     for output in report["outputs"]:
@@ -271,7 +248,9 @@ def _named(known: Contract, returned: Any, own: dict[str, Any]) -> dict[str, Any
     elif not isinstance(returned, Mapping):
         several = returned if isinstance(returned, (tuple, list)) else (returned,)
         if len(several) > len(known.outputs):
-            raise RequestError(f"{known.name}: expected at most {len(known.outputs)} outputs ({', '.join(known.outputs)}), found {len(several)}")
+            raise RequestError(
+                f"{known.name}: expected at most {len(known.outputs)} outputs ({', '.join(known.outputs)}), found {len(several)}"
+            )
         returned = dict(zip(known.outputs, several))
     in_place = {name: own[name] for name in known.outputs if name in own}
     return {name: value for name, value in {**in_place, **returned}.items() if value is not None}
@@ -289,56 +268,3 @@ def _accepted(kernel: Callable, given: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise RequestError(f"{getattr(kernel, '__name__', kernel)}: expected parameters {', '.join(unknown)}, found none of these names")
     return given
-
-
-def _device() -> str:
-    if find_spec("torch") is None:
-        return "numpy"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _tensor(data: bytes, dtype: str, shape: list[int], device: str) -> Any:
-    if device == "numpy":
-        if dtype == "BF16":
-            if find_spec("ml_dtypes") is None:
-                raise ImportError("a workload in bf16 needs torch or ml_dtypes, and neither is installed")
-            import ml_dtypes
-
-            array = np.frombuffer(data, ml_dtypes.bfloat16).reshape(shape).copy()
-        else:
-            array = np.frombuffer(data, _NUMPY[dtype]).reshape(shape).copy()
-        return array.item() if array.ndim == 0 else array
-    import torch
-
-    types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64}
-    tensor = torch.frombuffer(bytearray(data), dtype=types[dtype]).reshape(shape) if data else torch.empty(shape, dtype=types[dtype])
-    return tensor.item() if tensor.dim() == 0 else tensor.to(device)
-
-
-def _torch() -> Any:
-    return sys.modules.get("torch")
-
-
-def _is_tensor(value: Any) -> bool:
-    return _torch() is not None and isinstance(value, _torch().Tensor)
-
-
-def _copy(value: Any) -> Any:
-    if _is_tensor(value):
-        return value.clone()
-    return value.copy() if isinstance(value, np.ndarray) else value
-
-
-def _bits(value: Any) -> Any:
-    if _is_tensor(value):
-        return value.detach().cpu().contiguous().flatten().view(_torch().uint8).numpy().tobytes()
-    return np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else value
-
-
-def _held(value: Any) -> Any:
-    """A value that a file of tensors can hold: NumPy's bf16 as fp32, which has all its numbers."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "V" or getattr(getattr(value, "dtype", None), "name", "") == "bfloat16":
-        return value.astype(np.float32)
-    return value

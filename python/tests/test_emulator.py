@@ -145,7 +145,7 @@ def test_what_nobody_wrote_is_not_read(saxpy):
     run = saxpy.launch(x, out(y), 1.0, 64, grid=1, block=64, unwritten="follow")
     assert [use.kind for use in run.unwritten] == ["output"] and run.unwritten[0].read[0] == "ld.global.f32"
     assert run.left == {"y": 256} and "depends on bytes that nobody wrote" in repr(run)
-    with pytest.raises(LaunchError, match='unwritten: expected stop, follow or ignore, found .maybe.'):
+    with pytest.raises(LaunchError, match="unwritten: expected stop, follow or ignore, found .maybe."):
         saxpy.launch(x, y, 1.0, 64, grid=1, block=64, unwritten="maybe")
 
 

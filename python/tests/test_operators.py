@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import dsv2
-from dsv2 import operators
+from dsv2 import _tensors, operators
 
 pytest.importorskip("safetensors", reason="not installed: safetensors")
-HAVE_TORCH = operators._device() != "numpy"
+HAVE_TORCH = _tensors.default_device() != "numpy"
 
 
 def in_fp32(array) -> np.ndarray:
@@ -40,7 +40,9 @@ def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, 
             continue
         last = size if kv_last_page_len is None else int(kv_last_page_len[sequence])
         pages = np.asarray(kv_indices[begin:end])
-        keys, k_pe = (in_fp32(cache[pages]).reshape(len(pages) * size, -1)[: (len(pages) - 1) * size + last] for cache in (ckv_cache, kpe_cache))
+        keys, k_pe = (
+            in_fp32(cache[pages]).reshape(len(pages) * size, -1)[: (len(pages) - 1) * size + last] for cache in (ckv_cache, kpe_cache)
+        )
         scores = (in_fp32(q_nope[sequence]) @ keys.T + in_fp32(q_pe[sequence]) @ k_pe.T) * np.float32(sm_scale)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)
@@ -152,13 +154,21 @@ def test_what_is_written_in_place_need_not_be_returned():
 
 def test_requests_at_fault_are_one_line():
     only = {"outputs": ["output"]}
-    assert operators.try_kernel("mla_paged_decode", "odd sizes", lambda **inputs: decode(**inputs)[0], given("mla_paged_decode", "odd sizes"), **only)
+    assert operators.try_kernel(
+        "mla_paged_decode", "odd sizes", lambda **inputs: decode(**inputs)[0], given("mla_paged_decode", "odd sizes"), **only
+    )
     for request, line in [
         (lambda: dsv2.operator("rmsnorm", outputs=["lse"]), "outputs of rmsnorm: expected some of output, found lse"),
         (lambda: dsv2.operator("mla"), "operator 'mla': expected one of rmsnorm, "),
         (lambda: dsv2.operator("rmsnorm", workloads=["no such"]), "workload 'no such' of rmsnorm: expected one of "),
-        (lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda x: x, given("rmsnorm", "odd sizes")), "expected parameters hidden_states, weight"),
-        (lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda **_: (1, 2), given("rmsnorm", "odd sizes")), "expected at most 1 outputs"),
+        (
+            lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda x: x, given("rmsnorm", "odd sizes")),
+            "expected parameters hidden_states, weight",
+        ),
+        (
+            lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda **_: (1, 2), given("rmsnorm", "odd sizes")),
+            "expected at most 1 outputs",
+        ),
     ]:
         with pytest.raises(dsv2.RequestError) as caught:
             request()
