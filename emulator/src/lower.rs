@@ -17,7 +17,7 @@ pub(crate) mod instruction;
 mod integer;
 mod logic;
 mod matrix;
-mod mbarrier;
+pub(crate) mod mbarrier;
 mod memory;
 mod moves;
 mod refused;

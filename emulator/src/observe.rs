@@ -131,6 +131,11 @@ pub enum Sync {
     Commit,
     /// `cp.async.wait_group n` or, with nothing, `wait_all`.
     Wait(Option<u32>),
+    /// `cp.async.mbarrier.arrive`: the copies of the lane up to here will arrive at the barrier at this address of shared
+    /// memory.
+    CopyArrive(u64),
+    /// They have landed, and arrive there; in the order in which they were told to.
+    CopyArrived(u64),
     /// The lanes have exited.
     Exit,
 }

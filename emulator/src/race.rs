@@ -46,6 +46,8 @@
 //!   others. Each of the four needs a scope that includes the other side: `membar.cta` orders nothing for another
 //!   block. `.release` and `.acquire` on the access itself count as well. The second fence is often forgotten, also in
 //!   well-known examples: a barrier does not stand in for it;
+//! * an atomic operation, for the same bytes: the thread that came last with one has seen what the others left, and may
+//!   set the bytes anew with a plain store (the counter of last blocks);
 //! * one launch comes before the next.
 //!
 //! # Asynchronous copies
@@ -91,7 +93,7 @@ use order::{Order, Reach};
 use report::{Found, Log, Sites};
 use second::{Pending, Reads, Second};
 use shadow::Shadow;
-use thread::{Location, Thread};
+use thread::{Last, Location, Thread};
 
 pub use report::{Party, Race};
 
@@ -170,6 +172,7 @@ struct Barrier {
 struct Memory {
     shadow: Shadow,
     locations: HashMap<u64, Location>,
+    atomics: HashMap<u64, Last>,
     /// In a second run.
     reads: Reads,
 }
@@ -178,6 +181,7 @@ impl Memory {
     fn clear(&mut self) {
         self.shadow.clear();
         self.locations.clear();
+        self.atomics.clear();
         self.reads.clear();
     }
 }
@@ -240,7 +244,13 @@ impl RaceDetector {
         }
         let mut races: Vec<Found> = vec![];
         let view = View { block, thread: index, clock: &thread.known.past };
+        // A counter is set anew by who has counted last: what it has seen came before, whatever orders the rest.
+        let size = bytes.end - bytes.start;
+        let last = if new.kind == Kind::Write && !strong { memory.atomics.get(&address).copied() } else { None };
         memory.shadow.access(bytes.clone(), new, &view, |old, address, bytes| {
+            if old.kind == Kind::Atomic && last.is_some_and(|last| last.is((block, index), size, &old)) {
+                return;
+            }
             match races.iter_mut().find(|race| (race.old.site, race.old.kind) == (old.site, old.kind)) {
                 Some(race) if race.address + u64::from(race.bytes) == address => race.bytes += bytes,
                 Some(_) => {}
@@ -259,6 +269,11 @@ impl RaceDetector {
         }
         told.extend(races.into_iter().map(|race| (race, followed.then_some(value).filter(|_| new.kind == Kind::Read))));
         if strong && new.kind != Kind::Read {
+            if new.kind == Kind::Atomic {
+                memory.atomics.insert(address, Last { block, thread: index, bytes: size, reach: order.reach });
+            } else {
+                memory.atomics.remove(&address);
+            }
             *tick += 1;
             thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), *tick);
         }
@@ -442,6 +457,17 @@ impl Observer for RaceDetector {
                     let thread = &mut self.running.threads[index];
                     if let Some(landed) = thread.copies.wait(keep) {
                         thread.known.past.set(warps * 32 + index, landed);
+                    }
+                }
+            }
+            Sync::CopyArrive(barrier) => threads(site).for_each(|index| {
+                self.running.threads[index].copies.arrive(barrier);
+            }),
+            Sync::CopyArrived(barrier) => {
+                for index in threads(site) {
+                    if let Some(time) = self.running.threads[index].copies.arrived(barrier) {
+                        let location = self.running.shared.locations.entry(barrier).or_default();
+                        location.add(block, warps * 32 + index, time);
                     }
                 }
             }

@@ -141,6 +141,9 @@ impl<O: Observer> Block<'_, O> {
     /// `atom` and `red`: lane after lane.
     pub(super) fn atomic(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(atomic.address);
+        if atomic.answer.is_some() {
+            self.land_for(warp, mask, atomic, &addresses);
+        }
         let bytes = atomic.bytes * atomic.parts.len() as u32;
         let access = Access::new(Kind::Atomic, atomic.space, &addresses, bytes);
         self.remember(mask, atomic.space, &addresses);

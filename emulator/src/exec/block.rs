@@ -291,6 +291,9 @@ impl<'a, O: Observer> Block<'a, O> {
             Op::Copy(copy) => self.copy(w, pc, active, copy)?,
             Op::Commit => self.commit(w, pc, active),
             Op::WaitGroups(keep) => self.wait_groups(w, pc, active, *keep),
+            Op::CopyArrive { address, space, counted } => {
+                self.copies_arrive((w, pc), active, (*address, *space), *counted)?
+            }
             Op::Fence => self.tell_sync(w, pc, active, Sync::Fence),
             Op::Trap => return Err(self.fault(w, pc, (active.trailing_zeros() as usize % LANES, Cause::Trap))),
             Op::System { system, result, arguments } => self.system((w, pc), active, *system, *result, arguments)?,

@@ -45,6 +45,13 @@ pub(crate) enum Op {
     Commit,
     /// `cp.async.wait_group n`; `None` for `wait_all`.
     WaitGroups(Option<u32>),
+    /// `cp.async.mbarrier.arrive`: the barrier, in shared or generic memory, and whether the arrival is counted on top of
+    /// those that it waits for (without `.noinc`).
+    CopyArrive {
+        address: Address,
+        space: Space,
+        counted: bool,
+    },
     /// Instructions for which the lanes of a mask come together.
     Warp(Members, Collective),
     Barrier(Barrier),
