@@ -19,7 +19,7 @@ import dsv2
 import pytest
 import torch
 from dsv2 import operators
-from dsv2.emulator import Kernel, Launch, Race
+from dsv2.emulator import Kernel, Launch
 from dsv2.triton import activate
 from engines import Engine
 from findings import FINDINGS
@@ -110,7 +110,7 @@ def adapter(
             races = [race for launch in launches for race in launch.races or []]
             row.update(_measured(state, launches), races=len(races), verdict=verdict, said=" ".join(said.split()), finding=finding)
             ROWS.append(row)
-            _hold(row, said, races)
+            _hold(row, said, [f"race: {race!r}" for race in races] + [repr(use) for launch in launches for use in launch.unwritten])
 
         for attribute in ("__name__", "__doc__", "__module__"):
             setattr(judged, attribute, getattr(function, attribute))
@@ -120,10 +120,10 @@ def adapter(
     return decorate
 
 
-def _hold(row: dict[str, Any], said: str, races: list[Race]) -> None:
+def _hold(row: dict[str, Any], said: str, found: list[str]) -> None:
     """Fails unless a row is right, or wrong as its finding says."""
     __tracebackhide__ = True
-    trouble = ([said] if row["verdict"] != "pass" else []) + [f"race: {race!r}" for race in races]
+    trouble = ([said] if row["verdict"] != "pass" else []) + found
     if row["finding"] is None or not KNOWN:
         if trouble:
             pytest.fail("\n".join(trouble), pytrace=False)

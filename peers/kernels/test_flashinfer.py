@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from dsv2.emulator import Struct
+from dsv2.emulator import Struct, out
 from flashinfer_kernels import FLASHINFER, dtype, fast_divisor, kernel, mla_plan, module, router, u32
 from judged import WATCH, adapter
 from tables import token_slots
@@ -25,8 +25,8 @@ def test_rms_norm(hidden_states, weight):
     rows, width = hidden_states.shape
     output = torch.empty_like(hidden_states)
     WATCH.launch(
-        kernel(module("pointwise"), f"13RMSNormKernelILj{vector}E{dtype(hidden_states)}"), hidden_states, weight, output, width, width,
-        width, 0.0, 1e-6, grid=rows, block=(32, warps), shared=warps * 4,
+        kernel(module("pointwise"), f"13RMSNormKernelILj{vector}E{dtype(hidden_states)}"), hidden_states, weight, out(output), width,
+        width, width, 0.0, 1e-6, grid=rows, block=(32, warps), shared=warps * 4,
     )  # fmt: skip
     return output
 
@@ -49,8 +49,8 @@ def test_silu_and_mul(gate_up):
     width = both // 2
     vector = math.gcd(16 // gate_up.element_size(), width)
     output = torch.empty(tokens, width, dtype=gate_up.dtype)
-    silu = kernel(module("pointwise"), f"act_and_mul_kernelI{dtype(gate_up)}", f"Lj{vector if vector in (1, 8) else 1}E")
-    WATCH.launch(silu, output, gate_up, width, grid=tokens, block=min(width // vector, 256))
+    silu = kernel(module("pointwise"), f"act_and_mul_kernelI{dtype(gate_up)}", f"Lj{vector}E")
+    WATCH.launch(silu, out(output), gate_up, width, grid=tokens, block=min(width // vector, 256))
     return output
 
 
@@ -63,7 +63,7 @@ def test_merge_state(v_a, s_a, v_b, s_b):
     vector = max(16 // v_a.element_size(), width // 32)
     output, lse = torch.empty_like(v_a), torch.empty_like(s_a)
     merge = kernel(module("pointwise"), f"MergeStateKernelILj{vector}E{dtype(v_a)}")
-    WATCH.launch(merge, v_a, s_a, v_b, s_b, output, lse, heads, width, grid=tokens, block=(width // vector, heads))
+    WATCH.launch(merge, v_a, s_a, v_b, s_b, out(output), out(lse), heads, width, grid=tokens, block=(width // vector, heads))
     return output, lse
 
 
@@ -73,7 +73,7 @@ def rope(x, cos, sin, interleaved):
     strides = [stride for tensor in (x, key, output, key) for stride in tensor.stride()[:2]]
     turn = kernel(module("rope"), f"HeadParallelismKernelILb{int(interleaved)}", dtype(x))
     WATCH.launch(
-        turn, x, key, output, torch.zeros_like(key), torch.cat([cos, sin], -1), torch.arange(tokens, dtype=torch.int32), tokens, heads, 1,
+        turn, x, key, out(output), torch.zeros_like(key), torch.cat([cos, sin], -1), torch.arange(tokens, dtype=torch.int32), tokens, heads, 1,
         width, *strides, grid=(-(-tokens // 16), heads + 1), block=(8, 16),
     )  # fmt: skip
     return output
@@ -123,7 +123,7 @@ def mla(q_nope, q_pe, ckv_cache, kpe_cache, qo_indptr, kv_indptr, kv_indices, sm
     output, lse = torch.empty_like(q_nope), torch.empty(q_nope.shape[:2])
     partial, partial_lse = torch.empty(max(rows, 1), 512, dtype=q_nope.dtype), torch.empty(max(rows, 1))
     given = [
-        q_nope, q_pe, ckv_cache, kpe_cache, partial, partial_lse, output, lse,
+        q_nope, q_pe, ckv_cache, kpe_cache, *map(out, (partial, partial_lse, output, lse)),
         *(plan[name] for name in (
             "q_indptr", "kv_indptr", "partial_indptr", "merge_packed_offset_start", "merge_packed_offset_end",
             "merge_partial_packed_offset_start", "merge_partial_packed_offset_end", "merge_partial_stride",
@@ -176,7 +176,7 @@ def sample(name, probs, before, behind):
     module("sampling")["shared_bytes"].launch(shared, grid=1, block=1)
     draw = kernel(module("sampling"), f"{len(name)}{name}ILj1024", f"ELj{math.gcd(4, width)}ELb1E")
     output, valid = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.bool)
-    given = [probs, output, valid, None, *before, *behind, width, None, 2026, None, 0, 0, 0]
+    given = [probs, out(output), out(valid), None, *before, *behind, width, None, 2026, None, 0, 0, 0]
     WATCH.launch(draw, *given, grid=rows, block=1024, shared=int(shared[0]))
     assert valid.all()
     return output
@@ -205,5 +205,5 @@ def test_top_p_renorm(probs, top_p):
     module("sampling")["shared_bytes"].launch(shared, grid=1, block=1)
     output = torch.empty_like(probs)
     renorm = kernel(module("sampling"), "TopPRenormProbKernelILj1024", f"ELj{math.gcd(4, width)}Ef")
-    WATCH.launch(renorm, probs, output, top_p, 0.0, width, grid=rows, block=1024, shared=int(shared[1]))
+    WATCH.launch(renorm, probs, out(output), top_p, 0.0, width, grid=rows, block=1024, shared=int(shared[1]))
     return output

@@ -43,18 +43,18 @@ def _torch() -> Any:
     return sys.modules.get("torch")
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
     return _torch() is not None and isinstance(value, _torch().Tensor)
 
 
 def copy(value: Any) -> Any:
-    if _is_tensor(value):
+    if is_tensor(value):
         return value.clone()
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def bits(value: Any) -> Any:
-    if _is_tensor(value):
+    if is_tensor(value):
         return value.detach().cpu().contiguous().flatten().view(_torch().uint8).numpy().tobytes()
     return np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else value
 

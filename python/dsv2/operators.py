@@ -17,13 +17,14 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from dsv2._dsv2 import RequestError
 from dsv2._judge import _file, run
 from dsv2._poison import PATTERNS, poisoned, untouched
+from dsv2._rows import alone, has_rows, part, rows_to_try
 from dsv2._tensors import bits, copy, default_device, held, known_device, tensor
 
 
@@ -41,13 +42,17 @@ class Contract:
     """What of the inputs has no meaning."""
     workloads: dict[str, dict[str, str]]
     """The `dtype` and the `file` of each."""
+    rows: dict[str, Any] | None = None
+    """What can be given alone, a token or a sequence: the `axis` along which such rows lie, and the inputs that are `offsets` of
+    them along others. None if nothing can."""
 
 
 @functools.cache
 def contracts() -> dict[str, Contract]:
     """All operators, by name."""
     listed = json.loads(run("operator", "list", "--json")[0])["operators"]
-    return {operator["name"]: Contract(**operator) for operator in listed}
+    known = {field.name for field in fields(Contract)}
+    return {operator["name"]: Contract(**{key: value for key, value in operator.items() if key in known}) for operator in listed}
 
 
 def contract(name: str) -> Contract:
@@ -98,6 +103,7 @@ def operator(
     repeats: int = 2,
     workloads: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
+    batch_invariant: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Makes a test of all workloads of a callable that takes an operator's inputs by name.
@@ -106,6 +112,7 @@ def operator(
     A test fails if an output is wrong, missing (but for those that `outputs` leaves out) or of another type than the contract's,
     or holds what `torch.empty` or `numpy.empty` left in it, if an input was changed that is no output (clone it first where a
     kernel works in place), or if two calls with the same inputs give other bits (repeats=1: is not looked at).
+    batch_invariant: a row alone (a token, a sequence) must have the bits that it has among others.
     report: is called with what `check` says of each workload, before the test fails over it.
     """
     known = contract(name)
@@ -113,6 +120,7 @@ def operator(
     _some_outputs(known, outputs)
     if report is not None:
         _callable(f"report of {name}", report)
+    _rows(known, batch_invariant)
     device = None if device is None else known_device(device)
     chosen = list(known.workloads) if workloads is None else _names(f"workloads of {name}", workloads)
     for workload in chosen:
@@ -132,7 +140,7 @@ def operator(
                 given = inputs(name, workload, device)
             except ImportError as missing:
                 pytest.skip(str(missing))
-            try_kernel(name, workload, kernel, given, repeats, outputs, report)
+            try_kernel(name, workload, kernel, given, repeats, outputs, batch_invariant, report)
 
         # pytest must see the parameter `workload`, and the name and place of what was decorated
         for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
@@ -150,6 +158,7 @@ def try_kernel(
     given: Mapping[str, Any],
     repeats: int = 2,
     outputs: Sequence[str] | None = None,
+    batch_invariant: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Calls a kernel on copies of these inputs and judges it as `operator` does; the report of `check`. Raises AssertionError."""
@@ -158,6 +167,7 @@ def try_kernel(
     _workload(known, workload)
     _repeats(repeats)
     _some_outputs(known, outputs)
+    _rows(known, batch_invariant)
     _callable(name, kernel)
     if report is not None:
         _callable(f"report of {name}", report)
@@ -192,7 +202,22 @@ def try_kernel(
     for later in results[1:]:
         other = [key for key in later if bits(later[key]) != bits(results[0][key])]
         assert not other, f"{said}: two calls with the same inputs give other bits of {', '.join(other)}"
+    if batch_invariant:
+        _alone(known, said, kernel, given, results[0])
     return judged
+
+
+def _alone(known: Contract, said: str, kernel: Callable, given: Mapping[str, Any], together: dict[str, Any]) -> None:
+    """Calls a kernel with single rows and compares their bits."""
+    __tracebackhide__ = True
+    for row in rows_to_try(known, given):
+        own = alone(known, given, row)
+        with poisoned(PATTERNS[0]):
+            made = kernel(**_accepted(kernel, own))
+        for name, value in _named(known, made, own).items():
+            shape = known.outputs[name]["shape"] if name in known.outputs else []
+            if name in together and has_rows(known, shape) and bits(value) != bits(part(known, given, shape, together[name], row)):
+                raise AssertionError(f"{said}: row {row} alone has other bits of {name} than among others")
 
 
 def _names(what: str, names: Any) -> list[str]:
@@ -219,6 +244,13 @@ def _some_outputs(known: Contract, outputs: Any) -> None:
 def _repeats(repeats: Any) -> None:
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise RequestError(f"repeats: expected a number of calls, 1 or more, found {repeats!r}")
+
+
+def _rows(known: Contract, batch_invariant: Any) -> None:
+    if not isinstance(batch_invariant, bool):
+        raise RequestError(f"batch_invariant: expected True or False, found {batch_invariant!r}")
+    if batch_invariant and known.rows is None:
+        raise RequestError(f"batch_invariant: nothing of the inputs of {known.name} can be given alone")
 
 
 def _callable(name: str, kernel: Any) -> None:

@@ -109,6 +109,27 @@ def test_a_changed_input_and_other_bits_the_second_time_fail():
     assert "other bits of output" in fails("rmsnorm", "odd sizes", other)
 
 
+def test_a_row_that_has_other_bits_alone_fails_if_it_must_not():
+    inputs = given("rmsnorm", "odd sizes")
+
+    def by_batch(hidden_states, weight):
+        x = in_fp32(hidden_states)
+        wide = np.float64 if len(x) > 1 else np.float32
+        mean = (x * x).mean(-1, keepdims=True, dtype=wide)
+        return like(hidden_states, (x / np.sqrt(mean + 1e-6) * in_fp32(weight)).astype(np.float32))
+
+    def alone(kernel, **options):
+        return operators.try_kernel("rmsnorm", "odd sizes", kernel, inputs, **options)
+
+    assert alone(rmsnorm, batch_invariant=True)["verdict"] == "pass"
+    assert alone(by_batch)["verdict"] == "pass"
+    with pytest.raises(AssertionError, match=r"row \d alone has other bits of output than among others"):
+        alone(by_batch, batch_invariant=True)
+
+    sequences = given("mla_paged_decode", "pages of 64")
+    assert operators.try_kernel("mla_paged_decode", "pages of 64", decode, sequences, batch_invariant=True)["verdict"] == "pass"
+
+
 def test_what_nobody_wrote_fails_whatever_is_in_it():
     inputs = given("rmsnorm", "odd sizes")
     right = rmsnorm(**inputs)
