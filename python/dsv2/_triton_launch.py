@@ -13,6 +13,7 @@ from triton.backends.driver import decompose_descriptor, expand_signature
 
 from dsv2 import _dsv2, emulator
 from dsv2._arrays import HostArray, Transfer, host_array
+from dsv2._checked import count
 from dsv2._dsv2 import LaunchError, Race, Use
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Launcher:
         self, x: int, y: int, z: int, stream: Any, function: emulator.Kernel, packed: Any, launch_metadata: Any, enter: Any, leave: Any,
         *args: Any,
     ) -> None:  # fmt: skip
+        x, y, z = (count(f"launch of {self.metadata.name}: grid", size) for size in (x, y, z))
         if x * y * z == 0:
             return
         if enter is not None:

@@ -211,6 +211,10 @@ def test_wrong_requests_are_one_line():
         activate("sm_70")
     with pytest.raises(LaunchError, match="wrap: expected an array of NumPy, found list"):
         wrap([1, 2])
+    x = wrap(np.zeros(16, np.float32))
+    for grid in (1.5, -1, 1 << 40):
+        with activate("sm_80"), pytest.raises(LaunchError, match=f"launch of copy: grid: expected a whole number .* found {grid}"):
+            kernels.copy[(grid,)](x, x, 16, BLOCK=16)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_89"])
