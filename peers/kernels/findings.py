@@ -27,11 +27,12 @@ FINDINGS = {
     "no barrier around a buffer in global memory": Finding(
         r"topk_topp_triton\.py:|renorm_probs: over-budget: what is to be kept is 0",
         "`_topk_topp_kernel` gathers the largest values of a row in a buffer (`tl.store(BUFFER_ROW + write_pos, ...)`, lines 197, 465, 530, "
-        "699 and 785 of topk_topp_triton.py) and reads them back in the same program, in another order. Triton orders the threads of a program "
-        "around shared memory, not around stores and loads of global memory (triton-lang/triton#10924): a thread may read what another has not written yet, or "
-        "what was there before. Where a reduction happens to stand between the two, its barrier hides it. Here tokens are lost: "
-        "of the most likely ones some get a probability of 0. With `tl.debug_barrier()` before and behind each of the five stores all "
-        "workloads are right and no race is left; with the tiles for GPUs (8192 and 4096, 8 warps) the races are there, too.",
+        "699 and 785 of topk_topp_triton.py) and reads them back in the same program, in another order. Triton orders the threads of a "
+        "program around shared memory, not around stores and loads of global memory (triton-lang/triton#10924): a thread may read what another has "
+        "not written yet, or what was there before. Where a reduction happens to stand between the two, its barrier hides it. On the "
+        "emulator, where a warp runs until it waits, some of the most likely tokens get a probability of 0 every time; on a GPU it is a "
+        "matter of timing. With `tl.debug_barrier()` before and behind each of the five stores all workloads are right and no race is "
+        "left; with the tiles for GPUs (8192 and 4096, 8 warps) the races are there, too.",
         "test_buffer_without_barrier.py",
     ),
     "blocks of more than 1024 threads": Finding(
