@@ -58,15 +58,15 @@ def _fill_torch(torch: Any, tensor: Any, pattern: bytes) -> None:
         whole[0::2], whole[1::2] = pattern[0], pattern[1]
 
 
-def untouched(values: Any, pattern: bytes) -> int:
-    """How many elements hold nothing but the pattern. Of types of one byte this says nothing: any byte may be a number."""
-    if values.dtype.itemsize < 2:
-        return 0
-    raw = _raw(values)
-    return int((raw == np.frombuffer(_bytes(pattern, raw.shape[-1]), np.uint8)).all(-1).sum()) if raw.size else 0
+def untouched(values: Any, pattern: bytes) -> np.ndarray:
+    """Which elements, in order, hold nothing but the pattern. Of types of one byte this says nothing: any byte may be a number."""
+    raw = raw_bytes(values)
+    if values.dtype.itemsize < 2 or not raw.size:
+        return np.zeros(len(raw), bool)
+    return (raw == np.frombuffer(_bytes(pattern, raw.shape[-1]), np.uint8)).all(-1)
 
 
-def _raw(values: Any) -> np.ndarray:
+def raw_bytes(values: Any) -> np.ndarray:
     """The bytes of an array, a row for each element."""
     if isinstance(values, np.ndarray):
         return np.ascontiguousarray(values).reshape(-1, 1).view(np.uint8)

@@ -21,7 +21,9 @@ TRIED = 8
 def rows_to_try(known: Contract, given: Mapping[str, Any]) -> list[int]:
     """Some rows of these inputs, the first and the last among them."""
     axis, offsets = known.rows.get("axis"), known.rows.get("offsets", {})
-    counts = [given[name].shape[spec["shape"].index(axis)] for name, spec in known.inputs.items() if name in given and axis in spec["shape"]]
+    counts = [
+        given[name].shape[spec["shape"].index(axis)] for name, spec in known.inputs.items() if name in given and axis in spec["shape"]
+    ]
     counts += [given[name].shape[0] - 1 for name in offsets if name in given]
     return sorted({round(row) for row in np.linspace(0, counts[0] - 1, min(TRIED, counts[0]))}) if counts and counts[0] else []
 

@@ -16,14 +16,15 @@ import functools
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from dsv2 import _requests as request
 from dsv2._dsv2 import RequestError
 from dsv2._judge import _file, run
-from dsv2._poison import PATTERNS, poisoned, untouched
+from dsv2._poison import PATTERNS, poisoned, raw_bytes, untouched
 from dsv2._rows import alone, has_rows, part, rows_to_try
 from dsv2._tensors import bits, copy, default_device, held, known_device, tensor
 
@@ -69,7 +70,7 @@ def inputs(operator: str, workload: str, device: str | None = None) -> dict[str,
     Raises ImportError where NumPy is to hold bf16 and ml_dtypes is not installed.
     """
     known = contract(operator)
-    _workload(known, workload)
+    request.workload(known, workload)
     device = default_device() if device is None else known_device(device)
     with tempfile.TemporaryDirectory() as folder:
         run("operator", "inputs", operator, Path(folder) / "in", "--workload", workload)
@@ -87,7 +88,7 @@ def inputs(operator: str, workload: str, device: str | None = None) -> dict[str,
 
 def check(operator: str, workload: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Judges what a kernel returned for a workload: `verdict` is "pass", "fail" or "not-judged"; `outputs` says of each why."""
-    _workload(contract(operator), workload)
+    request.workload(contract(operator), workload)
     if not isinstance(outputs, Mapping):
         raise RequestError(f"outputs of {operator}: expected a dict of arrays by name, found {type(outputs).__name__}")
     with tempfile.TemporaryDirectory() as folder:
@@ -116,18 +117,18 @@ def operator(
     report: is called with what `check` says of each workload, before the test fails over it.
     """
     known = contract(name)
-    _repeats(repeats)
-    _some_outputs(known, outputs)
+    request.repeats(repeats)
+    request.some_outputs(known, outputs)
     if report is not None:
-        _callable(f"report of {name}", report)
-    _rows(known, batch_invariant)
+        request.function(f"report of {name}", report)
+    request.rows(known, batch_invariant)
     device = None if device is None else known_device(device)
-    chosen = list(known.workloads) if workloads is None else _names(f"workloads of {name}", workloads)
+    chosen = list(known.workloads) if workloads is None else request.several(f"workloads of {name}", workloads)
     for workload in chosen:
-        _workload(known, workload)
+        request.workload(known, workload)
 
     def decorate(kernel: Callable) -> Callable:
-        _callable(name, kernel)
+        request.function(name, kernel)
         try:
             import pytest
         except ImportError:
@@ -164,13 +165,13 @@ def try_kernel(
     """Calls a kernel on copies of these inputs and judges it as `operator` does; the report of `check`. Raises AssertionError."""
     __tracebackhide__ = True
     known = contract(name)
-    _workload(known, workload)
-    _repeats(repeats)
-    _some_outputs(known, outputs)
-    _rows(known, batch_invariant)
-    _callable(name, kernel)
+    request.workload(known, workload)
+    request.repeats(repeats)
+    request.some_outputs(known, outputs)
+    request.rows(known, batch_invariant)
+    request.function(name, kernel)
     if report is not None:
-        _callable(f"report of {name}", report)
+        request.function(f"report of {name}", report)
     if not isinstance(given, Mapping):
         raise RequestError(f"inputs of {name}: expected a dict by name, as operators.inputs makes it, found {type(given).__name__}")
     said, results = f"{name}, workload {workload!r}", []
@@ -190,7 +191,8 @@ def try_kernel(
             found = found.removeprefix("torch.")
             integers = wanted.startswith("int") and found.startswith(("int", "uint"))
             assert integers or found == wanted, f"{said}: {key} is of type {found}, expected {wanted}"
-            if left := untouched(returned[key], pattern):
+            left = 0 if _may_be_left(known.outputs[key]) else int(untouched(returned[key], pattern).sum())
+            if left:
                 shape = "x".join(map(str, returned[key].shape))
                 raise AssertionError(f"{said}: nobody wrote {left} of the elements of {key} [{shape}]: they hold what was there before")
         changed = [key for key, value in own.items() if key not in known.outputs and bits(value) != bits(given[key])]
@@ -199,12 +201,26 @@ def try_kernel(
     if report is not None:
         report(judged)
     assert judged["verdict"] == "pass", _said(name, judged)
-    for later in results[1:]:
-        other = [key for key in later if bits(later[key]) != bits(results[0][key])]
+    for call, later in enumerate(results[1:], 1):
+        other = [key for key in later if _settled(known, key, later, call) != _settled(known, key, results[0], 0)]
         assert not other, f"{said}: two calls with the same inputs give other bits of {', '.join(other)}"
     if batch_invariant:
         _alone(known, said, kernel, given, results[0])
     return judged
+
+
+def _may_be_left(output: Mapping[str, Any]) -> bool:
+    """Whether an output ends in what does not count, so that it may be left unwritten: the judge knows how much of it does."""
+    return isinstance(output.get("judged"), Mapping) and bool({"blocks_of", "expert_of_block"} & set(output["judged"]))
+
+
+def _settled(known: Contract, key: str, returned: Mapping[str, Any], call: int) -> bytes | Any:
+    """The bits of what one of the calls returned, without those that nobody had to write and nobody wrote."""
+    if key not in known.outputs or not _may_be_left(known.outputs[key]):
+        return bits(returned[key])
+    raw = raw_bytes(returned[key]).copy()
+    raw[untouched(returned[key], PATTERNS[call % len(PATTERNS)])] = 0
+    return raw.tobytes()
 
 
 def _alone(known: Contract, said: str, kernel: Callable, given: Mapping[str, Any], together: dict[str, Any]) -> None:
@@ -218,44 +234,6 @@ def _alone(known: Contract, said: str, kernel: Callable, given: Mapping[str, Any
             shape = known.outputs[name]["shape"] if name in known.outputs else []
             if name in together and has_rows(known, shape) and bits(value) != bits(part(known, given, shape, together[name], row)):
                 raise AssertionError(f"{said}: row {row} alone has other bits of {name} than among others")
-
-
-def _names(what: str, names: Any) -> list[str]:
-    """A list of names; a single one in its place would be taken for its letters."""
-    found = None if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
-    if found is None or not all(isinstance(name, str) for name in found):
-        raise RequestError(f"{what}: expected a list of names, found {names!r}")
-    if not found:
-        raise RequestError(f"{what}: expected at least one, found none")
-    return found
-
-
-def _workload(known: Contract, workload: Any) -> None:
-    if not isinstance(workload, str) or workload not in known.workloads:
-        raise RequestError(f"workload {workload!r} of {known.name}: expected one of {', '.join(known.workloads)}")
-
-
-def _some_outputs(known: Contract, outputs: Any) -> None:
-    names = [] if outputs is None else _names(f"outputs of {known.name}", outputs)
-    if unknown := set(names) - set(known.outputs):
-        raise RequestError(f"outputs of {known.name}: expected some of {', '.join(known.outputs)}, found {', '.join(sorted(unknown))}")
-
-
-def _repeats(repeats: Any) -> None:
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise RequestError(f"repeats: expected a number of calls, 1 or more, found {repeats!r}")
-
-
-def _rows(known: Contract, batch_invariant: Any) -> None:
-    if not isinstance(batch_invariant, bool):
-        raise RequestError(f"batch_invariant: expected True or False, found {batch_invariant!r}")
-    if batch_invariant and known.rows is None:
-        raise RequestError(f"batch_invariant: nothing of the inputs of {known.name} can be given alone")
-
-
-def _callable(name: str, kernel: Any) -> None:
-    if not callable(kernel):
-        raise RequestError(f"operator {name!r}: expected a callable, found {type(kernel).__name__}")
 
 
 def _said(name: str, report: dict[str, Any]) -> str:

@@ -157,6 +157,37 @@ def test_what_nobody_wrote_fails_whatever_is_in_it():
     assert operators.try_kernel("rmsnorm", "odd sizes", writes_all, inputs)["verdict"] == "pass"
 
 
+def test_what_does_not_count_may_be_left_unwritten():
+    inputs = given("moe_align_block_size", "odd sizes")
+
+    def align(topk_ids, num_experts, block_size):
+        chosen = np.asarray(topk_ids).ravel()
+        blocks, experts = [], []
+        for expert in range(num_experts):
+            own = np.flatnonzero(chosen == expert).tolist()
+            own += [len(chosen)] * (-len(own) % block_size)
+            blocks, experts = blocks + own, experts + [expert] * (len(own) // block_size)
+        if HAVE_TORCH:
+            import torch
+
+            ids, owners = torch.empty(len(blocks) + 7, dtype=torch.int32), torch.empty(len(experts) + 2, dtype=torch.int32)
+            counted = torch.tensor([len(blocks)], dtype=torch.int32)
+            ids[: len(blocks)], owners[: len(experts)] = torch.tensor(blocks), torch.tensor(experts)
+        else:
+            ids, owners = np.empty(len(blocks) + 7, np.int32), np.empty(len(experts) + 2, np.int32)
+            counted = np.array([len(blocks)], np.int32)
+            ids[: len(blocks)], owners[: len(experts)] = blocks, experts
+        return ids, owners, counted
+
+    assert operators.try_kernel("moe_align_block_size", "odd sizes", align, inputs)["verdict"] == "pass"
+
+    def one_too_many(**inputs):
+        ids, owners, counted = align(**inputs)
+        return ids, owners, counted + int(inputs["block_size"])
+
+    assert "fail" in fails("moe_align_block_size", "odd sizes", one_too_many)
+
+
 def test_what_is_written_in_place_need_not_be_returned():
     def append(kv_a, weight, cos, sin, slot_mapping, ckv_cache, kpe_cache):
         width, size = ckv_cache.shape[2], ckv_cache.shape[1]
