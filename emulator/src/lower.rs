@@ -24,8 +24,10 @@ mod refused;
 mod shapes;
 pub(crate) mod slots;
 mod system;
+mod unassigned;
 mod video;
 mod warp;
+pub(crate) mod wmma;
 
 use std::sync::OnceLock;
 
@@ -35,7 +37,7 @@ use crate::{Error, Space};
 use body::Body;
 use case::{Case, Lowered};
 use definitions::Definitions;
-use flow::Flow;
+use flow::{Cell, Flow};
 use instruction::{Instruction, Op};
 use slots::{Constant, Name, Slots, Symbol};
 
@@ -61,12 +63,19 @@ pub(crate) struct Kernel {
     /// loads, which may wait for another block.
     pub(crate) needs_order: bool,
     definitions: OnceLock<Definitions>,
+    unassigned: OnceLock<Vec<(Cell, usize)>>,
 }
 
 impl Kernel {
     /// Where each register gets its value; found when somebody asks.
     pub(crate) fn definitions(&self) -> &Definitions {
         self.definitions.get_or_init(|| Definitions::of(&self.code))
+    }
+
+    /// The registers that some path reads before it has written them, and where; found when somebody asks.
+    pub(crate) fn unassigned(&self) -> &[(Cell, usize)] {
+        let search = || unassigned::unassigned(&self.code, self.narrow, self.wide, self.predicates);
+        self.unassigned.get_or_init(search)
     }
 }
 
@@ -130,6 +139,7 @@ pub(crate) fn lower(ast: &Ast, entry: &Entry) -> Result<Kernel, Error> {
         files: ast.files.clone(),
         needs_order,
         definitions: OnceLock::new(),
+        unassigned: OnceLock::new(),
     })
 }
 
@@ -138,7 +148,7 @@ type Chapter = fn(&mut Case) -> Option<Lowered<Op>>;
 
 /// Finds the chapter that knows the instruction.
 fn operation(case: &mut Case) -> Lowered<Op> {
-    const CHAPTERS: [Chapter; 8] = [
+    const CHAPTERS: [Chapter; 9] = [
         control::lower,
         memory::lower,
         moves::lower,
@@ -146,6 +156,7 @@ fn operation(case: &mut Case) -> Lowered<Op> {
         logic::lower,
         warp::lower,
         matrix::lower,
+        wmma::lower,
         mbarrier::lower,
     ];
     if let Some(lowered) = video::lower(case) {

@@ -55,9 +55,15 @@
 //! thread: whoever touches them meanwhile races, the thread that copies too. Then the copy is a write of that thread,
 //! which others see after a barrier.
 //!
-//! # Equal stores
-//! Two stores of the same value to the same bytes are kept apart: see [`RaceDetector::equal_stores`]. So are those of one
-//! instruction whose values differ by rounding only: [`RaceDetector::rounded_stores`].
+//! # Races that do not matter
+//! Compilers make some on purpose. Each class is kept apart:
+//! * two stores of the same value to the same bytes: [`RaceDetector::equal_stores`];
+//! * stores of lanes of one instruction that would be equal without rounding: [`RaceDetector::rounded_stores`]. Both values
+//!   are computed once more modulo a prime, where nothing is rounded, so no tolerance is needed: sums of the same terms in
+//!   two orders are equal, anything else is a race, however little it differs;
+//! * reads whose value is thrown away: [`RaceDetector::unused_reads`]. If reads and writes race, the launch is run a second
+//!   time from the same memory, and the values of these reads are followed through registers. One that reaches an
+//!   address, a branch, a barrier, another lane by anything but a shuffle, or memory is used.
 //!
 //! # What is not found
 //! Only what this run does is looked at: other inputs may race elsewhere. Orders that depend on luck (who took a lock
@@ -70,9 +76,12 @@
 //! per word or byte (beyond that a race may be missed, never invented). Clocks cost 4 bytes for each pair of threads of
 //! a block, up to 24 with fences and asynchronous copies, and for each address of a strong write after a fence 4 bytes
 //! for each thread of each block that wrote there. Shared memory is forgotten with its block, the rest with the launch.
+//! For a second run the global memory that a launch stores to is kept as it was, at twice its size; beyond 256 MiB of it,
+//! or a million words in question, there is none, and such reads count as used.
 //!
 //! # Speed
 //! About 10 million thread-instructions per second on a matrix product in tiles, which does little but access memory.
+//! Without races of reads and writes there is no second run.
 
 mod cell;
 mod clock;
@@ -80,25 +89,23 @@ mod order;
 mod report;
 mod second;
 mod shadow;
+mod state;
 mod thread;
+mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use crate::Space;
-use crate::exec::unknown::USED;
-use crate::observe::{Access, Kind, Observer, Site, Sync, Words};
-use cell::{Mark, View};
-use clock::{Gathering, Knowledge};
+use crate::observe::Kind;
+use cell::View;
+use clock::Gathering;
 use order::{Order, Reach};
-use report::{Found, Log, Sites};
-use second::{Pending, Reads, Second};
-use shadow::Shadow;
-use thread::{Last, Location, Thread};
+use report::{Found, Sites};
+use second::{Pending, Second};
+use state::{Leaves, Logs, Memory, Running, Step};
+use thread::Last;
 
 pub use report::{Party, Race};
-
-/// Addresses of shared memory beyond this are out of bounds on every device; the launch fails right after.
-const SHARED: u64 = 1 << 20;
 
 /// Finds races in the launches that it watches: see the module's documentation.
 #[derive(Default)]
@@ -117,83 +124,14 @@ pub struct RaceDetector {
     global: Memory,
 }
 
-/// A block under way.
-#[derive(Default)]
-struct Running {
-    /// Its number: blocks are counted as they begin.
-    number: u32,
-    /// Its threads, a multiple of 32.
-    threads: Vec<Thread>,
-    /// The last time that was given out in it.
-    tick: u32,
-    barriers: BTreeMap<u32, Barrier>,
-    shared: Memory,
-}
-
-/// What was found, by class.
-#[derive(Clone, Default)]
-struct Logs {
-    races: Log,
-    equal: Log,
-    rounded: Log,
-    unused: Log,
-}
-
-/// What one lane does.
-struct Step<'a> {
-    mark: &'a Mark,
-    leaves: Leaves,
-    /// In a second run: the number of the value that it reads.
-    value: u32,
-    /// The thread.
-    index: usize,
-}
-
-/// What a store leaves of what was there.
-#[derive(Clone, Copy)]
-enum Leaves {
-    Same,
-    /// What an earlier lane of the same instruction stores, but for rounding; how far from it.
-    Rounded(f64),
-    Other,
-}
-
-/// A named barrier.
-#[derive(Default)]
-struct Barrier {
-    /// Those that have arrived in this phase.
-    arrived: Gathering,
-    /// What all knew who made the last phase complete.
-    complete: Knowledge,
-}
-
-/// A memory that threads share.
-#[derive(Default)]
-struct Memory {
-    shadow: Shadow,
-    locations: HashMap<u64, Location>,
-    atomics: HashMap<u64, Last>,
-    /// In a second run.
-    reads: Reads,
-}
-
-impl Memory {
-    fn clear(&mut self) {
-        self.shadow.clear();
-        self.locations.clear();
-        self.atomics.clear();
-        self.reads.clear();
-    }
-}
-
 impl RaceDetector {
     /// A detector that has seen nothing.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The races found so far, in all launches, without [equal stores](Self::equal_stores): one for each pair of lines, in the order in which they were found,
-    /// which is the same in every run.
+    /// The races found so far, in all launches, without those of the classes below: one for each pair of lines, in an
+    /// order that is the same in every run.
     pub fn races(&self) -> &[Race] {
         &self.logs.races.races
     }
@@ -309,169 +247,6 @@ impl RaceDetector {
         for index in lanes {
             self.running.threads[index].known = known.clone();
             self.running.threads[index].now = self.running.tick;
-        }
-    }
-}
-
-/// The threads that a site names.
-fn threads(site: &Site<'_>) -> impl Iterator<Item = usize> + Clone {
-    let (first, lanes) = (site.warp as usize * 32, site.lanes);
-    (0..32).filter(move |lane| lanes >> lane & 1 == 1).map(move |lane| first + lane)
-}
-
-impl Observer for RaceDetector {
-    const REPEATS: bool = true;
-
-    fn again(&mut self) -> Option<Words> {
-        if !self.second.is_wanted() {
-            return None;
-        }
-        self.second.runs = true;
-        // What the first run has found is found once more.
-        self.logs = self.before.clone();
-        Some(self.second.words.clone())
-    }
-
-    fn outcome(&mut self, is_used: &dyn Fn(u32) -> bool) {
-        let warps = self.warps() as u32;
-        let (mut last, mut told) = (0, vec![]);
-        for Pending { space, found, new, value, step } in self.second.finish() {
-            let (used, site) = (is_used(value), found.old.site);
-            if step != last {
-                (last, told) = (step, vec![]);
-            }
-            if told.contains(&(site, used)) {
-                continue;
-            }
-            told.push((site, used));
-            let log = if used { &mut self.logs.races } else { &mut self.logs.unused };
-            log.note((&self.sites, &self.blocks, warps), space, (&found, &new), 0.0);
-        }
-    }
-
-    fn begin(&mut self, block: [u32; 3], threads: u32) {
-        // Blocks begin in order, so this one is the first of a launch.
-        if block == [0; 3] {
-            self.sites.restart();
-            self.blocks.clear();
-            self.global.clear();
-            self.aside.clear();
-            if !self.second.runs {
-                self.second.restart();
-                self.before = self.logs.clone();
-            }
-        }
-        let running = &mut self.running;
-        running.number = self.blocks.len() as u32;
-        self.blocks.push(block);
-        running.threads.clear();
-        running.threads.resize(threads.next_multiple_of(32) as usize, Thread::new());
-        running.tick = 1;
-        running.barriers.clear();
-        running.shared.clear();
-    }
-
-    fn leave(&mut self, block: [u32; 3]) {
-        self.aside.insert(block, std::mem::take(&mut self.running));
-    }
-
-    fn resume(&mut self, block: [u32; 3]) {
-        if let Some(running) = self.aside.remove(&block) {
-            self.running = running;
-        }
-    }
-
-    fn access(&mut self, site: &Site<'_>, access: &Access<'_>) {
-        let (number, order) = self.sites.number(site);
-        let copies = match access.kind {
-            Kind::CopyRead | Kind::CopyWrite => true,
-            // The copy has its own time until the wait, and nothing has to be done when it lands.
-            Kind::CopyLand => return,
-            Kind::Read | Kind::Write | Kind::Atomic => false,
-        };
-        for index in threads(site) {
-            let lane = index % 32;
-            let Some((space, address)) = access.place(lane) else { continue };
-            let Some(end) = address.checked_add(u64::from(access.bytes)) else { continue };
-            let private = !matches!(space, Space::Shared | Space::Global);
-            if private || space == Space::Shared && end > SHARED {
-                continue;
-            }
-            let Some(thread) = self.running.threads.get(index) else { continue };
-            let warp = if copies { self.warps() + index / 32 } else { index / 32 };
-            let mark = Mark {
-                block: self.block(),
-                time: if copies { thread.copies.now } else { thread.now },
-                site: number,
-                lanes: 1 << lane,
-                warp: warp as u16,
-                kind: access.kind,
-                reach: order.reach,
-            };
-            let leaves = match access.rounded {
-                _ if access.unchanged >> lane & 1 == 1 => Leaves::Same,
-                Some(rounded) if rounded.lanes >> lane & 1 == 1 => Leaves::Rounded(rounded.apart[lane]),
-                _ => Leaves::Other,
-            };
-            // A load whose value has no number may be used.
-            let value = access.values.map_or(USED, |values| values[lane]);
-            self.touch((space, address..end), order, &Step { mark: &mark, leaves, value, index });
-        }
-    }
-
-    fn sync(&mut self, site: &Site<'_>, event: Sync) {
-        let (block, warps) = (self.block(), self.warps());
-        if site.warp as usize >= warps {
-            return;
-        }
-        self.running.tick += 1;
-        match event {
-            Sync::Warp if site.opcode.starts_with("bar.warp") => self.join_warp(threads(site)),
-            Sync::Arrive(id) => {
-                let barrier = self.running.barriers.entry(id).or_default();
-                for index in threads(site) {
-                    let thread = &mut self.running.threads[index];
-                    barrier.arrived.add(&thread.known, index, thread.now);
-                    thread.now = self.running.tick;
-                }
-            }
-            Sync::Complete(id) => {
-                let barrier = self.running.barriers.entry(id).or_default();
-                barrier.complete = std::mem::take(&mut barrier.arrived).finish();
-            }
-            Sync::Leave(id) => {
-                let barrier = self.running.barriers.entry(id).or_default();
-                for index in threads(site) {
-                    self.running.threads[index].known.join(&barrier.complete);
-                }
-            }
-            Sync::Fence => {
-                let order = Order::of(site.opcode);
-                for index in threads(site) {
-                    self.running.threads[index].fence((block, index), order, self.running.tick);
-                }
-            }
-            Sync::Commit => threads(site).for_each(|index| self.running.threads[index].copies.commit()),
-            Sync::Wait(keep) => {
-                for index in threads(site) {
-                    let thread = &mut self.running.threads[index];
-                    if let Some(landed) = thread.copies.wait(keep) {
-                        thread.known.past.set(warps * 32 + index, landed);
-                    }
-                }
-            }
-            Sync::CopyArrive(barrier) => threads(site).for_each(|index| {
-                self.running.threads[index].copies.arrive(barrier);
-            }),
-            Sync::CopyArrived(barrier) => {
-                for index in threads(site) {
-                    if let Some(time) = self.running.threads[index].copies.arrived(barrier) {
-                        let location = self.running.shared.locations.entry(barrier).or_default();
-                        location.add(block, warps * 32 + index, time);
-                    }
-                }
-            }
-            Sync::Warp | Sync::Exit => {}
         }
     }
 }

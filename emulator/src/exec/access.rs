@@ -127,7 +127,7 @@ impl<O: Observer> Block<'_, O> {
     }
 
     /// Before something is stored: what is there in global memory.
-    fn remember(&mut self, mask: u32, space: Space, addresses: &[u64; LANES]) {
+    pub(super) fn remember(&mut self, mask: u32, space: Space, addresses: &[u64; LANES]) {
         if O::REPEATS && self.launch.words.is_none() && matches!(space, Space::Global | Space::Generic) {
             for lane in lanes(mask) {
                 let address = addresses[lane];

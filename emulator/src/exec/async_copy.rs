@@ -175,6 +175,10 @@ impl<O: Observer> Block<'_, O> {
         for lane in lanes(mask) {
             let spot = self.view(warp).locate(request, lane, addresses[lane]);
             let spot = spot.map_err(|failed| self.fault(warp, pc, failed))?;
+            if !std::ptr::eq(spot.store, &self.shared) {
+                let cause = Cause::NoAllocation { space: Space::Shared, address: addresses[lane], bytes: BARRIER };
+                return Err(self.fault(warp, pc, (lane, cause)));
+            }
             if counted {
                 let old = spot.store.load(spot.offset, BARRIER);
                 spot.store.store(spot.offset, BARRIER, mbarrier::expect_one_more(old));
@@ -196,7 +200,8 @@ impl<O: Observer> Block<'_, O> {
         }
         let request = Request { space: atomic.space, bytes: BARRIER, writes: false, reads: false };
         for lane in lanes(mask) {
-            let Ok(spot) = self.view(warp).locate(request, lane, addresses[lane]) else { continue };
+            let spot = self.view(warp).locate(request, lane, addresses[lane]);
+            let Some(spot) = spot.ok().filter(|spot| std::ptr::eq(spot.store, &self.shared)) else { continue };
             let barrier = spot.offset;
             let operand = get(&self.warps[warp].registers, atomic.parts[0][0], lane);
             // If others are missing as well, there is no hurry.

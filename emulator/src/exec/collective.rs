@@ -45,9 +45,23 @@ pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective)
         Collective::LoadMatrix { .. }
         | Collective::StoreMatrix { .. }
         | Collective::MoveMatrix { .. }
-        | Collective::MatrixProduct(_) => return false,
+        | Collective::MatrixProduct(_)
+        | Collective::LoadTile(_)
+        | Collective::StoreTile(_)
+        | Collective::TileProduct(_) => return false,
     }
     true
+}
+
+/// The lanes of a shuffle that get the value of a lane which does not take part, and which one it is.
+pub(super) fn strangers(registers: &Registers, mask: u32, collective: &Collective) -> Vec<(usize, u32)> {
+    let Collective::Shuffle { mode, lane: select, clamp, .. } = collective else { return vec![] };
+    let [select, clamp] = [select, clamp].map(|slot| registers.get::<u32>(*slot));
+    let from = |lane: usize| match source(*mode, lane as u32, select[lane], clamp[lane]) {
+        (from, true) if mask >> (from & 31) & 1 == 0 => Some((lane, from & 31)),
+        _ => None,
+    };
+    lanes(mask).filter_map(from).collect()
 }
 
 /// For each lane the lanes that have the same value.

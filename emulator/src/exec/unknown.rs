@@ -11,6 +11,7 @@ mod log;
 mod memory;
 mod values;
 mod warp_wide;
+mod wmma;
 
 use super::block::Block;
 use super::registers::{FULL, LANES, Pred, Register, Registers, get, lanes, set};
@@ -30,6 +31,9 @@ use values::Values;
 /// none.
 type Origin = u32;
 
+/// What marks the origin of a register that nobody wrote, beside the place where it is read.
+pub(super) const REGISTER: Origin = 1 << 31;
+
 /// The shadow of a warp's registers.
 #[derive(Debug)]
 pub(crate) struct Unknown {
@@ -48,6 +52,24 @@ impl Unknown {
             wide: vec![[0; LANES]; wide],
             predicates: vec![[0; LANES]; predicates],
         }
+    }
+
+    /// The shadow as a block begins: there are registers that may be read before they are written.
+    pub(super) fn of_unassigned(registers: &Registers, unassigned: &[(Cell, usize)]) -> Option<Box<Self>> {
+        let mut unknown = (!unassigned.is_empty()).then(|| Box::new(Self::new(registers)))?;
+        for (cell, pc) in unassigned {
+            unknown.mark(*cell, FULL, true);
+            *unknown.origins(*cell) = [REGISTER | (*pc as Origin + 1); LANES];
+        }
+        Some(unknown)
+    }
+
+    /// Whether everything is known again.
+    pub(super) fn is_over(&self) -> bool {
+        let Registers { narrow, wide, predicates, .. } = &self.masks;
+        narrow.iter().all(|row| *row == [0; LANES])
+            && wide.iter().all(|row| *row == [0; LANES])
+            && predicates.iter().all(|row| *row == 0)
     }
 
     /// The lanes in which something of a register is unknown.

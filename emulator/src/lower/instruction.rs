@@ -1,6 +1,7 @@
 //! What the interpreter runs: instructions whose operands are slots and whose labels are positions.
 
 use super::flow::Flow;
+use super::wmma::{Placed, TileProduct};
 use crate::Space;
 use crate::exec::lanes::Lanes;
 use crate::exec::registers::{Pred, Register};
@@ -203,6 +204,10 @@ pub(crate) enum Collective {
         chosen: u32,
     },
     MatrixProduct(Box<Product>),
+    /// `wmma.load`, `wmma.store` and `wmma.mma`
+    LoadTile(Box<Placed>),
+    StoreTile(Box<Placed>),
+    TileProduct(Box<TileProduct>),
 }
 
 /// `mma.sync`: the slots of the four fragments and how they are multiplied.

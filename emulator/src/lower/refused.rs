@@ -9,7 +9,7 @@ const DEBUGGER: &str = "there is no debugger";
 const STACK: &str = "there is no stack: local memory is laid out before the kernel runs";
 
 /// Names, and why.
-const REFUSED: [(&str, &str); 46] = [
+const REFUSED: [(&str, &str); 45] = [
     ("wgmma", PROXY),
     ("cp.async.bulk", PROXY),
     ("cp.reduce.async.bulk", PROXY),
@@ -38,7 +38,6 @@ const REFUSED: [(&str, &str); 46] = [
     ("sust", TEXTURES),
     ("sured", TEXTURES),
     ("suq", TEXTURES),
-    ("wmma", "the fragments of wmma are not laid out anywhere; mma is what compilers make of products"),
     ("brkpt", DEBUGGER),
     ("alloca", STACK),
     ("stacksave", STACK),

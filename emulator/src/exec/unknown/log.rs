@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use super::memory::GLOBAL;
-use super::{Origin, Values};
+use super::{Origin, REGISTER, Values};
 use crate::Space;
-use crate::unwritten::{UnwrittenUse, Use};
+use crate::lower::instruction::{Collective, Op};
+use crate::unwritten::{Source, UnwrittenUse, Use};
 
 /// What a block remembers of unwritten bytes, and what it has printed.
 #[derive(Debug, Default)]
@@ -82,8 +83,14 @@ impl Log {
         all.sort_by_key(|((origin, pc, how), _)| (*pc, *origin, *how));
         let told = all.into_iter().map(|((origin, pc, how), found)| {
             let Found { read: (space, address), block, thread, count } = *found;
-            let read = kernel.place(*origin as usize - 1);
-            UnwrittenUse { read, space, address, used: kernel.place(*pc), how: *how, block, thread, count }
+            let at = (*origin & !REGISTER) as usize - 1;
+            let source = match kernel.code[at].op {
+                _ if *origin & REGISTER != 0 => Source::Register,
+                Op::Warp(_, Collective::Shuffle { .. }) => Source::Lane,
+                _ => Source::Memory,
+            };
+            let (read, used) = (kernel.place(at), kernel.place(*pc));
+            UnwrittenUse { source, read, space, address, used, how: *how, block, thread, count }
         });
         told.collect()
     }

@@ -1,14 +1,14 @@
 //! Unwritten bytes in warp-wide instructions: matrices, shuffles, votes and the like.
 
-use super::Unknown;
 use super::memory::unknown_bits;
+use super::{Origin, Unknown};
 use crate::Space;
 use crate::exec::block::Block;
 use crate::exec::collective;
 use crate::exec::registers::{FULL, LANES, Register, Registers, get, lanes, set};
 use crate::exec::view::Request;
 use crate::lower::flow::{Cell, Flow};
-use crate::lower::instruction::{Collective, Factors, Product, Vote};
+use crate::lower::instruction::{Collective, Factors, Op, Product, Vote};
 use crate::numeric::fragment;
 use crate::observe::Observer;
 
@@ -76,7 +76,7 @@ impl<O: Observer> Block<'_, O> {
     }
 
     /// In a second run: what some lanes hold in a register goes to other lanes, and counts as used.
-    fn use_all(&mut self, w: usize, mask: u32, cell: Cell) {
+    pub(super) fn use_all(&mut self, w: usize, mask: u32, cell: Cell) {
         if let (Some(unknown), Some(values)) = (&mut self.warps[w].unknown, &mut self.log.values) {
             let followed = unknown.lanes_of(cell) & mask;
             let origins = *unknown.origins(cell);
@@ -109,6 +109,9 @@ impl<O: Observer> Block<'_, O> {
                 | Collective::StoreMatrix { .. }
                 | Collective::MoveMatrix { .. }
                 | Collective::MatrixProduct(_)
+                | Collective::LoadTile(_)
+                | Collective::StoreTile(_)
+                | Collective::TileProduct(_)
         ) {
             return;
         }
@@ -176,6 +179,16 @@ impl<O: Observer> Block<'_, O> {
                     let origins = unknown.origins(*cell);
                     lanes(mask).for_each(|lane| origins[lane] = origin);
                 }
+            }
+        }
+    }
+
+    /// After a shuffle: what comes from lanes that do not take part is not known.
+    pub(in crate::exec) fn follow_strangers(&mut self, (w, pc): (usize, usize), strangers: &[(usize, u32)]) {
+        let Op::Warp(_, Collective::Shuffle { d, .. }) = &self.launch.kernel.code[pc].op else { return };
+        if self.launch.follow && self.launch.words.is_none() {
+            for (lane, _) in strangers {
+                self.set_unknown(w, *lane, Register { slot: *d, bits: 32 }, u64::MAX, pc as Origin + 1);
             }
         }
     }
