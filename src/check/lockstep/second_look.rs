@@ -55,7 +55,7 @@ pub fn may_be_meant_otherwise(
         let read_otherwise = measured.readings.iter().any(|(read, says)| read == name && !align::in_rows(says));
         read_otherwise || dump.order(name) == Some(Order::Other)
     };
-    if failing.iter().any(|stage| is_turned(&stage.stage)) {
+    if failing.iter().any(|stage| is_turned(&stage.stage) || dump.may_be_the_other_part(&stage.stage)) {
         return Ok(true);
     }
     let budgets = measured.budgets(&case.config);
