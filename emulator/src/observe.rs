@@ -57,8 +57,8 @@ pub struct Access<'a> {
     pub bytes: u32,
     /// The lanes of a store by which memory does not change: what they store is there already.
     pub unchanged: u32,
-    /// Lanes of a store that differ from an earlier one of the same instruction by rounding only.
-    pub rounded: Option<&'a Rounded>,
+    /// Of a store: whether it differs from an earlier one by rounding only.
+    pub rounding: Option<Rounding<'a>>,
     /// In a second run, see [`Observer::again`]: for each lane of a load the number of the value that it reads; zero for
     /// what is not followed.
     pub values: Option<&'a [u32; 32]>,
@@ -67,7 +67,7 @@ pub struct Access<'a> {
 impl<'a> Access<'a> {
     /// An access of lanes to so many bytes each.
     pub fn new(kind: Kind, space: Space, addresses: &'a [u64; 32], bytes: u32) -> Self {
-        Self { kind, space, addresses, bytes, unchanged: 0, rounded: None, values: None }
+        Self { kind, space, addresses, bytes, unchanged: 0, rounding: None, values: None }
     }
 }
 
@@ -96,13 +96,27 @@ impl Words {
     }
 }
 
-/// Lanes that store, where an earlier lane of the same instruction stores too, what would be the same without rounding.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rounded {
-    /// The lanes.
-    pub lanes: u32,
-    /// How far the value of each is from that of the earlier one, relative to the larger of both.
-    pub apart: [f64; 32],
+/// Compares what a lane stores with what is there.
+#[derive(Clone, Copy)]
+pub struct Rounding<'a>(&'a dyn Fn(usize, [usize; 2]) -> Option<f64>);
+
+impl<'a> Rounding<'a> {
+    /// From a lane, and warp and lane of an earlier one, to the answer of [`apart`](Self::apart).
+    pub(crate) fn new(apart: &'a dyn Fn(usize, [usize; 2]) -> Option<f64>) -> Self {
+        Self(apart)
+    }
+
+    /// If what a lane stores would be, without rounding, what another one (its warp and lane) of the same block has stored
+    /// there by the same instruction: how far the values are apart, relative to the larger one.
+    pub fn apart(&self, lane: usize, other: [usize; 2]) -> Option<f64> {
+        (self.0)(lane, other)
+    }
+}
+
+impl std::fmt::Debug for Rounding<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rounding")
+    }
 }
 
 impl Access<'_> {

@@ -58,7 +58,7 @@
 //! # Races that do not matter
 //! Compilers make some on purpose. Each class is kept apart:
 //! * two stores of the same value to the same bytes: [`RaceDetector::equal_stores`];
-//! * stores of lanes of one instruction that would be equal without rounding: [`RaceDetector::rounded_stores`]. Both values
+//! * stores of one instruction that would be equal without rounding: [`RaceDetector::rounded_stores`]. Both values
 //!   are computed once more modulo a prime, where nothing is rounded, so no tolerance is needed: sums of the same terms in
 //!   two orders are equal, anything else is a race, however little it differs;
 //! * reads whose value is thrown away: [`RaceDetector::unused_reads`]. If reads and writes race, the launch is run a second
@@ -75,7 +75,8 @@
 //! write, without those that are in the past of a later one; at most 64 of the running block and 4 of others are kept
 //! per word or byte (beyond that a race may be missed, never invented). Clocks cost 4 bytes for each pair of threads of
 //! a block, up to 24 with fences and asynchronous copies, and for each address of a strong write after a fence 4 bytes
-//! for each thread of each block that wrote there. Shared memory is forgotten with its block, the rest with the launch.
+//! for each thread of each block that wrote there; the address of an atomic operation costs 40. Shared memory is forgotten
+//! with its block, the rest with the launch.
 //! For a second run the global memory that a launch stores to is kept as it was, at twice its size; beyond 256 MiB of it,
 //! or a million words in question, there is none, and such reads count as used.
 //!
@@ -102,7 +103,7 @@ use clock::Gathering;
 use order::{Order, Reach};
 use report::{Found, Sites};
 use second::{Pending, Second};
-use state::{Leaves, Logs, Memory, Running, Step};
+use state::{Logs, Memory, Running, Step};
 use thread::Last;
 
 pub use report::{Party, Race};
@@ -151,9 +152,10 @@ impl RaceDetector {
         &self.logs.equal.races
     }
 
-    /// Stores of lanes of one warp, in one instruction, to the same bytes, whose values would be the same without
-    /// rounding. One of them is kept, the manual does not say which. Compilers emit them where several lanes hold a sum
-    /// that each has added up in its own order. [`Race::apart`] says how far the values are from each other.
+    /// Stores of one instruction, by lanes of a warp or of several warps of a block, to the same bytes, whose values would
+    /// be the same without rounding. One of them is kept, nothing says which. Compilers emit them where several lanes or
+    /// warps hold a sum that each has added up in its own order. [`Race::apart`] says how far the values are from each
+    /// other.
     pub fn rounded_stores(&self) -> &[Race] {
         &self.logs.rounded.races
     }
@@ -167,7 +169,7 @@ impl RaceDetector {
 
     /// One lane accesses bytes.
     fn touch(&mut self, (space, bytes): (Space, std::ops::Range<u64>), order: Order, step: &Step<'_>) {
-        let Step { mark: new, leaves, value, index } = *step;
+        let Step { mark: new, unchanged, rounding, value, index } = *step;
         let (block, warps) = (self.block(), self.warps());
         let Running { threads, shared, tick, .. } = &mut self.running;
         let memory = if space == Space::Shared { shared } else { &mut self.global };
@@ -223,11 +225,17 @@ impl RaceDetector {
             }
             // What is there was stored by the earlier one of the two, if that is what came last.
             let both = found.old.kind == Kind::Write && new.kind == Kind::Write;
-            let (log, apart) = match leaves {
-                Leaves::Same if both => (&mut self.logs.equal, 0.0),
-                // The earlier lane has just stored there, so that is what is found.
-                Leaves::Rounded(apart) if both => (&mut self.logs.rounded, apart),
-                _ => (&mut self.logs.races, 0.0),
+            let same_site = both && (found.old.site, found.old.block) == (new.site, block);
+            let apart = || {
+                let other = [usize::from(found.old.warp), found.old.lanes.trailing_zeros() as usize];
+                rounding.filter(|_| same_site && !self.logs.races.has(&found, new))?.apart(index % 32, other)
+            };
+            let (log, apart) = match () {
+                () if both && unchanged => (&mut self.logs.equal, 0.0),
+                () => match apart() {
+                    Some(apart) => (&mut self.logs.rounded, apart),
+                    None => (&mut self.logs.races, 0.0),
+                },
             };
             if let Some(value) = value
                 && second.keep(Pending { space, found, new: *new, value, step: second.steps })

@@ -24,7 +24,7 @@ class Launch:
     equal_stores: list[Race] | None
     """Races of stores of equal values, which harm nobody: compilers emit them. None if nobody looked."""
     rounded_stores: list[Race] | None
-    """Races of lanes that in one instruction store the same but for rounding; the text says how far apart. None if nobody looked."""
+    """Races of lanes or warps that by one instruction store the same but for rounding; the text says how far apart. None if nobody looked."""
     unused_reads: list[Race] | None
     """Races of reads whose value the thread throws away, so that it does not matter which it was. None if nobody looked."""
     profile: Profile | None

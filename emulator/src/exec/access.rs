@@ -1,12 +1,13 @@
 //! `ld`, `st`, `atom` and `red`: the one place where the lanes of a warp touch memory.
 
-use super::block::Block;
-use super::registers::{LANES, Registers, get, lanes, set};
-use super::unrounded::Unrounded;
+use super::block::{Block, site};
+use super::launch::Launch;
+use super::registers::{LANES, Register, Registers, get, lanes, set};
+use super::unrounded;
 use super::view::{Request, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};
 use crate::memory::address;
-use crate::observe::{Access, Kind, Observer, Rounded};
+use crate::observe::{Access, Kind, Observer, Rounding};
 use crate::{Error, Space};
 
 impl<O: Observer> Block<'_, O> {
@@ -93,12 +94,10 @@ impl<O: Observer> Block<'_, O> {
         if matches!(store.space, Space::Global | Space::Generic) {
             (self.polls, self.advanced) = (0, true);
         }
-        let (unchanged, pairs) = if O::ACTIVE { self.unchanged(warp, mask, store, &addresses) } else { (0, vec![]) };
-        let rounded = if pairs.is_empty() { None } else { Some(self.rounded(warp, store, &pairs)) };
-        let rounded = rounded.as_ref();
-        let access = Access { unchanged, rounded, ..Access::new(Kind::Write, store.space, &addresses, bytes) };
+        if O::ACTIVE {
+            self.tell_store((warp, pc), mask, store, &addresses);
+        }
         self.remember(mask, store.space, &addresses);
-        self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
             for (part, register) in store.parts.iter().enumerate() {
@@ -159,48 +158,49 @@ impl<O: Observer> Block<'_, O> {
         Ok(())
     }
 
-    /// The lanes that store what is there already, or what an earlier lane of the same instruction stores there; and
-    /// pairs of lanes, the earlier first, that store different values there.
-    fn unchanged(&self, warp: usize, mask: u32, store: &Store, addresses: &[u64; LANES]) -> (u32, Vec<[usize; 2]>) {
-        let registers = &self.warps[warp].registers;
-        let view = self.view(warp);
+    /// Tells the observer of a store: which lanes store what is there already, or what an earlier lane of the same
+    /// instruction stores there, and how the others may differ.
+    fn tell_store(&mut self, (warp, pc): (usize, usize), mask: u32, store: &Store, addresses: &[u64; LANES]) {
+        let Block { launch, id, warps, shared, observer, .. } = self;
+        let Launch { kernel, memory, params, checked, .. } = **launch;
+        let view = View { memory, params, shared, local: &warps[warp].local, checked };
+        let registers = |warp: usize| &warps[warp].registers;
         let bytes = store.bytes * store.parts.len() as u32;
         let request = Request { space: store.space, bytes, writes: true, reads: false };
-        let mut different = vec![];
-        let mut same = |lane: usize| {
-            let before = lanes(mask & ((1 << lane) - 1)).filter(|other| addresses[*other] == addresses[lane]).last();
-            if let Some(other) = before {
-                let equal = store.parts.iter().all(|part| get(registers, *part, other) == get(registers, *part, lane));
-                if !equal {
-                    different.push([other, lane]);
-                }
-                return equal;
-            }
-            let Ok(spot) = view.locate(request, lane, addresses[lane]) else { return false };
-            let ones = u64::MAX >> (64 - 8 * store.bytes);
+        let ones = u64::MAX >> (64 - 8 * store.bytes);
+        let before = |lane: usize| {
+            lanes(mask & ((1 << lane) - 1)).filter(move |other| addresses[*other] == addresses[lane]).last()
+        };
+        // Whether memory holds what a lane has in its registers.
+        let is_there = |warp: usize, lane: usize, address: u64| {
+            let Ok(spot) = view.locate(request, lane, address) else { return false };
             store.parts.iter().enumerate().all(|(part, register)| {
                 let offset = spot.offset + u64::from(part as u32 * store.bytes);
-                let new = get(registers, *register, lane) & ones;
-                spot.store.is_written(offset, store.bytes) && spot.store.load(offset, store.bytes) == new
+                let value = get(registers(warp), *register, lane) & ones;
+                spot.store.is_written(offset, store.bytes) && spot.store.load(offset, store.bytes) == value
             })
         };
-        let unchanged = lanes(mask).fold(0, |set, lane| set | u32::from(same(lane)) << lane);
-        (unchanged, different)
-    }
-
-    /// The second lanes of pairs that store what the first lane stores, but for rounding.
-    #[cold]
-    fn rounded(&mut self, warp: usize, store: &Store, pairs: &[[usize; 2]]) -> Rounded {
-        let mut rounded = Rounded::default();
-        let mut exact = Unrounded::new(self.launch.kernel, &mut self.warps[warp].registers);
-        for pair in pairs {
-            let apart = store.parts.iter().map(|part| exact.apart(*part, *pair));
-            if let Some(apart) = apart.collect::<Option<Vec<f64>>>() {
-                rounded.lanes |= 1 << pair[1];
-                rounded.apart[pair[1]] = apart.into_iter().fold(0.0, f64::max);
+        let same = |lane: &usize| match before(*lane) {
+            Some(other) => {
+                let value = |part: &Register, lane| get(registers(warp), *part, lane);
+                store.parts.iter().all(|part| value(part, other) == value(part, *lane))
             }
-        }
-        rounded
+            None => is_there(warp, *lane, addresses[*lane]),
+        };
+        let unchanged = lanes(mask).filter(same).fold(0, |set, lane| set | 1 << lane);
+        let apart = |lane: usize, [other, at]: [usize; 2]| {
+            let just_now = other == warp && before(lane) == Some(at);
+            let address = warps[other].addresses(store.address)[at];
+            if address != addresses[lane] || !just_now && !is_there(other, at, address) {
+                return None;
+            }
+            let both = [(registers(other), at), (registers(warp), lane)];
+            let parts = store.parts.iter().map(|part| unrounded::apart(kernel, *part, both));
+            parts.collect::<Option<Vec<f64>>>().map(|parts| parts.into_iter().fold(0.0, f64::max))
+        };
+        let rounding = Some(Rounding::new(&apart));
+        let access = Access { unchanged, rounding, ..Access::new(Kind::Write, store.space, addresses, bytes) };
+        observer.access(&site(launch, *id, warp, pc, mask), &access);
     }
 
     fn atomic_values(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {

@@ -285,7 +285,7 @@ impl<'a, O: Observer> Block<'a, O> {
     }
 }
 
-fn site<'a>(launch: &'a Launch<'a>, block: [u32; 3], warp: usize, pc: usize, lanes: u32) -> Site<'a> {
+pub(super) fn site<'a>(launch: &'a Launch<'a>, block: [u32; 3], warp: usize, pc: usize, lanes: u32) -> Site<'a> {
     let instruction = &launch.kernel.code[pc];
     let source = instruction.source.and_then(|(file, line)| {
         let (_, name) = launch.kernel.files.iter().find(|(index, _)| *index == file)?;

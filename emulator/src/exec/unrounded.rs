@@ -71,36 +71,36 @@ struct Exact {
     meaning: Meaning,
 }
 
+/// How far the values of a register in two lanes, each of some warp, are apart, relative to the larger one; nothing if
+/// they would differ without rounding too.
+pub(super) fn apart(kernel: &Kernel, register: Register, lanes: [(&Registers, usize); 2]) -> Option<f64> {
+    let bits = lanes.map(|(registers, lane)| get(registers, register, lane));
+    if bits[0] == bits[1] {
+        return Some(0.0);
+    }
+    let [first, second] = lanes.map(|(registers, lane)| {
+        let mut search = Unrounded { kernel, registers: registers.clone(), known: HashMap::new() };
+        search.exact(register, lane, Meaning::Bits, DEPTH)
+    });
+    if first != second {
+        return None;
+    }
+    let [x, y] = bits.map(|bits| first.meaning.numbers(bits));
+    let apart = x.iter().zip(&y).map(|(x, y)| (x - y).abs() / x.abs().max(y.abs()).max(f64::MIN_POSITIVE));
+    // A sum may be infinite in one order, and not a number in another: that is no matter of last bits.
+    let apart = apart.fold(0.0, |most: f64, one| if one.is_nan() { f64::NAN } else { most.max(one) });
+    (!x.is_empty() && apart.is_finite()).then_some(apart)
+}
+
 /// Looks through the registers of a warp.
-pub(super) struct Unrounded<'a> {
+struct Unrounded<'a> {
     kernel: &'a Kernel,
-    registers: &'a mut Registers,
+    /// A copy, in which instructions are run again.
+    registers: Registers,
     known: HashMap<(bool, u32, usize, Meaning), Exact>,
 }
 
-impl<'a> Unrounded<'a> {
-    pub(super) fn new(kernel: &'a Kernel, registers: &'a mut Registers) -> Self {
-        Self { kernel, registers, known: HashMap::new() }
-    }
-
-    /// Whether a register holds the same in two lanes, but for rounding: how far the values are apart, relative to the
-    /// larger one.
-    pub(super) fn apart(&mut self, register: Register, [a, b]: [usize; 2]) -> Option<f64> {
-        let bits = [a, b].map(|lane| get(self.registers, register, lane));
-        if bits[0] == bits[1] {
-            return Some(0.0);
-        }
-        let [first, second] = [a, b].map(|lane| self.exact(register, lane, Meaning::Bits, DEPTH));
-        if first != second {
-            return None;
-        }
-        let [x, y] = bits.map(|bits| first.meaning.numbers(bits));
-        let apart = x.iter().zip(&y).map(|(x, y)| (x - y).abs() / x.abs().max(y.abs()).max(f64::MIN_POSITIVE));
-        // A sum may be infinite in one order, and not a number in another: that is no matter of last bits.
-        let apart = apart.fold(0.0, |most: f64, one| if one.is_nan() { f64::NAN } else { most.max(one) });
-        (!x.is_empty() && apart.is_finite()).then_some(apart)
-    }
-
+impl Unrounded<'_> {
     fn exact(&mut self, register: Register, lane: usize, meaning: Meaning, depth: u32) -> Exact {
         let key = (register.bits > 32, register.slot, lane, meaning);
         if let Some(known) = self.known.get(&key) {
@@ -109,7 +109,7 @@ impl<'a> Unrounded<'a> {
         let place = self.kernel.definitions().only(register, &self.kernel.code);
         let computed = place.filter(|_| depth > 0).and_then(|pc| self.computed(pc, register, lane, meaning, depth - 1));
         let exact = computed.unwrap_or_else(|| {
-            let bits = get(self.registers, register, lane);
+            let bits = get(&self.registers, register, lane);
             Exact { value: leaf(meaning, bits), meaning }
         });
         self.known.insert(key, exact);
@@ -121,10 +121,10 @@ impl<'a> Unrounded<'a> {
         let instruction = &self.kernel.code[pc];
         match &instruction.op {
             Op::Lanes(run) => {
-                let before = get(self.registers, register, lane);
-                run(self.registers, 1 << lane);
-                let after = get(self.registers, register, lane);
-                set(self.registers, register, lane, before);
+                let before = get(&self.registers, register, lane);
+                run(&mut self.registers, 1 << lane);
+                let after = get(&self.registers, register, lane);
+                set(&mut self.registers, register, lane, before);
                 if before != after || instruction.flow.writes.len() != 1 {
                     return None;
                 }
@@ -135,7 +135,7 @@ impl<'a> Unrounded<'a> {
                 let (from, ok) = collective::source(*mode, lane as u32, select, clamp);
                 let from = if ok { from as usize % LANES } else { lane };
                 let source = Register { slot: *a, bits: 32 };
-                if get(self.registers, source, from) != get(self.registers, register, lane) {
+                if get(&self.registers, source, from) != get(&self.registers, register, lane) {
                     return None;
                 }
                 Some(self.exact(source, from, meaning, depth))
@@ -163,7 +163,7 @@ impl<'a> Unrounded<'a> {
         match (name, operands) {
             ("mov", [a]) => return Some(self.exact(*a, lane, meaning, depth)),
             ("selp", [a, b]) => {
-                let is_first = get(self.registers, *a, lane) == get(self.registers, result, lane);
+                let is_first = get(&self.registers, *a, lane) == get(&self.registers, result, lane);
                 return Some(self.exact(if is_first { *a } else { *b }, lane, meaning, depth));
             }
             _ => {}

@@ -137,6 +137,13 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Whether a race of these two instructions was noted.
+    pub(super) fn has(&self, found: &Found, new: &Mark) -> bool {
+        let key = |mark: &Mark| (mark.site, mark.kind as u8);
+        let (a, b) = (key(&found.old), key(new));
+        self.numbers.contains_key(&[a.min(b), a.max(b)])
+    }
+
     /// Notes a race, or that it was seen again.
     pub(super) fn note(
         &mut self,

@@ -8,6 +8,7 @@ use super::report::Log;
 use super::second::Reads;
 use super::shadow::Shadow;
 use super::thread::{Last, Location, Thread};
+use crate::observe::Rounding;
 
 /// A block under way.
 #[derive(Default)]
@@ -34,20 +35,13 @@ pub(super) struct Logs {
 /// What one lane does.
 pub(super) struct Step<'a> {
     pub(super) mark: &'a Mark,
-    pub(super) leaves: Leaves,
+    /// Of a store: whether it changes nothing, and whether it differs by rounding only from what another lane has stored.
+    pub(super) unchanged: bool,
+    pub(super) rounding: Option<Rounding<'a>>,
     /// In a second run: the number of the value that it reads.
     pub(super) value: u32,
     /// The thread.
     pub(super) index: usize,
-}
-
-/// What a store leaves of what was there.
-#[derive(Clone, Copy)]
-pub(super) enum Leaves {
-    Same,
-    /// What an earlier lane of the same instruction stores, but for rounding; how far from it.
-    Rounded(f64),
-    Other,
 }
 
 /// A named barrier.

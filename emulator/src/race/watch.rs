@@ -4,7 +4,7 @@ use super::RaceDetector;
 use super::cell::Mark;
 use super::order::Order;
 use super::second::Pending;
-use super::state::{Leaves, Step};
+use super::state::Step;
 use super::thread::Thread;
 use crate::Space;
 use crate::exec::unknown::USED;
@@ -108,14 +108,14 @@ impl Observer for RaceDetector {
                 kind: access.kind,
                 reach: order.reach,
             };
-            let leaves = match access.rounded {
-                _ if access.unchanged >> lane & 1 == 1 => Leaves::Same,
-                Some(rounded) if rounded.lanes >> lane & 1 == 1 => Leaves::Rounded(rounded.apart[lane]),
-                _ => Leaves::Other,
-            };
+            let unchanged = access.unchanged >> lane & 1 == 1;
             // A load whose value has no number may be used.
             let value = access.values.map_or(USED, |values| values[lane]);
-            self.touch((space, address..end), order, &Step { mark: &mark, leaves, value, index });
+            self.touch(
+                (space, address..end),
+                order,
+                &Step { mark: &mark, unchanged, rounding: access.rounding, value, index },
+            );
         }
     }
 
