@@ -11,6 +11,8 @@ import numpy as np
 from dsv2._dsv2 import RequestError
 
 _NUMPY = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int64}
+# Types that NumPy lacks, as PyTorch and ml_dtypes call them.
+_NARROW = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
 
 
 def default_device() -> str:
@@ -23,18 +25,19 @@ def default_device() -> str:
 
 def tensor(data: bytes, dtype: str, shape: list[int], device: str) -> Any:
     if device == "numpy":
-        if dtype == "BF16":
+        if dtype in _NARROW:
             if find_spec("ml_dtypes") is None:
-                raise ImportError("a workload in bf16 needs torch or ml_dtypes, and neither is installed")
+                raise ImportError("a workload in bf16 or fp8 needs torch or ml_dtypes, and neither is installed")
             import ml_dtypes
 
-            array = np.frombuffer(data, ml_dtypes.bfloat16).reshape(shape).copy()
+            array = np.frombuffer(data, getattr(ml_dtypes, _NARROW[dtype])).reshape(shape).copy()
         else:
             array = np.frombuffer(data, _NUMPY[dtype]).reshape(shape).copy()
         return array.item() if array.ndim == 0 else array
     import torch
 
-    types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64}
+    types = {"F16": torch.float16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64}
+    types |= {name: getattr(torch, kind) for name, kind in _NARROW.items()}
     made = torch.frombuffer(bytearray(data), dtype=types[dtype]).reshape(shape) if data else torch.empty(shape, dtype=types[dtype])
     return made.item() if made.dim() == 0 else made.to(device)
 
@@ -60,8 +63,8 @@ def bits(value: Any) -> Any:
 
 
 def held(value: Any) -> Any:
-    """A value that a file of tensors can hold: NumPy's bf16 as fp32, which has all its numbers."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "V" or getattr(getattr(value, "dtype", None), "name", "") == "bfloat16":
+    """A value that a file of tensors can hold: NumPy's bf16 and fp8 as fp32, which has all their numbers."""
+    if isinstance(value, np.ndarray) and value.dtype.name in _NARROW.values():
         return value.astype(np.float32)
     return value
 
