@@ -4,8 +4,10 @@
 //! implementations in the kernel's types are off on the same inputs ([`Plain`]), with the floors and factors of
 //! [`crate::budget`]. Experts are judged as sets, near ties included, and weights by expert.
 
+mod blocks;
 mod choice;
 mod report;
+mod sampling;
 
 use dsv2_metrics::{
     Element, LOCAL_FACTORS, Metrics, NARROW_LOCAL_FACTORS, Spread, compare, for_so_many, unravel, with_floors,
@@ -86,6 +88,12 @@ impl Judge {
     fn judge_output(&self, name: &str, values: &Values, returned: &IndexMap<String, Values>) -> Result<OutputVerdict> {
         let spec = &self.operator.contract.outputs[name];
         let shape = self.truth[name].shape();
+        if let (Judged::BlocksOf(experts), Values::Index(got)) = (&spec.judged, values) {
+            return Ok(self.judge_blocks(name, got, returned.get(experts)));
+        }
+        if let (Judged::ExpertOfBlock(_), Values::Index(got)) = (&spec.judged, values) {
+            return Ok(self.judge_experts_of_blocks(name, got));
+        }
         let Some(values) = values.fit(shape) else {
             let note = format!("shape {:?} where {shape:?} is expected", values.shape());
             return Ok(OutputVerdict::noted(name, Disposition::WrongShape, note));
@@ -100,8 +108,13 @@ impl Judge {
             (Judged::WeightsOf(chosen), Values::Real(_, got)) => self.judge_weights(name, got, returned.get(chosen)),
             (Judged::Experts, Values::Index(got)) => self.judge_experts(name, got),
             (Judged::BestOf(logits), Values::Index(got)) => Ok(self.judge_best(name, got, logits)),
-            (Judged::Experts | Judged::BestOf(_), _) => Ok(of_kind("whole numbers")),
-            _ => Ok(of_kind("numbers")),
+            (Judged::Filtered, Values::Real(_, got)) => self.judge_filtered(name, got),
+            (Judged::Exact, Values::Index(got)) => Ok(self.judge_exact(name, got)),
+            (Judged::Sample, Values::Index(got)) => self.judge_samples(name, got),
+            (Judged::Numbers | Judged::InPlace(_) | Judged::WeightsOf(_) | Judged::Filtered, _) => {
+                Ok(of_kind("numbers"))
+            }
+            _ => Ok(of_kind("whole numbers")),
         }
     }
 
@@ -154,6 +167,16 @@ impl Judge {
         let factors = if stored == ElementType::Float32 { LOCAL_FACTORS } else { NARROW_LOCAL_FACTORS };
         let factors = for_so_many(factors, spread.independent_elements);
         with_floors(noise, spread, spread.independent_rows).zip(&factors, |noise, factor| noise * factor)
+    }
+
+    /// Whole numbers, one by one.
+    fn judge_exact(&self, name: &str, got: &ArrayD<i64>) -> OutputVerdict {
+        let want = self.truth[name].as_index().expect("whole numbers");
+        let other = got.indexed_iter().zip(want).find(|((_, got), want)| got != want);
+        let Some(((index, &got), &want)) = other else { return OutputVerdict::new(name, Disposition::Pass) };
+        let worst =
+            Some(Element { index: ndarray::Dimension::slice(&index).to_vec(), got: got as f64, want: want as f64 });
+        OutputVerdict { worst, ..OutputVerdict::new(name, Disposition::OverBudget) }
     }
 
     /// What was written is judged by its error; what was not must be what was there.

@@ -84,6 +84,11 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Whether it has this input.
+    pub fn has(&self, name: &str) -> bool {
+        self.inputs.contains_key(name)
+    }
+
     /// An input as it is.
     pub fn tensor(&self, name: &str) -> &Tensor {
         &self.inputs[name]

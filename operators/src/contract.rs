@@ -133,6 +133,16 @@ pub enum Judged {
     WeightsOf(String),
     /// As the index of the largest of the output of this name, the first of equal ones.
     BestOf(String),
+    /// By its error, and by which numbers are 0: those of tokens that filters leave out.
+    Filtered,
+    /// Whole numbers, one by one.
+    Exact,
+    /// As blocks of choices, each of the expert that the output of this name says; the order of choices and blocks is free.
+    BlocksOf(String),
+    /// As so many blocks for each expert: those of the output of this name.
+    ExpertOfBlock(String),
+    /// As tokens that may be drawn; where many rows have one distribution, by how often each was.
+    Sample,
 }
 
 /// One set of inputs: sizes, a type, and what is nasty about it. The numbers are a function of the name.

@@ -1,7 +1,9 @@
 //! The operators: the contract of each, what it means in terms of the reference, and how its workloads' inputs are made.
 
+mod align;
 mod attention;
 mod cache;
+mod combine;
 mod draw;
 mod experts;
 mod head;
@@ -9,8 +11,10 @@ mod norm;
 mod projection;
 mod rotary;
 mod router;
+mod sampling;
+mod table;
 
-use std::sync::LazyLock;
+pub use sampling::{Allowed, Filtered};
 
 use dsv2_reference::config::TopkMethod;
 use indexmap::IndexMap;
@@ -21,83 +25,14 @@ use crate::contract::{Contract, Workload};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor, Tensors};
 use draw::Draw;
+use table::{Meaning, OPERATORS};
 
 /// One operator.
 pub struct Operator {
     /// What it is given and returns.
     pub contract: Contract,
-    meaning: &'static Meaning,
+    meaning: Meaning,
 }
-
-/// What an operator means: the same function in two types, and what makes its inputs.
-struct Meaning {
-    exact: fn(&Contract, &Call) -> Result<Outputs<f64>>,
-    plain: fn(&Contract, &Call) -> Result<Outputs<f32>>,
-    inputs: fn(&Workload, &Draw) -> Tensors,
-    choice: Option<Choice>,
-}
-
-/// What an operator that chooses experts says of a choice that is not its own.
-struct Choice {
-    weights: fn(&Contract, &Call, &ArrayD<i64>) -> Result<ArrayD<f64>>,
-    /// By what experts are chosen, if near ties can be told.
-    method: fn(&Contract, &Call) -> Result<Option<TopkMethod>>,
-}
-
-/// A [`Meaning`] of a generic function.
-macro_rules! meaning {
-    ($function:path, $inputs:path) => {
-        &Meaning { exact: $function, plain: $function, inputs: $inputs, choice: None }
-    };
-    ($function:path, $inputs:path, $weights:path, $method:path) => {{
-        const CHOICE: Option<Choice> = Some(Choice { weights: $weights, method: $method });
-        &Meaning { exact: $function, plain: $function, inputs: $inputs, choice: CHOICE }
-    }};
-}
-
-/// The contracts, and what they mean.
-static OPERATORS: LazyLock<Vec<Operator>> = LazyLock::new(|| {
-    let operator = |text: &str, meaning| Operator {
-        contract: serde_json::from_str(text).unwrap_or_else(|error| panic!("a contract of this crate: {error}")),
-        meaning,
-    };
-    vec![
-        operator(include_str!("../contracts/rmsnorm.json"), meaning!(norm::rmsnorm, norm::inputs)),
-        operator(
-            include_str!("../contracts/fused_add_rmsnorm.json"),
-            meaning!(norm::fused_add_rmsnorm, norm::inputs_with_residual),
-        ),
-        operator(include_str!("../contracts/rotary_interleaved.json"), meaning!(rotary::interleaved, rotary::inputs)),
-        operator(include_str!("../contracts/rotary_halves.json"), meaning!(rotary::halves, rotary::inputs)),
-        operator(include_str!("../contracts/mla_cache_append.json"), meaning!(cache::append, cache::inputs)),
-        operator(include_str!("../contracts/mla_absorb.json"), meaning!(projection::absorb, projection::inputs)),
-        operator(
-            include_str!("../contracts/mla_paged_decode.json"),
-            meaning!(attention::paged_decode, attention::decode_inputs),
-        ),
-        operator(
-            include_str!("../contracts/mla_paged_prefill_causal.json"),
-            meaning!(attention::paged_prefill, attention::prefill_inputs),
-        ),
-        operator(
-            include_str!("../contracts/mla_ragged_prefill_causal.json"),
-            meaning!(attention::ragged_prefill, attention::ragged_inputs),
-        ),
-        operator(include_str!("../contracts/merge_state.json"), meaning!(attention::merge_state, attention::states)),
-        operator(
-            include_str!("../contracts/router_softmax.json"),
-            meaning!(router::softmax, router::softmax_inputs, router::softmax_weights, router::softmax_method),
-        ),
-        operator(
-            include_str!("../contracts/router_sigmoid_bias.json"),
-            meaning!(router::sigmoid_bias, router::sigmoid_inputs, router::sigmoid_weights, router::no_method),
-        ),
-        operator(include_str!("../contracts/silu_and_mul.json"), meaning!(experts::silu_and_mul, experts::gate_up)),
-        operator(include_str!("../contracts/moe_experts.json"), meaning!(experts::grouped, experts::inputs)),
-        operator(include_str!("../contracts/lm_head_argmax.json"), meaning!(head::argmax, head::argmax_inputs)),
-        operator(include_str!("../contracts/cross_entropy.json"), meaning!(head::cross_entropy, head::labelled)),
-    ]
-});
 
 impl Operator {
     /// All of them, in the order of a layer.
@@ -185,6 +120,14 @@ impl Operator {
     pub fn method(&self, inputs: &Tensors) -> Result<Option<TopkMethod>> {
         let method = self.meaning.choice.as_ref().map(|choice| choice.method);
         Ok(method.map(|method| method(&self.contract, &Call::new(inputs, None))).transpose()?.flatten())
+    }
+
+    /// What filters leave of distributions; `None` if the operator has none.
+    ///
+    /// # Errors
+    /// If the inputs do not fit the contract.
+    pub fn filtered(&self, inputs: &Tensors) -> Result<Option<Filtered>> {
+        self.meaning.filtered.map(|filtered| filtered(&self.contract, &Call::new(inputs, None))).transpose()
     }
 
     /// The type of activations: that of the first input whose type is open.

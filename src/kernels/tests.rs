@@ -37,7 +37,7 @@ fn one_wrong_number_fails_every_workload() {
                         let last = values.iter_mut().filter(|x| x.is_finite()).last();
                         last.map(|last| *last += 0.1 * rms.max(1e-30))
                     }
-                    Values::Index(values) => values.iter_mut().last().map(|last| *last = -7),
+                    Values::Index(values) => values.iter_mut().next().map(|first| *first = -7),
                     Values::Bool(_) => None,
                 };
                 if spoiled.is_some() {

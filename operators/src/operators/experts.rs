@@ -53,9 +53,33 @@ pub fn grouped<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> 
     Ok(vec![("output", output.into())])
 }
 
+/// `W_down(silu(W_gate x) * W_up x)`: gate_up_proj \[2I,D\] holds W_gate over W_up, down_proj is \[D,I\].
+pub fn swiglu_mlp<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
+    let (gate_up, down) = (call.real::<T, Ix2>("gate_up_proj"), call.real::<T, Ix2>("down_proj"));
+    if gate_up.nrows() != 2 * down.ncols() {
+        let expected = format!("{} rows", 2 * down.ncols());
+        return Err(contract.mismatch("input", "gate_up_proj", &expected, &gate_up.nrows().to_string()));
+    }
+    let between = call.operand(gated(matmul_t(call.real::<T, Ix2>("hidden_states").view(), gate_up.view()).view()));
+    Ok(vec![("output", matmul_t(between.view(), down.view()).into())])
+}
+
 fn gated<T: Real>(gate_up: ArrayView2<T>) -> Array2<T> {
     let (gate, up) = gate_up.split_at(Axis(1), gate_up.ncols() / 2);
     gate.mapv(|x| Activation::Silu.apply(x)) * up
+}
+
+/// Tokens and weights that neither shrink nor grow them.
+pub fn mlp_inputs(workload: &Workload, draw: &Draw) -> Tensors {
+    let [tokens, hidden, inner] = ["num_tokens", "hidden_size", "intermediate_size"].map(|axis| workload.axis(axis));
+    let tensor = |name: &str, shape: [usize; 2], std: f64| {
+        (name.to_owned(), Tensor::real(workload.dtype, draw.normal(name, &shape, std)))
+    };
+    Tensors::from_iter([
+        tensor("hidden_states", [tokens, hidden], workload.number("std", 1.0)),
+        tensor("gate_up_proj", [2 * inner, hidden], 1.0 / (hidden as f64).sqrt()),
+        tensor("down_proj", [hidden, inner], 1.0 / (inner as f64).sqrt()),
+    ])
 }
 
 /// Rows of a gate and an up-projection. `overflowing`: gates of up to 200, whose exponential no fp16 holds.
