@@ -23,7 +23,7 @@ use dsv2::backend::{OnDevice, Precision, Reference, Streaming};
 use dsv2::case::Layers;
 use dsv2::golden::GoldenCases;
 use dsv2::materialize::{Feed, materialize};
-use dsv2::memory::{Need, Size};
+use dsv2::memory::{Need, Size, given_back};
 use dsv2::{Error, Result, golden};
 use dsv2_foreign::{Foreign, Place, Text};
 use dsv2_reference::Dialect;
@@ -246,6 +246,9 @@ fn size(text: &str) -> Result<Size> {
 
 /// Makes sure that there is the memory for what comes, and says on stderr how much it is if it is much.
 fn plan(need: Need, limit: Option<Size>) -> Result<()> {
+    if limit.is_some() {
+        given_back::at_once();
+    }
     if let Some(says) = need.checked(limit)? {
         let _ = writeln!(std::io::stderr(), "{says}");
     }

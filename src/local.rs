@@ -14,11 +14,11 @@ use dsv2_metrics::{Metrics, are_few};
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, NORM, SCORE, TOPK_INDICES};
-use dsv2_reference::stage::{self, Stage, flow};
+use dsv2_reference::stage::{self, Layout, Stage, flow};
 use dsv2_reference::tap::NoTap;
 use dsv2_reference::{DeepseekV2Config, Dtype};
 use indexmap::IndexMap;
-use ndarray::ArrayD;
+use ndarray::{ArrayD, Axis, Slice};
 
 use crate::backend::{Backend, Choice, Reference, Settings};
 use crate::budget::{self, Budgets, FACTORS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
@@ -112,24 +112,26 @@ impl Local {
             noise.l2 = noise.l2.max(usual_noise(name, written, &case.config, precision));
         }
 
-        let exact: BTreeSet<String> = teacher
+        let copies: IndexMap<&str, Values> = teacher
             .iter()
-            .map(|(name, _)| name)
-            .filter(|name| is_exact(name, |source| teacher.get(source).is_some(), &case.config, cache))
-            // of what was cached before the new tokens the trace does not hold the source
-            .filter(|name| case.inputs.past() == 0 || flow::inputs(name, &case.config, |_| true).is_empty())
-            .map(str::to_owned)
+            .filter(|(name, _)| is_exact(name, |source| teacher.get(source).is_some(), &case.config, cache))
+            .filter_map(|(name, got)| {
+                let copy = copied(case, precision, name, truth.get(name)?.real()?, got, &rows);
+                // what was cached before the new tokens is judged as any other stage, if these are copies
+                let judged = cached_before(case, name) == 0 || !is_same(name, got, &copy, &rows);
+                judged.then_some((name, copy))
+            })
             .collect();
+        let exact: BTreeSet<String> = copies.keys().map(|&name| name.to_owned()).collect();
         let trace: Trace = truth
             .iter()
             .map(|(name, values)| {
                 let values = match (values, teacher.get(name)) {
                     // the weights that follow are those of the trace's own choice
-                    (Values::Index(_), Some(chosen)) => chosen.clone(),
-                    (Values::Real(_, a), Some(got)) if exact.contains(name) => copied(precision, name, a, got, &rows),
-                    _ => values.clone(),
+                    (Values::Index(_), Some(chosen)) => chosen,
+                    _ => copies.get(name).unwrap_or(values),
                 };
-                (name.to_owned(), values)
+                (name.to_owned(), values.clone())
             })
             .collect();
         // what is cached before the new tokens has come through the whole model
@@ -291,14 +293,37 @@ pub fn stored(precision: Precision, name: &str, a: &ArrayD<f64>) -> Values {
     Values::Real(dtype, tensor.to_array())
 }
 
-/// What a copy of `a` should be: stored as the computation stores it, or left as it is, if that is what the trace `got`.
-pub(crate) fn copied(precision: Precision, name: &str, a: &ArrayD<f64>, got: &Values, rows: &ComparedRows) -> Values {
-    let as_it_is = Values::Real(precision.stored(name), a.clone());
-    let same = |want: &Values| {
-        let compared = rows.measure(name, got, want);
-        compared.is_some_and(|compared| compared.nonfinite.is_none() && compared.worst.is_none())
+/// What a copy of `a` should be: stored as the computation stores it, or left as it is, if that is what the trace `got`. What was
+/// cached before the new tokens is no copy of anything that the trace holds: it is left as the trace has it.
+pub(crate) fn copied(
+    case: &Case,
+    precision: Precision,
+    name: &str,
+    a: &ArrayD<f64>,
+    got: &Values,
+    rows: &ComparedRows,
+) -> Values {
+    let before = cached_before(case, name);
+    let new = |mut copy: Values| {
+        if let (Values::Real(_, copy), Some(Values::Real(_, got)), 1..) = (&mut copy, got.fit(a.shape()), before) {
+            let before = Slice::from(..before.min(got.len_of(Axis(1))));
+            copy.slice_axis_mut(Axis(1), before).assign(&got.slice_axis(Axis(1), before));
+        }
+        copy
     };
-    if same(&as_it_is) { as_it_is } else { stored(precision, name, a) }
+    let as_it_is = new(Values::Real(precision.stored(name), a.clone()));
+    if is_same(name, got, &as_it_is, rows) { as_it_is } else { new(stored(precision, name, a)) }
+}
+
+/// How many keys of this copy were cached before the tokens that are looked at.
+fn cached_before(case: &Case, name: &str) -> usize {
+    if Stage::parse(name).is_some_and(|stage| stage.layout == Layout::Keys) { case.inputs.past() } else { 0 }
+}
+
+/// Whether no number that is compared differs.
+fn is_same(name: &str, got: &Values, want: &Values, rows: &ComparedRows) -> bool {
+    let compared = rows.measure(name, got, want);
+    compared.is_some_and(|compared| compared.nonfinite.is_none() && compared.worst.is_none())
 }
 
 /// The form of attention of a plain run: the candidate may have the other one, unless it holds what only this one computes.

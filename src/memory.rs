@@ -3,6 +3,8 @@
 //! What is counted are the stages, and what computing them holds beside them. Weights are mapped files, of which the system drops
 //! what it has no room for: they are not counted.
 
+pub mod given_back;
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use dsv2_reference::Dtype;
 use dsv2_reference::stage::convention::name::{other_name, unwrapped};
 use dsv2_reference::stage::table::{COS, SIN};
-use dsv2_reference::stage::{Layout, Stage, canonical, forward_order};
+use dsv2_reference::stage::{Layout, Stage, canonical, flow, forward_order};
 use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use indexmap::IndexMap;
-use ndarray::{ArrayD, Axis, concatenate};
+use ndarray::{ArrayD, Axis, Slice, concatenate};
 
 use crate::error::{Error, Result};
 use crate::files::{Decoded, TensorFile};
@@ -186,7 +186,13 @@ impl Trace {
     pub fn join(chunks: IndexMap<String, Vec<Values>>, batch: usize) -> Result<Self> {
         let join = |(name, chunks): (String, Vec<Values>)| {
             let layout = Stage::parse(&name).map_or(Layout::Whole, |stage| stage.layout);
-            let joined = join(chunks, layout, batch)
+            let joined = match layout {
+                Layout::Keys if flow::is_copy(&name) => {
+                    new_keys(chunks).and_then(|chunks| join(chunks, Layout::Tokens, batch))
+                }
+                layout => join(chunks, layout, batch),
+            };
+            let joined = joined
                 .ok_or_else(|| Error::request("--chunks", format!("chunks of `{name}` that fit together"), "others"))?;
             Ok((name, joined))
         };
@@ -243,6 +249,20 @@ fn join(mut chunks: Vec<Values>, layout: Layout, batch: usize) -> Option<Values>
         }
         Values::Bool(_) => None,
     }
+}
+
+/// Of what was cached chunk by chunk, what each chunk added: behind it something else may have taken its place, and the chunks
+/// that follow have that.
+fn new_keys(chunks: Vec<Values>) -> Option<Vec<Values>> {
+    let mut before = 0;
+    let new = |chunk| {
+        let Values::Real(dtype, a) = chunk else { return None };
+        let keys = *a.shape().get(1)?;
+        let new = (before <= keys).then(|| a.slice_axis(Axis(1), Slice::from(before..)).to_owned())?;
+        before = keys;
+        Some(Values::Real(dtype, new))
+    };
+    chunks.into_iter().map(new).collect()
 }
 
 fn join_arrays<T: Clone>(mut chunks: Vec<ArrayD<T>>, layout: Layout, batch: usize, fill: T) -> Option<ArrayD<T>> {
@@ -336,6 +356,13 @@ mod tests {
             joined(name, vec![array![1.0].into_dyn(), array![1.0, 2.0].into_dyn()], 1),
             array![1.0, 2.0].into_dyn()
         );
+    }
+
+    #[test]
+    fn of_what_is_cached_each_chunk_has_what_it_added() {
+        let name = "past_key_values.0.k_pe";
+        let chunks = vec![array![[[1.0]], [[2.0]]].into_dyn(), array![[[9.0], [3.0]], [[9.0], [4.0]]].into_dyn()];
+        assert_eq!(joined(name, chunks, 2), array![[[1.0], [3.0]], [[2.0], [4.0]]].into_dyn());
     }
 
     #[test]

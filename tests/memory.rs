@@ -20,7 +20,7 @@ use dsv2_reference::weights::safetensors_file::{Data, write_safetensors};
 use dsv2_reference::{DeepseekV2Config, Dialect, Dtype, Tensor};
 use dsv2_testing::hot_weights;
 use indexmap::IndexMap;
-use ndarray::{ArrayD, Axis, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn, Slice, concatenate};
 use peak_alloc::PeakAlloc;
 use serde_json::json;
 use tempfile::TempDir;
@@ -147,6 +147,32 @@ impl Folder {
         dump.iter().map(saved).collect::<Trace>().write(&self.dump()).unwrap();
     }
 
+    /// Puts what is cached into one tensor, tokens one after another with more rows behind them, and leaves the last logits.
+    fn as_an_engine_dumps(&self) {
+        let mut dump = Trace::read(&self.dump()).unwrap();
+        let cached = |layer: usize| ["compressed_kv", "k_pe"].map(|part| format!("past_key_values.{layer}.{part}"));
+        let mut tensors = Vec::new();
+        for layer in 0..self.case.config.num_hidden_layers {
+            let [latent, key] = cached(layer).map(|part| dump.get(&part).unwrap().real().unwrap().clone());
+            let both = concatenate(Axis(2), &[latent.view(), key.view()]).unwrap();
+            tensors.push((format!("past_key_values.{layer}.latent"), Values::Real(Dtype::F32, both)));
+            dump.retain(|name| !cached(layer).iter().any(|part| part == name));
+        }
+        tensors.extend(dump.iter().map(|(name, values)| (name.to_owned(), values.clone())));
+        let dumped = tensors.into_iter().map(|(name, values)| match values {
+            Values::Real(dtype, a) if name == "lm_head" => {
+                (name, Values::Real(dtype, a.slice_axis(Axis(1), Slice::from(-1..)).to_owned()))
+            }
+            Values::Real(dtype, a) if a.ndim() == 3 => {
+                let beyond = ArrayD::zeros(IxDyn(&[1, 5, a.shape()[2]]));
+                let longer = concatenate(Axis(1), &[a.view(), beyond.view()]).unwrap();
+                (name, Values::Real(dtype, longer.remove_axis(Axis(0))))
+            }
+            values => (name, values),
+        });
+        dumped.collect::<Trace>().write(&self.dump()).unwrap();
+    }
+
     /// Makes these stages of the dump wrong.
     fn spoil(&self, wrong: impl Fn(&str) -> bool) {
         let dump = Trace::read(&self.dump()).unwrap();
@@ -220,6 +246,8 @@ enum Asked {
     Ranks,
     Chunks,
     Expected,
+    /// In the shapes that engines have.
+    Engine,
     /// A failing one, in another order, of a kernel that keeps what it computes from unrounded.
     Fused,
 }
@@ -227,7 +255,7 @@ enum Asked {
 #[test]
 fn ranks_chunks_and_expected_stages_take_no_more_than_a_dump_alone() {
     let _alone = ALONE.lock();
-    for asked in [Asked::Ranks, Asked::Chunks, Asked::Expected, Asked::Fused] {
+    for asked in [Asked::Ranks, Asked::Chunks, Asked::Expected, Asked::Engine, Asked::Fused] {
         let mut peaks = Vec::new();
         for layers in [2, 4, 8] {
             let folder = Folder::new(layers);
@@ -237,6 +265,10 @@ fn ranks_chunks_and_expected_stages_take_no_more_than_a_dump_alone() {
             let candidates = match asked {
                 Asked::Ranks => Candidates::open(&folder.ranks(&rule), Some(&rule), &folder.case).unwrap(),
                 Asked::Chunks => Candidates::open(&[folder.dump()], None, &folder.case).unwrap(),
+                Asked::Engine => {
+                    folder.as_an_engine_dumps();
+                    Candidates::open(&[folder.dump()], None, &folder.case).unwrap()
+                }
                 Asked::Fused => {
                     folder.saved_in_bf16_with_heads_behind();
                     Candidates::open(&[folder.dump()], None, &folder.case).unwrap()

@@ -201,6 +201,7 @@ impl Emulator {
             shared_bytes,
             checked: options.checked && options.unwritten == Unwritten::Stop,
             follow: options.checked && options.unwritten == Unwritten::Follow,
+            words: None,
             limit: options.limit,
             summation: options.summation,
             interrupted: &self.interrupted,

@@ -196,6 +196,12 @@ pub enum Cause {
         /// The mask.
         members: u32,
     },
+    /// A shuffle from a lane that is not among its members, or has exited.
+    #[error("it takes the value of lane {from}, which does not take part")]
+    Stranger {
+        /// The other lane.
+        from: u32,
+    },
     /// A warp-wide instruction that needs all 32 lanes runs with fewer.
     #[error("it needs all 32 lanes of the warp, but only those of {lanes:#010x} run")]
     PartialWarp {

@@ -22,4 +22,4 @@ pub use memory::DevicePointer;
 pub use module::{Module, Parameter};
 pub use options::{Arg, Grid, Options, Unwritten};
 pub use parse::types::Space;
-pub use unwritten::{UnwrittenUse, Use};
+pub use unwritten::{Source, UnwrittenUse, Use};

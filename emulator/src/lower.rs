@@ -9,6 +9,7 @@ mod case;
 mod compare;
 pub(crate) mod control;
 mod convert;
+pub(crate) mod definitions;
 mod float;
 pub(crate) mod flow;
 mod half;
@@ -16,22 +17,27 @@ pub(crate) mod instruction;
 mod integer;
 mod logic;
 mod matrix;
-mod mbarrier;
+pub(crate) mod mbarrier;
 mod memory;
 mod moves;
 mod refused;
 mod shapes;
 pub(crate) mod slots;
 mod system;
+mod unassigned;
 mod video;
 mod warp;
+pub(crate) mod wmma;
+
+use std::sync::OnceLock;
 
 use crate::parse::ast::{Ast, Entry};
 use crate::parse::types::Type;
 use crate::{Error, Space};
 use body::Body;
 use case::{Case, Lowered};
-use flow::Flow;
+use definitions::Definitions;
+use flow::{Cell, Flow};
 use instruction::{Instruction, Op};
 use slots::{Constant, Name, Slots, Symbol};
 
@@ -56,6 +62,21 @@ pub(crate) struct Kernel {
     /// Some instruction reads or changes global memory in a way that depends on the order of blocks: atomics, and strong
     /// loads, which may wait for another block.
     pub(crate) needs_order: bool,
+    definitions: OnceLock<Definitions>,
+    unassigned: OnceLock<Vec<(Cell, usize)>>,
+}
+
+impl Kernel {
+    /// Where each register gets its value; found when somebody asks.
+    pub(crate) fn definitions(&self) -> &Definitions {
+        self.definitions.get_or_init(|| Definitions::of(&self.code))
+    }
+
+    /// The registers that some path reads before it has written them, and where; found when somebody asks.
+    pub(crate) fn unassigned(&self) -> &[(Cell, usize)] {
+        let search = || unassigned::unassigned(&self.code, self.narrow, self.wide, self.predicates);
+        self.unassigned.get_or_init(search)
+    }
 }
 
 /// A parameter of a kernel and its place in the parameter memory.
@@ -117,6 +138,8 @@ pub(crate) fn lower(ast: &Ast, entry: &Entry) -> Result<Kernel, Error> {
         required_threads: entry.required_threads,
         files: ast.files.clone(),
         needs_order,
+        definitions: OnceLock::new(),
+        unassigned: OnceLock::new(),
     })
 }
 
@@ -125,7 +148,7 @@ type Chapter = fn(&mut Case) -> Option<Lowered<Op>>;
 
 /// Finds the chapter that knows the instruction.
 fn operation(case: &mut Case) -> Lowered<Op> {
-    const CHAPTERS: [Chapter; 8] = [
+    const CHAPTERS: [Chapter; 9] = [
         control::lower,
         memory::lower,
         moves::lower,
@@ -133,6 +156,7 @@ fn operation(case: &mut Case) -> Lowered<Op> {
         logic::lower,
         warp::lower,
         matrix::lower,
+        wmma::lower,
         mbarrier::lower,
     ];
     if let Some(lowered) = video::lower(case) {

@@ -2,6 +2,7 @@
 
 pub(crate) mod address;
 pub(crate) mod store;
+pub(crate) mod undo;
 
 use std::collections::VecDeque;
 

@@ -46,6 +46,8 @@
 //!   others. Each of the four needs a scope that includes the other side: `membar.cta` orders nothing for another
 //!   block. `.release` and `.acquire` on the access itself count as well. The second fence is often forgotten, also in
 //!   well-known examples: a barrier does not stand in for it;
+//! * an atomic operation, for the same bytes: the thread that came last with one has seen what the others left, and may
+//!   set the bytes anew with a plain store (the counter of last blocks);
 //! * one launch comes before the next.
 //!
 //! # Asynchronous copies
@@ -53,8 +55,15 @@
 //! thread: whoever touches them meanwhile races, the thread that copies too. Then the copy is a write of that thread,
 //! which others see after a barrier.
 //!
-//! # Equal stores
-//! Two stores of the same value to the same bytes are kept apart: see [`RaceDetector::equal_stores`].
+//! # Races that do not matter
+//! Compilers make some on purpose. Each class is kept apart:
+//! * two stores of the same value to the same bytes: [`RaceDetector::equal_stores`];
+//! * stores of one instruction that would be equal without rounding: [`RaceDetector::rounded_stores`]. Both values
+//!   are computed once more modulo a prime, where nothing is rounded, so no tolerance is needed: sums of the same terms in
+//!   two orders are equal, anything else is a race, however little it differs;
+//! * reads whose value is thrown away: [`RaceDetector::unused_reads`]. If reads and writes race, the launch is run a second
+//!   time from the same memory, and the values of these reads are followed through registers. One that reaches an
+//!   address, a branch, a barrier, another lane by anything but a shuffle, or memory is used.
 //!
 //! # What is not found
 //! Only what this run does is looked at: other inputs may race elsewhere. Orders that depend on luck (who took a lock
@@ -66,40 +75,47 @@
 //! write, without those that are in the past of a later one; at most 64 of the running block and 4 of others are kept
 //! per word or byte (beyond that a race may be missed, never invented). Clocks cost 4 bytes for each pair of threads of
 //! a block, up to 24 with fences and asynchronous copies, and for each address of a strong write after a fence 4 bytes
-//! for each thread of each block that wrote there. Shared memory is forgotten with its block, the rest with the launch.
+//! for each thread of each block that wrote there; the address of an atomic operation costs 40. Shared memory is forgotten
+//! with its block, the rest with the launch.
+//! For a second run the global memory that a launch stores to is kept as it was, at twice its size; beyond 256 MiB of it,
+//! or a million words in question, there is none, and such reads count as used.
 //!
 //! # Speed
 //! About 10 million thread-instructions per second on a matrix product in tiles, which does little but access memory.
+//! Without races of reads and writes there is no second run.
 
 mod cell;
 mod clock;
 mod order;
 mod report;
+mod second;
 mod shadow;
+mod state;
 mod thread;
+mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use crate::Space;
-use crate::observe::{Access, Kind, Observer, Site, Sync};
-use cell::{Mark, View};
-use clock::{Gathering, Knowledge};
+use crate::observe::Kind;
+use cell::View;
+use clock::Gathering;
 use order::{Order, Reach};
-use report::{Found, Log, Sites};
-use shadow::Shadow;
-use thread::{Location, Thread};
+use report::{Found, Sites};
+use second::{Pending, Second};
+use state::{Logs, Memory, Running, Step};
+use thread::Last;
 
 pub use report::{Party, Race};
-
-/// Addresses of shared memory beyond this are out of bounds on every device; the launch fails right after.
-const SHARED: u64 = 1 << 20;
 
 /// Finds races in the launches that it watches: see the module's documentation.
 #[derive(Default)]
 pub struct RaceDetector {
     sites: Sites,
-    log: Log,
-    equal: Log,
+    logs: Logs,
+    /// What was found before this launch.
+    before: Logs,
+    second: Second,
     /// The blocks of this launch, by number.
     blocks: Vec<[u32; 3]>,
     /// The block that runs.
@@ -109,52 +125,16 @@ pub struct RaceDetector {
     global: Memory,
 }
 
-/// A block under way.
-#[derive(Default)]
-struct Running {
-    /// Its number: blocks are counted as they begin.
-    number: u32,
-    /// Its threads, a multiple of 32.
-    threads: Vec<Thread>,
-    /// The last time that was given out in it.
-    tick: u32,
-    barriers: BTreeMap<u32, Barrier>,
-    shared: Memory,
-}
-
-/// A named barrier.
-#[derive(Default)]
-struct Barrier {
-    /// Those that have arrived in this phase.
-    arrived: Gathering,
-    /// What all knew who made the last phase complete.
-    complete: Knowledge,
-}
-
-/// A memory that threads share.
-#[derive(Default)]
-struct Memory {
-    shadow: Shadow,
-    locations: HashMap<u64, Location>,
-}
-
-impl Memory {
-    fn clear(&mut self) {
-        self.shadow.clear();
-        self.locations.clear();
-    }
-}
-
 impl RaceDetector {
     /// A detector that has seen nothing.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The races found so far, in all launches, without [equal stores](Self::equal_stores): one for each pair of lines, in the order in which they were found,
-    /// which is the same in every run.
+    /// The races found so far, in all launches, without those of the classes below: one for each pair of lines, in an
+    /// order that is the same in every run.
     pub fn races(&self) -> &[Race] {
-        &self.log.races
+        &self.logs.races.races
     }
 
     fn block(&self) -> u32 {
@@ -169,18 +149,28 @@ impl RaceDetector {
     /// are races by the letter of the manual, and harmless on every GPU; compilers emit them where several lanes hold
     /// copies of one value.
     pub fn equal_stores(&self) -> &[Race] {
-        &self.equal.races
+        &self.logs.equal.races
     }
 
-    /// One lane accesses bytes; `equal` if it is a store that changes nothing.
-    fn touch(
-        &mut self,
-        (space, bytes): (Space, std::ops::Range<u64>),
-        order: Order,
-        (new, equal): (&Mark, bool),
-        index: usize,
-    ) {
-        let (block, warps) = (self.block(), self.warps());
+    /// Stores of one instruction, by lanes of a warp or of several warps of a block, to the same bytes, whose values would
+    /// be the same without rounding. One of them is kept, nothing says which. Compilers emit them where several lanes or
+    /// warps hold a sum that each has added up in its own order. [`Race::apart`] says how far the values are from each
+    /// other.
+    pub fn rounded_stores(&self) -> &[Race] {
+        &self.logs.rounded.races
+    }
+
+    /// Reads that race with a write, but whose value was thrown away: it has reached no address, branch, barrier or
+    /// memory, so that it does not matter which value it was. A kernel with more threads than work does that: the
+    /// surplus threads read what others overwrite, and store nothing.
+    pub fn unused_reads(&self) -> &[Race] {
+        &self.logs.unused.races
+    }
+
+    /// One lane accesses bytes.
+    fn touch(&mut self, (space, bytes): (Space, std::ops::Range<u64>), order: Order, step: &Step<'_>) {
+        let Step { mark: new, value, index, .. } = *step;
+        let block = self.block();
         let Running { threads, shared, tick, .. } = &mut self.running;
         let memory = if space == Space::Shared { shared } else { &mut self.global };
         let Some(thread) = threads.get_mut(index) else { return };
@@ -194,22 +184,77 @@ impl RaceDetector {
         }
         let mut races: Vec<Found> = vec![];
         let view = View { block, thread: index, clock: &thread.known.past };
-        memory.shadow.access(bytes, new, &view, |old, address, bytes| {
+        // A counter is set anew by who has counted last: what it has seen came before, whatever orders the rest.
+        let size = bytes.end - bytes.start;
+        let last = if new.kind == Kind::Write && !strong { memory.atomics.get(&address).copied() } else { None };
+        memory.shadow.access(bytes.clone(), new, &view, |old, address, bytes| {
+            if old.kind == Kind::Atomic && last.is_some_and(|last| last.is((block, index), size, &old)) {
+                return;
+            }
             match races.iter_mut().find(|race| (race.old.site, race.old.kind) == (old.site, old.kind)) {
                 Some(race) if race.address + u64::from(race.bytes) == address => race.bytes += bytes,
                 Some(_) => {}
                 None => races.push(Found { old, address, bytes }),
             }
         });
+        let mut told: Vec<(Found, Option<u32>)> = vec![];
+        let second = &self.second;
+        let followed = second.runs && second.words.touch(space, bytes.clone());
+        if followed && new.kind == Kind::Read {
+            memory.reads.add(&bytes, new, value);
+        } else if followed && new.writes() {
+            memory.reads.raced(&bytes, new, &view, |found, value| told.push((found, Some(value))));
+            // These are all reads of it, and those in the history are some of them.
+            races.retain(|race| race.old.kind != Kind::Read);
+        }
         if strong && new.kind != Kind::Read {
+            if new.kind == Kind::Atomic {
+                memory.atomics.insert(address, Last { block, thread: index, bytes: size, reach: order.reach });
+            } else {
+                memory.atomics.remove(&address);
+            }
             *tick += 1;
             thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), *tick);
         }
-        for race in &races {
+        if !races.is_empty() || !told.is_empty() {
+            let value = (followed && new.kind == Kind::Read).then_some(value);
+            told.extend(races.into_iter().map(|race| (race, value)));
+            self.tell(space, bytes, step, told);
+        }
+    }
+
+    /// Notes what one lane's access races with, each in its class; of those whose outcome is not known yet, the number of
+    /// the value that was read.
+    #[cold]
+    fn tell(&mut self, space: Space, bytes: std::ops::Range<u64>, step: &Step<'_>, told: Vec<(Found, Option<u32>)>) {
+        let Step { mark: new, unchanged, rounding, index, .. } = *step;
+        let (block, warps, second) = (self.block(), self.warps(), &mut self.second);
+        second.steps += 1;
+        for (found, value) in told {
+            let is_read = |kind: Kind| kind == Kind::Read;
+            if !second.runs && (is_read(new.kind) || is_read(found.old.kind)) {
+                second.suspect(space, bytes.clone());
+            }
             // What is there was stored by the earlier one of the two, if that is what came last.
-            let both = equal && race.old.kind == Kind::Write && new.kind == Kind::Write;
-            let log = if both { &mut self.equal } else { &mut self.log };
-            log.note(&self.sites, &self.blocks, warps as u32, space, race, new);
+            let both = found.old.kind == Kind::Write && new.kind == Kind::Write;
+            let same_site = both && (found.old.site, found.old.block) == (new.site, block);
+            let apart = || {
+                let other = [usize::from(found.old.warp), found.old.lanes.trailing_zeros() as usize];
+                rounding.filter(|_| same_site && !self.logs.races.has(&found, new))?.apart(index % 32, other)
+            };
+            let (log, apart) = match () {
+                () if both && unchanged => (&mut self.logs.equal, 0.0),
+                () => match apart() {
+                    Some(apart) => (&mut self.logs.rounded, apart),
+                    None => (&mut self.logs.races, 0.0),
+                },
+            };
+            if let Some(value) = value
+                && second.keep(Pending { space, found, new: *new, value, step: second.steps })
+            {
+                continue;
+            }
+            log.note((&self.sites, &self.blocks, warps as u32), space, (&found, new), apart);
         }
     }
 
@@ -222,119 +267,6 @@ impl RaceDetector {
         for index in lanes {
             self.running.threads[index].known = known.clone();
             self.running.threads[index].now = self.running.tick;
-        }
-    }
-}
-
-/// The threads that a site names.
-fn threads(site: &Site<'_>) -> impl Iterator<Item = usize> + Clone {
-    let (first, lanes) = (site.warp as usize * 32, site.lanes);
-    (0..32).filter(move |lane| lanes >> lane & 1 == 1).map(move |lane| first + lane)
-}
-
-impl Observer for RaceDetector {
-    fn begin(&mut self, block: [u32; 3], threads: u32) {
-        // Blocks begin in order, so this one is the first of a launch.
-        if block == [0; 3] {
-            self.sites.restart();
-            self.blocks.clear();
-            self.global.clear();
-            self.aside.clear();
-        }
-        let running = &mut self.running;
-        running.number = self.blocks.len() as u32;
-        self.blocks.push(block);
-        running.threads.clear();
-        running.threads.resize(threads.next_multiple_of(32) as usize, Thread::new());
-        running.tick = 1;
-        running.barriers.clear();
-        running.shared.clear();
-    }
-
-    fn leave(&mut self, block: [u32; 3]) {
-        self.aside.insert(block, std::mem::take(&mut self.running));
-    }
-
-    fn resume(&mut self, block: [u32; 3]) {
-        if let Some(running) = self.aside.remove(&block) {
-            self.running = running;
-        }
-    }
-
-    fn access(&mut self, site: &Site<'_>, access: &Access<'_>) {
-        let (number, order) = self.sites.number(site);
-        let copies = match access.kind {
-            Kind::CopyRead | Kind::CopyWrite => true,
-            // The copy has its own time until the wait, and nothing has to be done when it lands.
-            Kind::CopyLand => return,
-            Kind::Read | Kind::Write | Kind::Atomic => false,
-        };
-        for index in threads(site) {
-            let lane = index % 32;
-            let Some((space, address)) = access.place(lane) else { continue };
-            let Some(end) = address.checked_add(u64::from(access.bytes)) else { continue };
-            let private = !matches!(space, Space::Shared | Space::Global);
-            if private || space == Space::Shared && end > SHARED {
-                continue;
-            }
-            let Some(thread) = self.running.threads.get(index) else { continue };
-            let warp = if copies { self.warps() + index / 32 } else { index / 32 };
-            let mark = Mark {
-                block: self.block(),
-                time: if copies { thread.copies.now } else { thread.now },
-                site: number,
-                lanes: 1 << lane,
-                warp: warp as u16,
-                kind: access.kind,
-                reach: order.reach,
-            };
-            let equal = access.unchanged >> lane & 1 == 1;
-            self.touch((space, address..end), order, (&mark, equal), index);
-        }
-    }
-
-    fn sync(&mut self, site: &Site<'_>, event: Sync) {
-        let (block, warps) = (self.block(), self.warps());
-        if site.warp as usize >= warps {
-            return;
-        }
-        self.running.tick += 1;
-        match event {
-            Sync::Warp if site.opcode.starts_with("bar.warp") => self.join_warp(threads(site)),
-            Sync::Arrive(id) => {
-                let barrier = self.running.barriers.entry(id).or_default();
-                for index in threads(site) {
-                    let thread = &mut self.running.threads[index];
-                    barrier.arrived.add(&thread.known, index, thread.now);
-                    thread.now = self.running.tick;
-                }
-            }
-            Sync::Complete(id) => {
-                let barrier = self.running.barriers.entry(id).or_default();
-                barrier.complete = std::mem::take(&mut barrier.arrived).finish();
-            }
-            Sync::Leave(id) => {
-                let barrier = self.running.barriers.entry(id).or_default();
-                for index in threads(site) {
-                    self.running.threads[index].known.join(&barrier.complete);
-                }
-            }
-            Sync::Fence => {
-                let order = Order::of(site.opcode);
-                for index in threads(site) {
-                    self.running.threads[index].fence((block, index), order, self.running.tick);
-                }
-            }
-            Sync::Commit => threads(site).for_each(|index| self.running.threads[index].copies.commit()),
-            Sync::Wait(keep) => {
-                for index in threads(site) {
-                    let thread = &mut self.running.threads[index];
-                    if let Some(landed) = thread.copies.wait(keep) {
-                        thread.known.past.set(warps * 32 + index, landed);
-                    }
-                }
-            }
-            Sync::Warp | Sync::Exit => {}
         }
     }
 }

@@ -23,12 +23,25 @@ pub enum Use {
     Output,
 }
 
-/// Unwritten bytes that were read at one place and used at another one.
+/// What it is that nobody wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// Bytes of memory.
+    Memory,
+    /// A register, of which some path through the kernel leaves nothing but what happened to be there.
+    Register,
+    /// The register of a lane that does not take part in a shuffle: the manual leaves open what it gives.
+    Lane,
+}
+
+/// Unwritten bytes, or something else that has no value, read at one place and used at another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnwrittenUse {
-    /// Where they were read.
+    /// What it is.
+    pub source: Source,
+    /// Where they were read. Of a register: the first line that may read it before it is written.
     pub read: Place,
-    /// The space that was read, and the address there, by the first thread that did.
+    /// Of memory: the space that was read, and the address there, by the first thread that did.
     pub space: Space,
     /// See `space`.
     pub address: u64,
@@ -46,7 +59,7 @@ pub struct UnwrittenUse {
 
 impl fmt::Display for UnwrittenUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { read, space, address, used, how, block: b, thread: t, count } = self;
+        let Self { source, read, space, address, used, how, block: b, thread: t, count } = self;
         let how = match how {
             Use::Address => "an address",
             Use::Branch => "a branch or a predicate",
@@ -58,7 +71,13 @@ impl fmt::Display for UnwrittenUse {
             "{used}, block ({}, {}, {}), thread ({}, {}, {}): {how} depends on",
             b[0], b[1], b[2], t[0], t[1], t[2]
         )?;
-        write!(f, " bytes that nobody wrote, of {space} memory at {address:#x}, read by {read}")?;
+        match source {
+            Source::Memory => {
+                write!(f, " bytes that nobody wrote, of {space} memory at {address:#x}, read by {read}")?;
+            }
+            Source::Register => write!(f, " a register that nobody wrote, read by {read}")?,
+            Source::Lane => write!(f, " the register of a lane that does not take part, read by {read}")?,
+        }
         if *count > 1 { write!(f, "; {count} times") } else { Ok(()) }
     }
 }

@@ -22,6 +22,7 @@ mod page;
 mod profile;
 mod races;
 mod races_law;
+mod races_told;
 mod refused;
 mod unwritten;
 mod warps;

@@ -9,6 +9,7 @@ mod formats;
 pub mod groups;
 mod math;
 mod sources;
+mod tiles;
 
 use crate::common::{Bench, Number};
 use ptx_emulator::race::{Race, RaceDetector};

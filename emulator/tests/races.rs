@@ -125,6 +125,13 @@ fn the_last_block_reads_what_the_others_wrote() {
     assert_eq!(found, [(63, 75), (68, 68)]);
 }
 
+/// Who has counted last may set the counter anew; who has counted first may not.
+#[test]
+fn the_last_block_sets_the_counter_anew() {
+    clean("last_sum_clean", 2, Grid::linear(4, 64));
+    assert_eq!(lines(&races("last_sum_bug", 2, Grid::linear(4, 64))), [(166, 173), (173, 173)]);
+}
+
 /// Pairs of lanes that store to one word: different values are a race, equal ones a class of their own.
 #[test]
 fn lanes_of_one_store() {

@@ -1,7 +1,7 @@
 //! Unwritten bytes that are followed: silent where they are thrown away, told where they decide something.
 
 use crate::common::{Bench, module};
-use ptx_emulator::{Cause, Error, Grid, Options, Report, Space, Unwritten, UnwrittenUse, Use};
+use ptx_emulator::{Cause, Error, Grid, Options, Report, Source, Space, Unwritten, UnwrittenUse, Use};
 
 const FOLLOW: Options = Options {
     checked: true,
@@ -114,6 +114,62 @@ fn what_decides_something_is_told_with_both_places() {
         "kernel (PTX line 10, st.global.u32), block (0, 0, 0), thread (0, 0, 0): what is stored in global memory depends \
          on bytes that nobody wrote, of shared memory at 0x0, read by kernel (PTX line 9, ld.shared.u32); 32 times"
     );
+}
+
+/// A register has no value either before something is written to it.
+#[test]
+fn registers_that_nobody_wrote() {
+    let some = "setp.lt.u32 %p1, %r1, 8;";
+    for code in [
+        // Written wherever it is read, and by the same condition.
+        "@%p1 mov.u32 %r4, 1; @%p1 st.global.u32 [%rd3], %r4;",
+        "@!%p1 bra NEXT; mov.u32 %r4, 1; NEXT: selp.u32 %r5, %r4, 7, %p1; st.global.u32 [%rd3], %r5;",
+        "mov.u32 %r5, 0; LOOP: add.u32 %r5, %r5, %r4; mov.u32 %r5, 1; mov.u32 %r4, 2; @%p1 st.global.u32 [%rd3], %r4;",
+        // All ways write it.
+        "@%p1 bra ONE; mov.u32 %r4, 1; bra BOTH; ONE: mov.u32 %r4, 2; BOTH: st.global.u32 [%rd3], %r4;",
+    ] {
+        let found = uses(&format!("{some}\n{code}"));
+        assert!(found.is_empty(), "{code}: {}", found[0]);
+    }
+    for (code, how, read) in [
+        ("add.u32 %r5, %r4, 1;\nst.global.u32 [%rd3], %r5;", Use::Output, "add.u32"),
+        ("@%p1 mov.u32 %r4, 1;\nst.global.u32 [%rd3], %r4;", Use::Output, "st.global.u32"),
+        ("@%p4 st.global.u32 [%rd3], 1;", Use::Branch, "st.global.u32"),
+        ("@%p1 ld.global.u32 %r4, [%rd8];", Use::Address, "ld.global.u32"),
+        ("@%p1 bra NEXT;\nmov.u32 %r4, 1;\nNEXT: st.global.u32 [%rd3], %r4;", Use::Output, "st.global.u32"),
+    ] {
+        // An address that nobody wrote leads nowhere, which is an error of its own.
+        let (_, report) = launch(&format!("{some}\n{code}"));
+        let Ok(report) = report else {
+            assert_eq!(how, Use::Address);
+            continue;
+        };
+        let [found] = &report.unwritten[..] else { panic!("{code}: {:#?}", report.unwritten) };
+        assert_eq!((found.source, found.how, found.read.opcode.as_str()), (Source::Register, how, read), "{code}");
+        assert!(found.to_string().contains("a register that nobody wrote, read by kernel (PTX line"), "{found}");
+    }
+}
+
+/// What a shuffle gives of a lane that does not take part, the manual leaves open.
+#[test]
+fn shuffles_from_lanes_that_do_not_take_part() {
+    let half = "setp.lt.u32 %p1, %r1, 16;\n@!%p1 bra END;";
+    let shuffle = |distance: u32| format!("shfl.sync.bfly.b32 %r5, %r1, {distance}, 31, 0xffff;");
+    let code = |distance: u32, rest: &str| format!("{half}\n{}\n{rest}\nEND:", shuffle(distance));
+    let used = "st.global.u32 [%rd3], %r5;";
+    assert_eq!(uses(&code(8, used)), []);
+    assert_eq!(uses(&code(16, "add.u32 %r5, %r5, 1;")), []);
+    let [found] = &uses(&code(16, used))[..] else { panic!("one use") };
+    assert_eq!((found.source, found.how, found.count), (Source::Lane, Use::Output, 16));
+    assert!(found.to_string().contains("depends on the register of a lane that does not take part"), "{found}");
+    // The same of a lane that has exited.
+    let exited = "setp.ge.u32 %p1, %r1, 16;\n@%p1 exit;\nshfl.sync.down.b32 %r5, %r1, 15, 31, -1;";
+    assert_eq!(uses(&format!("{exited}\n{used}"))[0].count, 15);
+    // Where unwritten values stop a launch, this one does.
+    let mut bench = Bench::new(&module(1, &format!("{REGISTERS}{}\nret;", code(16, ""))));
+    let out = bench.put(&[0u32; 32]);
+    let error = bench.try_run("kernel", Grid::linear(1, 32), &[out.into()]).unwrap_err();
+    assert!(error.to_string().contains("it takes the value of lane 16, which does not take part"), "{error}");
 }
 
 /// What a kernel leaves of unwritten bytes is unwritten for whoever reads it next, the host as well.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dsv2 import _dsv2
+from dsv2._checked import count
 from dsv2._dsv2 import LaunchError
 
 MEMORY = 4 << 30
@@ -20,18 +21,22 @@ class Device:
     """
 
     def __init__(self, memory: int = MEMORY):
-        if not isinstance(memory, int) or not 0 < memory < 1 << 63:
-            raise LaunchError(f"memory: expected a number of bytes, found {memory!r}")
-        self._device = _dsv2.Device(memory)
+        self._device = _dsv2.Device(count("memory", memory, 1, 63))
 
     def allocate(self, shape: int | tuple[int, ...], dtype: Any = np.uint8, name: str = "an array") -> DeviceArray:
         """An array that nobody wrote yet; to read it before is an error."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return DeviceArray(self, shape, np.dtype(dtype), name)
+        sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+        try:
+            kind = np.dtype(dtype)
+        except TypeError:
+            raise LaunchError(f"dtype: expected a type of NumPy, found {dtype!r}") from None
+        if kind.hasobject:
+            raise LaunchError(f"dtype: expected a type of numbers, found {kind}")
+        return DeviceArray(self, tuple(count("shape", size, bits=63) for size in sizes), kind, str(name))
 
     def upload(self, array: Any, name: str = "an array") -> DeviceArray:
         """A copy of an array of NumPy (or what NumPy makes one of), of any shape."""
-        values = np.ascontiguousarray(array)
+        values = _numbers(name, array)
         made = self.allocate(values.shape, values.dtype, name)
         made.write(values)
         return made
@@ -50,8 +55,6 @@ class DeviceArray:
     """An allocation of a Device. It is given back with the last reference to it."""
 
     def __init__(self, device: Device, shape: tuple[int, ...], dtype: np.dtype, name: str):
-        if any(not isinstance(size, int) or size < 0 for size in shape):
-            raise LaunchError(f"shape: expected numbers, found {shape!r}")
         self.device, self.shape, self.dtype, self.name = device, shape, dtype, name
         self.nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
         self.address = device._device.allocate(self.nbytes, name)
@@ -59,7 +62,7 @@ class DeviceArray:
 
     def write(self, array: Any) -> None:
         """Copies an array of the same shape and type to the device."""
-        values = np.ascontiguousarray(array)
+        values = _numbers(self.name, array)
         if (values.shape, values.dtype) != (self.shape, self.dtype):
             raise LaunchError(f"{self.name}: expected {self.dtype}{list(self.shape)}, found {values.dtype}{list(values.shape)}")
         self.device._device.write(self.address, memoryview(values.reshape(-1).view(np.uint8)))
@@ -71,6 +74,17 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.name}, {self.dtype}{list(self.shape)} at {self.address:#x})"
+
+
+def _numbers(name: str, array: Any) -> np.ndarray:
+    """What NumPy makes of an array, if that is numbers."""
+    try:
+        values = np.ascontiguousarray(array)
+    except (TypeError, ValueError):
+        values = None
+    if values is None or values.dtype.hasobject:
+        raise LaunchError(f"{name}: expected an array of numbers, found {type(array).__name__}")
+    return values
 
 
 _default: list[Device] = []

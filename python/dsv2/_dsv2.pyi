@@ -139,6 +139,8 @@ class Launched:
     thread_instructions: int
     races: list[Race] | None
     equal_stores: list[Race] | None
+    rounded_stores: list[Race] | None
+    unused_reads: list[Race] | None
     unwritten: list[Use]
     profile: Profile | None
 

@@ -132,6 +132,10 @@ def _file(tensors: FileName | Mapping[str, Any], folder: str, name: str) -> File
     path = Path(folder) / f"{name}.safetensors"
     torch = sys.modules.get("torch")
     try:
+        from safetensors import SafetensorError
+    except ImportError:
+        raise RequestError(f"{name}: a dict of tensors needs safetensors: pip install safetensors") from None
+    try:
         if torch is not None and any(isinstance(value, torch.Tensor) for value in tensors.values()):
             from safetensors.torch import save_file
 
@@ -145,9 +149,7 @@ def _file(tensors: FileName | Mapping[str, Any], folder: str, name: str) -> File
                 if value.dtype.hasobject:
                     raise TypeError(f"{type(tensors[key]).__name__} as {key}")
         save_file(values, path)
-    except ImportError:
-        raise RequestError(f"{name}: a dict of tensors needs safetensors: pip install safetensors") from None
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, SafetensorError) as error:
         raise RequestError(f"{name}: expected a dict of arrays of numbers, found {' '.join(str(error).split())}") from None
     return path
 

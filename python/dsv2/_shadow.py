@@ -14,6 +14,29 @@ from dsv2._arrays import HostArray, Transfer
 MAKERS = ("empty", "empty_like", "empty_strided", "empty_permuted")
 
 
+def watch(makers: list[tuple[Any, str]], note: Callable[[Any], None]) -> Callable[[], None]:
+    """Shows `note` what these functions, each an owner's attribute, make from now on; gives what ends that."""
+    before = [(owner, name, getattr(owner, name)) for owner, name in makers]
+
+    def noting(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            array = make(*args, **kwargs)
+            if kwargs.get("out") is None:
+                note(array)
+            return array
+
+        return made
+
+    for owner, name, make in before:
+        setattr(owner, name, noting(make))
+
+    def undo() -> None:
+        for owner, name, make in before:
+            setattr(owner, name, make)
+
+    return undo
+
+
 @dataclass
 class Fresh:
     """A storage that `torch.empty` made: the version of its tensors when it was last looked at, and what is unwritten."""
@@ -34,25 +57,7 @@ class Shadow:
         torch = sys.modules.get("torch")
         if torch is None:
             return lambda: None
-        makers = [(torch, name) for name in MAKERS] + [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
-        before = [(owner, name, getattr(owner, name)) for owner, name in makers]
-        for owner, name, make in before:
-            setattr(owner, name, self._noting(make))
-
-        def undo() -> None:
-            for owner, name, make in before:
-                setattr(owner, name, make)
-
-        return undo
-
-    def _noting(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            tensor = make(*args, **kwargs)
-            if kwargs.get("out") is None:
-                self._note(tensor)
-            return tensor
-
-        return noting
+        return watch([(torch, name) for name in MAKERS] + [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")], self._note)
 
     def _note(self, tensor: Any) -> None:
         from torch.multiprocessing.reductions import StorageWeakRef

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsv2 import _dsv2, emulator
+from dsv2._checked import several
 from dsv2.emulator import Module, Struct
 
 __all__ = ["CompileError", "Module", "Struct", "compile", "ptx"]
@@ -63,19 +64,22 @@ def ptx(
     compiler: str | None = None,
 ) -> str:
     """The same as PTX."""
-    if not re.fullmatch(r"(sm|compute)_\d+[af]?", arch):
+    if not isinstance(arch, str) or not re.fullmatch(r"(sm|compute)_\d+[af]?", arch):
         raise CompileError(f"arch: expected such as sm_80, found {arch!r}")
     if compiler not in (None, "nvcc", "nvrtc"):
         raise CompileError(f"compiler: expected nvcc or nvrtc, found {compiler!r}")
+    if not isinstance(source, (str, os.PathLike)):
+        raise CompileError(f"source: expected CUDA C++, or the name of a file of it, found {type(source).__name__}")
+    include = several("include", include, (str, os.PathLike), "folders", CompileError)
+    options = several("options", options, (str,), "words", CompileError)
     folders = _packages()
     nvcc = next((found for folder in folders if (found := folder / "bin" / "nvcc").is_file()), None)
     nvrtc = next((found for folder in folders for found in sorted((folder / "lib").glob("libnvrtc.so*"))), None)
-    include, options = ([words] if isinstance(words, (str, os.PathLike)) else words for words in (include, options))
     # the compiler's own headers before those of another version
     own = [found.parents[1] for found in (nvcc if compiler != "nvrtc" else None, nvrtc) if found is not None][:1]
     folders = own + [folder for folder in folders if folder not in own]
     headers = [Path(folder) for folder in include] + [folder / "include" for folder in folders if (folder / "include").is_dir()]
-    if not isinstance(source, os.PathLike) and not str(source).strip():
+    if not isinstance(source, os.PathLike) and not source.strip():
         raise CompileError("source: expected CUDA C++, or the name of a file of it, found nothing")
     if isinstance(source, os.PathLike) or not any(mark in source for mark in "\n{};"):
         path = Path(source)

@@ -18,14 +18,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsv2 import _dsv2, _html
+from dsv2 import _dsv2
 from dsv2._arrays import Out, Transfer, host_array
+from dsv2._checked import count, flag, one_of, several
 from dsv2._device import Device, DeviceArray, default
 from dsv2._dsv2 import KernelFault, LaunchError, Parameter, Profile, PtxError, Race, Use
+from dsv2._launch import Launch
 from dsv2._pack import Struct, leaves, pack
 
 __all__ = [
@@ -48,11 +50,15 @@ __all__ = [
 ]
 
 LIMIT = 1 << 30
+# What happens when bytes are read that nobody wrote.
+UNWRITTEN = ("stop", "follow", "ignore")
 
 
 def load(source: str | os.PathLike[str]) -> Module:
     """The kernels of a PTX text, or of a file of PTX."""
-    if not isinstance(source, os.PathLike) and not str(source).strip():
+    if not isinstance(source, (str, os.PathLike)):
+        raise PtxError(f"source: expected a file of PTX, or its text, found {type(source).__name__}")
+    if not isinstance(source, os.PathLike) and not source.strip():
         raise PtxError("source: expected a file of PTX, or its text, found nothing")
     if isinstance(source, os.PathLike) or "\n" not in source:
         path = Path(source)
@@ -105,6 +111,8 @@ class Module(Mapping[str, "Kernel"]):
         return self._module.version
 
     def __getitem__(self, name: str) -> Kernel:
+        if not isinstance(name, str):
+            raise PtxError(f"a kernel of the module: expected its name, found {name!r}")
         if name in self._kernels:
             return self._kernels[name]
         # A name of C++, as the compiler writes it: its length before it.
@@ -182,9 +190,17 @@ class Kernel:
         what it must not do.
         """
         parameters = self.parameters
+        if device is not None and not isinstance(device, Device):
+            raise LaunchError(f"launch of {self.name}: device: expected a Device of dsv2.emulator, found {device!r}")
+        options = dict(
+            unwritten=one_of("unwritten", unwritten, UNWRITTEN), races=flag("races", races), profile=flag("profile", profile),
+            threads=count("threads", threads), limit=count("limit", limit, 1, 64), cooperative=flag("cooperative", cooperative),
+        )  # fmt: skip
         if len(args) != len(parameters):
             raise LaunchError(f"launch of {self.name}: expected {len(parameters)} arguments ({self!r}), found {len(args)}")
-        names = names or [parameter.name for parameter in parameters]
+        names = [parameter.name for parameter in parameters] if names is None else several("names", names, (str,), "names")
+        if len(names) != len(parameters):
+            raise LaunchError(f"names: expected {len(parameters)}, one for each argument, found {len(names)}")
         machine = (device or default())._device
         transfer = Transfer(machine)
         known: dict[int, Any] = {}
@@ -211,9 +227,8 @@ class Kernel:
         try:
             transfer.upload()
             done = machine.launch(
-                self.module._module, self.name, grid=sizes[0], block=sizes[1], shared=_count("shared", shared),
-                args=[packed(index) for index in range(len(args))], unwritten=unwritten, races=races,
-                profile=profile, threads=threads, limit=limit, cooperative=cooperative,
+                self.module._module, self.name, grid=sizes[0], block=sizes[1], shared=count("shared", shared),
+                args=[packed(index) for index in range(len(args))], **options,
             )  # fmt: skip
             left = transfer.download()
         finally:
@@ -248,62 +263,9 @@ class Kernel:
         return _three("grid", grid), _three("block", block)
 
 
-def _count(what: str, value: Any) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = -1
-    if not 0 <= number < 1 << 32:
-        raise LaunchError(f"{what}: expected a number of 32 bits, found {value!r}")
-    return number
-
-
 def _three(what: str, value: Any) -> tuple[int, int, int]:
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not 1 <= len(sizes) <= 3:
         raise LaunchError(f"{what}: expected one to three numbers, found {value!r}")
-    x, y, z = (*(_count(what, size) for size in sizes), 1, 1)[:3]
+    x, y, z = (*(count(what, size) for size in sizes), 1, 1)[:3]
     return x, y, z
-
-
-@dataclass(repr=False)
-class Launch:
-    """What came of a launch."""
-
-    kernel: str
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    warp_instructions: int
-    thread_instructions: int
-    races: list[Race] | None
-    """The races, one for each pair of lines; None if nobody looked."""
-    equal_stores: list[Race] | None
-    """Races of stores of equal values, which harm nobody: compilers emit them. None if nobody looked."""
-    profile: Profile | None
-    """What it cost; None if nobody counted."""
-    unwritten: list[Use] = field(default_factory=list)
-    """Where bytes that nobody wrote decided something, if they were followed."""
-    left: dict[str, int] = field(default_factory=dict)
-    """How many bytes the kernel left unwritten, by the parameter's name: of arrays that `out` marked, or `torch.empty` made."""
-
-    @classmethod
-    def of(cls, kernel: str, grid: tuple[int, int, int], block: tuple[int, int, int], done: Any, left: dict[str, int]) -> Launch:
-        """What the device says, and what came back."""
-        counts = done.warp_instructions, done.thread_instructions
-        return cls(kernel, grid, block, *counts, done.races, done.equal_stores, done.profile, done.unwritten, left)
-
-    def __repr__(self) -> str:
-        lines = [f"{self.kernel}: grid {self.grid}, block {self.block}, {self.warp_instructions} instructions of warps"]
-        if self.races is not None:
-            lines += [f"races: {len(self.races) or 'none'}", *(f"  {race!r}" for race in self.races)]
-        lines += [f"unwritten bytes: {use!r}" for use in self.unwritten]
-        lines += [f"left unwritten: {count} bytes of {name}" for name, count in self.left.items()]
-        lines += [] if self.profile is None else [repr(self.profile)]
-        return "\n".join(lines)
-
-    def html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Races and profile beside the lines of the source, as a page; written to `path`, if there is one."""
-        return _html.page(self, path)
-
-    def _repr_html_(self) -> str:
-        return _html.page(self, None)

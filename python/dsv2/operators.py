@@ -15,20 +15,18 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dsv2 import _requests as request
 from dsv2._dsv2 import RequestError
 from dsv2._judge import _file, run
-
-_NUMPY = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I64": np.int64}
+from dsv2._poison import PATTERNS, poisoned, raw_bytes, untouched
+from dsv2._rows import alone, has_rows, part, rows_to_try
+from dsv2._tensors import bits, copy, default_device, held, known_device, tensor
 
 
 @dataclass(frozen=True)
@@ -45,18 +43,22 @@ class Contract:
     """What of the inputs has no meaning."""
     workloads: dict[str, dict[str, str]]
     """The `dtype` and the `file` of each."""
+    rows: dict[str, Any] | None = None
+    """What can be given alone, a token or a sequence: the `axis` along which such rows lie, and the inputs that are `offsets` of
+    them along others. None if nothing can."""
 
 
 @functools.cache
 def contracts() -> dict[str, Contract]:
     """All operators, by name."""
     listed = json.loads(run("operator", "list", "--json")[0])["operators"]
-    return {operator["name"]: Contract(**operator) for operator in listed}
+    known = {field.name for field in fields(Contract)}
+    return {operator["name"]: Contract(**{key: value for key, value in operator.items() if key in known}) for operator in listed}
 
 
 def contract(name: str) -> Contract:
     """The operator of this name. Raises RequestError if there is none."""
-    if name not in contracts():
+    if not isinstance(name, str) or name not in contracts():
         raise RequestError(f"operator {name!r}: expected one of {', '.join(contracts())}")
     return contracts()[name]
 
@@ -67,26 +69,30 @@ def inputs(operator: str, workload: str, device: str | None = None) -> dict[str,
     device: "numpy", or a device of PyTorch; by default "cuda" where PyTorch has one, "cpu" where it is installed, else "numpy".
     Raises ImportError where NumPy is to hold bf16 and ml_dtypes is not installed.
     """
-    device = device or _device()
+    known = contract(operator)
+    request.workload(known, workload)
+    device = default_device() if device is None else known_device(device)
     with tempfile.TemporaryDirectory() as folder:
         run("operator", "inputs", operator, Path(folder) / "in", "--workload", workload)
-        data = (Path(folder) / "in" / contract(operator).workloads[workload]["file"]).read_bytes()
+        data = (Path(folder) / "in" / known.workloads[workload]["file"]).read_bytes()
     length = int.from_bytes(data[:8], "little")
     tensors = {name: spec for name, spec in json.loads(data[8 : 8 + length]).items() if name != "__metadata__"}
     made = {}
-    for name in contract(operator).inputs:
+    for name in known.inputs:
         if name in tensors:
             spec = tensors[name]
             begin, end = (8 + length + offset for offset in spec["data_offsets"])
-            made[name] = _tensor(data[begin:end], spec["dtype"], spec["shape"], device)
+            made[name] = tensor(data[begin:end], spec["dtype"], spec["shape"], device)
     return made
 
 
 def check(operator: str, workload: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Judges what a kernel returned for a workload: `verdict` is "pass", "fail" or "not-judged"; `outputs` says of each why."""
+    request.workload(contract(operator), workload)
+    if not isinstance(outputs, Mapping):
+        raise RequestError(f"outputs of {operator}: expected a dict of arrays by name, found {type(outputs).__name__}")
     with tempfile.TemporaryDirectory() as folder:
-        held = {name: _held(value) for name, value in outputs.items()}
-        path = _file(held, folder, "outputs")
+        path = _file({name: held(value) for name, value in outputs.items()}, folder, "outputs")
         text, _ = run("operator", "check", operator, path, "--workload", workload, "--json")
     return json.loads(text)["workloads"][0]
 
@@ -96,26 +102,37 @@ def operator(
     *,
     device: str | None = None,
     repeats: int = 2,
-    workloads: list[str] | None = None,
-    outputs: list[str] | None = None,
+    workloads: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    batch_invariant: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Makes a test of all workloads of a callable that takes an operator's inputs by name.
 
     It returns the outputs: one, a tuple in the contract's order, or a dict; what it writes in place need not be returned.
     A test fails if an output is wrong, missing (but for those that `outputs` leaves out) or of another type than the contract's,
-    if an input was changed that is no output (clone it first where a kernel works in place), or if two calls with the same
-    inputs give other bits (repeats=1: is not looked at).
+    or holds what `torch.empty` or `numpy.empty` left in it, if an input was changed that is no output (clone it first where a
+    kernel works in place), or if two calls with the same inputs give other bits (repeats=1: is not looked at).
+    batch_invariant: a row alone (a token, a sequence) must have the bits that it has among others.
+    report: is called with what `check` says of each workload, before the test fails over it.
     """
     known = contract(name)
-    if unknown := set(outputs or []) - set(known.outputs):
-        raise RequestError(f"outputs of {name}: expected some of {', '.join(known.outputs)}, found {', '.join(sorted(unknown))}")
-    chosen = list(known.workloads) if workloads is None else workloads
+    request.repeats(repeats)
+    request.some_outputs(known, outputs)
+    if report is not None:
+        request.function(f"report of {name}", report)
+    request.rows(known, batch_invariant)
+    device = None if device is None else known_device(device)
+    chosen = list(known.workloads) if workloads is None else request.several(f"workloads of {name}", workloads)
     for workload in chosen:
-        if workload not in known.workloads:
-            raise RequestError(f"workload {workload!r} of {name}: expected one of {', '.join(known.workloads)}")
+        request.workload(known, workload)
 
     def decorate(kernel: Callable) -> Callable:
-        import pytest
+        request.function(name, kernel)
+        try:
+            import pytest
+        except ImportError:
+            raise RequestError(f"operator {name!r}: a test needs pytest: pip install pytest") from None
 
         @pytest.mark.parametrize("workload", chosen)
         def test(workload: str) -> None:
@@ -124,7 +141,7 @@ def operator(
                 given = inputs(name, workload, device)
             except ImportError as missing:
                 pytest.skip(str(missing))
-            try_kernel(name, workload, kernel, given, repeats, outputs)
+            try_kernel(name, workload, kernel, given, repeats, outputs, batch_invariant, report)
 
         # pytest must see the parameter `workload`, and the name and place of what was decorated
         for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
@@ -141,33 +158,82 @@ def try_kernel(
     kernel: Callable,
     given: Mapping[str, Any],
     repeats: int = 2,
-    outputs: list[str] | None = None,
+    outputs: Sequence[str] | None = None,
+    batch_invariant: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Calls a kernel on copies of these inputs and judges it as `operator` does; the report of `check`. Raises AssertionError."""
     __tracebackhide__ = True
     known = contract(name)
-    results = []
-    for _ in range(max(1, repeats)):
-        own = {key: _copy(value) for key, value in given.items()}
+    request.workload(known, workload)
+    request.repeats(repeats)
+    request.some_outputs(known, outputs)
+    request.rows(known, batch_invariant)
+    request.function(name, kernel)
+    if report is not None:
+        request.function(f"report of {name}", report)
+    if not isinstance(given, Mapping):
+        raise RequestError(f"inputs of {name}: expected a dict by name, as operators.inputs makes it, found {type(given).__name__}")
+    said, results = f"{name}, workload {workload!r}", []
+    for call in range(repeats):
+        pattern = PATTERNS[call % len(PATTERNS)]
+        own = {key: copy(value) for key, value in given.items()}
+        with poisoned(pattern):
+            made = kernel(**_accepted(kernel, own))
         # copies: a kernel may return the same buffer every time
-        returned = {key: _copy(value) for key, value in _named(known, kernel(**_accepted(kernel, own)), own).items()}
+        returned = {key: copy(value) for key, value in _named(known, made, own).items()}
         results.append(returned)
         missing = [key for key in (outputs if outputs is not None else known.outputs) if key not in returned]
-        assert not missing, f"{name}, workload {workload!r}: the kernel did not return {', '.join(missing)}"
+        assert not missing, f"{said}: the kernel did not return {', '.join(missing)}"
         for key in filter(known.outputs.get, returned):
             wanted, found = known.outputs[key]["dtype"], str(getattr(returned[key], "dtype", type(returned[key]).__name__))
             wanted = known.workloads[workload]["dtype"] if wanted == "activation" else wanted
             found = found.removeprefix("torch.")
             integers = wanted.startswith("int") and found.startswith(("int", "uint"))
-            assert integers or found == wanted, f"{name}, workload {workload!r}: {key} is of type {found}, expected {wanted}"
-        changed = [key for key, value in own.items() if key not in known.outputs and _bits(value) != _bits(given[key])]
-        assert not changed, f"{name}, workload {workload!r}: the kernel changed its inputs {', '.join(changed)}"
-    report = check(name, workload, results[0])
-    assert report["verdict"] == "pass", _said(name, report)
-    for later in results[1:]:
-        other = [key for key in later if _bits(later[key]) != _bits(results[0][key])]
-        assert not other, f"{name}, workload {workload!r}: two calls with the same inputs give other bits of {', '.join(other)}"
-    return report
+            assert integers or found == wanted, f"{said}: {key} is of type {found}, expected {wanted}"
+            left = 0 if _may_be_left(known.outputs[key]) else int(untouched(returned[key], pattern).sum())
+            if left:
+                shape = "x".join(map(str, returned[key].shape))
+                raise AssertionError(f"{said}: nobody wrote {left} of the elements of {key} [{shape}]: they hold what was there before")
+        changed = [key for key, value in own.items() if key not in known.outputs and bits(value) != bits(given[key])]
+        assert not changed, f"{said}: the kernel changed its inputs {', '.join(changed)}"
+    judged = check(name, workload, results[0])
+    if report is not None:
+        report(judged)
+    assert judged["verdict"] == "pass", _said(name, judged)
+    for call, later in enumerate(results[1:], 1):
+        other = [key for key in later if _settled(known, key, later, call) != _settled(known, key, results[0], 0)]
+        assert not other, f"{said}: two calls with the same inputs give other bits of {', '.join(other)}"
+    if batch_invariant:
+        _alone(known, said, kernel, given, results[0])
+    return judged
+
+
+def _may_be_left(output: Mapping[str, Any]) -> bool:
+    """Whether an output ends in what does not count, so that it may be left unwritten: the judge knows how much of it does."""
+    return isinstance(output.get("judged"), Mapping) and bool({"blocks_of", "expert_of_block"} & set(output["judged"]))
+
+
+def _settled(known: Contract, key: str, returned: Mapping[str, Any], call: int) -> bytes | Any:
+    """The bits of what one of the calls returned, without those that nobody had to write and nobody wrote."""
+    if key not in known.outputs or not _may_be_left(known.outputs[key]):
+        return bits(returned[key])
+    raw = raw_bytes(returned[key]).copy()
+    raw[untouched(returned[key], PATTERNS[call % len(PATTERNS)])] = 0
+    return raw.tobytes()
+
+
+def _alone(known: Contract, said: str, kernel: Callable, given: Mapping[str, Any], together: dict[str, Any]) -> None:
+    """Calls a kernel with single rows and compares their bits."""
+    __tracebackhide__ = True
+    for row in rows_to_try(known, given):
+        own = alone(known, given, row)
+        with poisoned(PATTERNS[0]):
+            made = kernel(**_accepted(kernel, own))
+        for name, value in _named(known, made, own).items():
+            shape = known.outputs[name]["shape"] if name in known.outputs else []
+            if name in together and has_rows(known, shape) and bits(value) != bits(part(known, given, shape, together[name], row)):
+                raise AssertionError(f"{said}: row {row} alone has other bits of {name} than among others")
 
 
 def _said(name: str, report: dict[str, Any]) -> str:
@@ -192,7 +258,9 @@ def _named(known: Contract, returned: Any, own: dict[str, Any]) -> dict[str, Any
     elif not isinstance(returned, Mapping):
         several = returned if isinstance(returned, (tuple, list)) else (returned,)
         if len(several) > len(known.outputs):
-            raise RequestError(f"{known.name}: expected at most {len(known.outputs)} outputs ({', '.join(known.outputs)}), found {len(several)}")
+            raise RequestError(
+                f"{known.name}: expected at most {len(known.outputs)} outputs ({', '.join(known.outputs)}), found {len(several)}"
+            )
         returned = dict(zip(known.outputs, several))
     in_place = {name: own[name] for name in known.outputs if name in own}
     return {name: value for name, value in {**in_place, **returned}.items() if value is not None}
@@ -210,56 +278,3 @@ def _accepted(kernel: Callable, given: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise RequestError(f"{getattr(kernel, '__name__', kernel)}: expected parameters {', '.join(unknown)}, found none of these names")
     return given
-
-
-def _device() -> str:
-    if find_spec("torch") is None:
-        return "numpy"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _tensor(data: bytes, dtype: str, shape: list[int], device: str) -> Any:
-    if device == "numpy":
-        if dtype == "BF16":
-            if find_spec("ml_dtypes") is None:
-                raise ImportError("a workload in bf16 needs torch or ml_dtypes, and neither is installed")
-            import ml_dtypes
-
-            array = np.frombuffer(data, ml_dtypes.bfloat16).reshape(shape).copy()
-        else:
-            array = np.frombuffer(data, _NUMPY[dtype]).reshape(shape).copy()
-        return array.item() if array.ndim == 0 else array
-    import torch
-
-    types = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64}
-    tensor = torch.frombuffer(bytearray(data), dtype=types[dtype]).reshape(shape) if data else torch.empty(shape, dtype=types[dtype])
-    return tensor.item() if tensor.dim() == 0 else tensor.to(device)
-
-
-def _torch() -> Any:
-    return sys.modules.get("torch")
-
-
-def _is_tensor(value: Any) -> bool:
-    return _torch() is not None and isinstance(value, _torch().Tensor)
-
-
-def _copy(value: Any) -> Any:
-    if _is_tensor(value):
-        return value.clone()
-    return value.copy() if isinstance(value, np.ndarray) else value
-
-
-def _bits(value: Any) -> Any:
-    if _is_tensor(value):
-        return value.detach().cpu().contiguous().flatten().view(_torch().uint8).numpy().tobytes()
-    return np.ascontiguousarray(value).tobytes() if isinstance(value, np.ndarray) else value
-
-
-def _held(value: Any) -> Any:
-    """A value that a file of tensors can hold: NumPy's bf16 as fp32, which has all its numbers."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "V" or getattr(getattr(value, "dtype", None), "name", "") == "bfloat16":
-        return value.astype(np.float32)
-    return value

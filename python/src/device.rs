@@ -34,6 +34,10 @@ pub struct Launched {
     races: Option<Vec<Py<races::Race>>>,
     /// Races of stores that store the same, if races were looked for.
     equal_stores: Option<Vec<Py<races::Race>>>,
+    /// Races of stores in one instruction that store the same but for rounding.
+    rounded_stores: Option<Vec<Py<races::Race>>>,
+    /// Races of reads whose value is thrown away.
+    unused_reads: Option<Vec<Py<races::Race>>>,
     /// Where bytes that nobody wrote decided something, if they were followed.
     unwritten: Vec<Py<races::Use>>,
     /// The profile, if it was asked for.
@@ -81,7 +85,7 @@ struct Request {
 /// What came of it.
 struct Done {
     report: Report,
-    races: Option<[Vec<Race>; 2]>,
+    races: Option<[Vec<Race>; 4]>,
     profile: Option<Profile>,
 }
 
@@ -92,10 +96,14 @@ impl Request {
             let report = emulator.launch(module, kernel, *grid, args, *options)?;
             return Ok(Done { report, races: None, profile: None });
         }
-        let mut watchers = Watchers { races: races.then(RaceDetector::new), profile: profile.then(Profile::new) };
+        let mut watchers =
+            Watchers { races: races.then(RaceDetector::new), profile: profile.then(Profile::new), counted: None };
         let report = emulator.launch_watched(module, kernel, *grid, args, *options, &mut watchers)?;
-        let Watchers { races, profile } = watchers;
-        Ok(Done { report, races: races.map(|seen| [seen.races().to_vec(), seen.equal_stores().to_vec()]), profile })
+        let Watchers { races, profile, .. } = watchers;
+        let classes = |seen: RaceDetector| {
+            [seen.races(), seen.equal_stores(), seen.rounded_stores(), seen.unused_reads()].map(<[Race]>::to_vec)
+        };
+        Ok(Done { report, races: races.map(classes), profile })
     }
 }
 
@@ -193,13 +201,15 @@ impl Device {
         let Done { report, races, profile } = self.run(py, &request)?.map_err(|error| of_emulator(py, &error))?;
         let race = |race: &Race| Py::new(py, races::Race::new(py, race)?);
         let all = |races: Vec<Race>| races.iter().map(race).collect::<PyResult<Vec<_>>>();
-        let (races, equal) = races.map_or((None, None), |[races, equal]| (Some(races), Some(equal)));
+        let [races, equal, rounded, unused] = races.map_or([const { None }; 4], |classes| classes.map(Some));
         let uses = report.unwritten.iter().map(|used| Py::new(py, races::Use::new(used)));
         Ok(Launched {
             warp_instructions: report.warp_instructions,
             thread_instructions: report.thread_instructions,
             races: races.map(all).transpose()?,
             equal_stores: equal.map(all).transpose()?,
+            rounded_stores: rounded.map(all).transpose()?,
+            unused_reads: unused.map(all).transpose()?,
             unwritten: uses.collect::<PyResult<_>>()?,
             profile: profile.map(|profile| Py::new(py, profile::Profile(profile))).transpose()?,
         })

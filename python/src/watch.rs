@@ -1,6 +1,6 @@
 //! Whoever watches a launch: nobody, or several at once.
 
-use ptx_emulator::observe::{Access, Observer, Site, Sync};
+use ptx_emulator::observe::{Access, Observer, Site, Sync, Words};
 use ptx_emulator::profile::Profile;
 use ptx_emulator::race::RaceDetector;
 
@@ -8,9 +8,26 @@ use ptx_emulator::race::RaceDetector;
 pub struct Watchers {
     pub races: Option<RaceDetector>,
     pub profile: Option<Profile>,
+    /// The profile while the launch is run a second time for the races: that counts for nobody.
+    pub counted: Option<Profile>,
 }
 
 impl Observer for Watchers {
+    const REPEATS: bool = true;
+
+    fn again(&mut self) -> Option<Words> {
+        let words = self.races.as_mut().and_then(Observer::again);
+        if words.is_some() {
+            self.counted = self.profile.take();
+        }
+        words
+    }
+
+    fn outcome(&mut self, is_used: &dyn Fn(u32) -> bool) {
+        self.races.iter_mut().for_each(|races| races.outcome(is_used));
+        self.profile = self.counted.take();
+    }
+
     fn begin(&mut self, block: [u32; 3], threads: u32) {
         self.races.iter_mut().for_each(|races| races.begin(block, threads));
         self.profile.iter_mut().for_each(|profile| profile.begin(block, threads));

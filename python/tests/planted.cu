@@ -121,3 +121,62 @@ extern "C" __global__ void byte_dot(const signed char *x, const signed char *y, 
     for (int i = 0; i < n; ++i) sum += x[i] * y[i];
     *out = sum;
 }
+
+// A tile of a warp is read by other lanes than those that wrote it: the warp is not brought together before.
+extern "C" __global__ void turn_warp(const float *x, float *out) {
+    __shared__ float tile[32][5];
+    for (int i = 0; i < 4; ++i) tile[threadIdx.x][i] = x[threadIdx.x * 4 + i];
+#ifndef BUG
+    __syncwarp();
+#endif
+    for (int i = 0; i < 4; ++i) out[i * 32 + threadIdx.x] = tile[i * 8 + threadIdx.x / 4][threadIdx.x % 4];
+}
+
+// Two tiles are fetched ahead: before the last one is read, one copy may still be under way.
+extern "C" __global__ void fetch_ahead(const float *x, float *out, int tiles) {
+    __shared__ __align__(16) float tile[2][128];
+    auto fetch = [&](int at) {
+        unsigned to = (unsigned)__cvta_generic_to_shared(&tile[at % 2][threadIdx.x * 4]);
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(x + at * 128 + threadIdx.x * 4) : "memory");
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+    fetch(0);
+    for (int at = 0; at < tiles; ++at) {
+        if (at + 1 < tiles) fetch(at + 1);
+#ifdef BUG
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+#else
+        if (at + 1 < tiles) asm volatile("cp.async.wait_group 1;" ::: "memory");
+        else asm volatile("cp.async.wait_group 0;" ::: "memory");
+#endif
+        __syncthreads();
+        for (int i = 0; i < 4; ++i) out[at * 128 + i * 32 + threadIdx.x] = tile[at % 2][i * 32 + threadIdx.x];
+        __syncthreads();
+    }
+}
+
+// A buffer is filled anew in each round: some threads still read the last round's.
+extern "C" __global__ void rounds(const float *x, float *out, int count) {
+    __shared__ float row[64];
+    float sum = 0;
+    for (int round = 0; round < count; ++round) {
+        row[threadIdx.x] = x[round * 64 + threadIdx.x];
+        __syncthreads();
+        sum += row[63 - threadIdx.x];
+#ifndef BUG
+        __syncthreads();
+#endif
+    }
+    out[threadIdx.x] = sum;
+}
+
+// A warp's sum by shuffles: the first step is left out.
+extern "C" __global__ void warp_sum(const float *x, float *out) {
+    float sum = x[blockIdx.x * 32 + threadIdx.x];
+#ifdef BUG
+    for (int step = 8; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+#else
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+#endif
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}

@@ -114,3 +114,80 @@ def rms_norm(x, weight, out, columns, eps, BLOCK: tl.constexpr, BUG: tl.constexp
     values = tl.load(x + row * columns + i, mask=mask, other=0.0)
     mean = tl.sum(values * values) / (BLOCK if BUG else columns)
     tl.store(out + row * columns + i, values / tl.sqrt(mean + eps) * tl.load(weight + i, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def weights(scores, out, columns, BLOCK: tl.constexpr, BUG: tl.constexpr):
+    """A softmax that does not take off the largest score: the exponentials overflow."""
+    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    mask = column < columns
+    values = tl.load(scores + row * columns + column, mask=mask, other=float("-inf"))
+    largest = 0.0 if BUG else tl.max(values)
+    values = tl.exp(values - largest)
+    tl.store(out + row * columns + column, values / tl.sum(values), mask=mask)
+
+
+@triton.jit
+def paged_rows(cache, pages, out, tokens, PAGE: tl.constexpr, WIDTH: tl.constexpr, BUG: tl.constexpr):
+    """The page of a token is looked for one place too far where a page ends."""
+    token, i = tl.program_id(0), tl.arange(0, WIDTH)
+    place = token + 1 if BUG else token
+    page = tl.load(pages + place // PAGE)
+    tl.store(out + token * WIDTH + i, tl.load(cache + (page * PAGE + token % PAGE) * WIDTH + i))
+
+
+@triton.jit
+def head_sums(x, out, stride_token, stride_head, WIDTH: tl.constexpr, BUG: tl.constexpr):
+    """Heads lie `stride_head` apart: they are cut out of rows that hold more than them."""
+    token, head, i = tl.program_id(0), tl.program_id(1), tl.arange(0, WIDTH)
+    step = WIDTH if BUG else stride_head
+    tl.store(out + token * tl.num_programs(1) + head, tl.sum(tl.load(x + token * stride_token + head * step + i)))
+
+
+@triton.jit
+def online(scores, values, out, tokens, BLOCK: tl.constexpr, WIDTH: tl.constexpr, BUG: tl.constexpr):
+    """Attention in blocks: what was summed up before is not brought to the new maximum."""
+    i = tl.arange(0, WIDTH)
+    largest, total, sums = float("-inf"), 0.0, tl.zeros((WIDTH,), tl.float32)
+    for begin in range(0, tokens, BLOCK):
+        token = begin + tl.arange(0, BLOCK)
+        mask = token < tokens
+        block = tl.load(scores + token, mask=mask, other=float("-inf"))
+        new = tl.maximum(largest, tl.max(block))
+        parts = tl.exp(block - new)
+        factor = 1.0 if BUG else tl.exp(largest - new)
+        rows = tl.load(values + token[:, None] * WIDTH + i[None, :], mask=mask[:, None], other=0.0)
+        sums = sums * factor + tl.sum(parts[:, None] * rows, 0)
+        total = total * factor + tl.sum(parts)
+        largest = new
+    tl.store(out + i, sums / total)
+
+
+@triton.jit
+def causal(scores, out, tokens, new, BLOCK: tl.constexpr, BUG: tl.constexpr):
+    """Several new tokens behind a cache: each may see all that is before it, not only as many as its own number."""
+    query, key = tl.program_id(0), tl.arange(0, BLOCK)
+    last = query if BUG else query + tokens - new
+    mask = key <= last
+    values = tl.exp(tl.load(scores + query * tokens + key, mask=mask, other=float("-inf")))
+    tl.store(out + query * tokens + key, values / tl.sum(values), mask=key < tokens)
+
+
+@triton.jit
+def expert_rows(x, weights, experts, out, K: tl.constexpr, N: tl.constexpr, BUG: tl.constexpr):
+    """The matrix of an expert begins after the rows of those before it, not after one row for each."""
+    token, k, n = tl.program_id(0), tl.arange(0, K), tl.arange(0, N)
+    begin = tl.load(experts + token) * (K if BUG else N * K)
+    matrix = tl.load(weights + begin + n[:, None] * K + k[None, :])
+    tl.store(out + token * N + n, tl.sum(matrix * tl.load(x + token * K + k)[None, :], 1))
+
+
+@triton.jit
+def two_best(scores, chosen, experts, BLOCK: tl.constexpr, BUG: tl.constexpr):
+    """After the first choice all that have its score are taken out, not it alone: of two equal ones the second is lost."""
+    row, i = tl.program_id(0), tl.arange(0, BLOCK)
+    values = tl.load(scores + row * experts + i, mask=i < experts, other=float("-inf"))
+    first = tl.argmax(values, 0, tie_break_left=True)
+    gone = values == tl.max(values) if BUG else i == first
+    tl.store(chosen + row * 2, first)
+    tl.store(chosen + row * 2 + 1, tl.argmax(tl.where(gone, float("-inf"), values), 0, tie_break_left=True))

@@ -1,15 +1,16 @@
 """Contracts of operators: right callables pass every workload, wrong ones fail, and what is at fault is said in one line."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 import dsv2
-from dsv2 import operators
+from dsv2 import _tensors, operators
 
 pytest.importorskip("safetensors", reason="not installed: safetensors")
-HAVE_TORCH = operators._device() != "numpy"
+HAVE_TORCH = _tensors.default_device() != "numpy"
 
 
 def in_fp32(array) -> np.ndarray:
@@ -40,7 +41,9 @@ def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, 
             continue
         last = size if kv_last_page_len is None else int(kv_last_page_len[sequence])
         pages = np.asarray(kv_indices[begin:end])
-        keys, k_pe = (in_fp32(cache[pages]).reshape(len(pages) * size, -1)[: (len(pages) - 1) * size + last] for cache in (ckv_cache, kpe_cache))
+        keys, k_pe = (
+            in_fp32(cache[pages]).reshape(len(pages) * size, -1)[: (len(pages) - 1) * size + last] for cache in (ckv_cache, kpe_cache)
+        )
         scores = (in_fp32(q_nope[sequence]) @ keys.T + in_fp32(q_pe[sequence]) @ k_pe.T) * np.float32(sm_scale)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         total = weights.sum(-1, keepdims=True)
@@ -107,6 +110,88 @@ def test_a_changed_input_and_other_bits_the_second_time_fail():
     assert "other bits of output" in fails("rmsnorm", "odd sizes", other)
 
 
+def test_a_row_that_has_other_bits_alone_fails_if_it_must_not(monkeypatch):
+    rows = {"rmsnorm": {"axis": "batch_size"}, "mla_paged_decode": {"axis": "batch_size", "offsets": {"kv_indptr": "num_kv_indices"}}}
+    contract = operators.contract
+    monkeypatch.setattr(operators, "contract", lambda name: dataclasses.replace(contract(name), rows=rows[name]))
+    inputs = given("rmsnorm", "odd sizes")
+
+    def by_batch(hidden_states, weight):
+        x = in_fp32(hidden_states)
+        wide = np.float64 if len(x) > 1 else np.float32
+        mean = (x * x).mean(-1, keepdims=True, dtype=wide)
+        return like(hidden_states, (x / np.sqrt(mean + 1e-6) * in_fp32(weight)).astype(np.float32))
+
+    def alone(kernel, **options):
+        return operators.try_kernel("rmsnorm", "odd sizes", kernel, inputs, **options)
+
+    assert alone(rmsnorm, batch_invariant=True)["verdict"] == "pass"
+    assert alone(by_batch)["verdict"] == "pass"
+    with pytest.raises(AssertionError, match=r"row \d alone has other bits of output than among others"):
+        alone(by_batch, batch_invariant=True)
+
+    sequences = given("mla_paged_decode", "pages of 64")
+    assert operators.try_kernel("mla_paged_decode", "pages of 64", decode, sequences, batch_invariant=True)["verdict"] == "pass"
+
+
+def test_what_nobody_wrote_fails_whatever_is_in_it():
+    inputs = given("rmsnorm", "odd sizes")
+    right = rmsnorm(**inputs)
+
+    def empty(x):
+        if not HAVE_TORCH:
+            return np.empty_like(x)
+        import torch
+
+        return torch.empty_like(x)
+
+    def leaves_a_row(hidden_states, weight):
+        output = empty(hidden_states)
+        output[:-1] = right[:-1]
+        return output
+
+    with pytest.raises(AssertionError, match=r"nobody wrote 131 of the elements of output \[7x131\]"):
+        operators.try_kernel("rmsnorm", "odd sizes", leaves_a_row, inputs, repeats=1)
+
+    def writes_all(hidden_states, weight):
+        output = empty(hidden_states)
+        output[:] = right
+        return output
+
+    assert operators.try_kernel("rmsnorm", "odd sizes", writes_all, inputs)["verdict"] == "pass"
+
+
+def test_what_does_not_count_may_be_left_unwritten():
+    inputs = given("moe_align_block_size", "odd sizes")
+
+    def align(topk_ids, num_experts, block_size):
+        chosen = np.asarray(topk_ids).ravel()
+        blocks, experts = [], []
+        for expert in range(num_experts):
+            own = np.flatnonzero(chosen == expert).tolist()
+            own += [len(chosen)] * (-len(own) % block_size)
+            blocks, experts = blocks + own, experts + [expert] * (len(own) // block_size)
+        if HAVE_TORCH:
+            import torch
+
+            ids, owners = torch.empty(len(blocks) + 7, dtype=torch.int32), torch.empty(len(experts) + 2, dtype=torch.int32)
+            counted = torch.tensor([len(blocks)], dtype=torch.int32)
+            ids[: len(blocks)], owners[: len(experts)] = torch.tensor(blocks), torch.tensor(experts)
+        else:
+            ids, owners = np.empty(len(blocks) + 7, np.int32), np.empty(len(experts) + 2, np.int32)
+            counted = np.array([len(blocks)], np.int32)
+            ids[: len(blocks)], owners[: len(experts)] = blocks, experts
+        return ids, owners, counted
+
+    assert operators.try_kernel("moe_align_block_size", "odd sizes", align, inputs)["verdict"] == "pass"
+
+    def one_too_many(**inputs):
+        ids, owners, counted = align(**inputs)
+        return ids, owners, counted + int(inputs["block_size"])
+
+    assert "fail" in fails("moe_align_block_size", "odd sizes", one_too_many)
+
+
 def test_what_is_written_in_place_need_not_be_returned():
     def append(kv_a, weight, cos, sin, slot_mapping, ckv_cache, kpe_cache):
         width, size = ckv_cache.shape[2], ckv_cache.shape[1]
@@ -125,13 +210,21 @@ def test_what_is_written_in_place_need_not_be_returned():
 
 def test_requests_at_fault_are_one_line():
     only = {"outputs": ["output"]}
-    assert operators.try_kernel("mla_paged_decode", "odd sizes", lambda **inputs: decode(**inputs)[0], given("mla_paged_decode", "odd sizes"), **only)
+    assert operators.try_kernel(
+        "mla_paged_decode", "odd sizes", lambda **inputs: decode(**inputs)[0], given("mla_paged_decode", "odd sizes"), **only
+    )
     for request, line in [
         (lambda: dsv2.operator("rmsnorm", outputs=["lse"]), "outputs of rmsnorm: expected some of output, found lse"),
         (lambda: dsv2.operator("mla"), "operator 'mla': expected one of rmsnorm, "),
         (lambda: dsv2.operator("rmsnorm", workloads=["no such"]), "workload 'no such' of rmsnorm: expected one of "),
-        (lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda x: x, given("rmsnorm", "odd sizes")), "expected parameters hidden_states, weight"),
-        (lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda **_: (1, 2), given("rmsnorm", "odd sizes")), "expected at most 1 outputs"),
+        (
+            lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda x: x, given("rmsnorm", "odd sizes")),
+            "expected parameters hidden_states, weight",
+        ),
+        (
+            lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda **_: (1, 2), given("rmsnorm", "odd sizes")),
+            "expected at most 1 outputs",
+        ),
     ]:
         with pytest.raises(dsv2.RequestError) as caught:
             request()

@@ -115,3 +115,35 @@ def test_a_sum_in_a_byte_is_a_wrong_result(right, wrong, rng):
         dot = np.zeros(1, np.int32)
         module["byte_dot"].launch(x, y, out(dot), 64, grid=1, block=1)
         assert (dot[0] == truth) == is_right
+
+
+def test_a_warp_that_was_not_brought_together_is_a_race(right, wrong, rng):
+    x, turned = f32(rng, 128), np.zeros(128, np.float32)
+    assert not right["turn_warp"].launch(x, out(turned), grid=1, block=32, races=True).races
+    np.testing.assert_array_equal(turned, x)
+    race = wrong["turn_warp"].launch(x, out(turned), grid=1, block=32, races=True).races[0]
+    assert race.space == "shared" and {race.first.kind, race.second.kind} == {"read", "write"}
+
+
+def test_the_last_of_several_copies_is_waited_for(right, wrong, rng):
+    x, there = f32(rng, 3 * 128), np.zeros(3 * 128, np.float32)
+    assert not right["fetch_ahead"].launch(x, out(there), 3, grid=1, block=32, races=True).races
+    np.testing.assert_array_equal(there, x)
+    with pytest.raises(KernelFault, match="not initialised: .*an asynchronous copy is not waited for"):
+        wrong["fetch_ahead"].launch(x, out(there), 3, grid=1, block=32)
+
+
+def test_a_buffer_is_not_filled_while_others_read_it(right, wrong, rng):
+    x, sums = f32(rng, 3, 64), np.zeros(64, np.float32)
+    assert not right["rounds"].launch(x, out(sums), 3, grid=1, block=64, races=True).races
+    assert agrees(sums, x[:, ::-1].sum(0, dtype=np.float64), x[:, ::-1].sum(0))
+    race = wrong["rounds"].launch(x, out(sums), 3, grid=1, block=64, races=True).races[0]
+    assert {race.first.kind, race.second.kind} == {"read", "write"}
+
+
+def test_a_step_of_shuffles_that_is_left_out_is_a_wrong_result(right, wrong, rng):
+    x = f32(rng, 4, 32)
+    for module, is_right in ((right, True), (wrong, False)):
+        sums = np.zeros(4, np.float32)
+        module["warp_sum"].launch(x, out(sums), grid=4, block=32)
+        assert agrees(sums, x.sum(-1, dtype=np.float64), x.sum(-1)) == is_right

@@ -153,3 +153,73 @@ def test_a_grid_that_is_one_too_small_leaves_bytes_unwritten(unwatched, rng):
         out = torch.empty(1000)
         kernels.add[(blocks,)](x, x, out, 1000, BLOCK=256, BUG=False)
         assert unwatched.last.left == left
+
+
+def softmax(scores, dtype):
+    scores = scores.astype(dtype)
+    values = np.exp(scores - scores.max(-1, keepdims=True))
+    return values / values.sum(-1, keepdims=True)
+
+
+def test_an_exponential_that_overflows_is_no_number(unwatched, rng):
+    scores = f32(rng, 3, 50) + 100
+    for bug in (False, True):
+        out = np.zeros_like(scores)
+        kernels.weights[(3,)](wrap(scores), wrap(out), 50, BLOCK=64, BUG=bug)
+        assert agrees(out, softmax(scores, np.float64), softmax(scores, np.float32)) != bug
+        assert np.isnan(out).any() == bug
+
+
+def test_a_page_that_is_one_off_is_another_page_or_none(unwatched, rng):
+    cache, pages = f32(rng, 6, 4, 16), np.array([3, 0, 5], np.int32)
+    rows = cache[pages].reshape(12, 16)
+    for bug in (False, True):
+        out = np.zeros((11, 16), np.float32)
+        kernels.paged_rows[(11,)](wrap(cache), wrap(pages), wrap(out), 11, PAGE=4, WIDTH=16, BUG=bug)
+        assert np.array_equal(out, rows[:11]) != bug
+    with pytest.raises(KernelFault, match="out of bounds: byte 12 of pages, which has 12"):
+        kernels.paged_rows[(12,)](wrap(cache), wrap(pages), wrap(np.zeros_like(rows)), 12, PAGE=4, WIDTH=16, BUG=True)
+
+
+def test_a_wrong_stride_of_heads_is_a_wrong_result(unwatched, rng):
+    whole = f32(rng, 3, 4, 24)
+    heads = whole[..., :16]
+    for bug in (False, True):
+        out = np.zeros((3, 4), np.float32)
+        kernels.head_sums[(3, 4)](wrap(heads), wrap(out), 96, 24, WIDTH=16, BUG=bug)
+        assert agrees(out, heads.sum(-1, dtype=np.float64), heads.sum(-1)) != bug
+
+
+def test_a_maximum_that_is_out_of_date_is_a_wrong_result(unwatched, rng):
+    scores, values = f32(rng, 50) + np.arange(50, dtype=np.float32) / 4, f32(rng, 50, 32)  # each block has a new maximum
+    truth, plain = (softmax(scores, dtype) @ values.astype(dtype) for dtype in (np.float64, np.float32))
+    for bug in (False, True):
+        out = np.zeros(32, np.float32)
+        kernels.online[(1,)](wrap(scores), wrap(values), wrap(out), 50, BLOCK=16, WIDTH=32, BUG=bug)
+        assert agrees(out, truth, plain) != bug
+
+
+def test_a_diagonal_that_forgets_the_cache_is_a_wrong_result(unwatched, rng):
+    scores = f32(rng, 4, 20)
+    seen = np.where(np.arange(20) <= np.arange(4)[:, None] + 16, scores, -np.inf)
+    for bug in (False, True):
+        out = np.zeros((4, 20), np.float32)
+        kernels.causal[(4,)](wrap(scores), wrap(out), 20, 4, BLOCK=32, BUG=bug)
+        assert agrees(out, softmax(seen, np.float64), softmax(seen, np.float32)) != bug
+
+
+def test_the_matrix_of_another_expert_is_a_wrong_result(unwatched, rng):
+    x, matrices, experts = f32(rng, 5, 16), f32(rng, 6, 8, 16), np.array([2, 0, 5, 1, 5], np.int32)
+    truth, plain = (np.einsum("tk,tnk->tn", x.astype(dtype), matrices[experts].astype(dtype)) for dtype in (np.float64, np.float32))
+    for bug in (False, True):
+        out = np.zeros((5, 8), np.float32)
+        kernels.expert_rows[(5,)](wrap(x), wrap(matrices), wrap(experts), wrap(out), K=16, N=8, BUG=bug)
+        assert agrees(out, truth, plain) != bug
+
+
+def test_of_equal_scores_both_are_chosen(unwatched):
+    scores = np.array([[1, 3, 2, 3, 0], [5, 1, 1, 4, 0]], np.float32)
+    for bug, expected in ((False, [[1, 3], [0, 3]]), (True, [[1, 2], [0, 3]])):
+        chosen = np.zeros((2, 2), np.int32)
+        kernels.two_best[(2,)](wrap(scores), wrap(chosen), 5, BLOCK=8, BUG=bug)
+        assert chosen.tolist() == expected

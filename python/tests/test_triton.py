@@ -207,10 +207,14 @@ def test_deactivation_leaves_triton_as_it_was():
 
 
 def test_wrong_requests_are_one_line():
-    with pytest.raises(LaunchError, match="target: expected sm_80, sm_89, sm_90, found 'sm_70'"):
+    with pytest.raises(LaunchError, match="target: expected sm_80, sm_89 or sm_90, found 'sm_70'"):
         activate("sm_70")
     with pytest.raises(LaunchError, match="wrap: expected an array of NumPy, found list"):
         wrap([1, 2])
+    x = wrap(np.zeros(16, np.float32))
+    for grid in (1.5, -1, 1 << 40):
+        with activate("sm_80"), pytest.raises(LaunchError, match=f"launch of copy: grid: expected a whole number .* found {grid}"):
+            kernels.copy[(grid,)](x, x, 16, BLOCK=16)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_89"])
@@ -262,3 +266,11 @@ def test_what_is_active_is_one_stack_of_one_thread():
         second.deactivate()
         first.deactivate()
     first.deactivate()  # once more does nothing
+
+
+def test_a_kernel_that_outlives_its_driver_is_no_other_drivers_to_unload():
+    x = np.zeros(10, np.float32)
+    with activate("sm_80"):
+        kernel = kernels.copy[(1,)](wrap(x), wrap(x), 10, BLOCK=32)
+    kernel.__del__()  # looks for a driver of NVIDIA's, and there is none, unless it sees whose kernel this is
+    assert kernel.module is not None

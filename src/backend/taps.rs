@@ -65,11 +65,13 @@ impl<'a, T: Real> Taps<'a, T> {
         Taps { sees_all: true, ..self }
     }
 
-    /// Of the tokens before those that are looked at, nothing is but what is cached.
+    /// Of the tokens before those that are looked at, nothing is but what is cached; and that when it is cached, if a teacher then
+    /// puts something else in its place.
     fn is_looked_at(&self, name: &str) -> bool {
         let past = self.case.inputs.past();
         match Stage::parse(name).map(|stage| stage.kind) {
             Some(CACHED_KV | CACHED_K_PE) if self.case.inputs.cache_before => self.fed < past,
+            Some(CACHED_KV | CACHED_K_PE) if self.teacher.is_some() => true,
             _ => self.fed >= past,
         }
     }

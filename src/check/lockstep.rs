@@ -43,6 +43,7 @@ mod visit;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use dsv2_reference::stage::forward_order;
 use indexmap::IndexSet;
 
 use super::dump::Recognised;
@@ -117,6 +118,9 @@ impl Candidates {
             let Some((dump, case)) = PlainDump::open(&self.files, sources, request)? else { return Ok(None) };
             let request = &request.about(case);
             let Some(expected) = &self.expected else { return check(request, &dump, hints && first, &mut *reached) };
+            if !dump.says_of_shapes().is_empty() {
+                return Ok(None);
+            }
             let judged = expected::judge(request, &dump, expected, &mut *reached)?;
             Ok(judged.map(|Judged { verdict, names, readings }| checked(request, &dump, verdict, &names, &readings)))
         })
@@ -125,7 +129,9 @@ impl Candidates {
 
 /// Whether a case can be judged so. (Runs share the work of Rayon's threads: this must be none of them, which would wait for itself.)
 pub fn can_judge(request: &Request) -> bool {
-    request.expected.is_none() && request.case.inputs.packed.is_none() && rayon::current_thread_index().is_none()
+    let inputs = &request.case.inputs;
+    let at_once = inputs.packed.is_none() || inputs.past() == 0;
+    request.expected.is_none() && at_once && rayon::current_thread_index().is_none()
 }
 
 /// Judges a dump; nothing, if it asks for a second look that needs all of it. The hint on a failure is left out unless `hints`
@@ -183,13 +189,16 @@ fn checked(
     let held = dump.names().collect::<IndexSet<_>>();
     let Told { spans, uncatchable, .. } = what_is_lacking(&held, names, &case.config);
     let left_out = case.inputs.left_out.iter().map(|name| Recognised::new(name, "not fed (--ids-only)"));
-    let read = readings.iter().map(|(name, says)| Recognised::new(name, says));
+    let of_shapes = dump.says_of_shapes().iter().cloned();
+    let mut readings: Vec<&(String, &'static str)> = readings.iter().collect();
+    readings.sort_by_key(|(name, _)| forward_order(name));
+    let read = readings.into_iter().map(|(name, says)| Recognised::new(name, says));
     Checked {
         verdict: verdict.with_not_held(names.iter().map(String::as_str)),
         inconclusive: None,
         precision: dump.precision(),
         unknown: dump.unread().to_vec(),
-        layouts: dump.says().iter().cloned().chain(left_out).chain(read).collect(),
+        layouts: dump.says().iter().cloned().chain(left_out).chain(of_shapes).chain(read).collect(),
         assumed: dump.assumed().to_vec(),
         near_ties: Vec::new(),
         assumed_ties: Vec::new(),

@@ -10,11 +10,11 @@
 //! | one decoding step, and the rows of all tokens | the rows of the new tokens |
 //! | one decoding step, and the cache before it or after it | the stages of a second chunk, and the cache after the first or the second |
 
-mod extra_rows;
+pub mod extra_rows;
 pub mod last_tokens;
 mod new_tokens;
 pub mod part;
-mod vocabulary;
+pub mod vocabulary;
 
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV, TOPK_INDICES};

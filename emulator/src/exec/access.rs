@@ -1,34 +1,50 @@
 //! `ld`, `st`, `atom` and `red`: the one place where the lanes of a warp touch memory.
 
-use super::block::Block;
+use super::block::{Block, site};
+use super::launch::Launch;
 use super::registers::{LANES, Registers, get, lanes, set};
+use super::unrounded;
 use super::view::{Request, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};
-use crate::observe::{Access, Kind, Observer};
+use crate::memory::address;
+use crate::observe::{Access, Kind, Observer, Rounding};
 use crate::{Error, Space};
 
 impl<O: Observer> Block<'_, O> {
     /// `ld`
     pub(super) fn load(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
         if !self.launch.follow {
-            return self.load_values(warp, pc, mask, load);
+            return self.load_values(warp, pc, mask, load, None);
         }
         // The registers of the address may be among those that are loaded.
         let addresses = self.warps[warp].addresses(load.address);
-        self.load_values(warp, pc, mask, load)?;
+        if let Some(words) = self.launch.words {
+            let values = self.number(mask, load, &addresses, words);
+            self.load_values(warp, pc, mask, load, Some(&values))?;
+            self.follow_numbers(warp, mask, load, &values);
+            return Ok(());
+        }
+        self.load_values(warp, pc, mask, load, None)?;
         self.follow_load((warp, pc), mask, load, &addresses);
         Ok(())
     }
 
     #[inline(always)]
-    fn load_values(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
+    fn load_values(
+        &mut self,
+        warp: usize,
+        pc: usize,
+        mask: u32,
+        load: &Load,
+        values: Option<&[u32; LANES]>,
+    ) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(load.address);
         let bytes = load.bytes * load.parts.len() as u32;
         let request = Request { space: load.space, bytes, writes: false, reads: true };
         if load.polls {
             self.polls += 1;
         }
-        let access = Access { kind: Kind::Read, space: load.space, addresses: &addresses, bytes, unchanged: 0 };
+        let access = Access { values, ..Access::new(Kind::Read, load.space, &addresses, bytes) };
         self.tell_access(warp, pc, mask, &access);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
@@ -78,9 +94,10 @@ impl<O: Observer> Block<'_, O> {
         if matches!(store.space, Space::Global | Space::Generic) {
             (self.polls, self.advanced) = (0, true);
         }
-        let unchanged = if O::ACTIVE { self.unchanged(warp, mask, store, &addresses) } else { 0 };
-        let access = Access { kind: Kind::Write, space: store.space, addresses: &addresses, bytes, unchanged };
-        self.tell_access(warp, pc, mask, &access);
+        if O::ACTIVE {
+            self.tell_store((warp, pc), mask, store, &addresses);
+        }
+        self.remember(mask, store.space, &addresses);
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
             for (part, register) in store.parts.iter().enumerate() {
@@ -108,11 +125,27 @@ impl<O: Observer> Block<'_, O> {
         outcome.map_err(|failed| self.fault(warp, pc, failed))
     }
 
+    /// Before something is stored: what is there in global memory.
+    pub(super) fn remember(&mut self, mask: u32, space: Space, addresses: &[u64; LANES]) {
+        if O::REPEATS && self.launch.words.is_none() && matches!(space, Space::Global | Space::Generic) {
+            for lane in lanes(mask) {
+                let address = addresses[lane];
+                if space == Space::Global || address::generic(address).0 == Space::Global {
+                    self.undo.note(self.launch.memory, address);
+                }
+            }
+        }
+    }
+
     /// `atom` and `red`: lane after lane.
     pub(super) fn atomic(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(atomic.address);
+        if atomic.answer.is_some() {
+            self.land_for(warp, mask, atomic, &addresses);
+        }
         let bytes = atomic.bytes * atomic.parts.len() as u32;
-        let access = Access { kind: Kind::Atomic, space: atomic.space, addresses: &addresses, bytes, unchanged: 0 };
+        let access = Access::new(Kind::Atomic, atomic.space, &addresses, bytes);
+        self.remember(mask, atomic.space, &addresses);
         self.tell_access(warp, pc, mask, &access);
         if !self.launch.follow {
             return self.atomic_values(warp, pc, mask, atomic);
@@ -125,26 +158,51 @@ impl<O: Observer> Block<'_, O> {
         Ok(())
     }
 
-    /// The lanes that store what is there already, or what an earlier lane of the same instruction stores there.
-    fn unchanged(&self, warp: usize, mask: u32, store: &Store, addresses: &[u64; LANES]) -> u32 {
-        let registers = &self.warps[warp].registers;
-        let view = self.view(warp);
+    /// Tells the observer of a store: which lanes store what is there already, or what an earlier lane of the same
+    /// instruction stores there, and how the others may differ.
+    fn tell_store(&mut self, (warp, pc): (usize, usize), mask: u32, store: &Store, addresses: &[u64; LANES]) {
+        let Block { launch, id, warps, shared, observer, .. } = self;
+        let Launch { kernel, memory, params, checked, .. } = **launch;
+        let view = View { memory, params, shared, local: &warps[warp].local, checked };
+        let mine = &warps[warp].registers;
         let bytes = store.bytes * store.parts.len() as u32;
         let request = Request { space: store.space, bytes, writes: true, reads: false };
-        let same = |lane: &usize| {
-            let before = lanes(mask & ((1 << lane) - 1)).filter(|other| addresses[*other] == addresses[*lane]).last();
-            if let Some(other) = before {
-                return store.parts.iter().all(|part| get(registers, *part, other) == get(registers, *part, *lane));
-            }
-            let Ok(spot) = view.locate(request, *lane, addresses[*lane]) else { return false };
-            let ones = u64::MAX >> (64 - 8 * store.bytes);
+        let ones = u64::MAX >> (64 - 8 * store.bytes);
+        // Mostly each lane stores behind the one before it, and no two to one address.
+        let mut last = None;
+        let apart =
+            lanes(mask).all(|lane| last.replace(addresses[lane]).is_none_or(|before: u64| before < addresses[lane]));
+        let before = |lane: usize| {
+            let earlier = if apart { 0 } else { mask & ((1 << lane) - 1) };
+            lanes(earlier).filter(|other| addresses[*other] == addresses[lane]).last()
+        };
+        // Whether memory holds what a lane has in its registers.
+        let is_there = |registers: &Registers, lane: usize, address: u64| {
+            let Ok(spot) = view.locate(request, lane, address) else { return false };
             store.parts.iter().enumerate().all(|(part, register)| {
                 let offset = spot.offset + u64::from(part as u32 * store.bytes);
-                let new = get(registers, *register, *lane) & ones;
-                spot.store.is_written(offset, store.bytes) && spot.store.load(offset, store.bytes) == new
+                let value = get(registers, *register, lane) & ones;
+                spot.store.is_written(offset, store.bytes) && spot.store.load(offset, store.bytes) == value
             })
         };
-        lanes(mask).filter(same).fold(0, |set, lane| set | 1 << lane)
+        let same = |lane: &usize| match before(*lane) {
+            Some(other) => store.parts.iter().all(|part| get(mine, *part, other) == get(mine, *part, *lane)),
+            None => is_there(mine, *lane, addresses[*lane]),
+        };
+        let unchanged = lanes(mask).filter(same).fold(0, |set, lane| set | 1 << lane);
+        let differ = |lane: usize, [other, at]: [usize; 2]| {
+            let just_now = other == warp && before(lane) == Some(at);
+            let address = warps[other].addresses(store.address)[at];
+            if address != addresses[lane] || !just_now && !is_there(&warps[other].registers, at, address) {
+                return None;
+            }
+            let both = [(&warps[other].registers, at), (mine, lane)];
+            let parts = store.parts.iter().map(|part| unrounded::apart(kernel, *part, both));
+            parts.collect::<Option<Vec<f64>>>().map(|parts| parts.into_iter().fold(0.0, f64::max))
+        };
+        let rounding = Some(Rounding::new(&differ));
+        let access = Access { unchanged, rounding, ..Access::new(Kind::Write, store.space, addresses, bytes) };
+        observer.access(&site(launch, *id, warp, pc, mask), &access);
     }
 
     fn atomic_values(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {

@@ -2,18 +2,17 @@
 
 use std::sync::atomic::Ordering;
 
-use super::async_copy::Copies;
 use super::barrier::State;
 use super::launch::Launch;
-use super::registers::{LANES, Registers, get, lanes as lanes_of};
-use super::specials;
+use super::registers::{LANES, get, lanes as lanes_of};
 use super::unknown::Log;
-use super::warp::{Fragment, Reason, TURN, Warp};
+use super::warp::{Fragment, TURN, Warp};
 use crate::Error;
-use crate::error::{Cause, Fault, Jam, Stuck, Waiting};
+use crate::error::Cause;
 use crate::lower::control::BARRIERS;
 use crate::lower::instruction::Op;
 use crate::memory::store::Store;
+use crate::memory::undo::Undo;
 use crate::observe::{Access, Observer, Site, Sync};
 
 /// The lane that did something wrong, and what.
@@ -40,6 +39,8 @@ pub(crate) struct Block<'a, O> {
     pub(crate) advanced: bool,
     /// What this block, and those before it, did with unwritten bytes.
     pub(crate) log: Log,
+    /// What the launch has changed, if its observer may want to see it twice.
+    pub(crate) undo: Undo,
 }
 
 /// Why a block does not run any more.
@@ -74,25 +75,9 @@ impl<'a, O: Observer> Block<'a, O> {
             polls: 0,
             polls_before: 0,
             advanced: false,
-            log: Log::default(),
+            log: Log::new(launch.words.is_some()),
+            undo: Undo::default(),
         }
-    }
-
-    /// The warps and the shared memory of a block.
-    pub(super) fn fresh(launch: &Launch<'_>) -> (Vec<Warp>, Store) {
-        let threads: u32 = launch.block.iter().product();
-        let kernel = launch.kernel;
-        let warps = (0..threads.div_ceil(LANES as u32)).map(|_| Warp {
-            registers: Registers::new(kernel.narrow, kernel.wide, kernel.predicates),
-            ready: vec![],
-            waits: vec![],
-            live: 0,
-            local: Store::new(kernel.local_bytes.next_multiple_of(16) * LANES as u64, false),
-            copies: Copies::default(),
-            unknown: None,
-            starving: 0,
-        });
-        (warps.collect(), Store::new(launch.shared_bytes, false))
     }
 
     /// Begins the block at a position of the grid and runs it for a turn.
@@ -141,25 +126,6 @@ impl<'a, O: Observer> Block<'a, O> {
         }
     }
 
-    fn reset(&mut self) {
-        self.log.begin_block();
-        self.shared.reset();
-        self.barriers = [State::EMPTY; BARRIERS];
-        let threads: u32 = self.launch.block.iter().product();
-        for (index, warp) in self.warps.iter_mut().enumerate() {
-            let first = (index * LANES) as u32;
-            let count = (threads - first).min(LANES as u32);
-            warp.live = if count == 32 { u32::MAX } else { (1 << count) - 1 };
-            warp.ready = vec![Fragment { pc: 0, lanes: warp.live }];
-            warp.waits.clear();
-            warp.local.reset();
-            warp.copies = Copies::default();
-            warp.unknown = None;
-            warp.starving = 0;
-            specials::fill(self.launch, self.id, index, &mut warp.registers);
-        }
-    }
-
     /// Whether the running warp does nothing but wait for another block, as it seems.
     fn only_polls(&self) -> bool {
         self.polls >= self.polls_before.saturating_add(POLLS)
@@ -180,6 +146,9 @@ impl<'a, O: Observer> Block<'a, O> {
             if budget == 0 || self.only_polls() {
                 break;
             }
+        }
+        if self.warps[warp].unknown.as_ref().is_some_and(|unknown| unknown.is_over()) {
+            self.warps[warp].unknown = None;
         }
         self.warp_steps += u64::from(TURN - budget);
         // A warp that is busy with something else will write sooner or later.
@@ -287,6 +256,9 @@ impl<'a, O: Observer> Block<'a, O> {
             Op::Copy(copy) => self.copy(w, pc, active, copy)?,
             Op::Commit => self.commit(w, pc, active),
             Op::WaitGroups(keep) => self.wait_groups(w, pc, active, *keep),
+            Op::CopyArrive { address, space, counted } => {
+                self.copies_arrive((w, pc), active, (*address, *space), *counted)?
+            }
             Op::Fence => self.tell_sync(w, pc, active, Sync::Fence),
             Op::Trap => return Err(self.fault(w, pc, (active.trailing_zeros() as usize % LANES, Cause::Trap))),
             Op::System { system, result, arguments } => self.system((w, pc), active, *system, *result, arguments)?,
@@ -298,53 +270,6 @@ impl<'a, O: Observer> Block<'a, O> {
             Op::Lanes(_) | Op::Branch(_) | Op::BranchIndex(..) | Op::Exit | Op::Warp(..) | Op::Barrier(_) => {}
         }
         Ok(())
-    }
-
-    /// Turns a cause into an error that says where it happened.
-    pub(super) fn fault(&self, warp: usize, pc: usize, (lane, cause): Failed) -> Error {
-        let thread = specials::thread(self.launch.block, (warp * LANES + lane) as u32);
-        Error::Fault(Box::new(Fault { place: self.launch.kernel.place(pc), block: self.id, thread, cause }))
-    }
-
-    fn endless(&self) -> Error {
-        let running = self.warps.iter().position(|warp| !warp.ready.is_empty()).unwrap_or(0);
-        let fragment = self.warps[running].ready.first();
-        let (pc, lanes) = fragment.map_or((0, 1), |fragment| (fragment.pc, fragment.lanes));
-        let cause = Cause::Endless { steps: self.launch.limit };
-        self.fault(running, pc, (lanes.trailing_zeros() as usize % LANES, cause))
-    }
-
-    /// Who waits where, once nobody can go on.
-    fn stuck(&self) -> Error {
-        let mut waiting = vec![];
-        let mut jam = Jam::Deadlock;
-        for (warp, state) in self.warps.iter().enumerate() {
-            for wait in &state.waits {
-                let reason = match wait.reason {
-                    Reason::Members(members) => {
-                        jam = Jam::Divergence;
-                        format!("lanes {:#010x} to come here too", members & state.live & !wait.lanes)
-                    }
-                    Reason::Barrier(id) => format!("more threads at barrier {id}"),
-                };
-                let place = self.launch.kernel.place(wait.pc);
-                waiting.push(Waiting { place, block: self.id, warp: warp as u32, lanes: wait.lanes, reason });
-            }
-        }
-        Error::Stuck(Box::new(Stuck { jam, block: self.id, waiting }))
-    }
-
-    /// The lanes that wait for another block: those that run.
-    pub(crate) fn polling(&self) -> Vec<Waiting> {
-        let mut waiting = vec![];
-        for (warp, state) in self.warps.iter().enumerate() {
-            for fragment in &state.ready {
-                let place = self.launch.kernel.place(fragment.pc);
-                let reason = "another block to change what it reads".to_string();
-                waiting.push(Waiting { place, block: self.id, warp: warp as u32, lanes: fragment.lanes, reason });
-            }
-        }
-        waiting
     }
 
     pub(super) fn tell_access(&mut self, warp: usize, pc: usize, lanes: u32, access: &Access<'_>) {
@@ -360,7 +285,7 @@ impl<'a, O: Observer> Block<'a, O> {
     }
 }
 
-fn site<'a>(launch: &'a Launch<'a>, block: [u32; 3], warp: usize, pc: usize, lanes: u32) -> Site<'a> {
+pub(super) fn site<'a>(launch: &'a Launch<'a>, block: [u32; 3], warp: usize, pc: usize, lanes: u32) -> Site<'a> {
     let instruction = &launch.kernel.code[pc];
     let source = instruction.source.and_then(|(file, line)| {
         let (_, name) = launch.kernel.files.iter().find(|(index, _)| *index == file)?;

@@ -45,9 +45,23 @@ pub(super) fn run(registers: &mut Registers, mask: u32, collective: &Collective)
         Collective::LoadMatrix { .. }
         | Collective::StoreMatrix { .. }
         | Collective::MoveMatrix { .. }
-        | Collective::MatrixProduct(_) => return false,
+        | Collective::MatrixProduct(_)
+        | Collective::LoadTile(_)
+        | Collective::StoreTile(_)
+        | Collective::TileProduct(_) => return false,
     }
     true
+}
+
+/// The lanes of a shuffle that get the value of a lane which does not take part, and which one it is.
+pub(super) fn strangers(registers: &Registers, mask: u32, collective: &Collective) -> Vec<(usize, u32)> {
+    let Collective::Shuffle { mode, lane: select, clamp, .. } = collective else { return vec![] };
+    let [select, clamp] = [select, clamp].map(|slot| registers.get::<u32>(*slot));
+    let from = |lane: usize| match source(*mode, lane as u32, select[lane], clamp[lane]) {
+        (from, true) if mask >> (from & 31) & 1 == 0 => Some((lane, from & 31)),
+        _ => None,
+    };
+    lanes(mask).filter_map(from).collect()
 }
 
 /// For each lane the lanes that have the same value.
@@ -60,7 +74,23 @@ fn equal(registers: &Registers, register: Register, mask: u32) -> [u32; LANES] {
     out
 }
 
-/// The formula of the manual. A source lane that does not take part gives an undefined value; here it is the lane's own
+/// The lane from which a lane gets its value, and whether that is in range: the formula of the manual.
+pub(super) fn source(mode: Shuffle, me: u32, select: u32, clamp: u32) -> (u32, bool) {
+    let (select, clamp, segment) = (select & 31, clamp & 31, clamp >> 8 & 31);
+    let last = me & segment | clamp & !segment;
+    let first = me & segment;
+    match mode {
+        Shuffle::Up => (me.wrapping_sub(select), me as i32 - select as i32 >= last as i32),
+        Shuffle::Down => (me + select, me + select <= last),
+        Shuffle::Butterfly => (me ^ select, me ^ select <= last),
+        Shuffle::Index => {
+            let from = first | select & !segment & 31;
+            (from, from <= last)
+        }
+    }
+}
+
+/// A source lane that does not take part gives an undefined value; here it is the lane's own
 /// register as it is.
 fn shuffle(registers: &mut Registers, mask: u32, mode: Shuffle, slots: [u32; 4], valid: Option<u32>) {
     let [d, a, b, c] = slots;
@@ -68,19 +98,7 @@ fn shuffle(registers: &mut Registers, mask: u32, mode: Shuffle, slots: [u32; 4],
     let (selectors, clamps) = (*registers.get::<u32>(b), *registers.get::<u32>(c));
     let (mut out, mut in_range) = ([0; LANES], 0);
     for lane in lanes(mask) {
-        let (me, select) = (lane as u32, selectors[lane] & 31);
-        let (clamp, segment) = (clamps[lane] & 31, clamps[lane] >> 8 & 31);
-        let last = me & segment | clamp & !segment;
-        let first = me & segment;
-        let (from, ok) = match mode {
-            Shuffle::Up => (me.wrapping_sub(select), me as i32 - select as i32 >= last as i32),
-            Shuffle::Down => (me + select, me + select <= last),
-            Shuffle::Butterfly => (me ^ select, me ^ select <= last),
-            Shuffle::Index => {
-                let from = first | select & !segment & 31;
-                (from, from <= last)
-            }
-        };
+        let (from, ok) = source(mode, lane as u32, selectors[lane], clamps[lane]);
         out[lane] = values[if ok { (from & 31) as usize } else { lane }];
         in_range |= u32::from(ok) << lane;
     }

@@ -13,8 +13,9 @@ use crate::lower::Kernel;
 use crate::lower::control::BARRIERS;
 use crate::memory::Memory;
 use crate::memory::store::Store;
+use crate::memory::undo::Undo;
 use crate::numeric::mma::Summation;
-use crate::observe::{Nobody, Observer};
+use crate::observe::{Nobody, Observer, Words};
 use crate::{Error, UnwrittenUse};
 
 /// All that is the same for every block.
@@ -31,6 +32,8 @@ pub(crate) struct Launch<'a> {
     /// Whether reading unwritten bytes stops the launch, or whether they are followed.
     pub(crate) checked: bool,
     pub(crate) follow: bool,
+    /// In a second run: the words whose readers are followed.
+    pub(crate) words: Option<&'a Words>,
     pub(crate) limit: u64,
     pub(crate) summation: Summation,
     /// What threads print, kept for whoever wants it of a launch that fails.
@@ -122,12 +125,49 @@ impl Launch<'_> {
         let ended = self.take_turns(&mut block);
         let printed = block.log.printed();
         self.keep(&printed);
-        ended.map(|()| Report {
+        let report = ended.map(|()| Report {
             warp_instructions: block.warp_steps,
             thread_instructions: block.thread_steps,
             unwritten: block.log.report(self.kernel),
             printed,
-        })
+        })?;
+        let undo = std::mem::take(&mut block.undo);
+        if O::REPEATS
+            && undo.is_whole()
+            && let Some(words) = observer.again()
+        {
+            self.run_again(observer, &words, undo)?;
+        }
+        Ok(report)
+    }
+
+    /// The same once more, from the memory that there was before; what it leaves is what the first run left.
+    fn run_again<O: Observer>(&self, observer: &mut O, words: &Words, mut undo: Undo) -> Result<(), Error> {
+        let printed = Mutex::default();
+        let Self { kernel, memory, params, globals, interrupted, .. } = *self;
+        let second = Launch {
+            kernel,
+            memory,
+            params,
+            globals,
+            interrupted,
+            // Nothing new can be wrong, and unwritten bytes are not what is looked for.
+            checked: false,
+            follow: true,
+            words: Some(words),
+            printed: &printed,
+            ..*self
+        };
+        undo.exchange(self.memory);
+        let mut block = Block::new(&second, observer);
+        let ended = second.take_turns(&mut block);
+        undo.exchange(self.memory);
+        let values = block.log.values.take().unwrap_or_default();
+        match &ended {
+            Ok(()) => observer.outcome(&|value| values.is_used(value)),
+            Err(_) => observer.outcome(&|_| true),
+        }
+        ended
     }
 
     fn keep(&self, printed: &str) {

@@ -30,7 +30,7 @@ impl<O: Observer> Block<'_, O> {
         let addresses = self.warps[warp].addresses(address);
         let rows = d.len() * 8;
         let giving = if rows == LANES { FULL } else { (1 << rows) - 1 };
-        let access = Access { kind: Kind::Read, space, addresses: &addresses, bytes: 16, unchanged: 0 };
+        let access = Access::new(Kind::Read, space, &addresses, 16);
         self.tell_access(warp, pc, giving, &access);
         let request = Request { space, bytes: 16, writes: false, reads: true };
         let (view, registers) = self.split(warp);
@@ -85,7 +85,7 @@ impl<O: Observer> Block<'_, O> {
             true => (0..rows).filter(is_there).fold(0, |set, lane| set | 1 << lane),
             false => 0,
         };
-        let access = Access { kind: Kind::Write, space, addresses: &addresses, bytes: 16, unchanged };
+        let access = Access { unchanged, ..Access::new(Kind::Write, space, &addresses, 16) };
         self.tell_access(warp, pc, giving, &access);
         let (view, registers) = self.split(warp);
         let outcome = (0..rows).try_for_each(|lane| {

@@ -7,7 +7,7 @@
 
 use super::block::Block;
 use super::collective;
-use super::registers::{LANES, lanes};
+use super::registers::{FULL, LANES, lanes};
 use super::warp::{Fragment, Reason, Wait};
 use crate::Error;
 use crate::error::Cause;
@@ -100,7 +100,15 @@ impl<O: Observer> Block<'_, O> {
                 if self.warps[w].unknown.is_some() {
                     self.follow_collective(w, mask, collective, &self.launch.kernel.code[pc].flow);
                 }
+                let strangers = match mask {
+                    FULL => vec![],
+                    _ => collective::strangers(&self.warps[w].registers, mask, collective),
+                };
+                if let (true, Some((lane, from))) = (self.launch.checked, strangers.first()) {
+                    return Err(self.fault(w, pc, (*lane, Cause::Stranger { from: *from })));
+                }
                 if collective::run(&mut self.warps[w].registers, mask, collective) {
+                    self.follow_strangers((w, pc), &strangers);
                     return Ok(true);
                 }
                 self.whole_warp(w, pc, mask)?;
@@ -120,6 +128,9 @@ impl<O: Observer> Block<'_, O> {
                         registers.put(*d, &moved, mask);
                     }
                     Collective::MatrixProduct(product) => self.matrix_product(w, product),
+                    Collective::LoadTile(placed) => self.load_tile(w, pc, placed)?,
+                    Collective::StoreTile(placed) => self.store_tile(w, pc, placed)?,
+                    Collective::TileProduct(product) => self.tile_product(w, product),
                     _ => {}
                 }
             }

@@ -22,7 +22,7 @@ pub(crate) struct Register {
 }
 
 /// The register files of one warp.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Registers {
     pub(crate) narrow: Vec<[u32; LANES]>,
     pub(crate) wide: Vec<[u64; LANES]>,

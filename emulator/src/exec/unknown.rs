@@ -3,10 +3,15 @@
 //!
 //! Each register has a shadow of the same shape: the bits of it that are not known, and for each lane where they came
 //! from. A warp without any has no shadow and pays one comparison for an instruction.
+//!
+//! In the second run of a watched launch the same is done with values that are known, but were read from certain words:
+//! whether they decide anything is asked of each of them by itself ([`Values`]).
 
 mod log;
 mod memory;
+mod values;
 mod warp_wide;
+mod wmma;
 
 use super::block::Block;
 use super::registers::{FULL, LANES, Pred, Register, Registers, get, lanes, set};
@@ -19,9 +24,15 @@ use crate::unwritten::Use;
 use log::Found;
 
 pub(crate) use log::Log;
+pub(crate) use values::USED;
+use values::Values;
 
-/// Where unknown bits come from: the position of a load, plus one. Zero for none.
+/// Where unknown bits come from: the position of a load, plus one, or in a second run the number of a value. Zero for
+/// none.
 type Origin = u32;
+
+/// What marks the origin of a register that nobody wrote, beside the place where it is read.
+pub(super) const REGISTER: Origin = 1 << 31;
 
 /// The shadow of a warp's registers.
 #[derive(Debug)]
@@ -41,6 +52,24 @@ impl Unknown {
             wide: vec![[0; LANES]; wide],
             predicates: vec![[0; LANES]; predicates],
         }
+    }
+
+    /// The shadow as a block begins: there are registers that may be read before they are written.
+    pub(super) fn of_unassigned(registers: &Registers, unassigned: &[(Cell, usize)]) -> Option<Box<Self>> {
+        let mut unknown = (!unassigned.is_empty()).then(|| Box::new(Self::new(registers)))?;
+        for (cell, pc) in unassigned {
+            unknown.mark(*cell, FULL, true);
+            *unknown.origins(*cell) = [REGISTER | (*pc as Origin + 1); LANES];
+        }
+        Some(unknown)
+    }
+
+    /// Whether everything is known again.
+    pub(super) fn is_over(&self) -> bool {
+        let Registers { narrow, wide, predicates, .. } = &self.masks;
+        narrow.iter().all(|row| *row == [0; LANES])
+            && wide.iter().all(|row| *row == [0; LANES])
+            && predicates.iter().all(|row| *row == 0)
     }
 
     /// The lanes in which something of a register is unknown.
@@ -93,9 +122,13 @@ impl<O: Observer> Block<'_, O> {
                 // Whether it was executed is not known, so neither is the result.
                 let from = *unknown.origins(guard);
                 for cell in &flow.writes {
+                    let other = unknown.lanes_of(*cell);
                     unknown.mark(*cell, guarded, true);
                     let origins = unknown.origins(*cell);
-                    lanes(guarded).for_each(|lane| origins[lane] = from[lane]);
+                    for lane in lanes(guarded) {
+                        let before = if other >> lane & 1 == 1 { origins[lane] } else { 0 };
+                        origins[lane] = self.log.join(from[lane], before);
+                    }
                 }
             }
             return;
@@ -142,6 +175,9 @@ impl<O: Observer> Block<'_, O> {
     }
 
     fn note_lane(&mut self, w: usize, pc: usize, lane: usize, origin: Origin, how: Use) {
+        if let Some(values) = &mut self.log.values {
+            return values.use_value(origin);
+        }
         let thread = specials::thread(self.launch.block, (w * LANES + lane) as u32);
         let read = self.log.reads.get(&origin).copied().unwrap_or((Space::Generic, 0));
         let first = Found { read, block: self.id, thread, count: 0 };
@@ -161,9 +197,7 @@ impl<O: Observer> Block<'_, O> {
         let mut origins = [0; LANES];
         for (cell, lanes_of) in flow.reads.iter().zip(&per_read) {
             let from = *unknown.origins(*cell);
-            lanes(*lanes_of).filter(|lane| origins[*lane] == 0).collect::<Vec<_>>().into_iter().for_each(|lane| {
-                origins[lane] = from[lane];
-            });
+            lanes(*lanes_of).for_each(|lane| origins[lane] = self.log.join(origins[lane], from[lane]));
         }
         let mut results = None;
         match flow.rule {

@@ -162,6 +162,12 @@ impl<'a> Case<'a> {
 
     /// A source that may be wider than the type (PTX manual, "Operand Size Exceeding Instruction-Type Size").
     pub(crate) fn value(&mut self, operand: &Operand, kind: Type) -> Lowered<Register> {
+        let register = self.value_of(operand, kind)?;
+        self.flow.operands.push(register);
+        Ok(register)
+    }
+
+    fn value_of(&mut self, operand: &Operand, kind: Type) -> Lowered<Register> {
         let wide = kind.bits() > 32;
         match operand {
             Operand::Name(name) => {

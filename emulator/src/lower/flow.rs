@@ -30,6 +30,8 @@ pub(crate) struct Flow {
     /// Those that hold addresses.
     pub(crate) addresses: Vec<Cell>,
     pub(crate) rule: Rule,
+    /// The data operands in the order of the text, constants too.
+    pub(crate) operands: Vec<Register>,
 }
 
 /// How many operands of an instruction are moved bit by bit; the others say how. `None` for arithmetic.

@@ -1,6 +1,7 @@
 //! What the interpreter runs: instructions whose operands are slots and whose labels are positions.
 
 use super::flow::Flow;
+use super::wmma::{Placed, TileProduct};
 use crate::Space;
 use crate::exec::lanes::Lanes;
 use crate::exec::registers::{Pred, Register};
@@ -45,6 +46,13 @@ pub(crate) enum Op {
     Commit,
     /// `cp.async.wait_group n`; `None` for `wait_all`.
     WaitGroups(Option<u32>),
+    /// `cp.async.mbarrier.arrive`: the barrier, in shared or generic memory, and whether the arrival is counted on top of
+    /// those that it waits for (without `.noinc`).
+    CopyArrive {
+        address: Address,
+        space: Space,
+        counted: bool,
+    },
     /// Instructions for which the lanes of a mask come together.
     Warp(Members, Collective),
     Barrier(Barrier),
@@ -196,6 +204,10 @@ pub(crate) enum Collective {
         chosen: u32,
     },
     MatrixProduct(Box<Product>),
+    /// `wmma.load`, `wmma.store` and `wmma.mma`
+    LoadTile(Box<Placed>),
+    StoreTile(Box<Placed>),
+    TileProduct(Box<TileProduct>),
 }
 
 /// `mma.sync`: the slots of the four fragments and how they are multiplied.

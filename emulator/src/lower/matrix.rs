@@ -24,7 +24,7 @@ pub(crate) fn lower(case: &mut Case) -> Option<Lowered<Op>> {
 }
 
 /// The registers of a fragment, each of the type's width.
-fn fragment(case: &mut Case, index: usize, kind: Type, target: bool) -> Lowered<Vec<u32>> {
+pub(super) fn fragment(case: &mut Case, index: usize, kind: Type, target: bool) -> Lowered<Vec<u32>> {
     let parts = match case.operand(index)? {
         Operand::Vector(parts) => parts.as_slice(),
         single => std::slice::from_ref(single),
@@ -210,7 +210,7 @@ fn floats(shape: Shape, [d, a, b, c]: [&str; 4]) -> Lowered<Factors> {
     Ok(Factors::Floats(Floats { factors: [a, b], half: [c_half, d_half] }))
 }
 
-fn integers(a: &str, b: &str, saturate: bool) -> Lowered<Integers> {
+pub(super) fn integers(a: &str, b: &str, saturate: bool) -> Lowered<Integers> {
     let number = |word: &str| {
         Some(match word {
             "u8" => (8, false),

@@ -1,5 +1,6 @@
 //! PTX manual, "Parallel Synchronization: mbarrier", as far as it came with sm_80: barriers in shared memory that count
-//! threads. Transactions and copies, which came with sm_90, are not counted: such instructions are refused.
+//! threads, and threads' asynchronous copies. Transactions, which came with sm_90, are not counted: such instructions are
+//! refused.
 //!
 //! What the 64 bits hold is nobody's business but these instructions'. Here it is the number of the phase, how many
 //! arrivals a phase needs, and how many are still missing. An arrival is an atomic operation, and waiting is reading.
@@ -25,12 +26,30 @@ fn phase(object: u64) -> u64 {
     object >> (2 * COUNT)
 }
 
+/// One more arrival than before is missing in this phase, which the copies of a thread will make.
+pub(crate) fn expect_one_more(old: u64) -> u64 {
+    object(phase(old), old >> COUNT & ONES, (old & ONES) + 1)
+}
+
 /// `count` threads arrive; `drop` of them do not take part in later phases.
-fn arrive(old: u64, count: u64, drop: bool) -> u64 {
+pub(crate) fn arrive(old: u64, count: u64, drop: bool) -> u64 {
     let (expected, pending) = (old >> COUNT & ONES, old & ONES);
     let expected = if drop { expected.wrapping_sub(count) } else { expected };
     let left = pending.wrapping_sub(count) & ONES;
     if left == 0 { object(phase(old) + 1, expected, expected) } else { object(phase(old), expected, left) }
+}
+
+/// `cp.async.mbarrier.arrive{.noinc}{.shared}.b64 [addr]`
+pub(super) fn copies_arrive(case: &mut Case) -> Lowered<Op> {
+    case.kind_is("arrive")?;
+    let counted = !case.take("noinc");
+    let space = case.choose(Space::named).unwrap_or(Space::Generic);
+    case.kind_is("b64")?;
+    case.finish(1)?;
+    if !matches!(space, Space::Shared | Space::Generic) {
+        return Err(format!("there are no such barriers in {space} memory"));
+    }
+    Ok(Op::CopyArrive { address: case.address(0, space)?, space, counted })
 }
 
 /// Lowers an instruction of this kind; `None` if it is none.

@@ -225,6 +225,9 @@ fn copy(case: &mut Case) -> Lowered<Op> {
         case.finish(0)?;
         return Ok(Op::WaitGroups(None));
     }
+    if case.take("mbarrier") {
+        return super::mbarrier::copies_arrive(case);
+    }
     if case.take("wait_group") {
         case.finish(1)?;
         let Operand::Literal(Literal::Int(count)) = case.operand(0)? else {

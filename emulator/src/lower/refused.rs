@@ -2,18 +2,17 @@
 
 const CLUSTERS: &str = "there are no clusters of blocks";
 const PROXY: &str = "the asynchronous proxy of sm_90 (wgmma, tensor maps, bulk copies) is not emulated";
-const BARRIERS: &str = "barriers in shared memory that count transactions or copies are not emulated";
+const BARRIERS: &str = "barriers in shared memory that count transactions are not emulated";
 const TEXTURES: &str = "there are no textures and surfaces";
 const TENSOR_MEMORY: &str = "the tensor memory of sm_100 is not emulated";
 const DEBUGGER: &str = "there is no debugger";
 const STACK: &str = "there is no stack: local memory is laid out before the kernel runs";
 
 /// Names, and why.
-const REFUSED: [(&str, &str); 47] = [
+const REFUSED: [(&str, &str); 45] = [
     ("wgmma", PROXY),
     ("cp.async.bulk", PROXY),
     ("cp.reduce.async.bulk", PROXY),
-    ("cp.async.mbarrier", BARRIERS),
     ("tensormap", PROXY),
     ("fence.proxy", PROXY),
     ("membar.proxy", PROXY),
@@ -39,7 +38,6 @@ const REFUSED: [(&str, &str); 47] = [
     ("sust", TEXTURES),
     ("sured", TEXTURES),
     ("suq", TEXTURES),
-    ("wmma", "the fragments of wmma are not laid out anywhere; mma is what compilers make of products"),
     ("brkpt", DEBUGGER),
     ("alloca", STACK),
     ("stacksave", STACK),

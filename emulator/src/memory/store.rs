@@ -122,6 +122,19 @@ impl Store {
         }
     }
 
+    /// A copy of some words, with what was written of each.
+    pub(crate) fn words(&self, words: std::ops::Range<usize>) -> Vec<(u32, u8)> {
+        words.map(|at| (self.words[at].load(Relaxed), self.written[at].load(Relaxed))).collect()
+    }
+
+    /// Puts words back as they were.
+    pub(crate) fn put_words(&self, first: usize, words: &[(u32, u8)]) {
+        for (at, (word, written)) in (first..).zip(words) {
+            self.words[at].store(*word, Relaxed);
+            self.written[at].store(*written, Relaxed);
+        }
+    }
+
     /// Stores bytes at any offset; for the host.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
         let (mut at, mut rest) = (offset, data);

@@ -35,8 +35,13 @@ impl Mark {
         matches!(self.kind, Kind::Write | Kind::Atomic | Kind::CopyWrite)
     }
 
+    /// Whether nothing of what was there before matters after it.
+    pub(super) fn is_weak_write(&self) -> bool {
+        self.writes() && self.reach == Reach::Nobody
+    }
+
     /// Whether both must not be unordered.
-    fn conflicts(&self, other: &Self) -> bool {
+    pub(super) fn conflicts(&self, other: &Self) -> bool {
         let needed = if self.block == other.block { Reach::Block } else { Reach::Device };
         (self.writes() || other.writes()) && self.reach.min(other.reach) < needed
     }
@@ -61,7 +66,7 @@ pub(super) struct View<'a> {
 
 impl View<'_> {
     /// The lanes of a mark that are not in this thread's past.
-    fn unseen(&self, mark: &Mark) -> u32 {
+    pub(super) fn unseen(&self, mark: &Mark) -> u32 {
         let same = mark.block == self.block;
         let times = if same { Some(&self.clock.near) } else { self.clock.far.get(&mark.block) };
         let mut unseen = mark.lanes;
@@ -124,7 +129,7 @@ impl Cell {
                 }
             }
         }
-        if new.writes() && new.reach == Reach::Nobody {
+        if new.is_weak_write() {
             *self = Self { write: Some(*new), others: Others::None };
         } else {
             self.add(new, view);

@@ -27,6 +27,9 @@ impl Order {
         let fence = opcode.starts_with("fence") || opcode.starts_with("membar");
         let atomic = opcode.starts_with("atom") || opcode.starts_with("red.");
         // A volatile access counts as relaxed with the widest scope.
+        if opcode.starts_with("cp.async.mbarrier") {
+            return Self { reach: Reach::Block, acquires: false, releases: false };
+        }
         if opcode.starts_with("mbarrier") {
             // Arriving tells, and waiting hears, unless they say otherwise.
             let relaxed = has(&["relaxed"]);

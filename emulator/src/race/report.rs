@@ -27,7 +27,7 @@ pub struct Party {
 }
 
 /// Two accesses of the same bytes, at least one of them a write, that nothing orders.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Race {
     /// The kernel.
     pub kernel: String,
@@ -43,6 +43,9 @@ pub struct Race {
     pub second: Party,
     /// How many accesses of a thread were found to race in the same two lines. The other fields describe the first.
     pub count: u64,
+    /// Of [rounded stores](super::RaceDetector::rounded_stores): how far two values are from each other at most, relative
+    /// to the larger one. Zero for others.
+    pub apart: f64,
 }
 
 impl fmt::Display for Party {
@@ -63,8 +66,11 @@ impl fmt::Display for Party {
 
 impl fmt::Display for Race {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel, space, address, bytes, first, second, count } = self;
+        let Self { kernel, space, address, bytes, first, second, count, apart } = self;
         write!(f, "{kernel}: race on {bytes} bytes of {space} memory at {address:#x}: {first}, and {second}")?;
+        if *apart > 0.0 {
+            write!(f, "; the values differ by rounding, by {apart:.1e} of the larger one at most")?;
+        }
         if *count > 1 { write!(f, "; {count} such accesses") } else { Ok(()) }
     }
 }
@@ -115,6 +121,7 @@ impl Sites {
 }
 
 /// Bytes that two accesses of this access's lane raced on.
+#[derive(Clone, Copy)]
 pub(super) struct Found {
     pub(super) old: Mark,
     pub(super) address: u64,
@@ -122,7 +129,7 @@ pub(super) struct Found {
 }
 
 /// The races found so far.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Log {
     pub(super) races: Vec<Race>,
     /// By both instructions, the smaller number first.
@@ -130,15 +137,20 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Whether a race of these two instructions was noted.
+    pub(super) fn has(&self, found: &Found, new: &Mark) -> bool {
+        let key = |mark: &Mark| (mark.site, mark.kind as u8);
+        let (a, b) = (key(&found.old), key(new));
+        self.numbers.contains_key(&[a.min(b), a.max(b)])
+    }
+
     /// Notes a race, or that it was seen again.
     pub(super) fn note(
         &mut self,
-        sites: &Sites,
-        blocks: &[[u32; 3]],
-        warps: u32,
+        (sites, blocks, warps): (&Sites, &[[u32; 3]], u32),
         space: Space,
-        found: &Found,
-        new: &Mark,
+        (found, new): (&Found, &Mark),
+        apart: f64,
     ) {
         let key = |mark: &Mark| (mark.site, mark.kind as u8);
         let (a, b) = (key(&found.old), key(new));
@@ -157,9 +169,19 @@ impl Log {
             };
             let kernel = sites.seen[new.site as usize].kernel.clone();
             let (first, second) = (party(&found.old), party(new));
-            races.push(Race { kernel, space, address: found.address, bytes: found.bytes, first, second, count: 0 });
+            races.push(Race {
+                kernel,
+                space,
+                address: found.address,
+                bytes: found.bytes,
+                first,
+                second,
+                count: 0,
+                apart,
+            });
             races.len() - 1
         });
         races[at].count += 1;
+        races[at].apart = races[at].apart.max(apart);
     }
 }

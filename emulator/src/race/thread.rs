@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
+use super::cell::Mark;
 use super::clock::{Blocks, Clock, Knowledge, join_blocks, join_times};
 use super::order::{Order, Reach};
 use crate::observe::Kind;
@@ -27,6 +28,8 @@ pub(super) struct Copies {
     pub(super) now: u32,
     /// The times of the groups that have not landed.
     groups: VecDeque<u32>,
+    /// The times up to which copies will arrive at barriers in shared memory, and where.
+    arrivals: VecDeque<(u64, u32)>,
 }
 
 impl Copies {
@@ -34,6 +37,18 @@ impl Copies {
     pub(super) fn commit(&mut self) {
         self.groups.push_back(self.now);
         self.now += 1;
+    }
+
+    /// `cp.async.mbarrier.arrive`
+    pub(super) fn arrive(&mut self, barrier: u64) {
+        self.arrivals.push_back((barrier, self.now));
+        self.now += 1;
+    }
+
+    /// The time up to which copies have landed that arrive at a barrier.
+    pub(super) fn arrived(&mut self, barrier: u64) -> Option<u32> {
+        let at = self.arrivals.iter().position(|(place, _)| *place == barrier)?;
+        self.arrivals.remove(at).map(|(_, time)| time)
     }
 
     /// `cp.async.wait_group keep` or `wait_all`: the time up to which all copies have landed.
@@ -56,6 +71,34 @@ pub(super) struct Location {
     near: Clock,
     /// What threads of any block have released here for all others.
     far: Blocks,
+}
+
+/// The last atomic operation at an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Last {
+    pub(super) block: u32,
+    pub(super) thread: usize,
+    pub(super) bytes: u64,
+    pub(super) reach: Reach,
+}
+
+impl Location {
+    /// What a thread of a block has done up to a time can be learned here from now on.
+    pub(super) fn add(&mut self, block: u32, thread: usize, time: u32) {
+        if self.block != block {
+            (self.block, self.near) = (block, Clock::default());
+        }
+        self.near.set(thread, time);
+    }
+}
+
+impl Last {
+    /// Whether a thread was the last one, for all that conflicts with another atomic operation there. Then it has seen
+    /// what that one has left, so that one came first.
+    pub(super) fn is(&self, (block, thread): (u32, usize), bytes: u64, other: &Mark) -> bool {
+        let needed = if other.block == block { Reach::Block } else { Reach::Device };
+        (self.block, self.thread, self.bytes) == (block, thread, bytes) && self.reach.min(other.reach) >= needed
+    }
 }
 
 impl Thread {

@@ -5,6 +5,7 @@
 #include <cooperative_groups/scan.h>
 #include <cuda/atomic>
 #include <cuda/barrier>
+#include <cuda/pipeline>
 #include <cuda/std/utility>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -123,6 +124,42 @@ extern "C" __global__ void block_barrier(const int *in, int *out) {
     }
     out[threadIdx.x] = sum;
 }
+// Copies that arrive at such a barrier. Without the wait they may come at any time.
+template <bool WAITS> __device__ void barrier_copy(const int *in, int *out) {
+    __shared__ alignas(16) int space[256];
+    __shared__ cuda::barrier<cuda::thread_scope_block> barrier;
+    unsigned t = threadIdx.x;
+    if (t == 0) init(&barrier, blockDim.x);
+    __syncthreads();
+    cuda::memcpy_async(space + 4 * t, in + 4 * t, cuda::aligned_size_t<16>(16), barrier);
+    auto token = barrier.arrive();
+    if (WAITS) barrier.wait(cuda::std::move(token));
+    out[t] = space[255 - t] + space[t];
+}
+extern "C" __global__ void barrier_waits(const int *in, int *out) { barrier_copy<true>(in, out); }
+extern "C" __global__ void barrier_does_not_wait(const int *in, int *out) { barrier_copy<false>(in, out); }
+// A pipeline of the block in two stages; without the release a stage is filled while others still read it.
+template <bool RELEASES> __device__ void pipeline(const int *in, int *out) {
+    const unsigned rounds = 5;
+    __shared__ alignas(16) int space[2][64];
+    __shared__ cuda::pipeline_shared_state<cuda::thread_scope_block, 2> state;
+    auto block = cg::this_thread_block();
+    auto pipe = cuda::make_pipeline(block, &state);
+    int sum = 0;
+    for (unsigned fetch = 0, i = 0; i < rounds; i++) {
+        for (; fetch < rounds && fetch < i + 2; fetch++) {
+            if (RELEASES || fetch < 2) pipe.producer_acquire();
+            cuda::memcpy_async(block, space[fetch % 2], in + 64 * fetch, cuda::aligned_size_t<16>(256), pipe);
+            pipe.producer_commit();
+        }
+        pipe.consumer_wait();
+        sum += (i + 1) * space[i % 2][63 - threadIdx.x];
+        if (RELEASES) pipe.consumer_release();
+    }
+    out[threadIdx.x] = sum;
+}
+extern "C" __global__ void pipeline_releases(const int *in, int *out) { pipeline<true>(in, out); }
+extern "C" __global__ void pipeline_does_not_release(const int *in, int *out) { pipeline<false>(in, out); }
 // A function that is chosen by a pointer from a table, and a switch that compilers make a table of.
 __device__ int twice(int x) { return 2 * x; }
 __device__ int square(int x) { return x * x; }

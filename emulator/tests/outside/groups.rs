@@ -3,7 +3,9 @@
 use super::Outside;
 use crate::common::{Bench, Random};
 use half::{bf16, f16};
-use ptx_emulator::{Grid, Options};
+use ptx_emulator::observe::Kind;
+use ptx_emulator::race::{Race, RaceDetector};
+use ptx_emulator::{Grid, Options, Space, Unwritten};
 
 pub const PTX: &str = include_str!("groups.ptx");
 
@@ -138,4 +140,33 @@ fn calls_through_pointers_and_tables_of_branches() {
         })
         .collect();
     assert_eq!(run("table_of_branches", grid, &[0; 64], None), wanted);
+}
+
+/// Copies that arrive at barriers of the C++ library, and its pipelines, which are made of them.
+#[test]
+fn copies_that_arrive_at_a_barrier() {
+    let run = |kernel: &str, threads: u32| {
+        let mut bench = Bench::new(PTX);
+        let (data, to) = (bench.put(&numbers(320)), bench.put(&vec![0i32; threads as usize]));
+        let args = [data.into(), to.into()];
+        let mut races = RaceDetector::new();
+        let options = Options { unwritten: Unwritten::Follow, ..Options::default() };
+        let grid = Grid::linear(1, threads);
+        let report = bench.gpu.launch_watched(&bench.module, kernel, grid, &args, options, &mut races).unwrap();
+        let lines = |race: &Race| (race.space, race.first.kind, race.second.kind);
+        let found: Vec<_> = races.races().iter().map(lines).collect();
+        let out = if report.unwritten.is_empty() { Some(bench.get::<i32>(to)) } else { None };
+        (out, found)
+    };
+    let x = numbers(320);
+    let wanted: Vec<i32> = (0..64).map(|i| x[255 - i] + x[i]).collect();
+    assert_eq!(run("barrier_waits", 64), (Some(wanted), vec![]));
+    let wanted: Vec<i32> =
+        (0..64).map(|i| (0..5).map(|round| (round as i32 + 1) * x[64 * round + 63 - i]).sum()).collect();
+    assert_eq!(run("pipeline_releases", 64), (Some(wanted), vec![]));
+    // What was not waited for is unwritten, and a race.
+    let (out, found) = run("barrier_does_not_wait", 64);
+    assert!(out.is_none() && found.contains(&(Space::Shared, Kind::CopyWrite, Kind::Read)), "{found:?}");
+    let (_, found) = run("pipeline_does_not_release", 64);
+    assert!(found.contains(&(Space::Shared, Kind::Read, Kind::CopyWrite)), "{found:?}");
 }

@@ -155,3 +155,21 @@ LAST(last_clean, 0, 0)
 LAST(last_no_release, 2, 0)
 LAST(last_release_in_block, 1, 0)
 LAST(last_no_acquire, 0, 2)
+
+// The CUDA guide's "Memory Fence Functions": the last block adds up what the blocks have left and sets the counter anew.
+template <bool BUG> __device__ void last_sum(float* part, u32* count) {
+    __shared__ bool last;
+    volatile float* result = part;
+    if (threadIdx.x == 0) {
+        result[blockIdx.x] = 1.0f;
+        __threadfence();
+        last = atomicInc(count, gridDim.x) == (BUG ? 0 : gridDim.x - 1);
+    }
+    __syncthreads();
+    if (!last || threadIdx.x != 0) return;
+    float sum = 0.0f;
+    for (u32 i = 0; i < gridDim.x; i++) sum += result[i];
+    result[0] = sum;
+    *count = 0;  // line 173
+}
+BOTH(last_sum, (float* part, u32* count), (part, count))

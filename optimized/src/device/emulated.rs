@@ -125,9 +125,9 @@ impl Device for Emulated {
             Watch::Races => {
                 let mut races = RaceDetector::new();
                 emulator.launch_watched(&module, &kernel.entry, grid, args, options, &mut races)?;
-                // In kernels of our own, stores of equal values are not wanted either.
-                let races: Vec<String> =
-                    races.races().iter().chain(races.equal_stores()).map(ToString::to_string).collect();
+                // In kernels of our own, races that do not matter are not wanted either.
+                let classes = [races.races(), races.equal_stores(), races.rounded_stores(), races.unused_reads()];
+                let races: Vec<String> = classes.into_iter().flatten().map(ToString::to_string).collect();
                 if !races.is_empty() {
                     return Err(Error::Races { kernel: kernel.entry.clone(), races: races.join("; ") });
                 }

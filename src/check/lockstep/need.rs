@@ -24,7 +24,8 @@ use crate::rows::ComparedRows;
 /// # Errors
 /// If one cannot be read.
 pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64> {
-    let case = &meant_case(&sources.tensors, case);
+    let meant = &meant_case(&sources.tensors, case);
+    let case = &meant.case;
     let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
     let all = |parts: &[u64]| parts.iter().copied().fold(0, u64::saturating_add);
     // what is kept: the routing, of the dump, the truth and what it should be
@@ -37,7 +38,7 @@ pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64>
     let pieces = 12 * 8 * (PIECE as u64).max(widest);
     let unread =
         at_a_time(&planned).saturating_mul(8).saturating_mul(ComparedRows::of(&case.inputs).unread_of_hundred()) / 100;
-    let tensors = stages_of(files, &sources.tensors, case)?;
+    let tensors = stages_of(files, &sources.tensors, meant)?;
     let tensors = tensors.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
     // decoded as a whole: what does not lie in its file number by number, and what lies there in another order, which is kept
     let mut decoded = 0;

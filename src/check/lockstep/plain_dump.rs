@@ -6,11 +6,12 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use dsv2_reference::Dtype;
+use dsv2_reference::stage::table::LM_HEAD;
 use indexmap::IndexMap;
 
 use super::pieces::Held;
 use super::ranks::Sources;
-use super::tensors::{Tensor, Tensors, meant_case, stages_of};
+use super::tensors::{Meant, Tensor, Tensors, meant_case, says_of_padding, stages_of};
 use crate::case::{Case, Part};
 use crate::check::align::Order;
 use crate::check::dump::order::is_sequence_first;
@@ -19,6 +20,7 @@ use crate::check::request::Request;
 use crate::check::shapes::part;
 use crate::error::{Error, Result};
 use crate::files::{Element, TensorFile};
+use crate::local::is_choice;
 use crate::precision::Precision;
 use crate::trace::as_held;
 use crate::values::Values;
@@ -27,6 +29,8 @@ use crate::values::Values;
 pub struct PlainDump {
     files: Rc<[TensorFile]>,
     stages: IndexMap<String, Tensor>,
+    /// Pairs of stages that came in one tensor, and may be in it the other way round.
+    pairs: Vec<[String; 2]>,
     unread: Vec<String>,
     precision: Precision,
     /// The stages that were saved in a wider type than most of it was computed in, and hold numbers of this type.
@@ -35,6 +39,8 @@ pub struct PlainDump {
     assumed: Vec<String>,
     /// What is said of the names of its tensors, and of the layers that are judged alone.
     says: Vec<Recognised>,
+    /// What is said of their shapes: they have more rows or columns than the model, or fewer.
+    says_of_shapes: Vec<Recognised>,
 }
 
 impl PlainDump {
@@ -45,8 +51,11 @@ impl PlainDump {
     /// If it cannot be read.
     pub fn open(files: &Rc<[TensorFile]>, sources: &Sources, request: &Request) -> Result<Option<(Self, Case)>> {
         let Sources { tensors, says, unread } = sources;
-        let case = &meant_case(tensors, &request.case);
-        let Some(Tensors { stages, recognised }) = stages_of(files, tensors, case)? else { return Ok(None) };
+        let meant = meant_case(tensors, &request.case);
+        let Some(Tensors { stages, recognised, pairs, beyond_vocabulary }) = stages_of(files, tensors, &meant)? else {
+            return Ok(None);
+        };
+        let Meant { case, last_tokens } = meant;
         let came = stages.iter().map(|(name, tensor)| (name.as_str(), tensor.source.shape.as_slice()));
         if is_sequence_first(came, case.inputs.batch(), case.inputs.length()) {
             return Ok(None);
@@ -54,8 +63,9 @@ impl PlainDump {
         let says = says.iter().cloned().chain(recognised).collect();
         let precision = by_most(stages.values().filter_map(|tensor| kind(tensor.source.element)));
         let assumed = case.config.notes(case.dialect);
-        let (files, unread, saved_wider) = (files.clone(), unread.clone(), BTreeMap::new());
-        let mut dump = PlainDump { files, stages, unread, precision, saved_wider, assumed, says };
+        let (files, unread, saved_wider, says_of_shapes) = (files.clone(), unread.clone(), BTreeMap::new(), Vec::new());
+        let mut dump =
+            PlainDump { files, stages, pairs, unread, precision, saved_wider, assumed, says, says_of_shapes };
         if let Some(Computed { precision, dtype, says }) = computed(&dump.telling()?, dump.precision)
             && request.precision.is_none_or(|asked| asked == precision)
         {
@@ -63,7 +73,15 @@ impl PlainDump {
             dump.assumed.push(says);
         }
         dump.precision = request.precision.unwrap_or(dump.precision);
-        let case = dump.of_its_layers(case)?;
+        let case = dump.of_its_layers(&case)?;
+        if let Some(padding) = beyond_vocabulary.filter(|_| dump.holds(LM_HEAD)) {
+            dump.says_of_shapes.push(says_of_padding(&dump.files, &padding, case.config.vocab_size)?);
+        }
+        let extra = dump.stages.iter().filter_map(|(name, tensor)| Some((name, tensor.extra_rows.as_ref()?)));
+        let extra = extra.map(|(name, says)| Recognised::new(name, says));
+        let (choices, others): (Vec<_>, Vec<_>) = extra.partition(|says| is_choice(&says.stage));
+        let last_tokens = last_tokens.map(|(_, says)| Recognised::new(LM_HEAD, &says));
+        dump.says_of_shapes.extend(choices.into_iter().chain(last_tokens).chain(others));
         Ok(Some((dump, case)).filter(|(dump, _)| !dump.stages.is_empty()))
     }
 
@@ -115,6 +133,16 @@ impl PlainDump {
         &self.says
     }
 
+    /// What is said of their shapes: they have more rows or columns than the model, or fewer.
+    pub fn says_of_shapes(&self) -> &[Recognised] {
+        &self.says_of_shapes
+    }
+
+    /// Whether a stage came in one tensor with another one, and may be the other part of it.
+    pub fn may_be_the_other_part(&self, stage: &str) -> bool {
+        self.pairs.iter().flatten().any(|part| part == stage)
+    }
+
     /// The stages that it holds.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.stages.keys().map(String::as_str)
@@ -135,7 +163,7 @@ impl PlainDump {
     /// # Errors
     /// If it is damaged.
     pub fn stage(&self, stage: &str) -> Result<Option<Values>> {
-        let Some(Tensor { source, shape, order }) = self.stages.get(stage) else { return Ok(None) };
+        let Some(Tensor { source, shape, order, .. }) = self.stages.get(stage) else { return Ok(None) };
         let Some(mut values) = source.whole(&self.files)? else { return Ok(None) };
         if let Order::Rows(_) = order {
             values = values.in_shape(shape).ok_or_else(|| self.lacks(stage))?;

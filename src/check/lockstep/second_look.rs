@@ -16,7 +16,7 @@ use ndarray::Axis;
 use super::measured::{DUMP, Measured, OWN, is_compared_with_help_of};
 use super::pieces::{numbers, taken};
 use super::station::put;
-use super::visit::{Chunks, Progress};
+use super::visit::{Chunks, Piece, Progress};
 use super::{PlainDump, Reached};
 use crate::backend::{Reference, Settings};
 use crate::budget::Budgets;
@@ -55,7 +55,7 @@ pub fn may_be_meant_otherwise(
         let read_otherwise = measured.readings.iter().any(|(read, says)| read == name && !align::in_rows(says));
         read_otherwise || dump.order(name) == Some(Order::Other)
     };
-    if failing.iter().any(|stage| is_turned(&stage.stage)) {
+    if failing.iter().any(|stage| is_turned(&stage.stage) || dump.may_be_the_other_part(&stage.stage)) {
         return Ok(true);
     }
     let budgets = measured.budgets(&case.config);
@@ -188,7 +188,7 @@ fn both(
         return Err(dump.lacks(name));
     };
     let own = match (&own, measured.exact.contains(name)) {
-        (Values::Real(_, a), true) => copied(dump.precision(), name, a, &got, &measured.rows),
+        (Values::Real(_, a), true) => copied(&case, dump.precision(), name, a, &got, &measured.rows),
         _ => own,
     };
     Ok((got, own))
@@ -220,14 +220,14 @@ impl Taught<'_> {
         let visit = self.progress.next(name, &stage, shape, &held.shape, &self.chunks);
         match value {
             value if name == self.until => {
-                if visit.counts {
+                if visit.counts() {
                     visit.put_into(&mut self.own, as_held(name, recorded(Precision::F64, name, &value)), &held.shape);
                 }
                 self.is_known = visit.is_last;
             }
             StageValue::Real(mut value) => {
                 let taken = taken(&stage, &held.shape, rows);
-                for (own, piece) in visit.pieces() {
+                for Piece { own, rows: piece, .. } in visit.pieces() {
                     let taken = taken.as_deref().map(|taken| &taken[piece.clone()]);
                     let got = visit.narrowed(held.rows(piece)?);
                     put(&mut value, own, numbers(&got), taken, |&x| T::from_f64(x));

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use dsv2_reference::{Dtype, Tensor};
-use ndarray::ArrayD;
+use ndarray::{ArrayD, Axis, Slice};
 
 use super::pieces::{as_rows, pieces};
 use crate::check::shards::parts::Joined;
@@ -29,6 +29,8 @@ enum How {
     Rows(usize, Vec<Place>),
     /// Parts to be added, then rounded to the type of the first.
     Added(Vec<Place>),
+    /// Some columns of another one, and its first rows.
+    Cut(Box<Source>, Range<usize>),
 }
 
 /// A tensor in a file.
@@ -60,9 +62,31 @@ impl Source {
         Source { name: name.to_owned(), element, shape: shape.clone(), how: How::Alone(place) }
     }
 
+    /// Some of its columns.
+    pub fn columns(&self, columns: Range<usize>) -> Self {
+        let mut shape = self.shape.clone();
+        shape.iter_mut().last().into_iter().for_each(|width| *width = columns.len());
+        Source { shape, how: How::Cut(Box::new(self.clone()), columns), ..self.clone() }
+    }
+
+    /// As many of its first rows as this shape has, which are as wide.
+    pub fn first_rows(&self, shape: &[usize]) -> Self {
+        let width = shape.last().copied().unwrap_or(1);
+        Source { shape: shape.to_vec(), how: How::Cut(Box::new(self.clone()), 0..width), ..self.clone() }
+    }
+
     /// Whether all of it is in the same file as another.
     pub fn is_beside(&self, other: &Source) -> bool {
-        matches!((&self.how, &other.how), (How::Alone(own), How::Alone(other)) if own.file == other.file)
+        self.file().is_some_and(|file| other.file() == Some(file))
+    }
+
+    /// The file that all of it is in.
+    fn file(&self) -> Option<usize> {
+        match &self.how {
+            How::Alone(place) => Some(place.file),
+            How::Cut(of, _) => of.file(),
+            How::Columns(_) | How::Rows(..) | How::Added(_) => None,
+        }
     }
 
     /// The parts of all ranks, in their order; nothing, if they are several stages.
@@ -87,6 +111,7 @@ impl Source {
     pub fn rows(&self, files: &[TensorFile], rows: Range<usize>) -> Result<Option<Values>> {
         match &self.how {
             How::Alone(place) => place.rows(files, rows),
+            How::Cut(of, columns) => Ok(of.rows(files, rows)?.and_then(|rows| columns_in(rows, columns))),
             How::Columns(parts) | How::Rows(_, parts) | How::Added(parts) => {
                 // Whoever asks for no rows wants to know whether there will be any: of every part.
                 for part in parts.iter().filter(|_| rows.is_empty()) {
@@ -106,6 +131,11 @@ impl Source {
     pub fn whole(&self, files: &[TensorFile]) -> Result<Option<Values>> {
         let parts = match &self.how {
             How::Alone(place) => return place.whole(files),
+            How::Cut(of, columns) => {
+                let Some(whole) = of.whole(files)? else { return Ok(None) };
+                let rows = rows_in(&whole, 0..rows_of(&self.shape));
+                return Ok(rows.and_then(|rows| columns_in(rows, columns)?.in_shape(&self.shape)));
+            }
             How::Columns(parts) | How::Rows(_, parts) | How::Added(parts) => parts,
         };
         let all = 0..rows_of(&self.shape);
@@ -131,7 +161,7 @@ impl Source {
     ) -> Result<Option<Values>> {
         let of_all = || (0..parts.len()).map(|part| read(part, rows.clone())).collect::<Result<Option<Vec<_>>>>();
         Ok(match &self.how {
-            How::Alone(_) => None,
+            How::Alone(_) | How::Cut(..) => None,
             How::Columns(_) => of_all()?.and_then(|of_all| side_by_side(&of_all, rows.len(), &self.shape)),
             How::Added(_) => of_all()?.and_then(|of_all| added(&of_all)),
             How::Rows(axis, _) => {
@@ -215,6 +245,23 @@ fn rows_in(values: &Values, rows: Range<usize>) -> Option<Values> {
         Values::Real(dtype, a) => Values::Real(*dtype, as_rows(a.as_slice()?.get(span)?.to_vec(), shape)),
         Values::Index(a) => Values::Index(as_rows(a.as_slice()?.get(span)?.to_vec(), shape)),
         Values::Bool(_) => return None,
+    })
+}
+
+/// Some columns of `[rows, width]`.
+fn columns_in(rows: Values, columns: &Range<usize>) -> Option<Values> {
+    fn cut<A: Clone>(a: ArrayD<A>, columns: &Range<usize>) -> Option<ArrayD<A>> {
+        let width = *a.shape().last()?;
+        if *columns == (0..width) {
+            return Some(a);
+        }
+        let columns = Slice::from(columns.start..columns.end.min(width));
+        Some(a.slice_axis(Axis(a.ndim() - 1), columns).as_standard_layout().into_owned())
+    }
+    Some(match rows {
+        Values::Real(dtype, a) => Values::Real(dtype, cut(a, columns)?),
+        Values::Index(a) => Values::Index(cut(a, columns)?),
+        Values::Bool(a) => Values::Bool(cut(a, columns)?),
     })
 }
 

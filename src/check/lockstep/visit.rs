@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV};
-use dsv2_reference::stage::{Layout, Stage};
+use dsv2_reference::stage::{Layout, Stage, flow};
 use ndarray::{ArrayD, Axis, Dimension, IxDyn, concatenate};
 
 use super::pieces::PIECE;
@@ -17,7 +16,6 @@ pub struct Chunks {
     lengths: Vec<usize>,
     batch: usize,
     past: usize,
-    cache_before: bool,
 }
 
 /// What one chunk has of a stage.
@@ -25,13 +23,24 @@ pub struct Chunks {
 pub struct Visit {
     /// Whether this is the last chunk.
     pub is_last: bool,
-    /// Whether its rows are some of those that a dump holds. (Of what is cached it holds those of the last chunk, which has all.)
-    pub counts: bool,
+    /// Whether its tokens are some of those that are looked at.
+    pub is_looked_at: bool,
     /// Its rows, and those in their place in a dump; nothing, if a dump says nothing of them.
-    spans: Vec<(usize, Range<usize>)>,
+    spans: Vec<Piece>,
     layout: Layout,
     /// How long its rows are, and those of the stage: of the keys that are not there yet it has none.
     widths: [usize; 2],
+}
+
+/// Some rows of a chunk that stand one after another in a dump, too.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// The rows of the chunk.
+    pub own: Range<usize>,
+    /// Those in their place in a dump.
+    pub rows: Range<usize>,
+    /// Whether they are compared. What was cached by a chunk before is not: behind that chunk the dump's rows stand there.
+    pub counts: bool,
 }
 
 /// How far a run has got with each stage.
@@ -43,7 +52,7 @@ impl Chunks {
     pub fn of(case: &Case) -> Self {
         let inputs = &case.inputs;
         let (batch, past) = (inputs.batch(), inputs.past());
-        Chunks { lengths: case.chunks.clone(), batch, past, cache_before: inputs.cache_before }
+        Chunks { lengths: case.chunks.clone(), batch, past }
     }
 
     /// Whether there is only one.
@@ -65,53 +74,70 @@ impl Progress {
         *chunk += 1;
         let last = chunks.lengths.len().saturating_sub(1);
         let widths = [shape, whole].map(|shape| shape.last().copied().unwrap_or(1));
-        let visit = |counts, spans| Visit { is_last: at == last, counts, spans, layout: stage.layout, widths };
+        let fed: usize = chunks.lengths.iter().take(at).sum();
+        let is_looked_at = fed >= chunks.past;
+        let visit = |spans| Visit { is_last: at == last, is_looked_at, spans, layout: stage.layout, widths };
+        let all_rows = |counts| vec![Piece { own: 0..rows_of(shape), rows: 0..rows_of(shape), counts }];
         if chunks.are_one() {
-            return visit(true, vec![(0, 0..rows_of(shape))]);
+            return visit(all_rows(true));
         }
-        let fed: usize = chunks.lengths[..at].iter().sum();
-        let new = fed >= chunks.past;
         let (outer, own, all) = match stage.layout {
             Layout::Keys => {
-                let is_cached = [CACHED_KV, CACHED_K_PE].contains(&stage.kind);
-                let counts = match chunks.cache_before && is_cached {
-                    true => fed + chunks.lengths[at] == chunks.past,
-                    false => at == last,
-                };
                 let (keys, held) = (shape[1], whole[1]);
-                let spans = (0..shape[0]).map(|b| (b * keys, b * held..b * held + keys.min(held)));
-                return visit(counts, spans.collect());
+                let shown = keys.min(held);
+                // keys and values are made of all that is cached, chunk by chunk; the cache has what it had, and more
+                let before = match flow::is_copy(name) {
+                    true => fed.min(shown),
+                    false if at == last => 0,
+                    false => shown,
+                };
+                let span = |b: usize, from: usize, to: usize, counts| Piece {
+                    own: b * keys + from..b * keys + to,
+                    rows: b * held + from..b * held + to,
+                    counts,
+                };
+                let spans = (0..shape[0]).flat_map(|b| [span(b, 0, before, false), span(b, before, shown, true)]);
+                return visit(spans.filter(|span| !span.rows.is_empty()).collect());
             }
-            Layout::Whole => return visit(at == last, vec![(0, 0..rows_of(shape))]),
+            Layout::Whole => return visit(all_rows(at == last)),
             Layout::Tokens | Layout::Table | Layout::Logits => (shape[0], shape[1], whole[1]),
             Layout::Heads | Layout::Scores | Layout::Weights => (shape[0] * shape[1], shape[2], whole[2]),
             Layout::Flat => (chunks.batch, shape[0] / chunks.batch.max(1), whole[0] / chunks.batch.max(1)),
         };
-        if !new {
-            return visit(false, Vec::new());
+        if !is_looked_at {
+            return visit(Vec::new());
         }
         let start = *done;
         *done += own;
-        visit(true, (0..outer).map(|i| (i * own, i * all + start..i * all + start + own)).collect())
+        let span = |i: usize| {
+            let rows = i * all + start..i * all + start + own;
+            Piece { own: i * own..(i + 1) * own, rows, counts: true }
+        };
+        visit((0..outer).map(span).collect())
     }
 }
 
 impl Visit {
-    /// Its rows and those in their place, some at a time.
-    pub fn pieces(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+    /// Whether some of its rows are compared.
+    pub fn counts(&self) -> bool {
+        self.spans.iter().any(|span| span.counts)
+    }
+
+    /// Its rows, some at a time.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> + use<> {
         let step = (PIECE / self.widths[1].max(1)).max(1);
-        let pieces = |(start, rows): (usize, Range<usize>), step| {
-            let first = rows.start;
-            rows.step_by(step).map(move |at| (start + at - first, at))
-        };
-        let spans = self.spans.clone().into_iter();
-        spans.flat_map(move |(start, rows)| {
-            let end = rows.end;
-            pieces((start, rows), step).map(move |(own, at)| {
-                let length = step.min(end - at);
-                (own..own + length, at..at + length)
+        self.spans.clone().into_iter().flat_map(move |span| {
+            let Piece { own, rows, counts } = span;
+            rows.clone().step_by(step).map(move |at| {
+                let (from, to) = (at - rows.start, (at + step).min(rows.end) - rows.start);
+                Piece { own: own.start + from..own.start + to, rows: at..rows.start + to, counts }
             })
         })
+    }
+
+    /// Those that are compared.
+    pub fn compared(&self) -> impl Iterator<Item = Piece> + use<> {
+        self.pieces().filter(|piece| piece.counts)
     }
 
     /// Rows of this chunk as those of the stage: a key that is not there yet has nothing.
@@ -140,9 +166,9 @@ impl Visit {
         }
     }
 
-    /// Puts what this chunk has in its place in `all` of a stage of this shape.
+    /// Puts what is compared of this chunk in its place in `all` of a stage of this shape.
     pub fn put_into(&self, all: &mut Option<Values>, chunk: Values, shape: &[usize]) {
-        let whole = self.spans.len() == 1 && self.spans[0].1.len() == rows_of(shape);
+        let whole = matches!(&self.spans[..], [all] if all.counts && all.rows.len() == rows_of(shape));
         match (&mut *all, chunk) {
             (_, chunk) if whole && self.widths[0] == self.widths[1] => *all = Some(chunk),
             (None, Values::Real(dtype, a)) => {
@@ -164,9 +190,9 @@ impl Visit {
         let [own, all] = self.widths;
         let from = from.as_standard_layout();
         let (Some(to), Some(from)) = (to.as_slice_mut(), from.as_slice()) else { return };
-        for (start, rows) in &self.spans {
-            for (i, row) in rows.clone().enumerate() {
-                to[row * all..row * all + own].copy_from_slice(&from[(start + i) * own..(start + i + 1) * own]);
+        for Piece { own: at, rows, .. } in self.spans.iter().filter(|span| span.counts) {
+            for (at, row) in at.clone().zip(rows.clone()) {
+                to[row * all..row * all + own].copy_from_slice(&from[at * own..(at + 1) * own]);
             }
         }
     }
@@ -176,7 +202,7 @@ impl Visit {
         let width = self.widths[1];
         let span = |rows: &Range<usize>| rows.start * width..rows.end * width;
         let shape = |rows: &Range<usize>| IxDyn(&[rows.len(), width]);
-        let part = |(start, rows): &(usize, Range<usize>)| {
+        let part = |Piece { own, rows, .. }: &Piece| {
             let values = match all {
                 Values::Real(dtype, a) => {
                     let part = a.as_standard_layout().as_slice()?.get(span(rows))?.to_vec();
@@ -188,7 +214,7 @@ impl Visit {
                 }
                 Values::Bool(_) => return None,
             };
-            Some((*start..start + rows.len(), self.narrowed(values)))
+            Some((own.clone(), self.narrowed(values)))
         };
         self.spans.iter().filter_map(part).collect()
     }

@@ -14,9 +14,30 @@ pub fn without(values: &Values, layout: Layout, want: &[usize], batch: usize) ->
         Values::Index(a) => Values::Index(first(a, layout, want, batch)?),
         Values::Bool(_) => return None,
     };
+    Some((values, says(rows, tokens)?))
+}
+
+/// What a report says of so many rows of so many tokens; nothing, if there are no others.
+fn says(rows: usize, tokens: usize) -> Option<String> {
     let extra = rows.checked_sub(tokens).filter(|extra| *extra > 0)?;
     let plural = if extra == 1 { "row" } else { "rows" };
-    Some((values, format!("{extra} {plural} beyond the {tokens} tokens are not looked at")))
+    Some(format!("{extra} {plural} beyond the {tokens} tokens are not looked at"))
+}
+
+/// What a report says of a tensor of this shape whose first rows are those of the shape `want`, one after another, and whose others
+/// belong to no token; nothing, if these lie otherwise.
+pub fn behind(layout: Layout, shape: &[usize], want: &[usize]) -> Option<String> {
+    let (width, leading) = shape.split_last()?;
+    let (want_width, tokens) = want.split_last()?;
+    let are_rows = match layout {
+        Layout::Tokens | Layout::Keys | Layout::Logits | Layout::Table => tokens.len() == 2,
+        Layout::Flat => tokens.len() == 1,
+        _ => false,
+    };
+    match *leading {
+        [rows] | [1, rows] | [rows, 1] if are_rows && width == want_width => says(rows, tokens.iter().product()),
+        _ => None,
+    }
 }
 
 /// How many rows a tensor of this shape has, where the model's has the shape `want`; a token's heads are in one.

@@ -13,9 +13,9 @@ use crate::values::Values;
 
 /// The question about `case`. Where the dump has logits of the last tokens alone, these are all that it computes.
 pub fn recognise(request: &Request, case: Case, dump: &mut Dump) -> Request {
-    let Some(LastTokens { inputs, logits, says }) = LastTokens::of(&case, &dump.trace) else {
-        return request.about(case);
-    };
+    let found = LastTokens::of_trace(&case, &dump.trace);
+    let found = found.and_then(|found| Some((in_shape(dump.trace.get(LM_HEAD)?, found.shape)?, found)));
+    let Some((logits, LastTokens { inputs, says, .. })) = found else { return request.about(case) };
     let expected = request.expected.as_ref().map(|expected| {
         let all = expected.get(LM_HEAD).and_then(|values| last_of_all(values, &case, &inputs));
         all.into_iter().fold(expected.clone(), |expected, logits| expected.with(LM_HEAD, logits))
@@ -27,46 +27,52 @@ pub fn recognise(request: &Request, case: Case, dump: &mut Dump) -> Request {
 
 /// The case in which the logits that `dump` has are all that the model computes.
 pub fn case_of(case: &Case, dump: &Trace) -> Case {
-    let inputs = LastTokens::of(case, dump).map(|found| found.inputs);
+    let inputs = LastTokens::of_trace(case, dump).map(|found| found.inputs);
     Case { inputs: inputs.unwrap_or_else(|| case.inputs.clone()), ..case.clone() }
 }
 
-struct LastTokens {
-    /// Which logits they are.
-    inputs: Inputs,
-    /// `[B,kept,V]`
-    logits: Values,
+/// Logits of fewer tokens than there are.
+pub struct LastTokens {
+    /// Which they are.
+    pub inputs: Inputs,
+    /// B, kept and V.
+    pub shape: [usize; 3],
     /// What a report says.
-    says: String,
+    pub says: String,
 }
 
 impl LastTokens {
-    /// Of a dump with `[B,kept,V]` logits, or the same flattened, of fewer tokens than there are.
-    fn of(case: &Case, dump: &Trace) -> Option<Self> {
-        let (inputs, logits) = (&case.inputs, dump.get(LM_HEAD)?);
+    fn of_trace(case: &Case, dump: &Trace) -> Option<Self> {
+        let logits = dump.get(LM_HEAD).filter(|logits| logits.real().is_some())?;
+        Self::of(case, logits.shape(), dump.get("loss").is_some())
+    }
+
+    /// Of a dump with numbers of this shape, `[B,kept,V]` or the same flattened, and a loss or not.
+    pub fn of(case: &Case, logits: &[usize], with_loss: bool) -> Option<Self> {
+        let inputs = &case.inputs;
         let batch = inputs.packed.as_ref().map_or(inputs.batch(), Packed::sequences);
         let rows = rows(logits, case).filter(|rows| (1..inputs.batch() * inputs.looked_at()).contains(rows))?;
         let kept = rows.checked_div(batch).filter(|kept| kept * batch == rows)?;
-        let by_sequence = match *logits.shape() {
+        let by_sequence = match *logits {
             [first, second, _] => (first, second) == (batch, kept) || batch == 1 || kept == 1,
             ref shape => shape.len() <= 2,
         };
         // a loss is one of the logits that are kept, and its labels are as many
-        let free = inputs.logits_to_keep.is_none() && (inputs.labels.is_none() || dump.get("loss").is_none());
+        let free = inputs.logits_to_keep.is_none() && (inputs.labels.is_none() || !with_loss);
         let keep = last(inputs, kept, case.chunks.len() == 1).filter(|_| by_sequence && free)?;
         let tokens = if kept == 1 { "token".to_owned() } else { format!("{kept} tokens") };
         Some(LastTokens {
             says: format!("the last {tokens} of each sequence alone, [B, {kept}, V]"),
             inputs: Inputs { logits_to_keep: Some(keep), labels: None, ..inputs.clone() },
-            logits: in_shape(logits, [batch, kept, case.config.vocab_size])?,
+            shape: [batch, kept, case.config.vocab_size],
         })
     }
 }
 
 /// How many rows of logits there are.
-fn rows(logits: &Values, case: &Case) -> Option<usize> {
-    let vocab = case.config.vocab_size;
-    (logits.shape().last() == Some(&vocab) && logits.real().is_some()).then_some(logits.len() / vocab)
+fn rows(logits: &[usize], case: &Case) -> Option<usize> {
+    let rows = logits.iter().rev().skip(1).try_fold(1_usize, |rows, &n| rows.checked_mul(n));
+    rows.filter(|_| logits.last() == Some(&case.config.vocab_size))
 }
 
 fn in_shape(logits: &Values, shape: [usize; 3]) -> Option<Values> {
@@ -98,7 +104,7 @@ fn last_of_all(logits: &Values, case: &Case, inputs: &Inputs) -> Option<Values> 
     let (batch, length) = (inputs.batch(), inputs.looked_at());
     let Values::Real(dtype, _) = logits else { return None };
     let all = in_shape(logits, [batch, length, case.config.vocab_size])
-        .filter(|_| rows(logits, case) == Some(batch * length))?;
+        .filter(|_| rows(logits.shape(), case) == Some(batch * length))?;
     let all = all.real()?;
     let kept = match inputs.logits_to_keep.as_ref()? {
         LogitsToKeep::Last(kept) => all.slice_axis(Axis(1), ndarray::Slice::from(length - *kept as usize..)).to_owned(),

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::Origin;
 use super::memory::GLOBAL;
+use super::{Origin, REGISTER, Values};
 use crate::Space;
-use crate::unwritten::{UnwrittenUse, Use};
+use crate::lower::instruction::{Collective, Op};
+use crate::unwritten::{Source, UnwrittenUse, Use};
 
 /// What a block remembers of unwritten bytes, and what it has printed.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub(crate) struct Log {
     pub(crate) uses: HashMap<(Origin, usize, Use), Found>,
     /// What was printed, by block.
     pub(crate) printed: Vec<([u32; 3], String)>,
+    /// In a second run: the values that are followed.
+    pub(crate) values: Option<Values>,
 }
 
 /// The first use of a sort.
@@ -30,6 +33,20 @@ pub(crate) struct Found {
 }
 
 impl Log {
+    /// An empty one; of a second run if values are followed.
+    pub(crate) fn new(follows_values: bool) -> Self {
+        Self { values: follows_values.then(Values::default), ..Self::default() }
+    }
+
+    /// The origin of what depends on two values. Of unwritten bytes the first is told; followed values are all kept.
+    pub(super) fn join(&mut self, a: Origin, b: Origin) -> Origin {
+        match &mut self.values {
+            Some(values) => values.join(a, b),
+            None if a != 0 => a,
+            None => b,
+        }
+    }
+
     /// Forgets what was in the memory of a block.
     pub(crate) fn begin_block(&mut self) {
         self.stored.retain(|key, _| key & GLOBAL != 0);
@@ -66,8 +83,14 @@ impl Log {
         all.sort_by_key(|((origin, pc, how), _)| (*pc, *origin, *how));
         let told = all.into_iter().map(|((origin, pc, how), found)| {
             let Found { read: (space, address), block, thread, count } = *found;
-            let read = kernel.place(*origin as usize - 1);
-            UnwrittenUse { read, space, address, used: kernel.place(*pc), how: *how, block, thread, count }
+            let at = (*origin & !REGISTER) as usize - 1;
+            let source = match kernel.code[at].op {
+                _ if *origin & REGISTER != 0 => Source::Register,
+                Op::Warp(_, Collective::Shuffle { .. }) => Source::Lane,
+                _ => Source::Memory,
+            };
+            let (read, used) = (kernel.place(at), kernel.place(*pc));
+            UnwrittenUse { source, read, space, address, used, how: *how, block, thread, count }
         });
         told.collect()
     }

@@ -10,7 +10,7 @@ use crate::lower::flow::{Cell, Flow};
 use crate::lower::instruction::{Atomic, Load, Store};
 use crate::memory::address;
 use crate::memory::store::Store as Memory;
-use crate::observe::Observer;
+use crate::observe::{Access, Kind, Observer, Words};
 use crate::unwritten::Use;
 
 impl<O: Observer> Block<'_, O> {
@@ -47,6 +47,39 @@ impl<O: Observer> Block<'_, O> {
             let Some(register) = load.parts[part] else { continue };
             let mask = if load.signed { widen(unknown, load.bytes) } else { unknown };
             self.set_unknown(w, lane, register, mask, origin);
+        }
+    }
+
+    /// In a second run, before a load: a number for each lane that reads one of the words.
+    #[inline(never)]
+    pub(in crate::exec) fn number(
+        &mut self,
+        mask: u32,
+        load: &Load,
+        addresses: &[u64; LANES],
+        words: &Words,
+    ) -> [u32; LANES] {
+        let bytes = u64::from(load.bytes) * load.parts.len() as u64;
+        let access = Access::new(Kind::Read, load.space, addresses, bytes as u32);
+        let mut numbers = [0; LANES];
+        let Some(values) = &mut self.log.values else { return numbers };
+        for lane in lanes(mask) {
+            let Some((space, address)) = access.place(lane) else { continue };
+            if words.touch(space, address..address.saturating_add(bytes)) {
+                numbers[lane] = values.fresh();
+            }
+        }
+        numbers
+    }
+
+    /// After it: the registers depend on the numbers.
+    pub(in crate::exec) fn follow_numbers(&mut self, w: usize, mask: u32, load: &Load, numbers: &[u32; LANES]) {
+        let registers = load.parts.iter().flatten().map(|register| Cell::Data(*register)).collect();
+        self.clear(w, mask, &Flow { writes: registers, ..Flow::default() });
+        for lane in lanes(mask).filter(|lane| numbers[*lane] != 0) {
+            for register in load.parts.iter().flatten() {
+                self.set_unknown(w, lane, *register, u64::MAX, numbers[lane]);
+            }
         }
     }
 
@@ -115,6 +148,9 @@ impl<O: Observer> Block<'_, O> {
         if lost == 0 {
             return;
         }
+        if let Some(values) = &mut self.log.values {
+            return values.use_value(origin);
+        }
         let Ok(spot) = self.view(w).locate(request, lane, address) else { return };
         let offset = spot.offset + u64::from(at);
         spot.store.forget(offset, lost);
@@ -142,7 +178,9 @@ impl<O: Observer> Block<'_, O> {
             let at = part as u32 * atomic.bytes;
             let Ok(spot) = self.view(w).locate(request, lane, address) else { return vec![] };
             let offset = spot.offset + u64::from(at);
-            let before = unknown_bits(spot.store, offset, atomic.bytes);
+            // What is in memory is not followed in a second run: whatever is stored counts as used.
+            let second = self.log.values.is_some();
+            let before = if second { 0 } else { unknown_bits(spot.store, offset, atomic.bytes) };
             let mut from = None;
             if before != 0 {
                 from = Some(self.origin((w, pc), lane, (atomic.space, address + u64::from(at)), offset, before));
@@ -154,7 +192,8 @@ impl<O: Observer> Block<'_, O> {
             if let Some(unknown) = &mut self.warps[w].unknown {
                 for register in [*b, *c] {
                     if get(&unknown.masks, register, lane) != 0 {
-                        origin = origin.or(Some(unknown.origins(Cell::Data(register))[lane]));
+                        let other = unknown.origins(Cell::Data(register))[lane];
+                        origin = Some(self.log.join(origin.unwrap_or(0), other));
                     }
                 }
             }
@@ -196,6 +235,9 @@ impl<O: Observer> Block<'_, O> {
         bytes: u32,
     ) -> (u16, Origin) {
         let (mut lost, mut origin) = (0, 0);
+        if self.log.values.is_some() {
+            return (0, 0);
+        }
         for at in 0..bytes {
             let request = Request { space: Space::Global, bytes: 1, writes: false, reads: false };
             let address = address + u64::from(at);

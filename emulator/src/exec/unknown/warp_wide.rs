@@ -1,14 +1,14 @@
 //! Unwritten bytes in warp-wide instructions: matrices, shuffles, votes and the like.
 
-use super::Unknown;
 use super::memory::unknown_bits;
+use super::{Origin, Unknown};
 use crate::Space;
 use crate::exec::block::Block;
 use crate::exec::collective;
 use crate::exec::registers::{FULL, LANES, Register, Registers, get, lanes, set};
 use crate::exec::view::Request;
 use crate::lower::flow::{Cell, Flow};
-use crate::lower::instruction::{Collective, Factors, Product, Vote};
+use crate::lower::instruction::{Collective, Factors, Op, Product, Vote};
 use crate::numeric::fragment;
 use crate::observe::Observer;
 
@@ -21,6 +21,10 @@ impl<O: Observer> Block<'_, O> {
         (addresses, space): (&[u64; LANES], Space),
         transposed: bool,
     ) {
+        if self.log.values.is_some() {
+            let writes = d.iter().map(|slot| Cell::Data(Register { slot: *slot, bits: 32 })).collect();
+            return self.clear(w, FULL, &Flow { writes, ..Flow::default() });
+        }
         for (matrix, slot) in d.iter().enumerate() {
             let (mut masks, mut origins) = ([[0u16; 8]; 8], [0; 8]);
             for row in 0..8 {
@@ -54,6 +58,11 @@ impl<O: Observer> Block<'_, O> {
         (addresses, space): (&[u64; LANES], Space),
         transposed: bool,
     ) {
+        if self.log.values.is_some() {
+            return sources
+                .iter()
+                .for_each(|slot| self.use_all(w, FULL, Cell::Data(Register { slot: *slot, bits: 32 })));
+        }
         for lane in 0..8 * sources.len() {
             let Some(unknown) = &self.warps[w].unknown else { return };
             let slot = sources[lane / 8];
@@ -66,8 +75,22 @@ impl<O: Observer> Block<'_, O> {
         }
     }
 
+    /// In a second run: what some lanes hold in a register goes to other lanes, and counts as used.
+    pub(super) fn use_all(&mut self, w: usize, mask: u32, cell: Cell) {
+        if let (Some(unknown), Some(values)) = (&mut self.warps[w].unknown, &mut self.log.values) {
+            let followed = unknown.lanes_of(cell) & mask;
+            let origins = *unknown.origins(cell);
+            lanes(followed).for_each(|lane| values.use_value(origins[lane]));
+        }
+    }
+
     /// Before `movmatrix`: where the bits go, those that are not known go too.
     pub(in crate::exec) fn follow_move_matrix(&mut self, w: usize, d: u32, a: u32) {
+        let cell = |slot| Cell::Data(Register { slot, bits: 32 });
+        if self.log.values.is_some() {
+            self.use_all(w, FULL, cell(a));
+            return self.clear(w, FULL, &Flow { writes: vec![cell(d)], ..Flow::default() });
+        }
         let Some(unknown) = &mut self.warps[w].unknown else { return };
         let masks = *unknown.masks.get::<u32>(a);
         let origin = unknown.narrow[a as usize].iter().copied().find(|origin| *origin != 0).unwrap_or(0);
@@ -86,6 +109,9 @@ impl<O: Observer> Block<'_, O> {
                 | Collective::StoreMatrix { .. }
                 | Collective::MoveMatrix { .. }
                 | Collective::MatrixProduct(_)
+                | Collective::LoadTile(_)
+                | Collective::StoreTile(_)
+                | Collective::TileProduct(_)
         ) {
             return;
         }
@@ -126,6 +152,10 @@ impl<O: Observer> Block<'_, O> {
                     unknown.mark(Cell::Predicate(valid), mask, false);
                 }
             }
+            _ if self.log.values.is_some() => {
+                flow.reads.iter().for_each(|cell| self.use_all(w, mask, *cell));
+                self.clear(w, mask, flow);
+            }
             Collective::Vote { mode, d, source } => {
                 let unsure = unknown.lanes_of(Cell::Predicate(source.slot)) & mask;
                 let (yes, sure) = (warp.registers.test(source), mask & !unsure);
@@ -153,8 +183,26 @@ impl<O: Observer> Block<'_, O> {
         }
     }
 
+    /// After a shuffle: what comes from lanes that do not take part is not known.
+    pub(in crate::exec) fn follow_strangers(&mut self, (w, pc): (usize, usize), strangers: &[(usize, u32)]) {
+        let Op::Warp(_, Collective::Shuffle { d, .. }) = &self.launch.kernel.code[pc].op else { return };
+        if self.launch.follow && self.launch.words.is_none() {
+            for (lane, _) in strangers {
+                self.set_unknown(w, *lane, Register { slot: *d, bits: 32 }, u64::MAX, pc as Origin + 1);
+            }
+        }
+    }
+
     /// Before a matrix product: an element of D depends on a row of A, a column of B and an element of C.
     pub(in crate::exec) fn follow_product(&mut self, w: usize, product: &Product) {
+        let wide = matches!(product.kind, Factors::Doubles(_));
+        if self.log.values.is_some() {
+            let cell = |slot: &u32| Cell::Data(Register { slot: *slot, bits: if wide { 64 } else { 32 } });
+            for slot in product.a.iter().chain(&product.b).chain(&product.c) {
+                self.use_all(w, FULL, cell(slot));
+            }
+            return self.clear(w, FULL, &Flow { writes: product.d.iter().map(cell).collect(), ..Flow::default() });
+        }
         let Some(unknown) = &mut self.warps[w].unknown else { return };
         let (bits, sum_bits) = match product.kind {
             Factors::Doubles(_) => (64, [64; 2]),
@@ -163,7 +211,7 @@ impl<O: Observer> Block<'_, O> {
             Factors::Integers(types) => (types.bits, [32; 2]),
             Factors::Bits { .. } => (1, [32; 2]),
         };
-        let width = if bits == 64 { 64 } else { 32 };
+        let width = if wide { 64 } else { 32 };
         let per = (width / bits) as usize;
         let shape = product.shape;
         let (mut rows, mut columns) = ([0; 16], [0; 8]);

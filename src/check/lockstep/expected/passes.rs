@@ -16,7 +16,7 @@ use crate::check::align::{self, Order};
 use crate::check::lockstep::measured::is_compared_with_help_of;
 use crate::check::lockstep::pieces::numbers;
 use crate::check::lockstep::station::{Computed, Ended, Names, Station, Waiting, station};
-use crate::check::lockstep::visit::{Chunks, Progress};
+use crate::check::lockstep::visit::{Chunks, Piece, Progress};
 use crate::check::lockstep::{PlainDump, Reached};
 use crate::error::{Error, Result};
 use crate::local::{plain, root_mean_square};
@@ -131,7 +131,7 @@ impl Passes<'_> {
                 });
                 let counted = self.rows.of_stage(&stage, &planned.shape);
                 let held = self.dump.held(&name)?;
-                for (own, piece) in visit.pieces().filter(|_| visit.counts) {
+                for Piece { own, rows: piece, .. } in visit.compared() {
                     truth.ask(own.clone())?;
                     plain.ask(own)?;
                     let [want, other] = [truth, plain].map(|run| run.shown().map(|rows| visit.widened(rows)));

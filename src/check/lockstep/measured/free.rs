@@ -11,7 +11,7 @@ use crate::check::Request;
 use crate::check::judge::EndToEnd;
 use crate::check::lockstep::PlainDump;
 use crate::check::lockstep::pieces::{Held, numbers, shown};
-use crate::check::lockstep::visit::{Chunks, Progress};
+use crate::check::lockstep::visit::{Chunks, Piece, Progress};
 use crate::error::{Error, Result};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
@@ -54,7 +54,7 @@ impl Free<'_> {
         let StageValue::Real(a) = value else { return Ok(()) };
         let visit = self.progress.next(self.name, &self.stage, a.shape(), &self.held.shape, self.chunks);
         let compared = self.rows.of_stage(&self.stage, &self.held.shape);
-        for (own, piece) in visit.pieces().filter(|_| visit.counts) {
+        for Piece { own, rows: piece, .. } in visit.compared() {
             let truth = visit.widened(shown(Precision::F64, self.name, value, own));
             let compared = compared.as_deref().map(|rows| &rows[piece.clone()]);
             self.comparing.go_to(piece.start);

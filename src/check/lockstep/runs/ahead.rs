@@ -11,7 +11,7 @@ use crate::check::align::Order;
 use crate::check::lockstep::measured::{is_routing, put};
 use crate::check::lockstep::pieces::{Held, numbers, taken};
 use crate::check::lockstep::station::Computed;
-use crate::check::lockstep::visit::Visit;
+use crate::check::lockstep::visit::{Piece, Visit};
 use crate::check::{Request, align, truth};
 use crate::local::{is_choice, usable_stage};
 use crate::rows::ComparedRows;
@@ -69,7 +69,7 @@ impl<'a> Comparer<'a> {
         let (config, rows) = (&self.request.case.config, &self.measured.rows);
         let whole = self.chunks.flat(shape.last().copied().unwrap_or(1));
         let visit = self.progress[0].next(name, stage, shape, &whole, &self.chunks);
-        if !visit.counts {
+        if !visit.counts() {
             self.to_truth.go_on()?;
             return Ok(());
         }
@@ -153,18 +153,16 @@ impl<'a> Comparer<'a> {
         let compared = self.measured.rows.of_stage(stage, &held.shape);
         let taken = taken(stage, &held.shape, &self.measured.rows);
         let mut kept = Vec::new();
-        if !visit.counts && taken.is_none() {
-            return Ok(kept);
-        }
         let width = held.shape.last().copied().unwrap_or(1);
-        let mut asked = visit.pieces();
-        asked.next().map(|(first, _)| self.to_truth.ask(first)).transpose()?;
-        for (_, piece) in visit.pieces() {
+        let looked_at = || visit.pieces().filter(|piece| piece.counts || taken.is_some());
+        let mut asked = looked_at();
+        asked.next().map(|first| self.to_truth.ask(first.own)).transpose()?;
+        for Piece { rows: piece, counts, .. } in looked_at() {
             let truth = self.to_truth.shown()?;
-            asked.next().map(|(next, _)| self.to_truth.ask(next)).transpose()?;
+            asked.next().map(|next| self.to_truth.ask(next.own)).transpose()?;
             let truth = visit.widened(truth);
             let truth = numbers(&truth);
-            if visit.counts {
+            if counts {
                 let got = held.rows(piece.clone())?;
                 comparing.go_to(piece.start);
                 comparing.add(numbers(&got), truth, compared.as_deref().map(|rows| &rows[piece.clone()]));

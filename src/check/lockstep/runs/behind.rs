@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dsv2_metrics::Comparing;
+use dsv2_metrics::{Comparing, Comparison};
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::stage::table::{EMBED_TOKENS, LAYER, O_PROJ};
-use dsv2_reference::stage::{self, Stage, flow};
+use dsv2_reference::stage::{self, Layout, Stage};
 use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::ArrayView1;
 
@@ -16,7 +16,7 @@ use crate::check::align;
 use crate::check::lockstep::measured::{Off, Stagewise};
 use crate::check::lockstep::pieces::{Held, numbers, taken};
 use crate::check::lockstep::station::{Computed, Ended};
-use crate::check::lockstep::visit::Visit;
+use crate::check::lockstep::visit::{Piece, Visit};
 use crate::local::{is_choice, is_exact, stored, usual_noise};
 use crate::values::Values;
 
@@ -34,10 +34,28 @@ pub struct Numbers {
     chunk: usize,
     /// How far off the plain runs are.
     noise: Vec<Comparing>,
-    off: Comparing,
-    spread: Spreading,
-    /// The same by what it should be as the computation stores it, if it must be bit-identical.
-    stored: Option<(Comparing, Spreading)>,
+    off: Difference,
+    /// The same of the tokens that are looked at, as it should be and as the computation stores that, if these must be
+    /// bit-identical.
+    copied: Option<[Difference; 2]>,
+}
+
+/// How far off the dump is, and how what it should be is spread.
+struct Difference(Comparing, Spreading);
+
+impl Difference {
+    fn of(stage: Stage, shape: &[usize]) -> Self {
+        Difference(Comparing::new(shape), Spreading::new(stage, shape))
+    }
+
+    /// The rows from `row` on; those count for which `compared` holds (all, if there is none).
+    fn add(&mut self, row: usize, got: &[f64], own: &[f64], compared: Option<&[bool]>) {
+        let Difference(off, spread) = self;
+        off.go_to(row);
+        off.add(got, own, compared);
+        spread.go_to(row);
+        spread.add(own, compared);
+    }
 }
 
 impl<'a> Comparer<'a> {
@@ -74,7 +92,7 @@ impl<'a> Comparer<'a> {
         let Some(Ahead::Routing { got, truth: Some(truth), lesson }) = ahead else { return Ok(false) };
         let whole = self.chunks.flat(shape.last().copied().unwrap_or(1));
         let visit = self.progress[1].next(name, stage, shape, &whole, &self.chunks);
-        if !visit.counts {
+        if !visit.counts() {
             return Ok(false);
         }
         let (mut own, mut plain) = match self.open.remove(name) {
@@ -130,70 +148,72 @@ impl<'a> Comparer<'a> {
         let case = &self.request.case;
         let (config, precision) = (&case.config, self.way.precision);
         let compared = self.measured.rows.of_stage(stage, &held.shape);
-        let comparing = || Comparing::new(&held.shape);
-        let spreading = || Spreading::new(*stage, &held.shape);
-        let (chunk, mut noise, mut off, mut spread, mut as_stored) = match self.open.remove(name) {
-            Some(Open::Numbers(open)) => {
-                let Numbers { chunk, noise, off, spread, stored } = *open;
-                (chunk + 1, noise, off, spread, stored)
-            }
+        let difference = || Difference::of(*stage, &held.shape);
+        let mut numbers_so_far = match self.open.remove(name) {
+            Some(Open::Numbers(open)) => Numbers { chunk: open.chunk + 1, ..*open },
             _ => {
                 let is_taught = |source: &str| self.measured.taught.contains(source);
-                // of what was cached before the new tokens the dump does not hold the source
-                let is_new = case.inputs.past() == 0 || flow::inputs(name, config, |_| true).is_empty();
-                let exact = is_new && (self.way.given)(name) && is_exact(name, is_taught, config, self.request.cache);
-                if exact {
-                    self.measured.exact.insert(name.to_owned());
-                }
-                let noise = self.to_plain.iter().map(|_| comparing()).collect();
-                (0, noise, comparing(), spreading(), exact.then(|| (comparing(), spreading())))
+                let is_copy = (self.way.given)(name) && is_exact(name, is_taught, config, self.request.cache);
+                let noise = self.to_plain.iter().map(|_| Comparing::new(&held.shape)).collect();
+                let copied = is_copy.then(|| [difference(), difference()]);
+                Numbers { chunk: 0, noise, off: difference(), copied }
             }
         };
-        if visit.counts {
-            let mut asked = visit.pieces();
-            let mut ask = || -> Result<(), Ended> {
-                let Some((rows, _)) = asked.next() else { return Ok(()) };
-                self.to_own.ask(rows.clone())?;
-                self.to_plain.iter().try_for_each(|plain| plain.ask(rows.clone()))
-            };
+        let Numbers { chunk, noise, off, copied } = &mut numbers_so_far;
+        let mut asked = visit.compared();
+        let mut ask = || -> Result<(), Ended> {
+            let Some(Piece { own, .. }) = asked.next() else { return Ok(()) };
+            self.to_own.ask(own.clone())?;
+            self.to_plain.iter().try_for_each(|plain| plain.ask(own.clone()))
+        };
+        ask()?;
+        for Piece { rows: piece, .. } in visit.compared() {
+            let own = visit.widened(self.to_own.shown()?);
+            let plain: Vec<Values> = self.to_plain.iter().map(|plain| plain.shown()).collect::<Result<_, _>>()?;
             ask()?;
-            for (_, piece) in visit.pieces() {
-                let own = visit.widened(self.to_own.shown()?);
-                let plain: Vec<Values> = self.to_plain.iter().map(|plain| plain.shown()).collect::<Result<_, _>>()?;
-                ask()?;
-                let (own, compared) = (numbers(&own), compared.as_deref().map(|rows| &rows[piece.clone()]));
-                for (noise, plain) in noise.iter_mut().zip(plain) {
-                    noise.go_to(piece.start);
-                    noise.add(numbers(&visit.widened(plain)), own, compared);
-                }
-                let got = held.rows(piece.clone())?;
-                let add = |off: &mut Comparing, spread: &mut Spreading, own: &[f64]| {
-                    off.go_to(piece.start);
-                    off.add(numbers(&got), own, compared);
-                    spread.go_to(piece.start);
-                    spread.add(own, compared);
+            let (own, compared) = (numbers(&own), compared.as_deref().map(|rows| &rows[piece.clone()]));
+            for (noise, plain) in noise.iter_mut().zip(plain) {
+                noise.go_to(piece.start);
+                noise.add(numbers(&visit.widened(plain)), own, compared);
+            }
+            let got = held.rows(piece.clone())?;
+            off.add(piece.start, numbers(&got), own, compared);
+            if let Some([as_it_is, as_stored]) = copied {
+                let stored = stored(precision, name, &ArrayView1::from(own).into_dyn().to_owned());
+                // of what was cached before, the dump does not hold the source
+                let [own, stored] = match visit.is_looked_at {
+                    true => [own, numbers(&stored)],
+                    false => [numbers(&got); 2],
                 };
-                add(&mut off, &mut spread, own);
-                if let Some((off, spread)) = &mut as_stored {
-                    let rows = ArrayView1::from(own).into_dyn().to_owned();
-                    add(off, spread, numbers(&stored(precision, name, &rows)));
-                }
+                as_it_is.add(piece.start, numbers(&got), own, compared);
+                as_stored.add(piece.start, numbers(&got), stored, compared);
             }
         }
+        let chunk = *chunk;
         if !visit.is_last {
-            let open = Numbers { chunk, noise, off, spread, stored: as_stored };
-            self.open.insert(name.to_owned(), Open::Numbers(Box::new(open)));
+            self.open.insert(name.to_owned(), Open::Numbers(Box::new(numbers_so_far)));
             return Ok(chunk);
         }
+        let Numbers { noise, off: Difference(off, spread), copied, .. } = numbers_so_far;
         let noise: Vec<_> = noise.into_iter().map(|noise| noise.finish().metrics).collect();
         self.measured.keep_noise(name, &noise, usual_noise(name, held.dtype, config, precision));
-        let off = off.finish();
-        // a copy may have been stored as the computation stores it
-        let (off, spread, exact) = match as_stored {
-            Some((stored, spread)) if off.nonfinite.is_some() || off.worst.is_some() => (stored.finish(), spread, true),
-            Some(_) => (off, spread, true),
-            None => (off, spread, false),
+        let (off, spread, exact) = match copied {
+            None => (off.finish(), spread, false),
+            Some([Difference(as_it_is, spread_as_it_is), Difference(as_stored, spread_as_stored)]) => {
+                let differs = |off: &Comparison| off.nonfinite.is_some() || off.worst.is_some();
+                let (as_it_is, as_stored) = (as_it_is.finish(), as_stored.finish());
+                match differs(&as_it_is) {
+                    true if differs(&as_stored) => (as_stored, spread_as_stored, true),
+                    // what was cached before is none
+                    _ if case.inputs.past() > 0 && stage.layout == Layout::Keys => (off.finish(), spread, false),
+                    true => (as_stored, spread_as_stored, true),
+                    false => (as_it_is, spread_as_it_is, true),
+                }
+            }
         };
+        if exact {
+            self.measured.exact.insert(name.to_owned());
+        }
         self.measured.spreads.insert(name.to_owned(), spread.finish());
         let by_others = match self.measured.surely_passes(name, &off) {
             true => Vec::new(),
@@ -206,7 +226,7 @@ impl<'a> Comparer<'a> {
     }
 
     /// How far off a stage is by its other readings.
-    fn by_others(&mut self, name: &str, held: &Held<'_>) -> Result<Vec<dsv2_metrics::Comparison>, Stopped> {
+    fn by_others(&mut self, name: &str, held: &Held<'_>) -> Result<Vec<Comparison>, Stopped> {
         let heads = self.request.case.config.num_attention_heads;
         if !align::has_other_readings(name, &held.shape, heads) {
             return Ok(Vec::new());
@@ -229,7 +249,7 @@ impl<'a> Comparer<'a> {
         let taken = taken(&known(name)?, &held.shape, &self.measured.rows);
         let width = held.shape.last().copied().unwrap_or(1);
         let mut unread = unread.chunks(width.max(1));
-        for (rows, piece) in visit.pieces() {
+        for Piece { own: rows, rows: piece, .. } in visit.pieces() {
             let mut lesson = self.with_rounded_stream(name, held.rows(piece.clone())?, piece.clone())?;
             if let (Some(taken), Values::Real(_, rows)) = (&taken, &mut lesson) {
                 let rows = rows.rows_mut().into_iter().zip(&taken[piece]).filter(|(_, taken)| !**taken);

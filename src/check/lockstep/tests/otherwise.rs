@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use dsv2_reference::round::RoundingTap;
+use ndarray::{Axis, Slice};
 
 use super::*;
 
@@ -43,6 +44,49 @@ fn chunks_and_steps_are_judged_to_the_bit_as_if_they_were_read_whole() {
                 });
             }
             *judged.entry(what).or_default() += assert_same(&mut request, &dump, what);
+        }
+    }
+    assert!(judged.len() == 3 && judged.values().all(|judged| *judged > 5), "{judged:?}");
+}
+
+/// A cached stage with some of its keys times `factor`.
+fn with_keys(trace: &Trace, cached: &str, keys: std::ops::Range<usize>, factor: f64) -> Trace {
+    renamed(trace, |name, values| match values {
+        Values::Real(dtype, a) if name == cached => {
+            let mut a = a.clone();
+            a.slice_axis_mut(Axis(1), Slice::from(keys.clone())).mapv_inplace(|x| x * factor);
+            (name.to_owned(), Values::Real(*dtype, a))
+        }
+        values => (name.to_owned(), values.clone()),
+    })
+}
+
+#[test]
+fn what_an_earlier_chunk_cached_is_not_held_against_itself() {
+    let mut judged = BTreeMap::<&str, usize>::new();
+    for (number, request) in cases().into_iter().step_by(6).enumerate() {
+        for (what, mut request) in fed_otherwise(&request) {
+            let length = request.case.inputs.length();
+            let precision = [Precision::F32, Precision::Bf16, Precision::F16][number % 3];
+            let dump = dumped(&request, precision);
+            let mut wrong = vec![(1..length - 2, 100.0), (0..1, 1.2)];
+            if !request.case.inputs.cache_before {
+                // a copy of a key that the dump holds, if it is one of those that are looked at
+                wrong.push((length - 1..length, 1.01));
+            }
+            for cached in ["past_key_values.0.k_pe", "past_key_values.0.compressed_kv"] {
+                for (keys, factor) in &wrong {
+                    let dump = with_keys(&dump, cached, keys.clone(), *factor);
+                    let (stepwise, whole) = both(&mut request, &dump);
+                    let failure =
+                        check_without_hint(&request).unwrap().verdict.first_failure().map(|of| of.stage.clone());
+                    assert_eq!(failure.as_deref(), Some(cached), "{what}, {precision}: keys {keys:?} times {factor}");
+                    if let Some(stepwise) = stepwise {
+                        assert!(stepwise == whole, "{what}, {keys:?}:\n{stepwise}\nread whole:\n{whole}");
+                        *judged.entry(what).or_default() += 1;
+                    }
+                }
+            }
         }
     }
     assert!(judged.len() == 3 && judged.values().all(|judged| *judged > 5), "{judged:?}");

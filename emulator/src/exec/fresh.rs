@@ -1,0 +1,55 @@
+//! Blocks before they begin.
+
+use super::async_copy::Copies;
+use super::barrier::State;
+use super::block::Block;
+use super::launch::Launch;
+use super::registers::{LANES, Registers};
+use super::specials;
+use super::unknown::Unknown;
+use super::warp::{Fragment, Warp};
+use crate::lower::control::BARRIERS;
+use crate::memory::store::Store;
+use crate::observe::Observer;
+
+impl<O: Observer> Block<'_, O> {
+    /// The warps and the shared memory of a block.
+    pub(super) fn fresh(launch: &Launch<'_>) -> (Vec<Warp>, Store) {
+        let threads: u32 = launch.block.iter().product();
+        let kernel = launch.kernel;
+        let warps = (0..threads.div_ceil(LANES as u32)).map(|_| Warp {
+            registers: Registers::new(kernel.narrow, kernel.wide, kernel.predicates),
+            ready: vec![],
+            waits: vec![],
+            live: 0,
+            local: Store::new(kernel.local_bytes.next_multiple_of(16) * LANES as u64, false),
+            copies: Copies::default(),
+            unknown: None,
+            starving: 0,
+        });
+        (warps.collect(), Store::new(launch.shared_bytes, false))
+    }
+
+    /// Everything as a block finds it.
+    pub(super) fn reset(&mut self) {
+        self.log.begin_block();
+        self.shared.reset();
+        self.barriers = [State::EMPTY; BARRIERS];
+        let threads: u32 = self.launch.block.iter().product();
+        for (index, warp) in self.warps.iter_mut().enumerate() {
+            let first = (index * LANES) as u32;
+            let count = (threads - first).min(LANES as u32);
+            warp.live = if count == 32 { u32::MAX } else { (1 << count) - 1 };
+            warp.ready = vec![Fragment { pc: 0, lanes: warp.live }];
+            warp.waits.clear();
+            warp.local.reset();
+            warp.copies = Copies::default();
+            warp.unknown = None;
+            warp.starving = 0;
+            specials::fill(self.launch, self.id, index, &mut warp.registers);
+            if self.launch.follow && self.launch.words.is_none() {
+                warp.unknown = Unknown::of_unassigned(&warp.registers, self.launch.kernel.unassigned());
+            }
+        }
+    }
+}

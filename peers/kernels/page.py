@@ -1,0 +1,135 @@
+"""results.json, and from it the part of docs/kernels.md between two marks.
+
+python peers/kernels/page.py        # renders anew, runs nothing
+"""
+
+import importlib.metadata
+import json
+import pathlib
+
+from findings import FINDINGS
+
+HERE = pathlib.Path(__file__).resolve().parent
+RESULTS = HERE / "results.json"
+PAGE = HERE.parents[1] / "docs" / "kernels.md"
+BEGIN, END = "<!-- begin: peers/kernels/page.py -->\n", "<!-- end: peers/kernels/page.py -->\n"
+TOOLS = ("triton", "torch", "nvidia-cuda-nvcc")
+
+
+def record(rows: list[dict]) -> None:
+    """Puts rows in the place of those with the same kernel, target and workload; what was not run keeps its row."""
+    before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    kept = {_key(row): row for row in before}
+    kept.update({_key(row): row for row in rows if row["verdict"] != "not run" or _key(row) not in kept})
+    tools = {name: importlib.metadata.version(name) for name in TOOLS}
+    ordered = sorted(kept.values(), key=lambda row: (row["library"], row["operator"], row["kernel"], row["target"]))
+    lines = ",\n".join(json.dumps(row, sort_keys=True) for row in ordered)
+    RESULTS.write_text(f'{{"tools": {json.dumps(tools)}, "rows": [\n{lines}\n]}}\n')
+    write()
+
+
+def write() -> None:
+    """Puts what `rendered` makes into the page."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(before + BEGIN + rendered() + END + after)
+
+
+def rendered() -> str:
+    """The tables and the findings."""
+    results = json.loads(RESULTS.read_text())
+    kernels: dict[tuple, list[dict]] = {}
+    for row in results["rows"]:
+        kernels.setdefault(_key(row)[:5], []).append(row)
+    numbers = {name: place for place, name in enumerate(_found(results["rows"]), 1)}
+    tools = ", ".join(f"{name} {version}" for name, version in results["tools"].items())
+    lines = [
+        f"Ran with {tools}.",
+        "",
+        "| kernel | operator | target | right on | worst error, of its budget | memory | same bits | races | bytes asked / needed | findings | `pytest peers/kernels/` |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_line(rows, numbers) for rows in kernels.values()),
+        "",
+        *_notes(kernels),
+        "",
+        "### Findings",
+        "",
+        *(_finding(place, name, results["rows"]) for name, place in numbers.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _key(row: dict) -> tuple:
+    return row["library"], row["operator"], row["kernel"], row["target"], row["test"], row["workload"]
+
+
+def _found(rows: list[dict]) -> list[str]:
+    names = {row.get("finding") for row in rows if row["verdict"] != "not run"}
+    return [name for name in FINDINGS if name in names]
+
+
+def _line(rows: list[dict], numbers: dict[str, int]) -> str:
+    first = rows[0]
+    run = [row for row in rows if row["verdict"] != "not run"]
+    head = f"| {first['library']} {first['version']} `{first['kernel']}` | `{first['operator']}` | {first['target']}"
+    command = f"`{_file(first)} -k '{first['test']}['`"
+    if not run:
+        return f"{head} | not run | | | | | | | {command} |"
+    right = [row for row in run if row["verdict"] == "pass"]
+    worst = max((row["worst"] for row in right if row["worst"]), key=lambda worst: worst["ratio"], default=None)
+    races = max(row["races"] for row in run)
+    asked = sorted(row["asked"] / row["needed"] for row in right if row["asked"] and row["needed"])
+    found = sorted({numbers[row["finding"]] for row in run if row["finding"]})
+    cells = [
+        f"{len(right)} of {len(run)}",
+        f"{worst['error']:.1e}, {worst['ratio']:.2f} ({worst['output']}, {worst['measure']})" if worst else "",
+        f"{faults} faults" if (faults := sum(map(_is_fault, run))) else "clean",
+        "no" if any("other bits" in row["said"] for row in run) else "yes",
+        str(races or "none"),
+        f"{asked[0]:.1f} to {asked[-1]:.1f}" if asked else "",
+        ", ".join(f"[{place}](#finding-{place})" for place in found),
+        command,
+    ]
+    return f"{head} | {' | '.join(cells)} |"
+
+
+def _is_fault(row: dict) -> bool:
+    """Whether something was out of bounds, or unwritten and used or left."""
+    return row["verdict"] == "fault" and "out of bounds" in row["said"] or "nobody wrote" in row["said"] or "not initialised" in row["said"]
+
+
+def _file(row: dict) -> str:
+    return {"sglang": "test_sglang.py", "vllm": "test_vllm.py", "liger-kernel": "test_liger.py", "flashinfer-python": "test_flashinfer.py"}[
+        row["library"]
+    ]
+
+
+def _notes(kernels: dict[tuple, list[dict]]) -> list[str]:
+    """What adapters do beside the call, and which workloads they leave out."""
+    lines = []
+    for rows in kernels.values():
+        first = rows[0]
+        said = [first["note"]] if first["note"] else []
+        said += [f"not asked: {workload!r} ({why})" for workload, why in first["without"].items()]
+        said += sorted({f"not run: {row['said']}" for row in rows if row["verdict"] == "not run"})
+        if said:
+            lines.append(f"* {first['library']} `{first['kernel']}`, `{first['operator']}`, {first['target']}: {'; '.join(said)}")
+    return lines
+
+
+def _finding(place: int, name: str, rows: list[dict]) -> str:
+    finding = FINDINGS[name]
+    where = [row for row in rows if row.get("finding") == name]
+    kernels = ", ".join(dict.fromkeys(f"{row['library']} {row['version']} `{row['kernel']}`" for row in where))
+    workloads = ", ".join(dict.fromkeys(row["workload"] for row in where))
+    tests = " ".join(dict.fromkeys(f"peers/kernels/{_file(row)}" for row in where))
+    names = " or ".join(dict.fromkeys(row["test"] for row in where))
+    return (
+        f'<a id="finding-{place}"></a>**{place}. {name[0].upper()}{name[1:]}** ({kernels}; {workloads}). {finding.text} '
+        f"See it: `pytest {tests} -k '{names}' --findings`; in the small: "
+        f"[{finding.reproduce}](../peers/kernels/findings/{finding.reproduce}), `pytest peers/kernels/findings/{finding.reproduce}`.\n"
+    )
+
+
+if __name__ == "__main__":
+    write()

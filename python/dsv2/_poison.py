@@ -1,0 +1,74 @@
+"""Memory that nobody wrote, made to be seen: while a kernel is judged, what `torch.empty` and `numpy.empty` give holds a pattern
+of bytes that no computation makes, and what of it comes back was never written. What such memory holds by luck (often the
+result of the call before) counts for nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from dsv2._shadow import MAKERS, watch
+
+# NaN in f16, bf16 and f32 (another one than arithmetic makes), and in the integers a number that is no index.
+PATTERNS = (b"\xa5\xff", b"\xda\x7f")
+
+
+@contextmanager
+def poisoned(pattern: bytes) -> Iterator[None]:
+    """Fills with the pattern what is made without a value."""
+    torch = sys.modules.get("torch")
+    undo = [watch([(np, "empty"), (np, "empty_like")], lambda array: _fill_numpy(array, pattern))]
+    if torch is not None:
+        makers = [(torch, name) for name in MAKERS] + [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
+        undo.append(watch(makers, lambda tensor: _fill_torch(torch, tensor, pattern)))
+    try:
+        yield
+    finally:
+        for end in reversed(undo):
+            end()
+
+
+def _bytes(pattern: bytes, count: int) -> bytes:
+    return (pattern * -(-count // len(pattern)))[:count]
+
+
+def _fill_numpy(array: Any, pattern: bytes) -> None:
+    if type(array) is np.ndarray and not array.dtype.hasobject and array.size:
+        start, end = np.lib.array_utils.byte_bounds(array)
+        ctypes.memmove(start, _bytes(pattern, end - start), end - start)
+
+
+def _fill_torch(torch: Any, tensor: Any, pattern: bytes) -> None:
+    if type(tensor) is not torch.Tensor or tensor.is_sparse or tensor.is_quantized:
+        return
+    storage = tensor.untyped_storage()
+    if not storage.nbytes():
+        return
+    if tensor.device.type == "cpu":
+        # Past PyTorch: for `dsv2.triton` this memory stays unwritten.
+        ctypes.memmove(storage.data_ptr(), _bytes(pattern, storage.nbytes()), storage.nbytes())
+    elif tensor.device.type == "cuda":
+        whole = torch.tensor([], dtype=torch.uint8, device=tensor.device).set_(storage)
+        whole[0::2], whole[1::2] = pattern[0], pattern[1]
+
+
+def untouched(values: Any, pattern: bytes) -> np.ndarray:
+    """Which elements, in order, hold nothing but the pattern. Of types of one byte this says nothing: any byte may be a number."""
+    raw = raw_bytes(values)
+    if values.dtype.itemsize < 2 or not raw.size:
+        return np.zeros(len(raw), bool)
+    return (raw == np.frombuffer(_bytes(pattern, raw.shape[-1]), np.uint8)).all(-1)
+
+
+def raw_bytes(values: Any) -> np.ndarray:
+    """The bytes of an array, a row for each element."""
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values).reshape(-1, 1).view(np.uint8)
+    flat = values.detach().cpu().contiguous().flatten()
+    return flat.view(sys.modules["torch"].uint8).numpy().reshape(-1, values.element_size())
