@@ -6,8 +6,11 @@ use super::summing::{
 };
 use super::*;
 
+/// A workload, the type that sums are kept in, and the tiles that are summed in fp32 first.
+type Found = (&'static str, ElementType, &'static [usize]);
+
 /// Each operator that adds up, a kernel for it, and the workloads that find out in what it does, with what it may not.
-const SUMMING: &[(&str, Kernel, &[(&str, ElementType, &[usize])])] = {
+const SUMMING: &[(&str, Kernel, &[Found])] = {
     use ElementType::{Bfloat16, Float16};
     /// A sum that is rounded once, at its end.
     const ONCE: usize = usize::MAX;
