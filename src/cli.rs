@@ -17,6 +17,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{OnDevice, Precision, Reference, Streaming};
 use dsv2::case::Layers;
@@ -45,7 +46,9 @@ pub fn run<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Ende
             Ok(Done { output, conforms }) => Ended { output: Ok(output), status: u8::from(!conforms) },
             Err(error) => refused(&error.to_string()),
         },
-        Err(asked) if !asked.use_stderr() => Ended { output: Ok(Text::lines(&asked.to_string())), status: 0 },
+        Err(asked) if !asked.use_stderr() || asked.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Ended { output: Ok(Text::lines(&asked.to_string())), status: 0 }
+        }
         Err(error) => {
             // clap explains at length, after a blank line
             let text = error.to_string();

@@ -4,8 +4,10 @@
 //! implementations in the kernel's types are off on the same inputs ([`Plain`]), with the floors and factors of
 //! [`crate::budget`]. Experts are judged as sets, near ties included, and weights by expert.
 
+mod alone;
 mod blocks;
 mod choice;
+mod given;
 mod report;
 mod sampling;
 
@@ -17,6 +19,8 @@ use dsv2_operators::{ElementType, Operator, Plain, Tensors, Workload};
 use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis};
 
+pub use alone::{BatchInvariance, FirstDifference, chosen_rows};
+pub use given::GivenWorkloads;
 pub use report::{KernelReport, KernelVerdict, OutputVerdict};
 
 use crate::error::Result;
@@ -26,7 +30,9 @@ use crate::values::{Values, fit};
 /// A workload with everything that outputs are held against.
 pub struct Judge {
     operator: &'static Operator,
-    workload: Workload,
+    workload: String,
+    /// The type of activations.
+    dtype: ElementType,
     inputs: Tensors,
     truth: Tensors,
     plain: [Tensors; 2],
@@ -38,10 +44,17 @@ impl Judge {
     /// # Errors
     /// If the operator refuses the workload's inputs.
     pub fn new(operator: &'static Operator, workload: &Workload) -> Result<Self> {
-        let inputs = operator.inputs(workload)?;
+        Self::of(operator, &workload.name, workload.dtype, operator.inputs(workload)?)
+    }
+
+    /// Of any inputs, by a name that they are called.
+    ///
+    /// # Errors
+    /// If the operator refuses them.
+    pub fn of(operator: &'static Operator, workload: &str, dtype: ElementType, inputs: Tensors) -> Result<Self> {
         let truth = operator.truth(&inputs)?;
         let plain = [operator.plain(&inputs, Plain::Fp32)?, operator.plain(&inputs, Plain::Operands)?];
-        Ok(Judge { operator, workload: workload.clone(), inputs, truth, plain })
+        Ok(Judge { operator, workload: workload.to_owned(), dtype, inputs, truth, plain })
     }
 
     /// The inputs.
@@ -74,14 +87,15 @@ impl Judge {
             false => KernelVerdict::NotJudged,
         };
         let unknown = returned.keys().filter(|name| !contract.outputs.contains_key(*name)).cloned().collect();
-        let axes = contract.bind(&self.inputs, self.workload.dtype)?;
+        let axes = contract.bind(&self.inputs, self.dtype)?;
         Ok(KernelReport {
             operator: contract.name.clone(),
             instance: contract.instance(&axes),
-            workload: self.workload.name.clone(),
+            workload: self.workload.clone(),
             verdict,
             outputs,
             unknown,
+            batch_invariance: None,
         })
     }
 
@@ -163,7 +177,7 @@ impl Judge {
         let noise = plain.iter().map(|plain| compare(plain.view(), want.view(), compared).metrics);
         let noise = noise.reduce(|a, b| a.zip(&b, f64::max)).unwrap_or_default();
         let spread = Spread::of(want.view(), compared);
-        let stored = self.operator.contract.outputs[name].dtype.resolve(self.workload.dtype);
+        let stored = self.operator.contract.outputs[name].dtype.resolve(self.dtype);
         let factors = if stored == ElementType::Float32 { LOCAL_FACTORS } else { NARROW_LOCAL_FACTORS };
         let factors = for_so_many(factors, spread.independent_elements);
         with_floors(noise, spread, spread.independent_rows).zip(&factors, |noise, factor| noise * factor)

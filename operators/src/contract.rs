@@ -1,12 +1,15 @@
 //! A contract: what an operator is given and returns, in data.
 
 pub mod flashinfer;
+mod rows;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor, Tensors};
+
+pub use rows::Rows;
 
 /// What an operator is given and returns. The terms are those of FlashInfer-Bench's definitions; sizes that a definition
 /// fixes are left open, so that one contract stands for all of them.
@@ -33,6 +36,9 @@ pub struct Contract {
     /// What of its inputs has no meaning: a kernel may read it, and nothing may come of that.
     #[serde(default)]
     pub garbage: Vec<String>,
+    /// What of its inputs can be given alone, if anything can.
+    #[serde(default)]
+    pub rows: Option<Rows>,
     /// What it is tried on.
     pub workloads: Vec<Workload>,
 }

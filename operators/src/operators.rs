@@ -6,6 +6,7 @@ mod cache;
 mod combine;
 mod draw;
 mod experts;
+mod fp8;
 mod head;
 mod norm;
 mod projection;
@@ -24,7 +25,8 @@ use crate::call::{Call, Computed, Outputs, Plain};
 use crate::contract::{Contract, Workload};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor, Tensors};
-use draw::Draw;
+pub(crate) use draw::Draw;
+pub(crate) use sampling::softmax_rows;
 use table::{Meaning, OPERATORS};
 
 /// One operator.

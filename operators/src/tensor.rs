@@ -1,6 +1,7 @@
 //! What an operator is given and returns: numbers as their type holds them, wide enough for any computation.
 
 use dsv2_reference::Dtype;
+use float8::F8E4M3;
 use half::{bf16, f16};
 use indexmap::IndexMap;
 use ndarray::ArrayD;
@@ -20,6 +21,9 @@ pub enum ElementType {
     Float16,
     /// IEEE single.
     Float32,
+    /// 8 bits, 4 of exponent and 3 of fraction, without infinities: at most 448.
+    #[serde(rename = "float8_e4m3fn")]
+    Float8,
     /// 32-bit integers.
     Int32,
     /// 64-bit integers.
@@ -27,14 +31,19 @@ pub enum ElementType {
 }
 
 impl ElementType {
-    /// The type of numbers; `None` for integers.
+    /// The type of numbers; `None` for integers, and for those that the reference has no type for.
     pub fn real(self) -> Option<Dtype> {
         match self {
             ElementType::Bfloat16 => Some(Dtype::Bf16),
             ElementType::Float16 => Some(Dtype::F16),
             ElementType::Float32 => Some(Dtype::F32),
-            ElementType::Int32 | ElementType::Int64 => None,
+            ElementType::Float8 | ElementType::Int32 | ElementType::Int64 => None,
         }
+    }
+
+    /// Whether it is a type of numbers, not of whole ones.
+    pub fn is_real(self) -> bool {
+        !matches!(self, ElementType::Int32 | ElementType::Int64)
     }
 
     fn file_dtype(self) -> safetensors::Dtype {
@@ -42,6 +51,7 @@ impl ElementType {
             ElementType::Bfloat16 => safetensors::Dtype::BF16,
             ElementType::Float16 => safetensors::Dtype::F16,
             ElementType::Float32 => safetensors::Dtype::F32,
+            ElementType::Float8 => safetensors::Dtype::F8_E4M3,
             ElementType::Int32 => safetensors::Dtype::I32,
             ElementType::Int64 => safetensors::Dtype::I64,
         }
@@ -53,17 +63,19 @@ impl ElementType {
             ElementType::Bfloat16 => "bfloat16",
             ElementType::Float16 => "float16",
             ElementType::Float32 => "float32",
+            ElementType::Float8 => "float8_e4m3fn",
             ElementType::Int32 => "int32",
             ElementType::Int64 => "int64",
         }
     }
 
-    /// `x` as the type holds it: to nearest, ties to even; beyond the largest number, infinity.
+    /// `x` as the type holds it: to nearest, ties to even; beyond the largest number, infinity (in fp8, the largest number).
     pub fn round(self, x: f64) -> f64 {
         match self {
             ElementType::Bfloat16 => bf16::from_f32(x as f32).to_f64(),
             ElementType::Float16 => f16::from_f32(x as f32).to_f64(),
             ElementType::Float32 => f64::from(x as f32),
+            ElementType::Float8 => F8E4M3::from_f32(x as f32).to_f64(),
             ElementType::Int32 | ElementType::Int64 => x.round(),
         }
     }
@@ -126,6 +138,9 @@ impl Tensor {
             }
             (Elements::Real(values), ElementType::Float16) => {
                 values.iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect()
+            }
+            (Elements::Real(values), ElementType::Float8) => {
+                values.iter().map(|&x| F8E4M3::from_f32(x as f32).to_bits()).collect()
             }
             (Elements::Real(values), _) => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
             (Elements::Index(values), ElementType::Int32) => {

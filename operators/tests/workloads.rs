@@ -1,5 +1,7 @@
 //! Every workload of every contract can be made, means something, and tells right from wrong.
 
+use std::collections::BTreeSet;
+
 use dsv2_operators::contract::{AxisKind, Judged};
 use dsv2_operators::{Operator, Plain, Tensor};
 
@@ -29,6 +31,23 @@ fn inputs_are_the_same_every_time_and_what_comes_out_fits_the_contract() {
         }
         let named = operator.contract.instance(&axes);
         assert!(!named.contains('{'), "{named}");
+    });
+}
+
+/// The reference sums in an order that depends on nothing but the length of the sum: a row alone has the bits that it has
+/// among others, in fp32, and so its inputs are those of that row.
+#[test]
+fn a_row_alone_means_what_it_means_among_others() {
+    each(|operator, workload| {
+        let (contract, inputs) = (&operator.contract, operator.inputs(workload).unwrap());
+        let count = contract.row_count(&inputs);
+        let among = operator.plain(&inputs, Plain::Fp32).unwrap();
+        for row in BTreeSet::from([0, count / 2]).into_iter().filter(|&row| row < count) {
+            for (name, alone) in operator.plain(&contract.alone(&inputs, row), Plain::Fp32).unwrap() {
+                let part = contract.part(&inputs, &contract.outputs[&name].shape, &among[&name], row);
+                assert_eq!(alone, part, "{} \"{}\" {name}, row {row}", contract.name, workload.name);
+            }
+        }
     });
 }
 
@@ -79,6 +98,21 @@ fn every_axis_of_a_shape_is_explained_and_the_name_holds_those_that_a_kernel_is_
             assert!(contract.instance.contains(&format!("{{{axis}}}")) || derived(axis), "{}: {axis}", contract.name);
         }
     }
+}
+
+#[test]
+fn the_readme_lists_all_operators_and_their_counts() {
+    let readme = include_str!("../README.md");
+    let workloads: usize = Operator::all().iter().map(|operator| operator.contract.workloads.len()).sum();
+    let counts = format!("# {} operators, {workloads} workloads", Operator::all().len());
+    assert!(readme.contains(&counts), "{counts}");
+    let listed: BTreeSet<&str> = readme
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .collect();
+    let all: BTreeSet<&str> = Operator::all().iter().map(|operator| operator.contract.name.as_str()).collect();
+    assert_eq!(listed, all);
 }
 
 #[test]

@@ -1,13 +1,18 @@
 //! `dsv2 operator`: kernels of single operators, from whatever program they run in.
 
+mod trials;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use dsv2::kernels::{Judge, KernelReport, KernelVerdict};
+use dsv2::kernels::{Judge, KernelReport, KernelVerdict, chosen_rows};
+use dsv2::values::Values;
 use dsv2::{Error, Result, output, values};
 use dsv2_foreign::{Place, Text};
 use dsv2_operators::contract::{TypeSpec, flashinfer};
 use dsv2_operators::{Operator, Workload, tensor};
+use indexmap::IndexMap;
+use trials::Trials;
 
 use super::{Done, for_people, styled};
 
@@ -34,9 +39,25 @@ pub struct InputsArgs {
     operator: String,
     /// The folder to write; it must not exist, or be empty
     dir: PathBuf,
+    #[command(flatten)]
+    which: Which,
+    /// Write some rows of each workload alone, too: STEM.row_N.safetensors
+    #[arg(long)]
+    rows: bool,
+}
+
+/// Which workloads are meant.
+#[derive(Args)]
+pub struct Which {
     /// Only this workload
     #[arg(long)]
     workload: Option<String>,
+    /// In place of ours, those of this file of FlashInfer-Bench: one a line
+    #[arg(long, value_name = "FILE")]
+    workloads: Option<PathBuf>,
+    /// Their definition, if it lies neither beside them nor in their trace set
+    #[arg(long, value_name = "FILE", requires = "workloads")]
+    definition: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -46,9 +67,11 @@ pub struct CheckArgs {
     /// A folder with an output file for each workload, named as its inputs are (.safetensors, .npz, .pt); or one file, for
     /// --workload
     outputs: PathBuf,
-    /// Only this workload
+    #[command(flatten)]
+    which: Which,
+    /// Fail, too, where a row has other bits alone (`inputs --rows`) than among others
     #[arg(long)]
-    workload: Option<String>,
+    batch_invariant: bool,
     /// Print one JSON object in place of a table
     #[arg(long)]
     json: bool,
@@ -75,7 +98,8 @@ fn list(args: &ListArgs) -> Result<Done> {
                 "inputs": contract.inputs,
                 "outputs": contract.outputs,
                 "garbage": contract.garbage,
-                "workloads": contract.workloads.iter().map(of_workload).collect::<indexmap::IndexMap<_, _>>(),
+                "rows": contract.rows,
+                "workloads": contract.workloads.iter().map(of_workload).collect::<IndexMap<_, _>>(),
             })
         };
         let all: Vec<_> = Operator::all().iter().map(of).collect();
@@ -98,16 +122,25 @@ fn list(args: &ListArgs) -> Result<Done> {
 }
 
 fn inputs(args: &InputsArgs) -> Result<Done> {
-    let operator = Operator::named(&args.operator)?;
-    let workloads = workloads(operator, args.workload.as_deref())?;
+    let trials = Trials::of(&args.operator, &args.which)?;
     let write = |path: &Path, bytes: &[u8]| std::fs::write(path, bytes).map_err(Error::io(path, "write"));
     let mut instances = Vec::new();
+    let mut files = 0;
     output::write_folder(&args.dir, |dir| {
-        for workload in &workloads {
-            let inputs = operator.inputs(workload)?;
-            let file = format!("{}.safetensors", flashinfer::file_stem(workload));
+        for trial in 0..trials.len() {
+            let (inputs, stem) = (trials.inputs(trial)?, trials.stem(trial));
+            let file = format!("{stem}.safetensors");
             write(&dir.join(&file), &tensor::to_safetensors(&inputs))?;
-            instances.push(flashinfer::Instance::new(&operator.contract, workload, &inputs, &file)?);
+            files += 1;
+            let rows = if args.rows { chosen_rows(trials.operator, &inputs) } else { Vec::new() };
+            for row in rows {
+                let alone = trials.operator.contract.alone(&inputs, row);
+                write(&dir.join(format!("{}.safetensors", of_row(&stem, row))), &tensor::to_safetensors(&alone))?;
+                files += 1;
+            }
+            if let Some(workload) = trials.workload(trial) {
+                instances.push(flashinfer::Instance::new(&trials.operator.contract, workload, &inputs, &file)?);
+            }
         }
         for (name, definition, workloads) in flashinfer::files(&instances) {
             write(&dir.join(format!("{name}.json")), definition.as_bytes())?;
@@ -115,25 +148,52 @@ fn inputs(args: &InputsArgs) -> Result<Done> {
         }
         Ok(())
     })?;
-    let said = format!("{}: inputs of {} workloads", Place(&args.dir), workloads.len());
+    let alone = if args.rows { format!(", {} of rows alone", files - trials.len()) } else { String::new() };
+    let said = format!("{}: inputs of {} workloads{alone}", Place(&args.dir), trials.len());
     Ok(Done { output: Text::lines(&said), conforms: true })
 }
 
 fn check(args: &CheckArgs) -> Result<Done> {
-    let operator = Operator::named(&args.operator)?;
+    let trials = Trials::of(&args.operator, &args.which)?;
+    let contract = &trials.operator.contract;
+    if args.batch_invariant && contract.rows.is_none() {
+        let expected = "an operator of which rows can be given alone";
+        return Err(Error::request("--batch-invariant", expected, &contract.name));
+    }
     let mut reports = Vec::new();
-    for workload in workloads(operator, args.workload.as_deref())? {
-        let returned = match outputs_of(args, workload)? {
-            Some(path) => values::read(&path)?.into_iter().collect(),
-            None => indexmap::IndexMap::new(),
+    // of a row alone only where there are two or more
+    let mut untried = None;
+    for trial in 0..trials.len() {
+        let returned = match outputs_of(args, &trials, &trials.stem(trial))? {
+            Some(path) => read(&path)?,
+            None => IndexMap::new(),
         };
-        reports.push(Judge::new(operator, workload)?.judge(&returned)?);
+        let judge = Judge::of(trials.operator, &trials.name(trial), trials.dtype(trial), trials.inputs(trial)?)?;
+        let mut report = judge.judge(&returned)?;
+        let rows = chosen_rows(trials.operator, judge.inputs());
+        let mut alone = Vec::new();
+        for &row in rows.iter().filter(|_| args.outputs.is_dir()) {
+            if let Some(path) = outputs_of(args, &trials, &of_row(&trials.stem(trial), row))? {
+                alone.push((row, read(&path)?));
+            }
+        }
+        report.batch_invariance = judge.batch_invariance(&returned, &alone);
+        if !rows.is_empty() && report.batch_invariance.is_none() {
+            untried.get_or_insert_with(|| of_row(&trials.stem(trial), rows[0]));
+        }
+        reports.push(report);
     }
     if reports.iter().all(|report| report.verdict == KernelVerdict::NotJudged) {
-        let names = operator.contract.outputs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        return Err(Error::file(&args.outputs, format!("outputs of {} ({names})", operator.contract.name), "none"));
+        let names = contract.outputs.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return Err(Error::file(&args.outputs, format!("outputs of {} ({names})", contract.name), "none"));
     }
-    let conforms = reports.iter().all(|report| report.verdict == KernelVerdict::Pass);
+    if let Some(stem) = untried.filter(|_| args.batch_invariant) {
+        let expected = format!("outputs of rows alone (inputs --rows), such as {stem}.safetensors");
+        return Err(Error::file(&args.outputs, expected, "none"));
+    }
+    let varies = |report: &KernelReport| report.batch_invariance.as_ref().is_some_and(|measured| !measured.invariant);
+    let conforms = reports.iter().all(|report| report.verdict == KernelVerdict::Pass)
+        && !(args.batch_invariant && reports.iter().any(varies));
     let output = match args.json {
         true => Text::json(&serde_json::json!({ "conforms": conforms, "workloads": reports }).to_string()),
         false => for_people(&KernelReport::table(&reports, styled())),
@@ -141,26 +201,26 @@ fn check(args: &CheckArgs) -> Result<Done> {
     Ok(Done { output, conforms })
 }
 
-/// The workload of this name, or all.
-fn workloads<'a>(operator: &'a Operator, name: Option<&str>) -> Result<Vec<&'a Workload>> {
-    Ok(match name {
-        Some(name) => vec![operator.workload(name)?],
-        None => operator.contract.workloads.iter().collect(),
-    })
+fn read(path: &Path) -> Result<IndexMap<String, Values>> {
+    Ok(values::read(path)?.into_iter().collect())
 }
 
-/// The file with what was returned for a workload, if there is one.
-fn outputs_of(args: &CheckArgs, workload: &Workload) -> Result<Option<PathBuf>> {
+/// What the files of a row alone are called.
+fn of_row(stem: &str, row: usize) -> String {
+    format!("{stem}.row_{row}")
+}
+
+/// The file with what was returned for a workload, or a row of it, if there is one.
+fn outputs_of(args: &CheckArgs, trials: &Trials, stem: &str) -> Result<Option<PathBuf>> {
     if !args.outputs.exists() {
         return Err(Error::file(&args.outputs, "a folder with output files, or one", "nothing"));
     }
     if !args.outputs.is_dir() {
-        return match args.workload {
-            Some(_) => Ok(Some(args.outputs.clone())),
-            None => Err(Error::request("--workload", "the workload that this one file belongs to", "none")),
+        return match trials.len() {
+            1 => Ok(Some(args.outputs.clone())),
+            _ => Err(Error::request("--workload", "the workload that this one file belongs to", "none")),
         };
     }
-    let stem = flashinfer::file_stem(workload);
     let there = ["safetensors", "npz", "pt"].map(|ending| args.outputs.join(format!("{stem}.{ending}")));
     Ok(there.into_iter().find(|path| path.exists()))
 }

@@ -5,6 +5,7 @@ use dsv2_metrics::{Element, Metrics};
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
+use super::BatchInvariance;
 use crate::budget::part;
 use crate::judge::Disposition;
 use crate::report::model::{ElementReport, Errors};
@@ -25,6 +26,8 @@ pub struct KernelReport {
     pub outputs: Vec<OutputVerdict>,
     /// What was returned under names that the contract does not have.
     pub unknown: Vec<String>,
+    /// Whether rows that were given alone have the bits that they have among others; `None` if that was not tried.
+    pub batch_invariance: Option<BatchInvariance>,
 }
 
 /// What is said of a workload as a whole.
@@ -104,7 +107,8 @@ impl KernelReport {
         } else {
             format!("\nnot outputs of the contract: {}", dsv2_foreign::list(unknown, 8))
         };
-        format!("{lines}\n\n{pass} passed, {fail} failed, {not} not judged{unknown}")
+        let invariance = BatchInvariance::summary(reports).map(|line| format!("\n{line}")).unwrap_or_default();
+        format!("{lines}\n\n{pass} passed, {fail} failed, {not} not judged{unknown}{invariance}")
     }
 }
 

@@ -1,16 +1,18 @@
 //! Attention over the latent cache (C, eq. 41-47, absorbed) and over expanded keys and values (eq. 16-19), as serving engines
 //! launch it: paged or ragged, with the logarithm of its denominator, so that parts can be merged.
 
+mod inputs;
+
 use dsv2_reference::Real;
 use dsv2_reference::arithmetic::matmul::{dot, matmul, matmul_t};
 use dsv2_reference::arithmetic::softmax::{log_sum_exp, softmax};
 use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Ix2, Ix3, concatenate, s};
 
-use super::draw::{Draw, indptr, int32, scalar};
 use crate::call::{Call, Outputs};
-use crate::contract::{Contract, Workload};
+use crate::contract::Contract;
 use crate::error::Result;
-use crate::tensor::{ElementType, Tensor, Tensors};
+
+pub use inputs::{decode_inputs, prefill_inputs, ragged_inputs, states};
 
 /// One new token for each sequence against its pages: `softmax(scale (q_nope C^T + q_pe K^T)) C`, and the logarithm to base 2
 /// of the denominator. A sequence without tokens has an output of 0 and a denominator of 0.
@@ -28,13 +30,14 @@ pub fn paged_prefill<T: Real>(contract: &Contract, call: &Call) -> Result<Output
 
 fn attend_pages<T: Real>(contract: &Contract, call: &Call, queries: Vec<usize>) -> Result<Outputs<T>> {
     let (q_nope, q_pe) = (call.real::<T, Ix3>("q_nope"), call.real::<T, Ix3>("q_pe"));
-    let (ckv_cache, kpe_cache) = (call.real::<T, Ix3>("ckv_cache"), call.real::<T, Ix3>("kpe_cache"));
+    let kv_scale: T = if call.has("kv_scale") { call.scalar("kv_scale") } else { T::one() };
+    let [ckv_cache, kpe_cache] = ["ckv_cache", "kpe_cache"].map(|cache| call.real::<T, Ix3>(cache));
     let tables = page_tables(contract, call, queries.len() - 1)?;
     let scale: T = call.scalar("sm_scale");
     let mut output = Array3::zeros(q_nope.raw_dim());
     let mut lse = Array2::from_elem((q_nope.len_of(Axis(0)), q_nope.len_of(Axis(1))), T::neg_infinity());
     for (sequence, pages) in tables.iter().enumerate() {
-        let (keys, k_pe) = (gathered(&ckv_cache, pages), gathered(&kpe_cache, pages));
+        let [keys, k_pe] = [&ckv_cache, &kpe_cache].map(|cache| gathered(cache, pages).mapv_into(|x| x * kv_scale));
         let new = queries[sequence]..queries[sequence + 1];
         if new.len() > keys.nrows() && !keys.is_empty() {
             let expected = format!("at most {} new tokens in sequence {sequence}, as many as it has", keys.nrows());
@@ -192,108 +195,4 @@ fn gathered<T: Real>(cache: &Array3<T>, slots: &[(usize, usize)]) -> Array2<T> {
     } else {
         concatenate(Axis(0), &rows).expect("rows of one width")
     }
-}
-
-/// One new token for each sequence; see [`pages`].
-pub fn decode_inputs(workload: &Workload, draw: &Draw) -> Tensors {
-    pages(workload, draw, workload.list("kv_lengths").len())
-}
-
-/// As many new tokens for each sequence as `q_lengths` says; see [`pages`].
-pub fn prefill_inputs(workload: &Workload, draw: &Draw) -> Tensors {
-    let new = workload.list("q_lengths");
-    let mut tensors = pages(workload, draw, new.iter().sum());
-    tensors.insert("qo_indptr".to_owned(), indptr(new));
-    tensors
-}
-
-/// A cache of twice as many pages as the sequences of `kv_lengths` need. `permuted pages`: they lie anywhere. `NaN in unused
-/// cache`: slots without a token hold NaN, as memory that was something else before does. `sharp`: scores so far apart that
-/// one key is most of each row.
-fn pages(workload: &Workload, draw: &Draw, queries: usize) -> Tensors {
-    let [heads, ckv, kpe, size] =
-        ["num_qo_heads", "head_dim_ckv", "head_dim_kpe", "page_size"].map(|axis| workload.axis(axis));
-    let lengths = workload.list("kv_lengths");
-    let counts: Vec<usize> = lengths.iter().map(|length| length.div_ceil(size)).collect();
-    let used: usize = counts.iter().sum();
-    let all = 2 * used + 1;
-    let order = if workload.has("permuted pages") { draw.permutation("pages", all) } else { (0..all).collect() };
-    let mut used_slots = ndarray::Array2::from_elem((all, size), false);
-    let mut pages = order[..used].iter();
-    for (&length, &count) in lengths.iter().zip(&counts) {
-        for (nth, &page) in pages.by_ref().take(count).enumerate() {
-            used_slots.slice_mut(s![page, ..size.min(length - nth * size)]).fill(true);
-        }
-    }
-    let cache = |name: &str, width: usize| {
-        let mut values = draw.normal(name, &[all, size, width], 1.0);
-        if workload.has("NaN in unused cache") {
-            for ((page, slot), _) in used_slots.indexed_iter().filter(|(_, used)| !**used) {
-                values.slice_mut(s![page, slot, ..]).fill(f64::NAN);
-            }
-        }
-        Tensor::real(workload.dtype, values)
-    };
-    // with the usual scale the scores of such queries have a standard deviation of 1; sharp ones, of 8
-    let std = if workload.has("sharp") { 8.0 } else { 1.0 } * (192.0 / (ckv + kpe) as f64).sqrt();
-    let query = |name, width| Tensor::real(workload.dtype, draw.normal(name, &[queries, heads, width], std));
-    let mut tensors = Tensors::from_iter([
-        ("q_nope".to_owned(), query("q_nope", ckv)),
-        ("q_pe".to_owned(), query("q_pe", kpe)),
-        ("ckv_cache".to_owned(), cache("ckv_cache", ckv)),
-        ("kpe_cache".to_owned(), cache("kpe_cache", kpe)),
-        ("kv_indptr".to_owned(), indptr(&counts)),
-        ("kv_indices".to_owned(), int32(used, order[..used].iter().map(|&page| page as i64).collect())),
-        ("sm_scale".to_owned(), scalar(1.0 / 192f64.sqrt())),
-    ]);
-    if size > 1 {
-        // what a sequence without pages has here says nothing
-        let last = |&length: &usize| if length == 0 { 0 } else { (length - 1) % size + 1 };
-        let last = int32(lengths.len(), lengths.iter().map(|length| last(length) as i64).collect());
-        tensors.insert("kv_last_page_len".to_owned(), last);
-    }
-    tensors
-}
-
-/// Sequences of `kv_lengths`, the last `q_lengths` of which are new.
-pub fn ragged_inputs(workload: &Workload, draw: &Draw) -> Tensors {
-    let [heads, qk, v] = ["num_qo_heads", "head_dim_qk", "head_dim_vo"].map(|axis| workload.axis(axis));
-    let (new, all) = (workload.list("q_lengths"), workload.list("kv_lengths"));
-    let std = if workload.has("sharp") { 8.0 } else { 1.0 };
-    let tensor = |name, rows: &[usize], width, std| {
-        Tensor::real(workload.dtype, draw.normal(name, &[rows.iter().sum(), heads, width], std))
-    };
-    Tensors::from_iter([
-        ("q".to_owned(), tensor("q", new, qk, std)),
-        ("k".to_owned(), tensor("k", all, qk, 1.0)),
-        ("v".to_owned(), tensor("v", all, v, 1.0)),
-        ("qo_indptr".to_owned(), indptr(new)),
-        ("kv_indptr".to_owned(), indptr(all)),
-        ("sm_scale".to_owned(), scalar(1.0 / (qk as f64).sqrt())),
-    ])
-}
-
-/// Two parts. `no keys`: in some heads one part, or both, saw none; what their rows hold then counts for nothing. `far apart`: the
-/// denominators differ by up to 2^200.
-pub fn states(workload: &Workload, draw: &Draw) -> Tensors {
-    let [tokens, heads, width] = ["seq_len", "num_heads", "head_dim"].map(|axis| workload.axis(axis));
-    let std = if workload.has("far apart") { 60.0 } else { 2.0 };
-    let mut denominators = ["s_a", "s_b"].map(|name| draw.normal(name, &[tokens, heads], std));
-    let values = ["v_a", "v_b"].map(|name| draw.normal(name, &[tokens, heads, width], 1.0));
-    if workload.has("no keys") {
-        for token in 0..tokens {
-            for head in 0..heads {
-                for (part, of_none) in [(0, [1, 3]), (1, [2, 3])] {
-                    if of_none.contains(&((token + head) % 4)) {
-                        denominators[part][[token, head]] = f64::NEG_INFINITY;
-                    }
-                }
-            }
-        }
-    }
-    let [s_a, s_b] = denominators.map(|values| Tensor::real(ElementType::Float32, values));
-    let [v_a, v_b] = values.map(|values| Tensor::real(workload.dtype, values));
-    Tensors::from_iter(
-        [("v_a", v_a), ("s_a", s_a), ("v_b", v_b), ("s_b", s_b)].map(|(name, tensor)| (name.to_owned(), tensor)),
-    )
 }

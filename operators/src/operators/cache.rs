@@ -4,13 +4,13 @@ use dsv2_reference::Real;
 use dsv2_reference::model::norm::RmsNorm;
 use ndarray::{Array2, Array3, Axis, Ix1, Ix2, Ix3, s};
 
-use super::draw::{Draw, int32};
+use super::draw::{Draw, int32, scalar};
 use super::norm::EPS;
 use super::rotary;
 use crate::call::{Call, Outputs};
 use crate::contract::{Contract, Workload};
 use crate::error::Result;
-use crate::tensor::{Tensor, Tensors};
+use crate::tensor::{ElementType, Tensor, Tensors};
 
 /// Writes `RMSNorm(kv_a[:, ..c])` and `RoPE(kv_a[:, c..])` of each token into its slot; a slot of -1 is written nowhere (the
 /// padding of a captured graph). All other slots stay as they are.
@@ -28,9 +28,11 @@ pub fn append<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
     put(contract, call, &latent, &keys)
 }
 
-/// Writes the latent and the rotated key of each token into its slot, as they are.
+/// Writes the latent and the rotated key of each token into its slot, as they are, or divided by the scale of a cache in fp8.
 pub fn write<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
-    put(contract, call, &call.real("kv_c"), &call.real("k_pe"))
+    let scale: T = if call.has("kv_scale") { call.scalar("kv_scale") } else { T::one() };
+    let [latents, keys] = ["kv_c", "k_pe"].map(|name| call.real::<T, Ix2>(name).mapv_into(|x| x / scale));
+    put(contract, call, &latents, &keys)
 }
 
 /// Writes rows into the slots of their tokens.
@@ -74,21 +76,31 @@ pub fn write_inputs(workload: &Workload, draw: &Draw) -> Tensors {
     tensors
 }
 
-/// A slot for each token, and a cache.
+/// A slot for each token (`last slots`: the last ones), and a cache; with a `kv_scale`, in fp8.
 fn slots(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, ckv, kpe, pages, size] =
         ["num_tokens", "head_dim_ckv", "head_dim_kpe", "num_pages", "page_size"].map(|axis| workload.axis(axis));
+    let kv_scale = workload.numbers.get("kv_scale").copied();
     let unused = |name: &str, width: usize| {
         let filled = Array3::from_elem((pages, size, width), f64::NAN).into_dyn();
         let values =
             if workload.has("NaN in unused cache") { filled } else { draw.normal(name, &[pages, size, width], 1.0) };
-        (name.to_owned(), Tensor::real(workload.dtype, values))
+        let held = match kv_scale {
+            Some(scale) => Tensor::real(ElementType::Float8, values.mapv_into(|x| x / scale)),
+            None => Tensor::real(workload.dtype, values),
+        };
+        (name.to_owned(), held)
     };
-    let order = draw.permutation("slots", pages * size);
+    let order = match workload.has("last slots") {
+        true => (0..pages * size).rev().collect(),
+        false => draw.permutation("slots", pages * size),
+    };
     let slot = |token: usize| if workload.has("padding") && token % 3 == 2 { -1 } else { order[token] as i64 };
-    Tensors::from_iter([
+    let mut tensors = Tensors::from_iter([
         ("slot_mapping".to_owned(), int32(tokens, (0..tokens).map(slot).collect())),
         unused("ckv_cache", ckv),
         unused("kpe_cache", kpe),
-    ])
+    ]);
+    tensors.extend(kv_scale.map(|scale| ("kv_scale".to_owned(), scalar(scale))));
+    tensors
 }

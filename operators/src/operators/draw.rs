@@ -2,7 +2,7 @@
 
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::{GeneratedWeights, Rule, splitmix64};
-use ndarray::{Array, ArrayD, Dimension, IxDyn, ShapeBuilder};
+use ndarray::{Array, ArrayD, Axis, Dimension, IxDyn, ShapeBuilder};
 
 use crate::tensor::{ElementType, Tensor};
 
@@ -33,6 +33,17 @@ impl Draw {
             tensor.expect("a rule that fits every name").to_array::<f64, IxDyn>()
         };
         draw("", mean, std) + draw("/digits", 0.0, std) / 512.0
+    }
+
+    /// Numbers of one sign, which differ by a twentieth about a mean of their own for each index of an axis: half to one and
+    /// a half times `mean`. Adding up many of them in too few digits always errs to the same side.
+    pub fn one_sign(&self, name: &str, shape: &[usize], axis: usize, mean: f64) -> ArrayD<f64> {
+        let mut values = self.about(name, shape, 1.0, 0.05);
+        for (index, mut values) in values.axis_iter_mut(Axis(axis)).enumerate() {
+            let own = 0.5 + self.below(&format!("{name}/means"), index, 1000) as f64 / 1000.0;
+            values.mapv_inplace(|x| x * own * mean);
+        }
+        values
     }
 
     /// A number below `bound`: the same for the same name and place.

@@ -3,9 +3,10 @@
 use dsv2_reference::Real;
 use dsv2_reference::arithmetic::activation::Activation;
 use dsv2_reference::arithmetic::matmul::matmul_t;
-use ndarray::{Array1, Array2, ArrayView2, Axis, Ix2, Ix3, s};
+use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, Ix2, s};
 
 use super::draw::{Draw, int32};
+use super::fp8;
 use crate::call::{Call, Outputs};
 use crate::contract::{Contract, Workload};
 use crate::error::Result;
@@ -28,8 +29,25 @@ pub fn silu_and_mul<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs
 /// `sum_k weight_k W2_e(silu(W1_e x) * W3_e x)` for the experts e of each token: w13 \[E,2I,D\] holds W1 over W3, w2 is \[E,D,I\].
 /// An expert of -1 is one that another device has, and adds nothing.
 pub fn grouped<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
-    let x = call.real::<T, Ix2>("hidden_states");
-    let (w13, w2) = (call.real::<T, Ix3>("w13"), call.real::<T, Ix3>("w2"));
+    let weights = [call.real("w13"), call.real("w2")];
+    routed(contract, call, call.real("hidden_states"), weights, |gated| call.operand(gated))
+}
+
+/// The same of weights in fp8, with a scale for each 128 x 128. What is multiplied may be rounded to fp8 too, each 128 numbers
+/// of a row with a scale of their own.
+pub fn grouped_fp8<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> {
+    let weights = [fp8::scaled(contract, call, "w13", fp8::BLOCK)?, fp8::scaled(contract, call, "w2", fp8::BLOCK)?];
+    let x = fp8::operand(call, call.real("hidden_states"));
+    routed(contract, call, x, weights, |gated| fp8::operand(call, call.operand(gated)))
+}
+
+fn routed<T: Real>(
+    contract: &Contract,
+    call: &Call,
+    x: Array2<T>,
+    [w13, w2]: [Array3<T>; 2],
+    operand: impl Fn(Array2<T>) -> Array2<T>,
+) -> Result<Outputs<T>> {
     if w13.len_of(Axis(1)) != 2 * w2.len_of(Axis(2)) {
         let expected = format!("matrices of {} rows", 2 * w2.len_of(Axis(2)));
         return Err(contract.mismatch("input", "w13", &expected, &w13.len_of(Axis(1)).to_string()));
@@ -45,8 +63,8 @@ pub fn grouped<T: Real>(contract: &Contract, call: &Call) -> Result<Outputs<T>> 
         let row = x.slice(s![token..token + 1, ..]);
         for (&expert, &weight) in chosen.iter().zip(weights).filter(|(expert, _)| **expert >= 0) {
             let gate_up = matmul_t(row, w13.index_axis(Axis(0), expert as usize));
-            let gated = call.operand(gated(gate_up.view()));
-            let out: Array1<T> = matmul_t(gated.view(), w2.index_axis(Axis(0), expert as usize)).row(0).to_owned();
+            let between = operand(gated(gate_up.view()));
+            let out: Array1<T> = matmul_t(between.view(), w2.index_axis(Axis(0), expert as usize)).row(0).to_owned();
             output.row_mut(token).scaled_add(weight, &call.operand(out));
         }
     }
@@ -69,12 +87,23 @@ fn gated<T: Real>(gate_up: ArrayView2<T>) -> Array2<T> {
     gate.mapv(|x| Activation::Silu.apply(x)) * up
 }
 
-/// Tokens and weights that neither shrink nor grow them.
+/// Tokens and weights that neither shrink nor grow them. `one sign`: all products are positive.
 pub fn mlp_inputs(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, hidden, inner] = ["num_tokens", "hidden_size", "intermediate_size"].map(|axis| workload.axis(axis));
     let tensor = |name: &str, shape: [usize; 2], std: f64| {
         (name.to_owned(), Tensor::real(workload.dtype, draw.normal(name, &shape, std)))
     };
+    if workload.has("one sign") {
+        let weight = |name: &str, shape: [usize; 2]| {
+            (name.to_owned(), Tensor::real(workload.dtype, draw.one_sign(name, &shape, 0, 1.0 / shape[1] as f64)))
+        };
+        let x = draw.about("hidden_states", &[tokens, hidden], 1.0, 0.05);
+        return Tensors::from_iter([
+            ("hidden_states".to_owned(), Tensor::real(workload.dtype, x)),
+            weight("gate_up_proj", [2 * inner, hidden]),
+            weight("down_proj", [hidden, inner]),
+        ]);
+    }
     Tensors::from_iter([
         tensor("hidden_states", [tokens, hidden], workload.number("std", 1.0)),
         tensor("gate_up_proj", [2 * inner, hidden], 1.0 / (hidden as f64).sqrt()),
@@ -90,7 +119,8 @@ pub fn gate_up(workload: &Workload, draw: &Draw) -> Tensors {
 }
 
 /// Tokens, experts, and which token goes where. `one expert`: all go to the same; `elsewhere`: every other choice is an expert
-/// of another device. Else any k experts, so that of many some have no token.
+/// of another device. Else any k experts, so that of many some have no token. `fp8`: weights in fp8 with scales.
+/// `one sign`: all products are positive.
 pub fn inputs(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, experts, k, hidden, inner] =
         ["num_tokens", "num_experts", "top_k", "hidden_size", "intermediate_size"].map(|axis| workload.axis(axis));
@@ -103,19 +133,28 @@ pub fn inputs(workload: &Workload, draw: &Draw) -> Tensors {
         let elsewhere = |slot: usize| workload.has("elsewhere") && (token + slot) % 2 == 1;
         (0..k).map(|slot| if elsewhere(slot) { -1 } else { order[slot] as i64 }).collect()
     };
-    let weight = |name, shape: &[usize]| {
-        let std = 1.0 / (shape[2] as f64).sqrt();
-        Tensor::real(workload.dtype, draw.normal(name, shape, std))
-    };
+    let (mean, std) = if workload.has("one sign") { (1.0, 0.05) } else { (0.0, 1.0) };
+    let mut tensors = Tensors::new();
+    for (name, shape) in [("w13", [experts, 2 * inner, hidden]), ("w2", [experts, hidden, inner])] {
+        let mut weight = match workload.has("one sign") {
+            true => draw.one_sign(name, &shape, 1, 1.0 / shape[2] as f64),
+            false => draw.normal(name, &shape, 1.0 / (shape[2] as f64).sqrt()),
+        };
+        if workload.has("fp8") {
+            fp8::uneven(&mut weight, fp8::BLOCK, draw, name);
+            tensors.extend(fp8::quantized(name, weight, fp8::BLOCK));
+        } else {
+            tensors.insert(name.to_owned(), Tensor::real(workload.dtype, weight));
+        }
+    }
     let weights = draw.about("topk_weights", &[tokens, k], 0.5, 0.1);
-    Tensors::from_iter([
+    tensors.extend([
         (
             "hidden_states".to_owned(),
-            Tensor::real(workload.dtype, draw.normal("hidden_states", &[tokens, hidden], 1.0)),
+            Tensor::real(workload.dtype, draw.about("hidden_states", &[tokens, hidden], mean, std)),
         ),
-        ("w13".to_owned(), weight("w13", &[experts, 2 * inner, hidden])),
-        ("w2".to_owned(), weight("w2", &[experts, hidden, inner])),
         ("topk_indices".to_owned(), int32((tokens, k), (0..tokens).flat_map(chosen).collect())),
         ("topk_weights".to_owned(), Tensor::real(ElementType::Float32, weights)),
-    ])
+    ]);
+    tensors
 }

@@ -33,13 +33,22 @@ fn normalised<T: Real>(call: &Call, x: &Array2<T>) -> Array2<T> {
     RmsNorm::new(weight, EPS).forward(x.view())
 }
 
-/// Rows and a weight near 1. `zero row`: the second row is 0. `tiny` and `huge`: numbers whose squares leave fp16, or fp32's
-/// normal range.
+/// So many numbers have the mean square that a workload asks for.
+const GROUP: usize = 16;
+
+/// Rows and a weight near 1. `zero row`: the second row is 0. `mean square`: that of every 16 numbers of a row, before they are rounded; between two
+/// numbers of a type, so that a sum that is rounded to it moves every row to the same side.
 pub fn inputs(workload: &Workload, draw: &Draw) -> Tensors {
     let (rows, width) = (workload.axis("batch_size"), workload.axis("hidden_size"));
     let mut hidden = draw.normal("hidden_states", &[rows, width], workload.number("std", 1.0));
     if workload.has("zero row") {
         hidden.index_axis_mut(ndarray::Axis(0), 1).fill(0.0);
+    }
+    if let Some(&target) = workload.numbers.get("mean square") {
+        for group in hidden.as_slice_mut().expect("row-major").chunks_mut(GROUP) {
+            let mean = group.iter().map(|x| x * x).sum::<f64>() / group.len() as f64;
+            group.iter_mut().for_each(|x| *x *= (target / mean).sqrt());
+        }
     }
     let weight = draw.about("weight", &[width], 1.0, 0.3);
     Tensors::from_iter([
@@ -51,7 +60,16 @@ pub fn inputs(workload: &Workload, draw: &Draw) -> Tensors {
 /// The same with a residual stream ten times as large.
 pub fn inputs_with_residual(workload: &Workload, draw: &Draw) -> Tensors {
     let mut tensors = inputs(workload, draw);
-    let residual = draw.normal("residual", tensors["hidden_states"].shape(), 10.0 * workload.number("std", 1.0));
+    let hidden = tensors["hidden_states"].as_real().expect("numbers");
+    let residual = if workload.numbers.contains_key("mean square") {
+        // the sum is what has this mean square
+        let summand = draw.normal("summand", hidden.shape(), 0.1);
+        let residual = hidden - &summand;
+        tensors.insert("hidden_states".to_owned(), Tensor::real(workload.dtype, summand));
+        residual
+    } else {
+        draw.normal("residual", hidden.shape(), 10.0 * workload.number("std", 1.0))
+    };
     tensors.insert("residual".to_owned(), Tensor::real(workload.dtype, residual));
     tensors
 }

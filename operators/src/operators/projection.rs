@@ -27,22 +27,31 @@ pub fn absorb<T: Real>(_: &Contract, call: &Call) -> Result<Outputs<T>> {
     Ok(vec![("output", output.into())])
 }
 
-/// Heads and weights that neither shrink nor grow them.
+/// Heads and weights that neither shrink nor grow them. `one sign`: all products are positive.
 pub fn inputs(workload: &Workload, draw: &Draw) -> Tensors {
     let [tokens, heads, from, to] = ["num_tokens", "num_heads", "dim_in", "dim_out"].map(|axis| workload.axis(axis));
-    let x = draw.normal("x", &[tokens, heads, from], 1.0);
-    let weight = draw.normal("weight", &[heads, from, to], 1.0 / (from as f64).sqrt());
+    let (x, weight) = if workload.has("one sign") {
+        let x = draw.about("x", &[tokens, heads, from], 1.0, 0.05);
+        (x, draw.one_sign("weight", &[heads, from, to], 2, 1.0 / from as f64))
+    } else {
+        let x = draw.normal("x", &[tokens, heads, from], 1.0);
+        (x, draw.normal("weight", &[heads, from, to], 1.0 / (from as f64).sqrt()))
+    };
     Tensors::from_iter([
         ("x".to_owned(), Tensor::real(workload.dtype, x)),
         ("weight".to_owned(), Tensor::real(workload.dtype, weight)),
     ])
 }
 
-/// Rows, and weights that neither shrink nor grow them. `beyond fp16`: sums leave fp16 on the way, and return.
+/// Rows, and weights that neither shrink nor grow them. `one sign`: all products are positive. `beyond fp16`: sums leave fp16 on the way, and return.
 pub fn gemm_inputs(workload: &Workload, draw: &Draw) -> Tensors {
     let [rows, columns, inner] = ["M", "N", "K"].map(|axis| workload.axis(axis));
     let mut a = draw.normal("A", &[rows, inner], workload.number("std", 1.0));
     let mut b = draw.normal("B", &[columns, inner], 1.0 / (inner as f64).sqrt());
+    if workload.has("one sign") {
+        a = draw.about("A", &[rows, inner], 1.0, 0.05);
+        b = draw.one_sign("B", &[columns, inner], 0, 1.0 / inner as f64);
+    }
     if workload.has("beyond fp16") {
         // two products of 2^17 that cancel: the first and the last of a row
         for (at, sign) in [(0, 1.0), (inner - 1, -1.0)] {

@@ -6,7 +6,7 @@
 use dsv2_reference::Real;
 use dsv2_reference::arithmetic::softmax::softmax;
 use dsv2_reference::weights::generator::splitmix64;
-use ndarray::{Array1, Array2, ArrayView1, Axis, Ix1, Ix2};
+use ndarray::{Array, Array1, Array2, ArrayView1, Axis, Dimension, Ix1, Ix2};
 
 use super::draw::Draw;
 use crate::call::{Call, Computed, Outputs};
@@ -69,8 +69,13 @@ fn probabilities<T: Real>(call: &Call) -> Array2<T> {
         return call.real("probs");
     }
     let mut rows = call.real::<T, Ix2>("logits");
-    rows.rows_mut().into_iter().for_each(softmax);
+    softmax_rows(&mut rows);
     rows
+}
+
+/// Logits as probabilities, row by row.
+pub(crate) fn softmax_rows<T: Real, D: Dimension>(logits: &mut Array<T, D>) {
+    logits.rows_mut().into_iter().for_each(softmax);
 }
 
 /// Which tokens may be drawn.
@@ -224,7 +229,7 @@ pub fn inputs(workload: &Workload, draw: &Draw) -> Tensors {
     }
     let logits = logits.broadcast((rows, vocabulary)).expect("one row, or all").to_owned();
     let mut probs = logits.clone();
-    probs.rows_mut().into_iter().for_each(softmax);
+    softmax_rows(&mut probs);
     let each = |name: &str, usual: f64, own: [f64; 4]| {
         let value = |row: usize| if workload.has("each its own") { own[row % 4] } else { workload.number(name, usual) };
         Array1::from_shape_fn(rows, value).into_dyn()

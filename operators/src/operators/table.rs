@@ -7,7 +7,9 @@ use ndarray::ArrayD;
 
 use super::draw::Draw;
 use super::sampling::Filtered;
-use super::{Operator, align, attention, cache, combine, experts, head, norm, projection, rotary, router, sampling};
+use super::{
+    Operator, align, attention, cache, combine, experts, fp8, head, norm, projection, rotary, router, sampling,
+};
 use crate::call::{Call, Outputs};
 use crate::contract::{Contract, Workload};
 use crate::error::Result;
@@ -69,12 +71,16 @@ pub(super) static OPERATORS: LazyLock<Vec<Operator>> = LazyLock::new(|| {
         operator!("rmsnorm", meaning!(norm::rmsnorm, norm::inputs)),
         operator!("fused_add_rmsnorm", meaning!(norm::fused_add_rmsnorm, norm::inputs_with_residual)),
         operator!("gemm", meaning!(projection::gemm, projection::gemm_inputs)),
+        operator!("gemm_fp8_block_scaled", meaning!(fp8::gemm, fp8::gemm_inputs)),
+        operator!("quantize_fp8_groups", meaning!(fp8::quantize, fp8::quantize_inputs)),
         operator!("rotary_interleaved", meaning!(rotary::interleaved, rotary::inputs)),
         operator!("rotary_halves", meaning!(rotary::halves, rotary::inputs)),
         operator!("mla_cache_append", meaning!(cache::append, cache::inputs)),
         operator!("mla_cache_write", meaning!(cache::write, cache::write_inputs)),
+        operator!("mla_cache_write_fp8", meaning!(cache::write, cache::write_inputs)),
         operator!("mla_absorb", meaning!(projection::absorb, projection::inputs)),
         operator!("mla_paged_decode", meaning!(attention::paged_decode, attention::decode_inputs)),
+        operator!("mla_paged_decode_fp8", meaning!(attention::paged_decode, attention::decode_inputs)),
         operator!("mla_paged_prefill_causal", meaning!(attention::paged_prefill, attention::prefill_inputs)),
         operator!("mla_ragged_prefill_causal", meaning!(attention::ragged_prefill, attention::ragged_inputs)),
         operator!("merge_state", meaning!(attention::merge_state, attention::states)),
@@ -90,6 +96,7 @@ pub(super) static OPERATORS: LazyLock<Vec<Operator>> = LazyLock::new(|| {
         operator!("silu_and_mul", meaning!(experts::silu_and_mul, experts::gate_up)),
         operator!("swiglu_mlp", meaning!(experts::swiglu_mlp, experts::mlp_inputs)),
         operator!("moe_experts", meaning!(experts::grouped, experts::inputs)),
+        operator!("moe_experts_fp8", meaning!(experts::grouped_fp8, experts::inputs)),
         operator!("moe_sum", meaning!(combine::sum, combine::sum_inputs)),
         operator!("moe_combine", meaning!(combine::combine, combine::inputs)),
         operator!("lm_head_argmax", meaning!(head::argmax, head::argmax_inputs)),
