@@ -51,6 +51,16 @@ fn lanes_that_store_different_sums_race() {
     }
     let less_than_rounding = "cvt.rn.f32.u32 %lane, %r1; fma.rn.f32 %sum, %lane, 0f33000000, %f9;";
     assert!(!sum_of_squares(32, &[8, 4, 2, 1], less_than_rounding).races().is_empty());
+    // What a conversion cuts off is another part of each lane's value; 2^61 times a value is another value.
+    let cut_off = "cvt.rn.f32.u32 %lane, %r1; fma.rn.f32 %r3, %lane, 0f3DCCCCCD, %f9; cvt.rmi.f32.f32 %r0, %r3;
+        sub.f32 %sum, %r3, %r0;";
+    let narrowed = ".reg .b16 %h; .reg .b32 %w; cvt.rn.f32.u32 %lane, %r1; fma.rn.f32 %r3, %lane, 0f3DCCCCCD, %f9;
+        cvt.rn.f16.f32 %h, %r3; cvt.f32.f16 %w, %h; sub.f32 %sum, %r3, %w;";
+    let far_apart = ".reg .pred %q; setp.eq.u32 %q, %r2, 0; selp.f32 %r3, 0f3F800000, 0f5E000000, %q;
+        mul.f32 %sum, %r3, 0f40400000;";
+    for after in [cut_off, narrowed, far_apart] {
+        assert!(!sum_of_squares(32, &[8, 4, 2, 1], after).races().is_empty(), "{after}");
+    }
     // Each warp has a sum of its own, by the same little.
     let by_warp = format!("and.b32 %r1, %r1, 32; {less_than_rounding}");
     assert!(!sum_of_squares(64, &[8, 4, 2, 1], &by_warp).races().is_empty());
@@ -125,6 +135,8 @@ fn what_a_thread_reads_and_uses_is_a_race() {
         "ld.global.u32 %r6, [%rd2]; setp.ge.u32 %p2, %r1, 40; @%p2 add.u32 %r6, %r6, %r3; st.global.u32 [%rd2], %r6;",
         // By another lane.
         "shfl.sync.bfly.b32 %r5, %r3, 16, 31, -1; st.global.u32 [%rd2], %r5;",
+        // That says which lane it is.
+        "shfl.sync.idx.b32 %r5, %r3, %r3, 31, -1; st.global.u32 [%rd2], %r5;",
         "redux.sync.add.u32 %r5, %r3, -1; st.global.u32 [%rd2], %r5;",
         "setp.eq.u32 %p2, %r3, 9; vote.sync.any.pred %p3, %p2, -1; @%p3 bra END;",
     ] {
