@@ -9,8 +9,9 @@
 //! not widen a budget.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use dsv2_metrics::{Metrics, are_few};
+use dsv2_metrics::{Comparison, Metrics, are_few};
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, NORM, SCORE, TOPK_INDICES};
@@ -107,10 +108,11 @@ impl Local {
             (truth, plain)
         };
         let mut noise = noise(&plain, &truth, &rows);
-        for (name, noise) in &mut noise {
-            let written = teacher.get(name).and_then(Values::dtype);
-            noise.l2 = noise.l2.max(usual_noise(name, written, &case.config, precision));
-        }
+        let usual = |name: &str| usual_noise(name, teacher.get(name).and_then(Values::dtype), &case.config, precision);
+        noise.iter_mut().for_each(|(name, noise)| noise.l2 = noise.l2.max(usual(name)));
+        // what is cached before the new tokens has come through the whole model
+        let own = factors(precision);
+        let factors = if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own };
 
         let copies: IndexMap<&str, Values> = teacher
             .iter()
@@ -122,6 +124,21 @@ impl Local {
                 judged.then_some((name, copy))
             })
             .collect();
+        let is_copy = |name: &str| is_exact(name, |source| teacher.get(source).is_some(), &case.config, cache);
+        let cached = teacher
+            .iter()
+            .filter(|(name, got)| is_cached_by_step(case, name, got.shape()) && !copies.contains_key(name));
+        let steps: IndexMap<&str, Values> = cached
+            .filter_map(|(name, got)| {
+                let (of_part, off) = Step { case, name, got, usual: usual(name), factors, rows: &rows }.worst(
+                    truth.get(name)?,
+                    &plain,
+                    is_copy(name),
+                )?;
+                noise.insert(name.to_owned(), off);
+                Some((name, of_part))
+            })
+            .collect();
         let exact: BTreeSet<String> = copies.keys().map(|&name| name.to_owned()).collect();
         let trace: Trace = truth
             .iter()
@@ -129,14 +146,11 @@ impl Local {
                 let values = match (values, teacher.get(name)) {
                     // the weights that follow are those of the trace's own choice
                     (Values::Index(_), Some(chosen)) => chosen,
-                    _ => copies.get(name).unwrap_or(values),
+                    _ => copies.get(name).or(steps.get(name)).unwrap_or(values),
                 };
                 (name.to_owned(), values.clone())
             })
             .collect();
-        // what is cached before the new tokens has come through the whole model
-        let own = factors(precision);
-        let factors = if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own };
         let planned = planned::stages(case, AttentionForm::Expanded, precision);
         let from_its_inputs = |name: &str| {
             let exists = |name: &str| planned.contains_key(name);
@@ -315,6 +329,59 @@ pub(crate) fn copied(
     if is_same(name, got, &as_it_is, rows) { as_it_is } else { new(stored(precision, name, a)) }
 }
 
+/// Whether a cache of this shape holds what was there before a decoding step, and what is new: they are judged by themselves, for
+/// what was there before may be off by more.
+pub(crate) fn is_cached_by_step(case: &Case, name: &str, shape: &[usize]) -> bool {
+    let before = cached_before(case, name);
+    before > 0 && flow::is_copy(name) && shape.get(1).is_some_and(|&keys| keys > before)
+}
+
+/// The cache of a decoding step.
+struct Step<'a> {
+    case: &'a Case,
+    name: &'a str,
+    got: &'a Values,
+    usual: f64,
+    factors: Metrics,
+    rows: &'a ComparedRows,
+}
+
+impl Step<'_> {
+    /// What the cache should be in the worse of its two parts, as if the trace were right in the other, and the noise there. New
+    /// keys are left out if they are copies.
+    fn worst(&self, truth: &Values, plain: &[Trace], are_copies: bool) -> Option<(Values, Metrics)> {
+        let before = cached_before(self.case, self.name);
+        let keys = self.got.shape().get(1).copied()?;
+        let parts = [before..keys, 0..before].map(|right| {
+            let want = self.where_it_is(&right, truth)?;
+            let measure = |trace: &Trace| {
+                Some(self.rows.measure(self.name, &self.where_it_is(&right, trace.get(self.name)?)?, &want)?.metrics)
+            };
+            let noise = with_usual(&plain.iter().map(measure).collect::<Option<Vec<_>>>()?, self.usual);
+            let off = self.rows.measure(self.name, self.got, &want)?;
+            Some((times(&off, noise.zip(&self.factors, |noise, factor| noise * factor)), want, noise))
+        });
+        let [was_there, new] = parts;
+        let ((times, want, noise), new) = (was_there?, new?);
+        Some(if !are_copies && new.0 > times { (new.1, new.2) } else { (want, noise) })
+    }
+
+    /// What it should be, but for some keys, which are as the trace has them.
+    fn where_it_is(&self, right: &Range<usize>, want: &Values) -> Option<Values> {
+        let (Values::Real(dtype, want), got) = (want, self.got.fit(want.shape())?) else { return None };
+        let (mut want, keys) = (want.clone(), Slice::from(right.clone()));
+        want.slice_axis_mut(Axis(1), keys).assign(&got.real()?.slice_axis(Axis(1), keys));
+        Some(Values::Real(*dtype, want))
+    }
+}
+
+/// How many times what it may be something is off, by the worst of the measures.
+pub(crate) fn times(off: &Comparison, may_be: Metrics) -> f64 {
+    let each = off.metrics.values().into_iter().zip(may_be.values());
+    let most = each.map(|(off, may_be)| if off == 0.0 { 0.0 } else { off / may_be }).fold(0.0, f64::max);
+    if off.nonfinite.is_some() { f64::INFINITY } else { most }
+}
+
 /// How many keys of this copy were cached before the tokens that are looked at.
 fn cached_before(case: &Case, name: &str) -> usize {
     if Stage::parse(name).is_some_and(|stage| stage.layout == Layout::Keys) { case.inputs.past() } else { 0 }
@@ -375,6 +442,13 @@ pub fn noise(plain: &[Trace], truth: &Trace, rows: &ComparedRows) -> IndexMap<St
         Some((name.to_owned(), root_mean_square(&seen?)))
     };
     truth.iter().filter_map(of).collect()
+}
+
+/// The same, which in one measure is no less than is `usual`.
+pub(crate) fn with_usual(seen: &[Metrics], usual: f64) -> Metrics {
+    let mut noise = root_mean_square(seen);
+    noise.l2 = noise.l2.max(usual);
+    noise
 }
 
 /// The mean of the noise of several runs.

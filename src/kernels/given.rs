@@ -1,13 +1,17 @@
 //! Workloads of FlashInfer-Bench, from its files.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use dsv2_operators::contract::flashinfer::{self, Given};
 use dsv2_operators::{ElementType, Operator, Tensor, Tensors};
+use dsv2_reference::file::read_text;
 use indexmap::IndexMap;
 
 use crate::error::{Error, Result, one_line};
 use crate::values::{self, Values};
+
+/// How long a file of definitions or workloads is at most, in bytes.
+const LONGEST: u64 = 1 << 24;
 
 /// The workloads of a file, of one definition.
 pub struct GivenWorkloads {
@@ -27,13 +31,13 @@ impl GivenWorkloads {
     /// # Errors
     /// If a file cannot be read, the definition is not that of this operator, or a line is no workload of it.
     pub fn read(operator: &'static Operator, path: &Path, definition: Option<&Path>) -> Result<Self> {
-        let text = read(path)?;
+        let text = read_text(path, LONGEST)?;
         let given = flashinfer::workloads(&text).map_err(|error| at(path, error))?;
         let Some((_, first)) = given.first() else { return Err(Error::file(path, "workloads, one a line", "none")) };
         let definition = definition.map_or_else(|| found(path, &first.definition), |path| Ok(path.to_owned()))?;
         let contracts = Operator::all().iter().map(|operator| &operator.contract);
-        let recognised =
-            flashinfer::recognise(&read(&definition)?, contracts).map_err(|error| at(&definition, error))?;
+        let recognised = flashinfer::recognise(&read_text(&definition, LONGEST)?, contracts)
+            .map_err(|error| at(&definition, error))?;
         let (contract, consts, dtype) = recognised;
         if contract.name != operator.contract.name {
             return Err(Error::file(
@@ -69,6 +73,10 @@ impl GivenWorkloads {
 
     /// A tensor of a file that a workload names, from the root of its trace set: a folder above that of the workloads.
     fn tensor(&self, path: &str, key: &str) -> Result<Tensor> {
+        let stays = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+        if !Path::new(path).components().all(stays) {
+            return Err(Error::file(&self.path, "names of files in its folder or below one above", one_line(path)));
+        }
         let above = self.path.ancestors().skip(1).take(4).map(|folder| folder.join(path));
         let Some(file) = above.into_iter().find(|file| file.is_file()) else {
             let expected = format!("{} beside it or from a folder above", one_line(path));
@@ -86,10 +94,6 @@ impl GivenWorkloads {
             Values::Bool(a) => Tensor::index(ElementType::Int64, a.mapv(i64::from)),
         })
     }
-}
-
-fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(Error::io(path, "read"))
 }
 
 fn at(path: &Path, error: dsv2_operators::Error) -> Error {

@@ -139,6 +139,7 @@ fn workloads_of_flashinfer_bench_are_read_from_a_trace_set_and_judged() {
             "expected a workload of FlashInfer-Bench (line 1), found unknown variant `zeros`",
         ),
         (stored("blob/none.safetensors", "weight"), "expected blob/none.safetensors beside it or from a folder above"),
+        (stored("../../w.safetensors", "weight"), "expected names of files in its folder or below one above"),
         (stored("blob/w.safetensors", "none"), "expected a tensor `none`, found none"),
         (stored("blob/w.safetensors", "weight"), "expected [batch_size = 4, hidden_size = 131], found [131]"),
     ] {

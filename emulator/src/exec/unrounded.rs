@@ -5,9 +5,10 @@
 //! How much is a last bit? No number is needed for that: both values are computed once more, from what the registers
 //! hold, *without rounding*, and are the same or are not.
 //!
-//! Exact arithmetic would need numbers of any length; here it is arithmetic modulo the prime 2^61 - 1, where sums,
+//! Exact arithmetic would need numbers of any length; here it is arithmetic modulo a prime near 2^62, where sums,
 //! products and quotients of equal fractions are equal, and those of others differ (they would agree by an accident of
-//! one in 10^18). A float is a fraction. Functions like `ex2` are the same where their arguments are.
+//! one in 10^18). A float is a fraction. Functions like `ex2` are the same where their arguments are, and so are
+//! conversions to fewer digits: what they cut off is part of a value like any other (`v - floor(v)`).
 //!
 //! The computation is followed backwards through registers that one instruction writes, and an instruction is believed
 //! only if it gives once more what the register holds. Everything else (loads, matrix products, what a loop carries) is
@@ -22,8 +23,9 @@ use crate::lower::Kernel;
 use crate::lower::instruction::{Collective, Instruction, Op};
 use crate::numeric::format::Half;
 
-/// The prime.
-const PRIME: u64 = (1 << 61) - 1;
+/// The prime. No smaller power of 2 than 2^(PRIME - 1) is 1 there: modulo 2^61 - 1, 2^61 is, and a value would be the same
+/// as 2^61 times it.
+const PRIME: u64 = 0x3fff_ffff_ffff_d6bb;
 
 /// Computations deeper than this are cut off: what lies below is taken as it is.
 const DEPTH: u32 = 200;
@@ -50,6 +52,11 @@ impl Meaning {
             "bf16x2" => Self::Pair(Half::Bf16),
             _ => return None,
         })
+    }
+
+    /// Whether every number of another type is one of this type.
+    fn holds(self, other: Self) -> bool {
+        self == other || matches!((self, other), (Self::F64, Self::F32) | (Self::F32 | Self::F64, Self::Half(_)))
     }
 
     /// The numbers that a register holds.
@@ -172,12 +179,14 @@ impl Unrounded<'_> {
         let kind = *kinds.first()?;
         if name == "cvt" {
             // From float to float; the last type is that of the sources.
+            let to_whole = opcode.split('.').any(|word| matches!(word, "rni" | "rzi" | "rmi" | "rpi"));
             let [_, from] = kinds[..] else { return None };
             let values: Vec<u64> = operands.iter().map(|a| self.exact(*a, lane, from, depth).value).collect();
             return match (kind, &values[..]) {
                 (Meaning::Pair(_), [_, _]) => Some(Exact { value: named(pc as u64, &values), meaning: kind }),
                 (Meaning::Pair(_), _) => None,
-                (_, [value]) => Some(Exact { value: *value, meaning: kind }),
+                (_, [value]) if kind.holds(from) && !to_whole => Some(Exact { value: *value, meaning: kind }),
+                (_, [value]) => Some(Exact { value: named(pc as u64, &[*value]), meaning: kind }),
                 _ => None,
             };
         }
@@ -209,7 +218,7 @@ fn leaf(meaning: Meaning, bits: u64) -> u64 {
     }
 }
 
-/// A finite number modulo the prime: 2^61 is 1 there.
+/// A finite number modulo the prime.
 fn fraction(number: f64) -> u64 {
     if number == 0.0 {
         return 0;
@@ -217,7 +226,8 @@ fn fraction(number: f64) -> u64 {
     let bits = number.to_bits();
     let (exponent, fraction) = ((bits >> 52 & 0x7ff) as i64, bits & ((1 << 52) - 1));
     let (whole, exponent) = if exponent == 0 { (fraction, -1074) } else { (fraction | 1 << 52, exponent - 1075) };
-    let value = times(whole, 1 << exponent.rem_euclid(61));
+    let scale = power(2, exponent.unsigned_abs());
+    let value = times(whole, if exponent < 0 { inverse(scale) } else { scale });
     if number < 0.0 { minus(value) } else { value }
 }
 
@@ -235,12 +245,16 @@ fn times(a: u64, b: u64) -> u64 {
 
 /// By Fermat: `a` to the power of the prime minus two.
 fn inverse(a: u64) -> u64 {
-    let (mut power, mut result, mut rest) = (a, 1, PRIME - 2);
+    power(a, PRIME - 2)
+}
+
+fn power(a: u64, exponent: u64) -> u64 {
+    let (mut square, mut result, mut rest) = (a, 1, exponent);
     while rest != 0 {
         if rest & 1 == 1 {
-            result = times(result, power);
+            result = times(result, square);
         }
-        power = times(power, power);
+        square = times(square, square);
         rest >>= 1;
     }
     result
@@ -269,6 +283,10 @@ mod tests {
         // Exact products and sums of doubles.
         assert_eq!(times(fraction(1.5), fraction(-0.375)), fraction(-0.5625));
         assert_eq!(plus(fraction(1.0), fraction(2f64.powi(-40))), fraction(1.0 + 2f64.powi(-40)));
+        // Powers of 2 far apart.
+        for exponent in 1..1024 {
+            assert_ne!(fraction(2f64.powi(exponent)), 1);
+        }
         // One that a double would round.
         assert_ne!(plus(fraction(1.0), fraction(2f64.powi(-80))), fraction(1.0));
     }

@@ -5,11 +5,13 @@
 //! Where a fragment has more room than elements (A and B of `.f16`), they are there several times.
 
 use super::case::{Case, Lowered};
+use super::flow::Cell;
 use super::instruction::{Collective, Factors, Members, Op};
 use super::matrix::{fragment, integers};
 use super::slots::Constant;
 use super::warp::sync;
 use crate::Space;
+use crate::exec::registers::Register;
 use crate::numeric::format::Half;
 use crate::numeric::product::{Factor, Floats};
 use crate::parse::types::Type;
@@ -157,7 +159,11 @@ fn placed(case: &mut Case, loads: bool) -> Lowered<Op> {
     }
     let address = case.address(usize::from(loads), space)?;
     let stride = match count {
-        3 => case.source(2, Type::U32)?,
+        3 => {
+            let stride = case.source(2, Type::U32)?;
+            case.flow.addresses.push(Cell::Data(Register { slot: stride, bits: 32 }));
+            stride
+        }
         _ => {
             let length = if by_rows { tile.columns } else { tile.rows };
             case.slots.constant(false, Constant::Value(length as u64))

@@ -19,7 +19,7 @@ use crate::check::Request;
 use crate::check::align::{self, Order};
 use crate::error::Result;
 use crate::judge::{self, Disposition, LocalTruth, Truth, Verdict};
-use crate::local::{factors, root_mean_square};
+use crate::local::{factors, times, with_usual};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
@@ -107,9 +107,12 @@ impl Measured {
 
     /// Keeps what plain runs err by, which is no less than is `usual`.
     pub fn keep_noise(&mut self, name: &str, noise: &[Metrics], usual: f64) {
-        let mut noise = root_mean_square(noise);
-        noise.l2 = noise.l2.max(usual);
-        self.noise.insert(name.to_owned(), noise);
+        self.noise.insert(name.to_owned(), with_usual(noise, usual));
+    }
+
+    /// How many times what it may be off for sure a stage is off.
+    pub fn times(&self, noise: Metrics, off: &Comparison) -> f64 {
+        times(off, noise.zip(&self.factors, |noise, factor| noise * factor))
     }
 
     /// Whether the dump's experts are not its `mlp`: they are further from it than it may be from the truth.

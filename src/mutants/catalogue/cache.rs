@@ -39,7 +39,9 @@ pub const MUTANTS: &[Mutant] = &[
 /// The cache with `new` in the places of the new tokens.
 fn with_new(scene: &Scene<'_>, at: At<'_>, new: ArrayD<f64>) -> Option<ArrayD<f64>> {
     let mut kept = at.value.clone();
-    kept.slice_axis_mut(Axis(1), Slice::from(scene.past()..)).assign(&new);
+    let mut place = kept.slice_axis_mut(Axis(1), Slice::from(scene.past().min(at.value.len_of(Axis(1)))..));
+    // a layer alone may not know how much came before
+    (place.shape() == new.shape()).then(|| place.assign(&new))?;
     Some(kept)
 }
 

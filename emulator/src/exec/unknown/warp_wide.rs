@@ -129,10 +129,11 @@ impl<O: Observer> Block<'_, O> {
         let data = |slot| Cell::Data(Register { slot, bits: 32 });
         match *collective {
             // The masks travel as the values do, and so do the origins, if the lanes are known.
-            Collective::Shuffle { d, valid, a, .. }
-                if flow.reads.iter().all(|cell| {
-                    matches!(cell, Cell::Data(r) if r.slot == a) || unknown.lanes_of(*cell) & mask == 0
-                }) =>
+            Collective::Shuffle { d, valid, a, lane: select, clamp, .. }
+                if ![select, clamp].contains(&a)
+                    && flow.reads.iter().all(|cell| {
+                        matches!(cell, Cell::Data(r) if r.slot == a) || unknown.lanes_of(*cell) & mask == 0
+                    }) =>
             {
                 let registers = &mut warp.registers;
                 let travel = |values: [u32; LANES], kept: &mut Registers| {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dsv2_metrics::{Comparing, Comparison};
+use dsv2_metrics::{Comparing, Comparison, Metrics};
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::stage::table::{EMBED_TOKENS, LAYER, O_PROJ};
 use dsv2_reference::stage::{self, Layout, Stage};
@@ -17,7 +17,7 @@ use crate::check::lockstep::measured::{Off, Stagewise};
 use crate::check::lockstep::pieces::{Held, numbers, taken};
 use crate::check::lockstep::station::{Computed, Ended};
 use crate::check::lockstep::visit::{Piece, Visit};
-use crate::local::{is_choice, is_exact, stored, usual_noise};
+use crate::local::{is_cached_by_step, is_choice, is_exact, stored, usual_noise, with_usual};
 use crate::values::Values;
 
 /// What has been measured of a stage of which chunks are to come.
@@ -32,12 +32,17 @@ pub enum Open {
 pub struct Numbers {
     /// Which chunk was the last.
     chunk: usize,
-    /// How far off the plain runs are.
-    noise: Vec<Comparing>,
-    off: Difference,
-    /// The same of the tokens that are looked at, as it should be and as the computation stores that, if these must be
+    /// Of a cache in a decoding step what was there before, and what is new; else all of it.
+    parts: Vec<Part>,
+    /// How far off the dump is in the tokens that are looked at, as it should be and as the computation stores that, if these must be
     /// bit-identical.
     copied: Option<[Difference; 2]>,
+}
+
+/// How far off the dump is in some rows, and the plain runs are: as if the dump were right in all others.
+struct Part {
+    noise: Vec<Comparing>,
+    off: Difference,
 }
 
 /// How far off the dump is, and how what it should be is spread.
@@ -154,12 +159,16 @@ impl<'a> Comparer<'a> {
             _ => {
                 let is_taught = |source: &str| self.measured.taught.contains(source);
                 let is_copy = (self.way.given)(name) && is_exact(name, is_taught, config, self.request.cache);
-                let noise = self.to_plain.iter().map(|_| Comparing::new(&held.shape)).collect();
-                let copied = is_copy.then(|| [difference(), difference()]);
-                Numbers { chunk: 0, noise, off: difference(), copied }
+                let part = |_| Part {
+                    noise: self.to_plain.iter().map(|_| Comparing::new(&held.shape)).collect(),
+                    off: difference(),
+                };
+                let parts = (0..if is_cached_by_step(case, name, &held.shape) { 2 } else { 1 }).map(part).collect();
+                Numbers { chunk: 0, parts, copied: is_copy.then(|| [difference(), difference()]) }
             }
         };
-        let Numbers { chunk, noise, off, copied } = &mut numbers_so_far;
+        let Numbers { chunk, parts, copied } = &mut numbers_so_far;
+        let this = if parts.len() > 1 && visit.is_looked_at { 1 } else { 0 };
         let mut asked = visit.compared();
         let mut ask = || -> Result<(), Ended> {
             let Some(Piece { own, .. }) = asked.next() else { return Ok(()) };
@@ -172,12 +181,16 @@ impl<'a> Comparer<'a> {
             let plain: Vec<Values> = self.to_plain.iter().map(|plain| plain.shown()).collect::<Result<_, _>>()?;
             ask()?;
             let (own, compared) = (numbers(&own), compared.as_deref().map(|rows| &rows[piece.clone()]));
-            for (noise, plain) in noise.iter_mut().zip(plain) {
-                noise.go_to(piece.start);
-                noise.add(numbers(&visit.widened(plain)), own, compared);
-            }
+            let plain: Vec<Values> = plain.into_iter().map(|plain| visit.widened(plain)).collect();
             let got = held.rows(piece.clone())?;
-            off.add(piece.start, numbers(&got), own, compared);
+            for (at, part) in parts.iter_mut().enumerate() {
+                let or_as_it_is = |rows| if at == this { rows } else { numbers(&got) };
+                for (noise, plain) in part.noise.iter_mut().zip(&plain) {
+                    noise.go_to(piece.start);
+                    noise.add(or_as_it_is(numbers(plain)), or_as_it_is(own), compared);
+                }
+                part.off.add(piece.start, numbers(&got), or_as_it_is(own), compared);
+            }
             if let Some([as_it_is, as_stored]) = copied {
                 let stored = stored(precision, name, &ArrayView1::from(own).into_dyn().to_owned());
                 // of what was cached before, the dump does not hold the source
@@ -194,22 +207,35 @@ impl<'a> Comparer<'a> {
             self.open.insert(name.to_owned(), Open::Numbers(Box::new(numbers_so_far)));
             return Ok(chunk);
         }
-        let Numbers { noise, off: Difference(off, spread), copied, .. } = numbers_so_far;
-        let noise: Vec<_> = noise.into_iter().map(|noise| noise.finish().metrics).collect();
-        self.measured.keep_noise(name, &noise, usual_noise(name, held.dtype, config, precision));
-        let (off, spread, exact) = match copied {
-            None => (off.finish(), spread, false),
-            Some([Difference(as_it_is, spread_as_it_is), Difference(as_stored, spread_as_stored)]) => {
-                let differs = |off: &Comparison| off.nonfinite.is_some() || off.worst.is_some();
-                let (as_it_is, as_stored) = (as_it_is.finish(), as_stored.finish());
-                match differs(&as_it_is) {
-                    true if differs(&as_stored) => (as_stored, spread_as_stored, true),
-                    // what was cached before is none
-                    _ if case.inputs.past() > 0 && stage.layout == Layout::Keys => (off.finish(), spread, false),
-                    true => (as_stored, spread_as_stored, true),
-                    false => (as_it_is, spread_as_it_is, true),
-                }
+        let Numbers { mut parts, copied, .. } = numbers_so_far;
+        let copied = copied.map(|[Difference(as_it_is, spread_as_it_is), Difference(as_stored, spread_as_stored)]| {
+            let differs = |off: &Comparison| off.nonfinite.is_some() || off.worst.is_some();
+            let (as_it_is, as_stored) = (as_it_is.finish(), as_stored.finish());
+            let is_copy = !differs(&as_it_is) || !differs(&as_stored);
+            match differs(&as_it_is) {
+                true => (as_stored, spread_as_stored, is_copy),
+                false => (as_it_is, spread_as_it_is, is_copy),
             }
+        });
+        // what was cached before a step is no copy of anything that the dump holds
+        let has_more = case.inputs.past() > 0 && stage.layout == Layout::Keys;
+        if has_more && matches!(copied, Some((.., true))) {
+            parts.truncate(1);
+        }
+        let usual = usual_noise(name, held.dtype, config, precision);
+        let parts = parts.into_iter().map(|Part { noise, off: Difference(off, spread) }| {
+            let noise: Vec<_> = noise.into_iter().map(|noise| noise.finish().metrics).collect();
+            (with_usual(&noise, usual), off.finish(), spread)
+        });
+        let worst = parts.reduce(|one, other| {
+            let times = |(noise, off, _): &(Metrics, Comparison, Spreading)| self.measured.times(*noise, off);
+            if times(&other) > times(&one) { other } else { one }
+        });
+        let Some((noise, off, spread)) = worst else { return Err(Stopped::Ended) };
+        self.measured.noise.insert(name.to_owned(), noise);
+        let (off, spread, exact) = match copied {
+            Some((copied, spread, is_copy)) if !(has_more && is_copy) => (copied, spread, true),
+            _ => (off, spread, false),
         };
         if exact {
             self.measured.exact.insert(name.to_owned());
