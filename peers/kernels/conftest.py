@@ -18,7 +18,11 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore::UserWarning")
     import judged
 
+    import page
+
     judged.KNOWN = not config.getoption("--findings")
+    if not config.getoption("--record") and judged.KNOWN:
+        judged.RECORDED = page.recorded()
 
 
 def pytest_sessionfinish(session):

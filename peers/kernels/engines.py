@@ -15,7 +15,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from wheels import WHEELS, NotRun, folder
+from wheels import WHEELS, Unfit, folder
 
 
 class No:
@@ -90,7 +90,7 @@ class Engine:
         self.finder: Finder | None = None
 
     def module(self, name: str) -> types.ModuleType:
-        """A module of the wheel's own. Raises NotRun where it is not as it was when the adapters were written."""
+        """A module of the wheel's own. Raises Unfit where it is not as it was when the adapters were written."""
         if self.finder is None:
             self.finder = Finder(self.wheel, self.package, self.own, self.values)
             for loaded in [loaded for loaded in sys.modules if loaded.partition(".")[0] == self.package]:
@@ -99,11 +99,11 @@ class Engine:
         try:
             return importlib.import_module(f"{self.package}.{name}")
         except (ImportError, AttributeError) as error:
-            raise NotRun(f"{self.wheel} {self.version} does not fit its adapter: {error}") from None
+            raise Unfit(f"{self.wheel} {self.version} does not fit its adapter: {error}") from None
 
     def function(self, module: str, name: str) -> Any:
         """A function of such a module."""
         try:
             return getattr(self.module(module), name)
         except AttributeError:
-            raise NotRun(f"{self.wheel} {self.version} does not fit its adapter: {self.package}.{module} has no {name}") from None
+            raise Unfit(f"{self.wheel} {self.version} does not fit its adapter: {self.package}.{module} has no {name}") from None

@@ -7,7 +7,7 @@ import numpy as np
 from dsv2 import cuda
 from dsv2.emulator import Kernel, Module, Struct
 from engines import Engine
-from wheels import NotRun, folder
+from wheels import Unfit, folder
 
 HERE = pathlib.Path(__file__).resolve().parent
 FLASHINFER = Engine("flashinfer-python", "flashinfer", own=())
@@ -16,7 +16,7 @@ NAMES = {"bfloat16": "13__nv_bfloat16", "float16": "6__half", "float32": "f"}
 
 @functools.cache
 def module(name: str, arch: str = "sm_80") -> Module:
-    """The kernels that flashinfer/NAME.cu instantiates. Raises NotRun where it does not compile any more."""
+    """The kernels that flashinfer/NAME.cu instantiates. Raises Unfit where it does not compile."""
     return _compiled(name, (HERE / "flashinfer" / f"{name}.cu").read_text(), arch)
 
 
@@ -28,7 +28,7 @@ def _compiled(name: str, source: str, arch: str, *more: pathlib.Path) -> Module:
             source, arch=arch, include=[*(data / part for part in parts), *more], options=["--expt-relaxed-constexpr"], compiler="nvcc"
         )
     except cuda.CompileError as error:
-        raise NotRun(f"flashinfer-python {FLASHINFER.version}, {name}: {error}") from None
+        raise Unfit(f"flashinfer-python {FLASHINFER.version}, {name}: {error}") from None
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def router() -> Module:
     text = (csrc / "fused_moe" / "noAuxTcKernels.cu").read_text()
     kernels, found, _ = text.partition("template <typename InputT, typename BiasT, typename OutputT, typename IdxT>\nvoid invokeNoAuxTc")
     if not found:
-        raise NotRun(f"flashinfer-python {FLASHINFER.version}: noAuxTcKernels.cu is not what the adapter was written for")
+        raise Unfit(f"flashinfer-python {FLASHINFER.version}: noAuxTcKernels.cu is not what the adapter was written for")
     kept = [line for line in kernels.splitlines() if not any(name in line for name in ("tvm", "envUtils", "noAuxTcKernels.h"))]
     ends = [
         f"template __global__ void deepseek_v3_topk_kernel<float, float, float, int, {most}, {groups}>(float *, float *, int *, float *, "
@@ -59,7 +59,7 @@ def kernel(of: Module, *parts: str) -> Kernel:
     """The one kernel whose mangled name has all these parts."""
     found = [name for name in of if all(part in name for part in parts)]
     if len(found) != 1:
-        raise NotRun(f"flashinfer-python {FLASHINFER.version}: expected one kernel with {', '.join(parts)}, found {len(found)}")
+        raise Unfit(f"flashinfer-python {FLASHINFER.version}: expected one kernel with {', '.join(parts)}, found {len(found)}")
     return of[found[0]]
 
 
@@ -83,62 +83,46 @@ def fast_divisor(divisor: int) -> Struct:
     return Struct(divisor=u32(divisor), multiplier=u32(multiplier), add=u32(add), shift=np.int32(shift), again=u32(divisor))
 
 
+# Keys of a piece of a tile, where its keys are split.
+PIECE = 128
+
+
 def mla_plan(qo_indptr, kv_begins, kv_lengths, heads: int, causal: bool, blocks: int = 4):
-    """Which block does what, and how partial results are merged: FlashInfer's plan, for so many blocks (it takes one for each
-    multiprocessor). (blocks in x, blocks in y, arrays by name, rows of partial results).
+    """A plan of our own for the kernel: (blocks in x, blocks in y, arrays by name, rows of partial results).
+
+    A tile is 64 rows (a row is a token's head) for each block in x, and goes with all its keys to one block in y, in turn. The
+    tiles with the most keys go in pieces of PIECE keys, one tile for each block, as each block can merge one.
     """
-    lengths = [int(end - begin) for begin, end in zip(qo_indptr, qo_indptr[1:])]
-    in_x = 2 if sum(lengths) * heads // len(lengths) > 64 else 1
-    clusters, tile = blocks // in_x, 64 * in_x
+    names = ("q_indptr", "kv_indptr", "partial_indptr", "q_len", "kv_len", "q_start", "kv_start", "kv_end")
+    new = [int(end) - int(begin) for begin, end in zip(qo_indptr, qo_indptr[1:])]
+    in_x = 2 if max(new) * heads > 64 else 1
+    in_y, height = blocks // in_x, 64 * in_x
     tiles = []
-    for sequence, (new, tokens) in enumerate(zip(lengths, kv_lengths)):
-        count = -(-new * heads // tile)
-        for index in reversed(range(count)):
-            end = tokens
-            if causal and index + 1 < count:
-                end = max(min(tokens - new + -(-(index + 1) * tile // heads), tokens), 0)
-            tiles.append((sequence, index, end))
-    share = max(-(-sum(end for *_, end in tiles) // clusters), 1)
-    limit = next((most for least, most in ((8, 32), (16, 64), (32, 128), (64, 192)) if share <= least), -(-share // 256) * 256)
-    works: list[list[dict[str, int]]] = [[] for _ in range(clusters)]
-    costs, merges, partial = [0] * clusters, [], 0
-    for sequence, index, end in tiles:
-        packed = lengths[sequence] * heads
-        rows = min(tile, packed - index * tile)
-        split, begin, left = end > limit, 0, end
-        if split:
-            chunks = max(end * in_x // limit, 1)
-            step = -(-rows // chunks)
-            for offset in range(0, rows, step):
-                first = int(qo_indptr[sequence]) * heads + index * tile
-                merges.append((
-                    first + offset, first + min(offset + step, rows), partial + offset, partial + -(-end // limit) * rows, rows
-                ))  # fmt: skip
-        while True:
-            cluster = costs.index(min(costs))
-            taken = min(left, limit)
-            costs[cluster] += 2 * tile + taken
-            works[cluster].append({
-                "q_indptr": int(qo_indptr[sequence]), "kv_indptr": int(kv_begins[sequence]), "partial_indptr": partial if split else -1,
-                "q_len": lengths[sequence], "kv_len": kv_lengths[sequence], "q_start": index * tile, "kv_start": begin, "kv_end": begin + taken,
-            })  # fmt: skip
-            partial += rows if split else 0
-            begin, left = begin + taken, left - taken
-            if not left:
-                break
-    flat = [work for own in works for work in own]
-    arrays = {
-        name: [work[name] for work in flat]
-        for name in ("q_indptr", "kv_indptr", "partial_indptr", "q_len", "kv_len", "q_start", "kv_start", "kv_end")
-    }
-    arrays["work_indptr"] = [sum(len(own) for own in works[:index]) for index in range(clusters + 1)]
-    padded = merges + [(0, 0, 0, 0, 0)] * (blocks - len(merges))
-    names = (
-        "merge_packed_offset_start",
-        "merge_packed_offset_end",
-        "merge_partial_packed_offset_start",
-        "merge_partial_packed_offset_end",
-        "merge_partial_stride",
-    )
-    arrays.update({name: [entry[place] for entry in padded] for place, name in enumerate(names)})
-    return in_x, clusters, {name: np.array(values or [0], np.int32) for name, values in arrays.items()}, partial
+    for sequence, (queries, tokens) in enumerate(zip(new, kv_lengths)):
+        for first in range(0, queries * heads, height):
+            rows = min(height, queries * heads - first)
+            unseen = queries - 1 - (first + rows - 1) // heads if causal else 0  # keys behind the last query of the tile
+            tiles.append((sequence, first, rows, max(int(tokens) - unseen, 0)))
+    split = [tile for tile in sorted(tiles, key=lambda tile: -tile[3])[:blocks] if tile[3] > PIECE]
+    work: list[list[tuple[int, ...]]] = [[] for _ in range(in_y)]
+    merges, partial, turn = [], 0, 0
+    for tile in tiles:
+        sequence, first, rows, keys = tile
+        step, begin = (PIECE, partial) if tile in split else (max(keys, 1), -1)
+        pieces = range(0, max(keys, 1), step)
+        for piece, start in enumerate(pieces):
+            work[turn % in_y].append((
+                int(qo_indptr[sequence]), int(kv_begins[sequence]), -1 if begin < 0 else begin + piece * rows, new[sequence],
+                int(kv_lengths[sequence]), first, start, min(start + step, keys),
+            ))  # fmt: skip
+            turn += 1
+        if begin >= 0:
+            to = int(qo_indptr[sequence]) * heads + first
+            partial += len(pieces) * rows
+            merges.append((to, to + rows, begin, partial, rows))
+    merges += [(0, 0, 0, 0, 0)] * (blocks - len(merges))
+    columns = dict(zip(names, zip(*(piece for own in work for piece in own))))
+    columns["work_indptr"] = tuple(sum(map(len, work[:index])) for index in range(in_y + 1))
+    merging = ("packed_offset_start", "packed_offset_end", "partial_packed_offset_start", "partial_packed_offset_end", "partial_stride")
+    columns.update((f"merge_{name}", column) for name, column in zip(merging, zip(*merges)))
+    return in_x, in_y, {name: np.array(column, np.int32) for name, column in columns.items()}, partial

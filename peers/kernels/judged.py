@@ -5,7 +5,8 @@
 
 is `@dsv2.operator("rmsnorm")`, with the emulator around the call: the first call of a workload runs under the race detector and
 is counted, the second one must give the same bits. What came of it is a row of results.json (`pytest peers/kernels --record`).
-A row that is not right stands in FINDINGS, and the test holds it to that: it fails if the finding is gone, too.
+A row that is not right stands in FINDINGS, and the test holds it to that: it fails if the finding is gone, too, or if results.json
+says something else.
 """
 
 import functools
@@ -16,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import dsv2
+import page
 import pytest
 import torch
 from dsv2 import operators
@@ -24,12 +26,18 @@ from dsv2.triton import activate
 from engines import Engine
 from findings import FINDINGS
 from tables import lengths
-from wheels import NotRun
+from wheels import KEPT, NotRun
 
 ROWS: list[dict[str, Any]] = []
 
 # Whether a finding is what a test expects, and not a failure.
 KNOWN = True
+
+# The rows of results.json by their keys, which a run must repeat; empty while new ones are written, and with --findings.
+RECORDED: dict[tuple, dict[str, Any]] = {}
+
+# Where the wheels' files are: not part of what is said of them.
+PLACE = f"{KEPT}/"
 
 
 @dataclass
@@ -108,9 +116,17 @@ def adapter(
             finding = findings.get(workload, findings.get("*"))
             launches: list[Launch] = state.get("launches", [])
             races = [race for launch in launches for race in launch.races or []]
-            row.update(_measured(state, launches), races=len(races), verdict=verdict, said=" ".join(said.split()), finding=finding)
+            said, wrong = said.replace(PLACE, ""), _outputs(state)
+            row.update(
+                _measured(state, launches), races=len(races), verdict=verdict, said=" ".join(said.split()), finding=finding, wrong=wrong,
+                launches=len(launches), tools=page.tools(language),
+                same_bits=True if verdict == "pass" else False if "other bits" in said else None,
+            )  # fmt: skip
             ROWS.append(row)
-            _hold(row, said, [f"race: {race!r}" for race in races] + [repr(use) for launch in launches for use in launch.unwritten])
+            held = {output["output"] for output in state.get("report", {}).get("outputs", []) if output["disposition"] != "not-held"}
+            unwritten = [repr(use).replace(PLACE, "") for launch in launches for use in launch.unwritten]
+            _hold(row, said, wrong, held, [repr(race).replace(PLACE, "") for race in races], unwritten)
+            _as_recorded(row)
 
         for attribute in ("__name__", "__doc__", "__module__"):
             setattr(judged, attribute, getattr(function, attribute))
@@ -120,20 +136,54 @@ def adapter(
     return decorate
 
 
-def _hold(row: dict[str, Any], said: str, found: list[str]) -> None:
-    """Fails unless a row is right, or wrong as its finding says."""
+def _outputs(state: Mapping[str, Any]) -> dict[str, str]:
+    """What the judge says of each output that is wrong, shortly."""
+    wrong = {}
+    for output in state.get("report", {}).get("outputs", []):
+        if output["disposition"] in ("pass", "not-held"):
+            continue
+        l2 = (output["error"] or {}).get("l2")
+        said = [output["disposition"], *([f"l2 {float(l2):.1e}"] if l2 is not None else []), *([output["note"]] if output["note"] else [])]
+        said += [f"{output['worst']['got']} in place of {output['worst']['want']}"] if output["worst"] else []
+        wrong[output["output"]] = ", ".join(said)
+    return wrong
+
+
+def _hold(row: dict[str, Any], said: str, wrong: dict[str, str], held: set[str], races: list[str], unwritten: list[str]) -> None:
+    """Fails unless a row is right, or wrong as its finding says and in no other way."""
     __tracebackhide__ = True
-    trouble = ([said] if row["verdict"] != "pass" else []) + found
+    trouble = ([said] if row["verdict"] != "pass" else []) + [f"race: {race}" for race in races] + unwritten
     if row["finding"] is None or not KNOWN:
         if trouble:
             pytest.fail("\n".join(trouble), pytrace=False)
         return
-    expected = FINDINGS[row["finding"]]
+    expected, name = FINDINGS[row["finding"]], row["finding"]
     if not trouble:
-        pytest.fail(f"{row['finding']} is not there any more: take it from the adapter", pytrace=False)
-    for one in trouble:
-        if not re.search(expected.says, one):
-            pytest.fail(f"expected {expected.says!r} ({row['finding']}), found: {one}", pytrace=False)
+        pytest.fail(f"{name} is not there any more: take it from the adapter", pytrace=False)
+    other = [f"expected {output} to be wrong, too" for output in expected.outputs if output in held - set(wrong)]
+    other += [f"{output}: {what}" for output, what in wrong.items() if not re.fullmatch(expected.outputs.get(output, "(?!)"), what)]
+    if row["verdict"] == "fail" and not wrong:
+        other.append(said)  # something else than what the judge says of the outputs
+    if row["verdict"] == "fault" and not re.fullmatch(expected.fault, said):
+        other.append(said)
+    if expected.races and not races:
+        other.append("expected races")
+    other += [f"race: {race}" for race in races if not re.search(expected.races or "(?!)", race)]
+    other += [use for use in unwritten if not re.search(expected.unwritten or "(?!)", use)]
+    if other:
+        pytest.fail(f"beside {name!r}:\n" + "\n".join(other), pytrace=False)
+
+
+def _as_recorded(row: dict[str, Any]) -> None:
+    """Fails unless results.json says the same of this row."""
+    __tracebackhide__ = True
+    if not RECORDED:
+        return
+    before = RECORDED.get(page.key(row))
+    for name in ("verdict", "races", "finding", "wrong"):
+        if before is None or before[name] != row[name]:
+            found = None if before is None else before[name]
+            pytest.fail(f"results.json says {name} {found!r}, found {row[name]!r}: pytest peers/kernels --record", pytrace=False)
 
 
 def _measured(state: dict[str, Any], launches: list[Launch]) -> dict[str, Any]:

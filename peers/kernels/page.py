@@ -13,18 +13,32 @@ HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 PAGE = HERE.parents[1] / "docs" / "kernels.md"
 BEGIN, END = "<!-- begin: peers/kernels/page.py -->\n", "<!-- end: peers/kernels/page.py -->\n"
-TOOLS = ("triton", "torch", "nvidia-cuda-nvcc")
+TOOLS = {
+    "Triton": ("triton", "torch"),
+    "CUDA C++": ("torch", "nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl", "nvidia-curand"),
+}
+
+
+def tools(language: str) -> dict[str, str]:
+    """The versions of what a kernel of this language is compiled and run with here."""
+    return {name: importlib.metadata.version(name).partition("+")[0] for name in TOOLS[language]}
+
+
+def recorded() -> dict[tuple, dict]:
+    """The rows of results.json."""
+    return {key(row): row for row in json.loads(RESULTS.read_text())["rows"]} if RESULTS.exists() else {}
 
 
 def record(rows: list[dict]) -> None:
-    """Puts rows in the place of those with the same kernel, target and workload; what was not run keeps its row."""
-    before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    kept = {_key(row): row for row in before}
-    kept.update({_key(row): row for row in rows if row["verdict"] != "not run" or _key(row) not in kept})
-    tools = {name: importlib.metadata.version(name) for name in TOOLS}
-    ordered = sorted(kept.values(), key=lambda row: (row["library"], row["operator"], row["kernel"], row["target"]))
+    """Puts rows in the place of those with the same kernel, target and workload; what was not run keeps its row, with the versions
+    that it ran with.
+    """
+    new = {key(row): row for row in rows}
+    kept = recorded()
+    kept.update({place: row for place, row in new.items() if row["verdict"] != "not run" or place not in kept})
+    ordered = sorted(kept.values(), key=lambda row: (row["library"], row["operator"], row["kernel"], row["target"], row["test"]))
     lines = ",\n".join(json.dumps(row, sort_keys=True) for row in ordered)
-    RESULTS.write_text(f'{{"tools": {json.dumps(tools)}, "rows": [\n{lines}\n]}}\n')
+    RESULTS.write_text(f'{{"rows": [\n{lines}\n]}}\n')
     write()
 
 
@@ -40,11 +54,10 @@ def rendered() -> str:
     results = json.loads(RESULTS.read_text())
     kernels: dict[tuple, list[dict]] = {}
     for row in results["rows"]:
-        kernels.setdefault(_key(row)[:5], []).append(row)
+        kernels.setdefault(key(row)[:5], []).append(row)
     numbers = {name: place for place, name in enumerate(_found(results["rows"]), 1)}
-    tools = ", ".join(f"{name} {version}" for name, version in results["tools"].items())
     lines = [
-        f"Ran with {tools}.",
+        *_versions(results["rows"]),
         "",
         "| kernel | operator | target | right on | worst error, of its budget | memory | same bits | races | bytes asked / needed | findings | `pytest peers/kernels/` |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -59,8 +72,23 @@ def rendered() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _key(row: dict) -> tuple:
+def key(row: dict) -> tuple:
+    """What a row is of."""
     return row["library"], row["operator"], row["kernel"], row["target"], row["test"], row["workload"]
+
+
+def _versions(rows: list[dict]) -> list[str]:
+    """With what the rows ran. A line for each set of versions."""
+    sets: dict[tuple, set[str]] = {}
+    for row in rows:
+        if row["verdict"] != "not run":
+            sets.setdefault((row["language"], *row["tools"].items()), set()).add(row["test"])
+    several = len({language for language, *_ in sets}) < len(sets)
+    return [
+        f"{language} ran with {', '.join(f'{name} {version}' for name, version in versions)}"
+        + (f": {', '.join(sorted(tests))}." if several else ".")
+        for (language, *versions), tests in sorted(sets.items())
+    ]
 
 
 def _found(rows: list[dict]) -> list[str]:
@@ -83,8 +111,8 @@ def _line(rows: list[dict], numbers: dict[str, int]) -> str:
     cells = [
         f"{len(right)} of {len(run)}",
         f"{worst['error']:.1e}, {worst['ratio']:.2f} ({worst['output']}, {worst['measure']})" if worst else "",
-        f"{faults} faults" if (faults := sum(map(_is_fault, run))) else "clean",
-        "no" if any("other bits" in row["said"] for row in run) else "yes",
+        _memory(run),
+        _same_bits(run),
         str(races or "none"),
         f"{asked[0]:.1f} to {asked[-1]:.1f}" if asked else "",
         ", ".join(f"[{place}](#finding-{place})" for place in found),
@@ -93,9 +121,20 @@ def _line(rows: list[dict], numbers: dict[str, int]) -> str:
     return f"{head} | {' | '.join(cells)} |"
 
 
-def _is_fault(row: dict) -> bool:
-    """Whether something was out of bounds, or unwritten and used or left."""
-    return row["verdict"] == "fault" and "out of bounds" in row["said"] or "nobody wrote" in row["said"] or "not initialised" in row["said"]
+def _memory(run: list[dict]) -> str:
+    """Whether something was out of bounds, or unwritten and used or left. A fault ends a call."""
+    launched = [row for row in run if row["launches"]]
+    faults = sum(row["verdict"] == "fault" or "nobody wrote" in row["said"] for row in launched)
+    said = f"{faults} faults" if faults else "clean"
+    return said if len(launched) == len(run) else f"{said}, of {len(launched)} that ran"
+
+
+def _same_bits(run: list[dict]) -> str:
+    """Two calls are compared where the first one is right."""
+    if any(row["same_bits"] is False for row in run):
+        return "no"
+    compared = sum(row["same_bits"] is True for row in run)
+    return "yes" if compared == len(run) else f"yes, of {compared} compared"
 
 
 def _file(row: dict) -> str:

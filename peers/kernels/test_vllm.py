@@ -1,7 +1,9 @@
 """vLLM's kernels of Triton, by the host functions that its layers call."""
 
 import math
+import sys
 import types
+from typing import NamedTuple
 
 import torch
 import triton
@@ -125,21 +127,42 @@ def test_moe_fused_mul_sum(expert_outputs, routed_scaling_factor):
     return output
 
 
+class Gpu(NamedTuple):
+    """What vLLM asks of a GPU's `torch.device`."""
+
+    type: str = "cuda"
+    index: int = 0
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says to vLLM that it is on a GPU, as kernels and tiles are chosen by it; to all others it is on the CPU."""
+
+    @property
+    def device(self):
+        asks = sys._getframe(1).f_globals.get("__name__", "")
+        return Gpu() if asks.startswith("vllm.") else super().device
+
+
 def filtered(probs, top_k, top_p):
     kernels = VLLM.module("v1.sample.ops.topk_topp_triton")
     kernels._TRITON_BUFFER_CACHE.clear()  # scratch memory: new in each call, so that nothing in it is another call's
-    return torch.softmax(kernels.apply_top_k_top_p_triton(probs.log(), top_k, top_p), -1)
+    kernels._TRITON_SPLIT_CACHE.clear()
+    kernels._TRITON_TABLE_CACHE.clear()
+    masked = kernels.apply_top_k_top_p_triton(probs.log().as_subclass(OnGpu), top_k, top_p)
+    return torch.softmax(masked.as_subclass(torch.Tensor), -1)
 
 
-FILTERED = "logarithms before and softmax behind it by PyTorch; tiles as vLLM takes them for tensors on the CPU"
+FILTERED = "kernels and tiles as vLLM takes them on a GPU; logarithms before and softmax behind it by PyTorch"
+
+
 NO_BARRIER = "no barrier around a buffer in global memory"
 
 
-@adapter("top_k_renorm_probs", VLLM, "apply_top_k_top_p_triton", findings={"odd sizes": NO_BARRIER}, note=FILTERED)
+@adapter("top_k_renorm_probs", VLLM, "_topk_topp_kernel", findings={"DeepSeek-V2": NO_BARRIER, "odd sizes": NO_BARRIER}, note=FILTERED)
 def test_top_k(probs, top_k):
     return filtered(probs, torch.where(top_k == 0, probs.shape[1], top_k).to(torch.int32), None)
 
 
-@adapter("top_p_renorm_probs", VLLM, "apply_top_k_top_p_triton", findings={"zeros": NO_BARRIER, "odd sizes": NO_BARRIER}, note=FILTERED)
+@adapter("top_p_renorm_probs", VLLM, "_topp_split_*", note=f"{FILTERED}; up to 64 rows, where they go to these kernels")
 def test_top_p(probs, top_p):
     return filtered(probs, None, top_p)

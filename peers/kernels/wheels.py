@@ -18,7 +18,11 @@ KEPT = pathlib.Path(__file__).resolve().parents[2] / "target" / "kernels"
 
 
 class NotRun(Exception):
-    """Why a kernel was not run. Nothing is said of it then."""
+    """Why a wheel could not be fetched. Its kernels are not run, and nothing is said of them then."""
+
+
+class Unfit(Exception):
+    """A wheel, or the compiler, is not what the adapters were written for: a failure of the test, and no row."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@
 Either package will do:
 
     pip install nvidia-cuda-nvrtc nvidia-cuda-runtime                       # NVRTC: kernels and the headers of CUDA
-    pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-nvvm    # nvcc: files as they are
+    pip install 'cuda-toolkit[nvcc,cccl]'                                   # nvcc: files as they are, compiler and headers of one release
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dsv2.emulator import Module, Struct
 __all__ = ["CompileError", "Module", "Struct", "compile", "ptx"]
 
 NVRTC = "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
-NVCC = "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl nvidia-nvvm"
+NVCC = "pip install 'cuda-toolkit[nvcc,cccl]'"
 
 
 class CompileError(_dsv2.Error):

@@ -67,7 +67,7 @@ def test_a_missing_compiler_says_what_to_install(monkeypatch):
     monkeypatch.setattr(cuda, "_packages", list)
     with pytest.raises(cuda.CompileError, match="no CUDA compiler is installed: pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"):
         cuda.compile('extern "C" __global__ void k() {}')
-    with pytest.raises(cuda.CompileError, match="nvcc is not installed: pip install nvidia-cuda-nvcc "):
+    with pytest.raises(cuda.CompileError, match="nvcc is not installed: pip install 'cuda-toolkit"):
         cuda.compile('extern "C" __global__ void k() {}', compiler="nvcc")
 
 
