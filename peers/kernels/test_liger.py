@@ -14,20 +14,13 @@ LIGER = Engine(
 )  # fmt: skip
 
 
-# Mode `llama` rounds a row before it is multiplied by the weight, as Transformers' own DeepseekV2RMSNorm does. These workloads ask
-# for one rounding, and refuse Transformers, too: nothing that could be said against the kernel.
-TWICE = {
-    f"a sum between two of {dtype}": "mode `llama` rounds before the weight, as Transformers does, too" for dtype in ("bf16", "fp16")
-}
-
-
-@adapter("rmsnorm", LIGER, "rms_norm_forward", without=TWICE, note="casting mode `llama`")
+@adapter("rmsnorm", LIGER, "rms_norm_forward", note="casting mode `llama`")
 def test_rms_norm(hidden_states, weight):
     forward = LIGER.function("ops.rms_norm", "rms_norm_forward")
     return forward(hidden_states, weight, 1e-6, 0.0, "llama", True)[0]
 
 
-@adapter("fused_add_rmsnorm", LIGER, "fused_add_rms_norm_forward", without=TWICE, note="casting mode `llama`")
+@adapter("fused_add_rmsnorm", LIGER, "fused_add_rms_norm_forward", note="casting mode `llama`")
 def test_fused_add_rms_norm(hidden_states, residual, weight):
     forward = LIGER.function("ops.fused_add_rms_norm", "fused_add_rms_norm_forward")
     return forward(hidden_states, residual, weight, 1e-6, 0.0, "llama")[:2]

@@ -19,16 +19,16 @@ const SUMMING: &[(&str, Kernel, &[Found])] = {
             "rmsnorm",
             rmsnorm,
             &[
-                ("a sum between two of bf16", Bfloat16, &[ONCE, 64, 16, 1]),
-                ("a sum between two of fp16", Float16, &[ONCE, 64, 16]),
+                ("a sum between two of bf16", Bfloat16, &[ONCE, 64, 1]),
+                ("a sum between two of fp16", Float16, &[ONCE, 64]),
             ],
         ),
         (
             "fused_add_rmsnorm",
             rmsnorm,
             &[
-                ("a sum between two of bf16", Bfloat16, &[ONCE, 64, 16, 1]),
-                ("a sum between two of fp16", Float16, &[ONCE, 64, 16]),
+                ("a sum between two of bf16", Bfloat16, &[ONCE, 64, 1]),
+                ("a sum between two of fp16", Float16, &[ONCE, 64]),
             ],
         ),
         ("gemm", gemm, &[("one sign", Bfloat16, &[128, 64, 32, 16]), ("one sign, fp16", Float16, &[128, 64, 32, 16])]),
