@@ -114,9 +114,10 @@ impl Local {
         let own = factors(precision);
         let factors = if case.inputs.past() > 0 { own.zip(&FACTORS, f64::max) } else { own };
 
+        let is_copy = |name: &str| is_exact(name, |source| teacher.get(source).is_some(), &case.config, cache);
         let copies: IndexMap<&str, Values> = teacher
             .iter()
-            .filter(|(name, _)| is_exact(name, |source| teacher.get(source).is_some(), &case.config, cache))
+            .filter(|(name, _)| is_copy(name))
             .filter_map(|(name, got)| {
                 let copy = copied(case, precision, name, truth.get(name)?.real()?, got, &rows);
                 // what was cached before the new tokens is judged as any other stage, if these are copies
@@ -124,7 +125,6 @@ impl Local {
                 judged.then_some((name, copy))
             })
             .collect();
-        let is_copy = |name: &str| is_exact(name, |source| teacher.get(source).is_some(), &case.config, cache);
         let cached = teacher
             .iter()
             .filter(|(name, got)| is_cached_by_step(case, name, got.shape()) && !copies.contains_key(name));
@@ -318,15 +318,20 @@ pub(crate) fn copied(
     rows: &ComparedRows,
 ) -> Values {
     let before = cached_before(case, name);
-    let new = |mut copy: Values| {
-        if let (Values::Real(_, copy), Some(Values::Real(_, got)), 1..) = (&mut copy, got.fit(a.shape()), before) {
-            let before = Slice::from(..before.min(got.len_of(Axis(1))));
-            copy.slice_axis_mut(Axis(1), before).assign(&got.slice_axis(Axis(1), before));
-        }
-        copy
+    let new = |copy: Values| match before {
+        0 => copy,
+        _ => with_keys_of(got, &(0..before.min(a.len_of(Axis(1)))), &copy).unwrap_or(copy),
     };
     let as_it_is = new(Values::Real(precision.stored(name), a.clone()));
     if is_same(name, got, &as_it_is, rows) { as_it_is } else { new(stored(precision, name, a)) }
+}
+
+/// A cache with some keys as the trace `got` has them; nothing, if that is of another shape.
+fn with_keys_of(got: &Values, keys: &Range<usize>, cache: &Values) -> Option<Values> {
+    let (Values::Real(dtype, cache), Values::Real(_, got)) = (cache, got.fit(cache.shape())?) else { return None };
+    let (mut cache, keys) = (cache.clone(), Slice::from(keys.clone()));
+    cache.slice_axis_mut(Axis(1), keys).assign(&got.slice_axis(Axis(1), keys));
+    Some(Values::Real(*dtype, cache))
 }
 
 /// Whether a cache of this shape holds what was there before a decoding step, and what is new: they are judged by themselves, for
@@ -353,10 +358,10 @@ impl Step<'_> {
         let before = cached_before(self.case, self.name);
         let keys = self.got.shape().get(1).copied()?;
         let parts = [before..keys, 0..before].map(|right| {
-            let want = self.where_it_is(&right, truth)?;
-            let measure = |trace: &Trace| {
-                Some(self.rows.measure(self.name, &self.where_it_is(&right, trace.get(self.name)?)?, &want)?.metrics)
-            };
+            let but_these = |cache: &Values| with_keys_of(self.got, &right, cache);
+            let want = but_these(truth)?;
+            let measure =
+                |trace: &Trace| Some(self.rows.measure(self.name, &but_these(trace.get(self.name)?)?, &want)?.metrics);
             let noise = with_usual(&plain.iter().map(measure).collect::<Option<Vec<_>>>()?, self.usual);
             let off = self.rows.measure(self.name, self.got, &want)?;
             Some((times(&off, noise.zip(&self.factors, |noise, factor| noise * factor)), want, noise))
@@ -364,14 +369,6 @@ impl Step<'_> {
         let [was_there, new] = parts;
         let ((times, want, noise), new) = (was_there?, new?);
         Some(if !are_copies && new.0 > times { (new.1, new.2) } else { (want, noise) })
-    }
-
-    /// What it should be, but for some keys, which are as the trace has them.
-    fn where_it_is(&self, right: &Range<usize>, want: &Values) -> Option<Values> {
-        let (Values::Real(dtype, want), got) = (want, self.got.fit(want.shape())?) else { return None };
-        let (mut want, keys) = (want.clone(), Slice::from(right.clone()));
-        want.slice_axis_mut(Axis(1), keys).assign(&got.real()?.slice_axis(Axis(1), keys));
-        Some(Values::Real(*dtype, want))
     }
 }
 
@@ -389,8 +386,7 @@ fn cached_before(case: &Case, name: &str) -> usize {
 
 /// Whether no number that is compared differs.
 fn is_same(name: &str, got: &Values, want: &Values, rows: &ComparedRows) -> bool {
-    let compared = rows.measure(name, got, want);
-    compared.is_some_and(|compared| compared.nonfinite.is_none() && compared.worst.is_none())
+    rows.measure(name, got, want).is_some_and(|compared| !compared.differs())
 }
 
 /// The form of attention of a plain run: the candidate may have the other one, unless it holds what only this one computes.

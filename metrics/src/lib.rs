@@ -84,6 +84,13 @@ pub struct Comparison {
     pub rows: usize,
 }
 
+impl Comparison {
+    /// Whether an element differs.
+    pub fn differs(&self) -> bool {
+        self.nonfinite.is_some() || self.worst.is_some()
+    }
+}
+
 /// Compares `a` with the truth `b` of the same shape over the rows for which `compared` holds (all, if there is none).
 ///
 /// # Panics

@@ -209,10 +209,9 @@ impl<'a> Comparer<'a> {
         }
         let Numbers { mut parts, copied, .. } = numbers_so_far;
         let copied = copied.map(|[Difference(as_it_is, spread_as_it_is), Difference(as_stored, spread_as_stored)]| {
-            let differs = |off: &Comparison| off.nonfinite.is_some() || off.worst.is_some();
             let (as_it_is, as_stored) = (as_it_is.finish(), as_stored.finish());
-            let is_copy = !differs(&as_it_is) || !differs(&as_stored);
-            match differs(&as_it_is) {
+            let is_copy = !as_it_is.differs() || !as_stored.differs();
+            match as_it_is.differs() {
                 true => (as_stored, spread_as_stored, is_copy),
                 false => (as_it_is, spread_as_it_is, is_copy),
             }
