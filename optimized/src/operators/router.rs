@@ -11,6 +11,7 @@
 
 use ptx_emulator::{Arg, Grid};
 
+use super::gemm::linear;
 use super::{Arguments, Operand, Variant};
 use crate::{Element, Error, Result, Tensor};
 
@@ -22,7 +23,8 @@ const BLOCK: [usize; 2] = [8, 4];
 
 /// The logits of all experts: x \[N,D\] (rows may be apart), weight \[E,D\] -> logits \[N,E\] in fp32.
 ///
-/// The weight is of the type of x, or fp32. Both are widened: products and sums are fp32.
+/// The weight is of the type of x, or fp32. Both are widened: products and sums are fp32. Where the types are one, the tuned
+/// kernel is [`linear`]'s, to the bit.
 ///
 /// # Errors
 /// If shapes or types do not fit, or the launch fails.
@@ -35,6 +37,9 @@ pub fn router_logits(variant: Variant, x: &Tensor, weight: &Tensor, logits: &Ten
         weights.element(x.element())?;
     }
     Operand::new(operator, "logits", logits).element(Element::F32)?.shape(&[tokens, experts])?.contiguous()?;
+    if variant == Variant::Tuned && x.element() == weight.element() {
+        return linear(variant, x, weight, None, logits);
+    }
     if logits.is_empty() {
         return Ok(());
     }
