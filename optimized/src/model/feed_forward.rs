@@ -164,9 +164,9 @@ impl MixtureOfExperts {
         sort_by_expert(variant, &indices, experts, &offsets, &order, &places)?;
         let width = self.down.shape()[2];
         let h = of(element, &[tokens * k, width])?;
-        gate_up(variant, self.activation, x, &self.gate_up, &offsets, &order, k, &h)?;
+        gate_up(variant, self.activation, x, &self.gate_up, &offsets, &order, k, &h, None)?;
         let y = of(element, &[tokens * k, hidden])?;
-        down(variant, &h, &self.down, &offsets, &y)?;
+        down(variant, &h, &self.down, &offsets, &y, None)?;
 
         let shared = match &self.shared_experts {
             Some(shared) => Some(shared.forward(x, None, settings, tap)?),
