@@ -16,7 +16,7 @@ use dsv2_reference::config::Head;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
-use super::Settings;
+use super::{Products, Settings};
 use crate::operators::mla_decode;
 use crate::{Device, Element, Error, Result};
 
@@ -249,6 +249,9 @@ impl Workspace<'_> {
         let output = self.real(&[rows, hidden_size]);
         let rest = match self.config.n_shared_experts {
             None => output,
+            Some(_) if !self.config.mlp_bias && self.settings.products == Products::Ours => {
+                sum([output, output.max(self.real(&[rows, self.config.shared_width()]))])
+            }
             Some(_) => sum([output, output.max(self.real(&[rows, 2 * self.config.shared_width()]))]),
         };
         sum([routing, pairs, rest])
