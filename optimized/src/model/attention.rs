@@ -190,6 +190,7 @@ impl Attention {
             pages,
             latents.as_ref(),
             keys.as_ref(),
+            None,
         )?;
         if let Some(latents) = latents
             && tap.show("kv_a_layernorm", || latents.reshape(&[batch, new, self.latent]))?
