@@ -4,6 +4,7 @@
 //! `dsv2-reference`; N is the number of tokens of all sequences.
 
 mod activation;
+pub mod advance;
 pub mod argmax;
 mod arguments;
 pub mod combine;
