@@ -23,7 +23,7 @@ use super::cache::LatentCache;
 use super::head::{CausalLm, CausalLmInput};
 use super::plan::{self, CacheSize, MemoryPlan, Pass};
 use super::tap::Tap;
-use crate::operators::argmax::argmax;
+use crate::operators::argmax::{MEETING, argmax, meetings};
 use crate::operators::sample::sample;
 use crate::{Element, Error, Result, Tensor};
 
@@ -80,7 +80,9 @@ impl GenerateOptions {
         let cache = self.cache(batch, prompt);
         let first = Pass { new: prompt, keys: prompt, form: AttentionForm::Expanded, masked: padded, logits: 1 };
         let last = Pass { new: 1, keys: cache.tokens, form: self.decode, ..first };
-        MemoryPlan::new(config, dialect, Head::CausalLm, settings, cache, &[first, last])
+        let mut plan = MemoryPlan::new(config, dialect, Head::CausalLm, settings, cache, &[first, last])?;
+        plan.workspace = plan.workspace.saturating_add(batch.saturating_mul(MEETING));
+        Ok(plan)
     }
 
     /// The cache for prompts of `prompt` tokens. The last token is never read, and has no place.
@@ -102,6 +104,8 @@ pub struct Generation<'a> {
     tokens: Array2<i64>,
     finished: Vec<bool>,
     step: usize,
+    /// Where the blocks of [`argmax`] meet.
+    meetings: Tensor,
 }
 
 impl CausalLm {
@@ -159,6 +163,7 @@ impl CausalLm {
             tokens: prompt.clone(),
             finished: vec![false; batch],
             step: 0,
+            meetings: meetings(device, batch)?,
         })
     }
 }
@@ -204,7 +209,7 @@ impl Generation<'_> {
         let variant = self.model.model().settings().variant;
         let tokens = Tensor::empty(device, Element::I32, &[batch])?;
         match self.options.sampling {
-            Sampling::Greedy => argmax(variant, logits, &tokens)?,
+            Sampling::Greedy => argmax(variant, logits, &self.meetings, &tokens)?,
             Sampling::TopP { temperature, top_p, seed } => {
                 let uniforms: Vec<f32> = (0..batch).map(|b| uniform(seed, b as u64, self.step as u64)).collect();
                 let uniforms = Tensor::from_f32(device, Element::F32, &[batch], &uniforms)?;
