@@ -343,10 +343,11 @@ __device__ void tuned(const T* logits, long long stride, float inverse_temperatu
     }
 }
 
+// Shared memory has room for one block. Without the 1, ptxas 13 makes registers fit for two, and spills.
 #define KERNELS(VARIANT, LAUNCHED, T, SUFFIX)                                                                          \
-    KERNEL(LAUNCHED) sample_##VARIANT##_##SUFFIX(const T* logits, long long stride, float inverse_temperature,         \
-                                                 float top_p, const float* uniforms, int* tokens, int rows,            \
-                                                 int vocab) {                                                          \
+    extern "C" __global__ void __launch_bounds__(LAUNCHED, 1) sample_##VARIANT##_##SUFFIX(                             \
+        const T* logits, long long stride, float inverse_temperature, float top_p, const float* uniforms, int* tokens, \
+        int rows, int vocab) {                                                                                         \
         VARIANT<T>(logits, stride, inverse_temperature, top_p, uniforms, tokens, rows, vocab);                         \
     }
 
