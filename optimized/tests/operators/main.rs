@@ -89,6 +89,7 @@ fn main() {
     }
     trials.extend(mutants::trials(&cases));
     trials.extend(recipe::trials());
+    trials.extend(sample::trials());
     match Cuda::new(Library::embedded()) {
         Ok(gpu) => {
             let gpu: Arc<dyn Device> = gpu;
