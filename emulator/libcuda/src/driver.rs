@@ -11,7 +11,7 @@ use ptx_emulator::{Emulator, Module};
 use crate::faults::{Fate, Settings};
 use crate::status::Status;
 use crate::streams::{Event, Stream};
-use crate::work::{Entry, Work};
+use crate::work::Entry;
 
 /// The handle of the one context that there is.
 pub(crate) const CONTEXT: usize = 0x1000;
@@ -40,8 +40,8 @@ pub(crate) struct Driver {
     /// What was asked for and not done yet, in order; by queue.
     pub(crate) queues: HashMap<usize, VecDeque<Entry>>,
     pub(crate) events: HashMap<usize, Event>,
-    pub(crate) graphs: HashMap<usize, Arc<[Work]>>,
-    pub(crate) executables: HashMap<usize, Arc<[Work]>>,
+    pub(crate) graphs: HashMap<usize, Arc<[Entry]>>,
+    pub(crate) executables: HashMap<usize, Arc<[Entry]>>,
     /// The error after which nothing else is answered.
     pub(crate) sticky: Option<Status>,
     /// What the emulator said about it.

@@ -23,7 +23,7 @@ pub(crate) struct Stream {
 
 /// A capture that is under way.
 pub(crate) struct Capture {
-    pub(crate) work: Vec<Work>,
+    pub(crate) work: Vec<Entry>,
     /// `CUstreamCaptureMode`: 0 global, 1 of the thread, 2 relaxed.
     pub(crate) mode: c_uint,
     pub(crate) thread: ThreadId,
@@ -139,7 +139,7 @@ impl Driver {
         if let Some(capture) = self.streams.get_mut(&stream).and_then(|stream| stream.capture.as_mut()) {
             // An event within a graph orders work between streams, and has no time.
             if !matches!(work, Work::Record { .. }) {
-                capture.work.push(work);
+                capture.work.push(Entry { work, fault: fate.later });
             }
             return if capture.invalid { Err(Status::ERROR_STREAM_CAPTURE_INVALIDATED) } else { Ok(()) };
         }

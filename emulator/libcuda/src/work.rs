@@ -45,7 +45,7 @@ pub(crate) enum Work {
     Wait {
         number: usize,
     },
-    Graph(Arc<[Work]>),
+    Graph(Arc<[Entry]>),
 }
 
 /// Memory of the host; if it was pinned when it was named, the pinned memory's address and number.
@@ -56,7 +56,8 @@ pub(crate) struct HostRange {
     pub(crate) pinned: Option<(usize, usize)>,
 }
 
-/// Something in a queue.
+/// Something in a queue, or in a graph.
+#[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) work: Work,
     /// It was asked to fail.
@@ -103,16 +104,19 @@ impl Driver {
     }
 
     fn finish(&mut self, entry: Entry) -> Answer {
-        let outcome = match entry.fault {
-            Some(status) => Err(Failure(status, format!("{} was asked to fail", entry.work.name()))),
-            None => self.perform(&entry.work),
-        };
-        outcome.map_err(|Failure(status, said)| {
+        self.attempt(&entry).map_err(|Failure(status, said)| {
             // The text is the driver's own, and then what the emulator knows.
             let usual = status.texts().map_or(String::new(), |(_, text)| text.to_string_lossy().into_owned());
             self.stick(status, Some(format!("{usual}: {said}")));
             status
         })
+    }
+
+    fn attempt(&mut self, entry: &Entry) -> Result<(), Failure> {
+        match entry.fault {
+            Some(status) => Err(Failure(status, format!("{} was asked to fail", entry.work.name()))),
+            None => self.perform(&entry.work),
+        }
     }
 
     fn perform(&mut self, work: &Work) -> Result<(), Failure> {
@@ -160,7 +164,7 @@ impl Driver {
                 let waited = self.wait_for_record(*number);
                 waited.map_err(|status| Failure(status, "what was waited for".into()))?;
             }
-            Work::Graph(all) => return all.iter().try_for_each(|work| self.perform(work)),
+            Work::Graph(all) => return all.iter().try_for_each(|entry| self.attempt(entry)),
         }
         Ok(())
     }

@@ -233,7 +233,13 @@ impl Device for Cuda {
 impl Drop for Cuda {
     fn drop(&mut self) {
         // The events of launches that nobody asked about are given back.
-        let _ = self.timings();
+        if let Some(clock) = &mut self.clock {
+            let clock = clock.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let _ = self.context.run(|| {
+                clock.close();
+                Ok(())
+            });
+        }
         let (products, mut pool) = (self.products.take(), std::mem::take(&mut *self.pool()));
         let _ = self.context.run(|| {
             drop(products);
