@@ -13,11 +13,17 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
-use dsv2_optimized::device::Allocation;
 use dsv2_optimized::device::products::MatrixProduct;
+use dsv2_optimized::device::{Allocation, Counts};
+use dsv2_optimized::model::Settings;
+use dsv2_optimized::model::generate::GenerateOptions;
+use dsv2_optimized::model::head::CausalLm;
 use dsv2_optimized::operators::argmax::argmax;
 use dsv2_optimized::operators::gemm::linear;
-use dsv2_optimized::{Cuda, Device, Element, Error, Library, Tensor, Variant};
+use dsv2_optimized::{Cuda, Device, Element, Emulated, Error, Library, Tensor, Variant};
+use dsv2_reference::weights::generator::GeneratedWeights;
+use dsv2_reference::{DeepseekV2Config, Dialect};
+use ndarray::Array2;
 
 /// Tells the test that it is the one that is run with the driver, and what it is to do.
 const INSIDE: &str = "DSV2_EMULATED_DRIVER";
@@ -185,7 +191,7 @@ fn main() {
     println!("host code on an emulated driver: {} ways to fail, ok", tries.len());
 }
 
-/// What graphs promise on any device, and a kernel with more shared memory than a block has without asking.
+/// What graphs promise on any device, and a model that is decoded with them.
 fn promises() {
     let device: Arc<dyn Device> = Cuda::new(Library::embedded()).expect("there is a driver");
     graphs::replays(&device);
@@ -193,7 +199,35 @@ fn promises() {
     graphs::refuses_grids(&device);
     device.counts();
     graphs::counts(&device);
+    generates(&device);
     println!("kept");
+}
+
+/// A small model has the tokens that it has on the emulator, with a graph for each step; and such a step asks the host for
+/// nothing but its tokens.
+fn generates(gpu: &Arc<dyn Device>) {
+    let config = DeepseekV2Config::from_json_str(include_str!("config.json")).expect("a config");
+    let rules =
+        r#"{"seed": 11, "rules": [{"suffix": "norm.weight", "mean": 1.0, "std": 0.3}, {"suffix": "", "gain": 1.3}]}"#;
+    let weights: GeneratedWeights = serde_json::from_str(rules).expect("rules");
+    let prompts = Array2::from_shape_fn((3, 5), |(b, s)| (37 * b as i64 + 23 * s as i64 + 5) % 90);
+    let options = GenerateOptions { page_size: 4, ..GenerateOptions::new(6) };
+    let emulated: Arc<dyn Device> = Emulated::new(Library::embedded());
+    let [found, expected] = [gpu, &emulated].map(|device| {
+        let settings = Settings::new(Element::Bf16, Variant::Tuned);
+        let model = CausalLm::load(&config, Dialect::Hf, &weights, device, settings, &mut |_| ()).expect("it fits");
+        let tokens = model.generate(&prompts, None, &options).expect("it runs");
+        let mut generation = model.start(&prompts, None, &options).expect("it runs");
+        (0..2).for_each(|_| assert!(generation.step(None).expect("it runs").is_some()));
+        device.counts();
+        generation.step(None).expect("it runs");
+        (tokens, device.counts())
+    });
+    assert_eq!(found, expected);
+    let (_, Counts { launches, .. }) = found;
+    assert!(launches > 20);
+    let step = Counts { launches, graphs: 1, downloads: 1, synchronizations: 1, ..Counts::default() };
+    assert_eq!(found.1, step);
 }
 
 /// What is tried.
