@@ -57,7 +57,7 @@ impl Cuda {
     /// The first GPU.
     ///
     /// # Errors
-    /// [`Error::NoCuda`] if there is no driver, no GPU, or only one that is too old: then what needs a GPU is not run.
+    /// [`NoCuda`](crate::Error::NoCuda) if there is no driver, no GPU, or only one that is too old: then what needs a GPU is not run.
     pub fn new(library: Library) -> Result<Arc<Self>> {
         Cuda::open(library, None)
     }
