@@ -4,6 +4,7 @@
 //! `dsv2-reference`; N is the number of tokens of all sequences.
 
 mod activation;
+pub mod advance;
 pub mod argmax;
 mod arguments;
 pub mod combine;
@@ -23,6 +24,7 @@ pub mod rope;
 pub mod rotary;
 pub mod router;
 pub mod sample;
+pub mod scratch;
 pub mod swiglu;
 
 use ptx_emulator::Grid;
