@@ -3,6 +3,7 @@
 //!
 //! `cargo test -p dsv2-optimized --test operators -- router` runs what has `router` in its name.
 
+mod advance;
 #[path = "../support/mutants.rs"]
 mod archive;
 mod argmax;
@@ -65,6 +66,7 @@ fn cases() -> Vec<Arc<Case>> {
         merge::cases(),
         embedding::cases(),
         loss::cases(),
+        advance::cases(),
         argmax::cases(),
         sample::cases(),
     ];
