@@ -17,16 +17,11 @@ __device__ __forceinline__ u64 ranked(float logit, int token) {
 }
 __device__ __forceinline__ int token_of(u64 rank) { return ~(int)(u32)rank; }
 
-// Where the blocks of a row meet. All zero between launches: the last block to come leaves it as it was.
-struct Meeting {
-    u64 best; // of those that have come; no token has the rank 0
-    u32 arrived, unused;
-};
-
 // ---- naive: a thread for each row ----
 
 template <typename T>
-__device__ void naive(const T* logits, long long stride, Meeting*, int* tokens, int rows, int vocab) {
+__device__ void naive(const T* logits, long long stride, u64*, u32*, int, int* tokens, int rows,
+                      int vocab) {
     long long row = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     logits += row * stride;
@@ -41,17 +36,32 @@ __device__ void naive(const T* logits, long long stride, Meeting*, int* tokens, 
 
 // ---- tuned: a block for each slice of a row, 16 bytes at a time; the last one of a row to come writes its token ----
 
-// One block reads 100K logits in 20 us, and leaves the rest of the chip idle. The largest of slices is the largest whatever
-// their order, so that the token depends neither on who comes last nor on the number of rows.
-const int THREADS = 512, SLICE = 8192;
+// One block takes as long for a row of 100K logits as the chip for a hundred. The largest of slices is the largest however the
+// row is cut: the token depends neither on that nor on who comes last. `slice` is the length of all but the last, whole packs;
+// `parts`, a number for each slice, and `arrivals`, a count for each row, are for rows of several.
+const int THREADS = 512;
+
+// The largest of a block, in its first thread. A barrier has to come before `partial` is used again.
+__device__ __forceinline__ u64 block_max(u64 best, u64* partial) {
+    #pragma unroll
+    for (int step = WARP / 2; step > 0; step /= 2) best = max(best, __shfl_xor_sync(ALL_LANES, best, step));
+    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = best;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        #pragma unroll
+        for (int warp = 1; warp < THREADS / WARP; warp++) best = max(best, partial[warp]);
+    }
+    return best;
+}
 
 template <typename T>
-__device__ void tuned(const T* logits, long long stride, Meeting* meetings, int* tokens, int rows, int vocab) {
+__device__ void tuned(const T* logits, long long stride, u64* parts, u32* arrivals, int slice, int* tokens, int rows,
+                      int vocab) {
     const int SIZE = Pack<T>::SIZE;
     __shared__ u64 partial[THREADS / WARP];
-    int slices = (vocab + SLICE - 1) / SLICE;
+    int slices = (vocab + slice - 1) / slice;
     long long row = blockIdx.x / slices;
-    int begin = blockIdx.x % slices * SLICE, end = min(begin + SLICE, vocab);
+    int begin = blockIdx.x % slices * slice, end = min(begin + slice, vocab);
     logits += row * stride;
     int in_packs = packs(logits, 0) ? end / SIZE * SIZE : begin;
     u64 best = 0;
@@ -64,27 +74,22 @@ __device__ void tuned(const T* logits, long long stride, Meeting* meetings, int*
     }
     #pragma unroll 1
     for (int v = in_packs + threadIdx.x; v < end; v += THREADS) best = max(best, ranked(to_float(logits[v]), v));
-    #pragma unroll
-    for (int step = WARP / 2; step > 0; step /= 2) best = max(best, __shfl_xor_sync(ALL_LANES, best, step));
-    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = best;
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    #pragma unroll
-    for (int warp = 1; warp < THREADS / WARP; warp++) best = max(best, partial[warp]);
-
-    Meeting& meeting = meetings[row];
-    atomicMax(&meeting.best, best);
-    __threadfence();
-    // The last of `slices` brings the count back to zero.
-    if (atomicInc(&meeting.arrived, slices - 1) != slices - 1) return;
-    __threadfence();
-    tokens[row] = token_of(atomicExch(&meeting.best, 0));
+    best = block_max(best, partial);
+    if (slices > 1) {
+        if (threadIdx.x == 0) parts[blockIdx.x] = best;
+        if (!arrives_last(arrivals + row, slices)) return;
+        best = 0;
+        #pragma unroll 1
+        for (int i = threadIdx.x; i < slices; i += THREADS) best = max(best, __ldcg(parts + row * slices + i));
+        best = block_max(best, partial);
+    }
+    if (threadIdx.x == 0) tokens[row] = token_of(best);
 }
 
 #define KERNELS(VARIANT, LAUNCHED, T, SUFFIX)                                                                          \
-    KERNEL(LAUNCHED) argmax_##VARIANT##_##SUFFIX(const T* logits, long long stride, Meeting* meetings, int* tokens,    \
-                                                 int rows, int vocab) {                                                \
-        VARIANT<T>(logits, stride, meetings, tokens, rows, vocab);                                                     \
+    KERNEL(LAUNCHED) argmax_##VARIANT##_##SUFFIX(const T* logits, long long stride, u64* parts, u32* arrivals,         \
+                                                 int slice, int* tokens, int rows, int vocab) {                        \
+        VARIANT<T>(logits, stride, parts, arrivals, slice, tokens, rows, vocab);                                       \
     }
 
 KERNELS(naive, 32, float, f32)

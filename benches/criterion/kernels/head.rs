@@ -1,9 +1,10 @@
 //! What is done with logits: the loss, the likeliest token, a draw.
 
-use dsv2_optimized::operators::argmax::{argmax, meetings};
+use dsv2_optimized::operators::argmax::{argmax, argmax_shared, shared_numbers};
 use dsv2_optimized::operators::loss::cross_entropy;
 use dsv2_optimized::operators::sample::sample;
-use dsv2_optimized::{Element, Result, Tensor};
+use dsv2_optimized::operators::scratch::Scratch;
+use dsv2_optimized::{Element, Result, Tensor, Variant};
 
 use super::case::{Case, Data, Launch, Model, Scale};
 
@@ -35,10 +36,13 @@ fn of_loss(data: &Data, logits: Tensor, [tokens, vocab]: [usize; 2]) -> Result<L
     Ok(Box::new(move || cross_entropy(variant, &logits, &labels, -100, &losses)))
 }
 
-fn of_argmax(data: &Data, logits: Tensor, [tokens, _]: [usize; 2]) -> Result<Launch> {
-    let (variant, chosen) = (data.variant, data.room_of(Element::I32, &[tokens])?);
-    let meetings = meetings(logits.device(), tokens)?;
-    Ok(Box::new(move || argmax(variant, &logits, &meetings, &chosen)))
+fn of_argmax(data: &Data, logits: Tensor, [tokens, vocab]: [usize; 2]) -> Result<Launch> {
+    let chosen = data.room_of(Element::I32, &[tokens])?;
+    if data.variant == Variant::Naive {
+        return Ok(Box::new(move || argmax(Variant::Naive, &logits, &chosen)));
+    }
+    let scratch = Scratch::new(logits.device(), shared_numbers(tokens, vocab))?;
+    Ok(Box::new(move || argmax_shared(&scratch, &logits, &chosen)))
 }
 
 fn of_sample(data: &Data, logits: Tensor, [tokens, _]: [usize; 2]) -> Result<Launch> {

@@ -36,7 +36,7 @@ use super::rotary::Frequencies;
 use super::{Products, Settings};
 use crate::device::Graph;
 use crate::operators::advance::{Sequences, advance};
-use crate::operators::argmax::argmax;
+use crate::operators::argmax::{self, argmax_shared};
 use crate::operators::embedding::embedding;
 use crate::operators::gemm::{linear_shared, shared_numbers};
 use crate::operators::rms_norm::{add_rms_norm, rms_norm};
@@ -103,7 +103,7 @@ impl<T> Room<T> {
     }
 }
 
-/// The numbers that blocks leave for each other, in the product that takes most.
+/// The numbers that blocks leave for each other, in the operator that takes most.
 fn scratch_numbers(sizes: Sizes) -> usize {
     let Sizes { config, dialect, element, batch, .. } = sizes;
     let &DeepseekV2Config { hidden_size: hidden, num_attention_heads: heads, kv_lora_rank: latent, .. } = config;
@@ -117,7 +117,8 @@ fn scratch_numbers(sizes: Sizes) -> usize {
             false => products.extend([(config.intermediate_size, hidden), (hidden, config.intermediate_size)]),
         }
     }
-    products.into_iter().map(|(n, k)| shared_numbers(element, [batch, n, k])).max().unwrap_or(0)
+    let of_products = products.into_iter().map(|(n, k)| shared_numbers(element, [batch, n, k])).max().unwrap_or(0);
+    of_products.max(argmax::shared_numbers(batch, config.vocab_size))
 }
 
 /// The bytes of a step's room, and of what is the same for all steps.
@@ -158,8 +159,6 @@ pub(super) struct Start {
     pub(super) ends: Vec<i32>,
     pub(super) filler: i32,
     pub(super) sampling: Sampling,
-    /// Where the blocks of [`argmax`] meet.
-    pub(super) meetings: Tensor,
 }
 
 impl Decode {
@@ -215,7 +214,7 @@ impl Step<'_> {
     fn launch(&self, frequencies: &Tensor, ends: &Tensor) -> Result<()> {
         let (variant, model, room) = (Variant::Tuned, self.lm.model(), self.room);
         let Room { hidden, normed, cos, sin, logits, chosen, .. } = room;
-        let Start { sequences, sampling, filler, meetings, .. } = self.start;
+        let Start { sequences, sampling, filler, .. } = self.start;
         let eps = model.config.rms_norm_eps as f32;
         rotary(variant, &sequences.positions, frequencies, model.frequencies.attention_factor, cos, sin)?;
         embedding(variant, &sequences.tokens, &model.embed_tokens, hidden)?;
@@ -233,7 +232,7 @@ impl Step<'_> {
             (Sampling::TopP { temperature, top_p, .. }, Some(draws)) => {
                 sample(variant, logits, *temperature, *top_p, &draws.next, chosen)?;
             }
-            _ => argmax(variant, logits, meetings, chosen)?,
+            _ => argmax_shared(self.scratch, logits, chosen)?,
         }
         advance(sequences, chosen, ends, *filler, self.cache.page_size())
     }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use dsv2_optimized::operators::argmax::{argmax, meetings};
-use dsv2_optimized::{Device, Element, Result, Variant};
+use dsv2_optimized::operators::argmax::{argmax, argmax_shared, shared_numbers};
+use dsv2_optimized::operators::scratch::Scratch;
+use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use ndarray::{Array2, Axis, s};
 
 use crate::harness::{Case, KINDS, Output, output, random, upload};
@@ -72,18 +73,28 @@ fn compared(
     let logits = logits(vocab);
     let mut whole = Array2::from_elem((logits.nrows(), columns), f32::NAN);
     whole.slice_mut(s![.., columns - vocab..]).assign(&logits);
-    let (rows, mut outputs) = (logits.nrows(), vec![]);
-    let meetings = meetings(device, rows)?;
-    // Once more on the rows in reverse: each meets where another row has left what it found.
-    for (name, order) in [("tokens", Vec::from_iter(0..rows)), ("tokens in reverse", Vec::from_iter((0..rows).rev()))] {
-        let view = upload(device, element, &whole.select(Axis(0), &order))?.narrow(1, columns - vocab..columns)?;
+    let rows = logits.nrows();
+    let want = |order: &[usize]| order.iter().map(|row| largest(logits.row(*row).to_vec()) as f64).collect::<Vec<_>>();
+    let chosen = |name, order: &[usize], choose: &dyn Fn(&Tensor, &Tensor) -> Result<()>| {
+        let view = upload(device, element, &whole.select(Axis(0), order))?.narrow(1, columns - vocab..columns)?;
         let tokens = output(device, Element::I32, &[rows])?;
-        argmax(variant, &view, &meetings, &tokens)?;
-        outputs.push(Output::exactly(
-            name,
-            &tokens,
-            order.iter().map(|row| largest(logits.row(*row).to_vec()) as f64),
-        )?);
+        choose(&view, &tokens)?;
+        Output::exactly(name, &tokens, want(order))
+    };
+    let order = Vec::from_iter(0..rows);
+    let mut outputs = vec![chosen("tokens", &order, &|logits, tokens| argmax(variant, logits, tokens))?];
+    if variant == Variant::Tuned {
+        let numbers = shared_numbers(rows, vocab);
+        let reverse = Vec::from_iter((0..rows).rev());
+        // Once more in the same room, where another row has left what it found; and where there is room for one block only.
+        let scratch = Scratch::new(device, numbers)?;
+        let shared = |logits: &Tensor, tokens: &Tensor| argmax_shared(&scratch, logits, tokens);
+        outputs.push(chosen("shared", &order, &shared)?);
+        outputs.push(chosen("shared, in reverse", &reverse, &shared)?);
+        if numbers > 0 {
+            let small = Scratch::new(device, numbers - 1)?;
+            outputs.push(chosen("with no room", &order, &|logits, tokens| argmax_shared(&small, logits, tokens))?);
+        }
     }
     Ok(outputs)
 }
