@@ -158,6 +158,8 @@ pub(super) struct Start {
     pub(super) ends: Vec<i32>,
     pub(super) filler: i32,
     pub(super) sampling: Sampling,
+    /// Where the blocks of [`argmax`] meet.
+    pub(super) meetings: Tensor,
 }
 
 impl Decode {
@@ -213,7 +215,7 @@ impl Step<'_> {
     fn launch(&self, frequencies: &Tensor, ends: &Tensor) -> Result<()> {
         let (variant, model, room) = (Variant::Tuned, self.lm.model(), self.room);
         let Room { hidden, normed, cos, sin, logits, chosen, .. } = room;
-        let Start { sequences, sampling, filler, .. } = self.start;
+        let Start { sequences, sampling, filler, meetings, .. } = self.start;
         let eps = model.config.rms_norm_eps as f32;
         rotary(variant, &sequences.positions, frequencies, model.frequencies.attention_factor, cos, sin)?;
         embedding(variant, &sequences.tokens, &model.embed_tokens, hidden)?;
@@ -231,7 +233,7 @@ impl Step<'_> {
             (Sampling::TopP { temperature, top_p, .. }, Some(draws)) => {
                 sample(variant, logits, *temperature, *top_p, &draws.next, chosen)?;
             }
-            _ => argmax(variant, logits, chosen)?,
+            _ => argmax(variant, logits, meetings, chosen)?,
         }
         advance(sequences, chosen, ends, *filler, self.cache.page_size())
     }

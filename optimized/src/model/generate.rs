@@ -25,7 +25,7 @@ use super::head::{CausalLm, CausalLmInput};
 use super::plan::{self, CacheSize, MemoryPlan, Pass};
 use super::tap::Tap;
 use crate::operators::advance::{Draws, Sequences};
-use crate::operators::argmax::argmax;
+use crate::operators::argmax::{MEETING, argmax, meetings};
 use crate::operators::sample::sample;
 use crate::{Element, Error, Result, Tensor};
 
@@ -82,8 +82,10 @@ impl GenerateOptions {
         let cache = self.cache(batch, prompt);
         let first = Pass { new: prompt, keys: prompt, form: AttentionForm::Expanded, masked: padded, logits: 1 };
         let last = Pass { new: 1, keys: cache.tokens, form: self.decode, ..first };
+        let meetings = batch.saturating_mul(MEETING);
         if !self.captures(config, dialect, settings)? {
-            return MemoryPlan::new(config, dialect, Head::CausalLm, settings, cache, &[first, last]);
+            let plan = MemoryPlan::new(config, dialect, Head::CausalLm, settings, cache, &[first, last])?;
+            return Ok(MemoryPlan { workspace: plan.workspace.saturating_add(meetings), ..plan });
         }
         let plan = MemoryPlan::new(config, dialect, Head::CausalLm, settings, cache, &[first])?;
         let pages = cache.tokens.div_ceil(cache.page_size);
@@ -91,7 +93,7 @@ impl GenerateOptions {
         let sizes = Sizes { config, dialect, element: settings.element, batch, capacity };
         let draws = if self.sampling == Sampling::Greedy { 0 } else { self.max_new_tokens };
         let step = decode::bytes(sizes, pages, padded, draws)?;
-        Ok(MemoryPlan { workspace: plan.workspace.max(step), ..plan })
+        Ok(MemoryPlan { workspace: plan.workspace.max(step).saturating_add(meetings), ..plan })
     }
 
     /// Whether a step after the prompt is captured and launched as a whole.
@@ -121,6 +123,8 @@ pub struct Generation<'a> {
     step: usize,
     /// The captured step, once there was one. It knows where the sequences are, as long as no other pass comes between.
     decode: Option<Decode>,
+    /// Where the blocks of [`argmax`] meet.
+    meetings: Tensor,
 }
 
 impl CausalLm {
@@ -179,6 +183,7 @@ impl CausalLm {
             finished: vec![false; batch],
             step: 0,
             decode: None,
+            meetings: meetings(device, batch)?,
         })
     }
 }
@@ -295,7 +300,8 @@ impl Generation<'_> {
         };
         let ends = self.model.model().config().eos_token_ids().iter().filter_map(|end| i32::try_from(*end).ok());
         let (ends, filler, sampling) = (ends.collect(), self.filler() as i32, self.options.sampling);
-        Decode::capture(self.model, &self.cache, Start { sequences, mask, ends, filler, sampling })
+        let meetings = self.meetings.clone();
+        Decode::capture(self.model, &self.cache, Start { sequences, mask, ends, filler, sampling, meetings })
     }
 
     /// A token for each row of logits \[B,V\].
@@ -304,7 +310,7 @@ impl Generation<'_> {
         let variant = self.model.model().settings().variant;
         let tokens = Tensor::empty(device, Element::I32, &[batch])?;
         match self.options.sampling {
-            Sampling::Greedy => argmax(variant, logits, &tokens)?,
+            Sampling::Greedy => argmax(variant, logits, &self.meetings, &tokens)?,
             Sampling::TopP { temperature, top_p, seed } => {
                 let uniforms: Vec<f32> = (0..batch).map(|b| uniform(seed, b as u64, self.step as u64)).collect();
                 let uniforms = Tensor::from_f32(device, Element::F32, &[batch], &uniforms)?;
