@@ -18,7 +18,7 @@ use dsv2_optimized::device::{Allocation, Counts};
 use dsv2_optimized::model::Settings;
 use dsv2_optimized::model::generate::GenerateOptions;
 use dsv2_optimized::model::head::CausalLm;
-use dsv2_optimized::operators::argmax::argmax;
+use dsv2_optimized::operators::argmax::{argmax, meetings};
 use dsv2_optimized::operators::gemm::linear;
 use dsv2_optimized::{Cuda, Device, Element, Emulated, Error, Library, Tensor, Variant};
 use dsv2_reference::weights::generator::GeneratedWeights;
@@ -54,11 +54,11 @@ fn everything() -> Result<usize, Error> {
     gpu.read(b, &mut read[..small.len()])?;
     assert!(read[..4] == [5; 4] && read[4..small.len()] == small[4..]);
     let logits = Tensor::from_f32(&device, Element::F32, &[1, 5], &[1.0, 4.0, 2.0, 8.0, 3.0])?;
-    let token = Tensor::empty(&device, Element::I32, &[1])?;
-    argmax(Variant::Tuned, &logits, &token)?;
+    let (token, meetings) = (Tensor::empty(&device, Element::I32, &[1])?, meetings(&device, 1)?);
+    argmax(Variant::Tuned, &logits, &meetings, &token)?;
     assert_eq!(token.to_i32()?, [3]);
     let graph = device.clone().capture(&mut || {
-        argmax(Variant::Naive, &logits, &token)?;
+        argmax(Variant::Naive, &logits, &meetings, &token)?;
         device.copy(token.address(), a, 4)
     })?;
     logits.write_f32(&[1.0, 4.0, 2.0, 3.0, 3.0])?;
