@@ -17,9 +17,9 @@ impl Supply for Driver<'_> {
     }
 
     fn give_back(&mut self, address: u64) {
-        // A failure here was reported by the call that caused it.
+        // A failure here was reported by the call that caused it. Memory that may still be in use stays taken.
         let _ = self.0.context.run(|| {
-            let _ = self.0.queue.wait();
+            self.0.queue.wait()?;
             // SAFETY: given out by `take`, and given back once; the work that uses it is done.
             unsafe { result::free_sync(address) }
         });

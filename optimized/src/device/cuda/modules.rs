@@ -9,8 +9,6 @@ use cudarc::driver::sys;
 use super::context::{Context, failed};
 use crate::{Error, Kernel, Library, Result};
 
-/// What a block may have of dynamic shared memory before it has to be asked for.
-const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
 /// Room for what the driver's compiler has to say about PTX that it refuses.
 const LOG: usize = 4096;
 
@@ -18,7 +16,8 @@ const LOG: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Modules {
     modules: HashMap<usize, sys::CUmodule>,
-    kernels: HashMap<Kernel, sys::CUfunction>,
+    /// Each with the dynamic shared memory that was asked for.
+    kernels: HashMap<Kernel, (sys::CUfunction, u32)>,
 }
 
 impl Modules {
@@ -30,8 +29,8 @@ impl Modules {
         kernel: &Kernel,
         shared: u32,
     ) -> Result<sys::CUfunction> {
-        let function = match self.kernels.get(kernel) {
-            Some(function) => *function,
+        let (function, asked) = match self.kernels.get(kernel) {
+            Some(known) => *known,
             None => {
                 let (number, text) = library.find(kernel)?;
                 let module = match self.modules.get(&number) {
@@ -46,15 +45,17 @@ impl Modules {
                 // SAFETY: the module stays loaded as long as this lives.
                 let find = || unsafe { result::module::get_function(module, entry) };
                 let function = context.run(find).map_err(failed(&kernel.entry))?;
-                self.kernels.insert(kernel.clone(), function);
-                function
+                self.kernels.insert(kernel.clone(), (function, 0));
+                (function, 0)
             }
         };
-        if shared > SHARED_WITHOUT_ASKING {
+        // **Trap.** 48 KiB need not be asked for, but what the kernel has without being told is a part of them. So all is.
+        if shared > asked {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX;
             // SAFETY: the function belongs to a loaded module.
             let ask = || unsafe { result::function::set_function_attribute(function, MAX, shared as i32) };
             context.run(ask).map_err(failed(&format!("{kernel}: {shared} bytes of shared memory")))?;
+            self.kernels.insert(kernel.clone(), (function, shared));
         }
         Ok(function)
     }
