@@ -61,6 +61,10 @@ fn lanes_that_store_different_sums_race() {
     for after in [cut_off, narrowed, far_apart] {
         assert!(!sum_of_squares(32, &[8, 4, 2, 1], after).races().is_empty(), "{after}");
     }
+    // One lane takes the sum, the others something else that happens to be the same.
+    let chosen = |other: &str| format!(".reg .pred %q; {other} setp.eq.u32 %q, %r2, 0; selp.b32 %sum, %f9, %r3, %q;");
+    assert!(sum_of_squares(32, &[8, 4, 2, 1], &chosen("mov.b32 %r3, %f9;")).races().is_empty());
+    assert!(!sum_of_squares(32, &[8, 4, 2, 1], &chosen("add.u32 %r3, %f9, 0;")).races().is_empty());
     // Each warp has a sum of its own, by the same little.
     let by_warp = format!("and.b32 %r1, %r1, 32; {less_than_rounding}");
     assert!(!sum_of_squares(64, &[8, 4, 2, 1], &by_warp).races().is_empty());
@@ -153,6 +157,11 @@ fn what_a_thread_reads_and_uses_is_a_race() {
     let both = "ld.global.u32 %r3, [%rd1]; add.u32 %r4, %r3, 1; @%p1 st.global.u32 [%rd1], %r4;
         setp.eq.u32 %p2, %r1, 63; @%p2 st.global.u32 [%rd2], %r3;";
     assert_eq!(surplus(both), (1, 1));
+    // What is overwritten if another value says so is used as that one is.
+    let either = "ld.global.u32 %r3, [%rd1];
+        ld.global.u32 %r5, [%rd1]; add.u32 %r4, %r3, 1; mov.u32 %r6, %r3;
+        setp.ge.u32 %p2, %r5, 1; @%p2 mov.u32 %r6, 7; st.global.u32 [%rd2], %r6; @%p1 st.global.u32 [%rd1], %r4;";
+    assert_eq!(surplus(either), (2, 0));
 }
 
 /// The second run leaves no traces.
