@@ -23,6 +23,7 @@ pub mod rope;
 pub mod rotary;
 pub mod router;
 pub mod sample;
+pub mod scratch;
 pub mod swiglu;
 
 use ptx_emulator::Grid;

@@ -19,6 +19,29 @@ impl Linear {
         Ok(Linear { weight, bias })
     }
 
+    /// Several layers of one input, the rows of one below those of another: one product makes all their results. If one has
+    /// a bias all have one, of zeros.
+    pub(super) fn stacked(loader: &mut Loader, into: usize, parts: &[(String, usize, bool)]) -> Result<Self> {
+        let &mut Loader { device, settings, .. } = loader;
+        let out = parts.iter().map(|(_, out, _)| out).sum();
+        let weight = Tensor::empty(device, settings.element, &[out, into])?;
+        let has_bias = parts.iter().any(|(.., bias)| *bias);
+        let bias = has_bias.then(|| Tensor::empty(device, settings.element, &[out])).transpose()?;
+        let mut row = 0;
+        for (path, out, has_bias) in parts {
+            loader.load_into(&format!("{path}.weight"), &[*out, into], &weight.narrow(0, row..row + out)?)?;
+            if let Some(bias) = &bias {
+                let place = bias.narrow(0, row..row + out)?;
+                match has_bias {
+                    true => loader.load_into(&format!("{path}.bias"), &[*out], &place)?,
+                    false => loader.fill_zero(&place)?,
+                }
+            }
+            row += out;
+        }
+        Ok(Linear { weight, bias })
+    }
+
     /// x W^T + b: \[N,in\] -> \[N,out\].
     pub(super) fn forward(&self, settings: Settings, x: &Tensor) -> Result<Tensor> {
         let y = Tensor::empty(x.device(), x.element(), &[x.shape()[0], self.weight.shape()[0]])?;

@@ -18,8 +18,9 @@ macro_rules! nothing {
 }
 
 nothing! {
-    cuInit cuCtxSetCurrent cuCtxSynchronize cuDevicePrimaryCtxRelease_v2
-    cuEventDestroy_v2 cuEventRecord cuFuncSetAttribute cuLaunchKernel cuMemFree_v2 cuModuleUnload
+    cuInit cuCtxSetCurrent cuDevicePrimaryCtxRelease_v2
+    cuEventDestroy_v2 cuEventRecord cuFuncSetAttribute cuGraphDestroy cuGraphExecDestroy cuGraphLaunch cuLaunchKernel
+    cuMemFreeHost cuMemFree_v2 cuModuleUnload cuStreamBeginCapture_v2 cuStreamDestroy_v2 cuStreamSynchronize
     cublasLtDestroy cublasLtMatmul cublasLtMatmulDescDestroy cublasLtMatmulDescSetAttribute
     cublasLtMatmulPreferenceDestroy cublasLtMatmulPreferenceSetAttribute cublasLtMatrixLayoutDestroy
 }
@@ -46,7 +47,9 @@ hands_out! {
     cuDevicePrimaryCtxRetain: usize = 1;
     cuEventCreate: usize = 1;
     cuEventElapsedTime: f32 = 1.0;
-    cuModuleLoadData: usize = 1;
+    cuGraphInstantiateWithFlags: usize = 1;
+    cuModuleLoadDataEx: usize = 1;
+    cuStreamCreate: usize = 1;
     cuModuleGetFunction: usize = 1;
     cublasLtCreate: usize = 1;
     cublasLtMatmulDescCreate: usize = 1;
@@ -70,6 +73,24 @@ unsafe extern "C" fn cuMemAlloc_v2(place: *mut u64, bytes: usize) -> c_int {
 }
 
 /// # Safety
+/// As above.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuMemHostAlloc(place: *mut u64, bytes: usize) -> c_int {
+    // SAFETY: as above.
+    unsafe { place.write(vec![0_u8; bytes].leak().as_mut_ptr() as u64) };
+    0
+}
+
+/// # Safety
+/// The second argument is a place for a graph.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuStreamEndCapture(_: usize, place: *mut usize) -> c_int {
+    // SAFETY: as above.
+    unsafe { place.write(1) };
+    0
+}
+
+/// # Safety
 /// Both are places for numbers.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
@@ -81,7 +102,7 @@ unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_i
 /// # Safety
 /// All are ranges of so many bytes.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemcpyHtoD_v2(to: *mut u8, from: *const u8, bytes: usize) -> c_int {
+unsafe extern "C" fn cuMemcpyHtoDAsync_v2(to: *mut u8, from: *const u8, bytes: usize) -> c_int {
     // SAFETY: as above.
     unsafe { copy_nonoverlapping(from, to, bytes) };
     0
@@ -90,7 +111,7 @@ unsafe extern "C" fn cuMemcpyHtoD_v2(to: *mut u8, from: *const u8, bytes: usize)
 /// # Safety
 /// As above.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut u8, from: *const u8, bytes: usize) -> c_int {
+unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut u8, from: *const u8, bytes: usize) -> c_int {
     // SAFETY: as above.
     unsafe { copy_nonoverlapping(from, to, bytes) };
     0
@@ -99,7 +120,7 @@ unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut u8, from: *const u8, bytes: usize)
 /// # Safety
 /// As above.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemcpyDtoD_v2(to: *mut u8, from: *const u8, bytes: usize) -> c_int {
+unsafe extern "C" fn cuMemcpyDtoDAsync_v2(to: *mut u8, from: *const u8, bytes: usize) -> c_int {
     // SAFETY: as above.
     unsafe { copy_nonoverlapping(from, to, bytes) };
     0
@@ -108,7 +129,7 @@ unsafe extern "C" fn cuMemcpyDtoD_v2(to: *mut u8, from: *const u8, bytes: usize)
 /// # Safety
 /// As above.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuMemsetD8_v2(to: *mut u8, byte: u8, bytes: usize) -> c_int {
+unsafe extern "C" fn cuMemsetD8Async(to: *mut u8, byte: u8, bytes: usize) -> c_int {
     // SAFETY: as above.
     unsafe { to.write_bytes(byte, bytes) };
     0

@@ -29,9 +29,10 @@ fn everything() -> Result<(), Error> {
         Grid { blocks: [1; 3], threads: [32, 1, 1], shared: 64 << 10 },
         &[],
     )?;
+    gpu.clone().capture(&mut || gpu.fill(c, 7, 4))?.launch()?;
     let product = MatrixProduct::linear([2, 3, 4], 4, [4, 1], 3, [Element::F32; 2]);
     gpu.products()?.multiply(&product, a, b, c)?;
-    assert!(gpu.memory()?.0 > 0 && gpu.timings()?.len() == 2);
+    assert!(gpu.memory()?.0 > 0 && gpu.timings()?.len() == 3);
     let refused = gpu.allocate(1 << 41).unwrap_err().to_string();
     assert!(refused.contains("FAKE"), "{refused}");
     gpu.synchronize()
@@ -59,7 +60,7 @@ fn main() {
     let symbols: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(is_symbol).collect();
     let mut symbols = Vec::from_iter(std::collections::BTreeSet::from_iter(symbols));
     symbols.sort_unstable();
-    assert_eq!(symbols.len(), 27 + 12);
+    assert_eq!(symbols.len(), 37 + 12);
     for symbol in symbols {
         let said = with(&without(&library, symbol), room.path());
         let of = if symbol.starts_with("cublas") { "libcublasLt" } else { "libcuda" };

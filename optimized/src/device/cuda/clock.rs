@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
+use super::queue::Queue;
+
 /// After how many launches events are read, so that they do not pile up.
 const MOST_RUNNING: usize = 4096;
 
@@ -33,17 +35,18 @@ impl Clock {
     pub(super) fn around(
         &mut self,
         kernel: &str,
+        queue: &Queue,
         launch: impl FnOnce() -> Result<(), DriverError>,
     ) -> Result<(), DriverError> {
-        let start = record()?;
+        let start = record(queue)?;
         launch()?;
-        self.running.push((kernel.to_string(), start, record()?));
-        if self.running.len() == MOST_RUNNING { self.settle() } else { Ok(()) }
+        self.running.push((kernel.to_string(), start, record(queue)?));
+        if self.running.len() == MOST_RUNNING { self.settle(queue) } else { Ok(()) }
     }
 
     /// The times so far, the longest first; then it begins anew.
-    pub(super) fn take(&mut self) -> Result<Vec<KernelTime>, DriverError> {
-        self.settle()?;
+    pub(super) fn take(&mut self, queue: &Queue) -> Result<Vec<KernelTime>, DriverError> {
+        self.settle(queue)?;
         let time = |(kernel, (launches, microseconds))| KernelTime { kernel, launches, microseconds };
         let mut times: Vec<KernelTime> = self.times.drain().map(time).collect();
         times.sort_by(|a, b| b.microseconds.total_cmp(&a.microseconds).then_with(|| a.kernel.cmp(&b.kernel)));
@@ -51,8 +54,8 @@ impl Clock {
     }
 
     /// Waits for all work, reads the events, and gives them back.
-    fn settle(&mut self) -> Result<(), DriverError> {
-        result::ctx::synchronize()?;
+    fn settle(&mut self, queue: &Queue) -> Result<(), DriverError> {
+        queue.wait()?;
         for (kernel, start, end) in self.running.drain(..) {
             // SAFETY: both were recorded, in the same stream, and are given back only here.
             let milliseconds = unsafe {
@@ -70,8 +73,8 @@ impl Clock {
 }
 
 /// Puts an event into the stream that kernels are launched into: the GPU writes the time into it when it comes by.
-fn record() -> Result<sys::CUevent, DriverError> {
+fn record(queue: &Queue) -> Result<sys::CUevent, DriverError> {
     let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?;
     // SAFETY: the event was just made.
-    unsafe { result::event::record(event, result::stream::null()) }.map(|()| event)
+    unsafe { result::event::record(event, queue.stream) }.map(|()| event)
 }

@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
+use cudarc::driver::sys::CUstream;
 
 use super::Cuda;
 use super::memory::Driver;
@@ -65,6 +66,9 @@ struct Plan {
 impl Cuda {
     /// The library, which is opened when it is first asked for.
     pub(super) fn cublaslt(&self) -> crate::Result<&CublasLt> {
+        if self.products.get().is_none() {
+            let _pass = self.gate.outside("opening cuBLASLt")?;
+        }
         let open = || {
             // The library's workspace comes from the driver, which may have given the pool all there is.
             self.pool().release(&mut Driver(self));
@@ -79,8 +83,8 @@ impl MatrixLibrary for Cuda {
     fn multiply(&self, product: &MatrixProduct, a: u64, b: u64, d: u64) -> crate::Result<()> {
         let library = self.cublaslt()?;
         let mut outcome = Ok(());
-        self.timed(&format!("cublaslt_{}", product.a.element), || {
-            outcome = library.multiply(product, [a, b, d]);
+        self.queued(&format!("cublaslt_{}", product.a.element), || {
+            outcome = library.multiply(product, [a, b, d], self.queue.stream);
             Ok(())
         })?;
         outcome.map_err(|error| Error::Driver { what: format!("cuBLASLt: {product:?}"), message: error.to_string() })
@@ -112,7 +116,7 @@ impl CublasLt {
     }
 
     /// Asks the GPU for a product, in the stream that kernels are launched into.
-    fn multiply(&self, product: &MatrixProduct, [a, b, d]: [u64; 3]) -> Result<(), CublasError> {
+    fn multiply(&self, product: &MatrixProduct, [a, b, d]: [u64; 3], stream: CUstream) -> Result<(), CublasError> {
         let plans = &mut *self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let question = (*product, [a, b, d].map(alignment));
         let plan = match plans.entry(question) {
@@ -140,7 +144,7 @@ impl CublasLt {
                 algorithm,
                 pointer(self.workspace),
                 WORKSPACE,
-                std::ptr::null_mut(),
+                stream.cast(),
             )
         }
     }
