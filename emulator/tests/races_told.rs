@@ -150,6 +150,16 @@ fn what_a_thread_reads_and_uses_is_a_race() {
             assert!(surplus(&code).0 > 0, "{code}");
         }
     }
+    // For the distance of a matrix's rows, which may be the same whatever was read.
+    let rows = |stride: &str| {
+        format!(
+            "ld.global.u32 %r3, [%rd1]; add.u32 %r4, %r3, 1; {write}
+            .reg .b32 %w<8>; .reg .b32 %at; .shared .align 32 .b8 tile[512]; mov.u32 %at, tile; {stride} add.u32 %r5, %r5, 16;
+            wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {{%w0, %w1, %w2, %w3, %w4, %w5, %w6, %w7}}, [%at], %r5;"
+        )
+    };
+    assert_eq!(surplus(&rows("mul.lo.u32 %r5, %r3, 0;")), (1, 0));
+    assert_eq!(surplus(&rows("mul.lo.u32 %r5, %r2, 0;")), (0, 1));
     // For a barrier, which must come after the write.
     let waits = "mul.lo.u32 %r5, %r3, 0; add.u32 %r5, %r5, 64; barrier.sync 1, %r5;";
     assert_eq!(surplus(&format!("ld.global.u32 %r3, [%rd1]; {write} {waits}")), (1, 0));
