@@ -163,6 +163,14 @@ fn what_a_thread_reads_and_uses_is_a_race() {
     // For a barrier, which must come after the write.
     let waits = "mul.lo.u32 %r5, %r3, 0; add.u32 %r5, %r5, 64; barrier.sync 1, %r5;";
     assert_eq!(surplus(&format!("ld.global.u32 %r3, [%rd1]; {write} {waits}")), (1, 0));
+    // One element of a vector, which is used, or is not.
+    let vector = |used: &str| {
+        surplus(&format!(
+            "and.b32 %r5, %r2, 12; mul.wide.u32 %rd3, %r5, 4; add.s64 %rd4, %rd0, %rd3; setp.eq.u32 %p2, %r1, 0;
+            ld.global.v4.u32 {{%r3, %r6, %r7, %r8}}, [%rd4]; st.global.u32 [%rd2], {used}; @%p2 st.global.u32 [%rd0], 5;"
+        ))
+    };
+    assert_eq!((vector("%r3"), vector("%r6")), ((1, 0), (0, 1)));
     // Both kinds at once: some lanes use it, others do not.
     let both = "ld.global.u32 %r3, [%rd1]; add.u32 %r4, %r3, 1; @%p1 st.global.u32 [%rd1], %r4;
         setp.eq.u32 %p2, %r1, 63; @%p2 st.global.u32 [%rd2], %r3;";
