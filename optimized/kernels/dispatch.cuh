@@ -25,7 +25,8 @@ __device__ __forceinline__ int sum_before(int x, int* partial) {
     return (int)__reduce_add_sync(ALL_LANES, (u32)before) + sum - x;
 }
 
-// `counts` is shared memory of (E + 1) SORT_WARPS numbers. There are no more experts than threads. The indices are there.
+// `counts` is shared memory of (E + 1) SORT_WARPS numbers. There are no more experts than threads. The indices may be
+// this block's own: all of them are there after the first barrier.
 __device__ __forceinline__ void sort_pairs(const int* indices, int* offsets, int* order, int* places, int pairs,
                                            int experts, int* counts) {
     __shared__ int partial[SORT_WARPS];

@@ -254,6 +254,5 @@ route_and_sort_tuned_f32(const float* logits, int* indices, float* weights, int*
                                   (u32*)groups, rule);
         __syncwarp();
     }
-    __syncthreads();
     sort_pairs(indices, offsets, order, places, tokens * rule.k, rule.experts, shared + SORT_WARPS * rule.groups);
 }

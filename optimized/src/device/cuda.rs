@@ -57,7 +57,7 @@ impl Cuda {
     /// The first GPU.
     ///
     /// # Errors
-    /// [`Error::NoCuda`] if there is no driver, no GPU, or only one that is too old: then what needs a GPU is not run.
+    /// [`NoCuda`](crate::Error::NoCuda) if there is no driver, no GPU, or only one that is too old: then what needs a GPU is not run.
     pub fn new(library: Library) -> Result<Arc<Self>> {
         Cuda::open(library, None)
     }
@@ -233,7 +233,13 @@ impl Device for Cuda {
 impl Drop for Cuda {
     fn drop(&mut self) {
         // The events of launches that nobody asked about are given back.
-        let _ = self.timings();
+        if let Some(clock) = &mut self.clock {
+            let clock = clock.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let _ = self.context.run(|| {
+                clock.close();
+                Ok(())
+            });
+        }
         let (products, mut pool) = (self.products.take(), std::mem::take(&mut *self.pool()));
         let _ = self.context.run(|| {
             drop(products);

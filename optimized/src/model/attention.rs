@@ -5,6 +5,7 @@
 //! cheaper for a few. No weight is copied for it: W^UK and W^UV are views of `kv_b_proj`.
 
 mod forms;
+mod step;
 
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
@@ -20,6 +21,7 @@ use crate::operators::latent::latent_cache_write;
 use crate::operators::rms_norm::rms_norm;
 use crate::operators::rope::rope;
 use crate::{Result, Tensor};
+pub(super) use step::AttentionRoom;
 
 /// The norms inside attention have this epsilon whatever the config says.
 const LATENT_NORM_EPS: f32 = 1e-6;

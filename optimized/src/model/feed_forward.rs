@@ -13,6 +13,8 @@
 //!
 //! The shared experts are one more expert, as wide as all of them, which every token visits.
 
+mod step;
+
 use std::str::FromStr;
 
 use dsv2_reference::config::TopkMethod;
@@ -29,6 +31,7 @@ use crate::operators::experts::{down, gate_up};
 use crate::operators::router::{RoutingRule, reweigh, route, router_logits};
 use crate::operators::swiglu::{add, gated};
 use crate::{Element, Error, Result, Tensor};
+pub(super) use step::FeedForwardRoom;
 
 #[derive(Debug)]
 pub(super) enum FeedForward {

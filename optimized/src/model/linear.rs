@@ -2,7 +2,8 @@
 
 use super::weights::Loader;
 use super::{Products, Settings};
-use crate::operators::gemm::{linear, linear_by_library};
+use crate::operators::gemm::{linear, linear_by_library, linear_shared};
+use crate::operators::scratch::Scratch;
 use crate::{Result, Tensor};
 
 /// A weight and perhaps a bias.
@@ -40,6 +41,11 @@ impl Linear {
             row += out;
         }
         Ok(Linear { weight, bias })
+    }
+
+    /// The same into `out`, by our own kernels, with several blocks for each tile where there are few.
+    pub(super) fn forward_shared(&self, scratch: &Scratch, x: &Tensor, out: &Tensor) -> Result<()> {
+        linear_shared(scratch, x, &self.weight, self.bias.as_ref(), out)
     }
 
     /// x W^T + b: \[N,in\] -> \[N,out\].

@@ -101,6 +101,37 @@ struct Tile {
     name: &'static str,
 }
 
+/// Tiles, the blocks that each has, and the numbers that they leave of it.
+struct Shares {
+    tiles: usize,
+    blocks: usize,
+    numbers: usize,
+}
+
+impl Tile {
+    fn of(element: Element, rows: usize) -> Self {
+        match element {
+            Element::Bf16 if rows <= FEW => BF16_FEW,
+            Element::Bf16 => BF16,
+            _ => F32,
+        }
+    }
+
+    /// Of a product of sizes G, M, N and K.
+    fn shares(&self, element: Element, [g, m, n, k]: [usize; 4]) -> Shares {
+        let tiles = g * m.div_ceil(self.rows) * n.div_ceil(self.columns);
+        let stretches = (k * element.bytes()).div_ceil(STRETCH * 128);
+        let blocks = stretches.min(BLOCKS.div_ceil(tiles.max(1)));
+        Shares { tiles, blocks, numbers: stretches * self.rows * self.columns }
+    }
+}
+
+/// How many f32 numbers [`linear_shared`] takes of its [`Scratch`] to share the sums of a product of sizes M, N and K.
+pub fn shared_numbers(element: Element, [m, n, k]: [usize; 3]) -> usize {
+    let Shares { tiles, blocks, numbers } = Tile::of(element, m).shares(element, [1, m, n, k]);
+    if blocks > 1 { tiles * numbers } else { 0 }
+}
+
 const F32: Tile = Tile { rows: 32, columns: 64, stages: 4, name: "tuned" };
 const BF16: Tile = Tile { rows: 128, columns: 64, stages: 3, name: "tuned" };
 const BF16_FEW: Tile = Tile { rows: 16, columns: 32, stages: 6, name: "few_tuned" };
@@ -184,11 +215,7 @@ impl<'a> Product<'a> {
         let (grid, name, split) = match variant {
             Variant::Naive => (self.grid([(m * n).div_ceil(128), g, 1], 128)?, "naive".to_string(), Split::NONE),
             Variant::Tuned => {
-                let tile = match element {
-                    Element::Bf16 if m <= FEW => BF16_FEW,
-                    Element::Bf16 => BF16,
-                    _ => F32,
-                };
+                let tile = Tile::of(element, m);
                 let split = scratch.map_or(Split::NONE, |scratch| self.split(&tile, scratch));
                 let blocks = [m.div_ceil(tile.rows), n.div_ceil(tile.columns), g * split.blocks];
                 let grid = self.grid(blocks, 2 * tile.columns as u32)?;
@@ -204,11 +231,8 @@ impl<'a> Product<'a> {
 
     /// How many blocks share a tile. Whatever it is, the bits are the same.
     fn split(&self, tile: &Tile, scratch: &Scratch) -> Split {
-        let [g, m, n, k] = self.sizes;
-        let tiles = g * m.div_ceil(tile.rows) * n.div_ceil(tile.columns);
-        let stretches = (k * self.a.0.element().bytes()).div_ceil(STRETCH * 128);
-        let blocks = stretches.min(BLOCKS.div_ceil(tiles));
-        match scratch.places(tiles, stretches * tile.rows * tile.columns) {
+        let Shares { tiles, blocks, numbers } = tile.shares(self.a.0.element(), self.sizes);
+        match scratch.places(tiles, numbers) {
             Some(places) if blocks > 1 => Split { blocks, places },
             _ => Split::NONE,
         }

@@ -13,8 +13,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Results that share at once.
-    const RESULTS: usize = 1 << 14;
+    /// For how many results there are counters.
+    pub(crate) const RESULTS: usize = 1 << 14;
 
     /// Room for parts of so many f32 numbers in all.
     ///

@@ -118,10 +118,10 @@ pub(super) fn failed(what: &str) -> impl FnOnce(DriverError) -> Error {
     move |error| Error::Driver { what: what.into(), message: describe(&error) }
 }
 
-/// The driver's name for an error, and its explanation.
+/// The driver's name for an error (its number, if it has no name for it), and its explanation.
 fn describe(error: &DriverError) -> String {
-    let text = |found: std::result::Result<&CStr, DriverError>| {
-        found.map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
-    };
-    format!("{} ({})", text(error.error_name()), text(error.error_string()))
+    let text =
+        |found: std::result::Result<&CStr, DriverError>| found.map(|text| text.to_string_lossy().into_owned()).ok();
+    let name = text(error.error_name()).unwrap_or_else(|| format!("CUDA_ERROR {}", error.0 as i32));
+    text(error.error_string()).map_or_else(|| name.clone(), |explanation| format!("{name} ({explanation})"))
 }
