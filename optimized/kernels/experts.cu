@@ -97,19 +97,22 @@ template <typename T, bool GATED> struct Product {
 
     __device__ __forceinline__ void add(char* x, char* weight, int rows) {
         int lane = threadIdx.x % WARP;
-        #pragma unroll 2
-        for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
+        // Where this lane's rows of 8 elements are. The next chunks are an exclusive or away, see `swizzle`.
+        u32 x_at = shared_address(x), weight_at = shared_address(weight);
+        u32 a_place = chunk_offset<CHUNKS>(lane % 16, lane / 16), b_places[2];
+        #pragma unroll
+        for (int p = 0; p < 2; p++)
+            b_places[p] = chunk_offset<CHUNKS>(weight_row(p) + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+        #pragma unroll
+        for (u32 chunk = 0; chunk < CHUNKS; chunk += 2) {
             u32 b[2][4];
             #pragma unroll
-            for (int p = 0; p < 2; p++) {
-                int row = weight_row(p) + lane / 16 * 8 + lane % 8;
-                load_tiles(b[p], chunk_at<CHUNKS>(weight, row, chunk + lane / 8 % 2));
-            }
+            for (int p = 0; p < 2; p++) load_tiles(b[p], weight_at + (b_places[p] ^ chunk * 16));
             #pragma unroll
             for (int i = 0; i < STRIPES; i++) {
                 if (i * 16 >= rows) break;
                 u32 a[4];
-                load_tiles(a, chunk_at<CHUNKS>(x, i * 16 + lane % 16, chunk + lane / 16));
+                load_tiles(a, x_at + (a_place ^ chunk * 16) + i * 16 * STEP);
                 #pragma unroll
                 for (int n = 0; n < 4; n++) multiply_add(sums[i][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
             }

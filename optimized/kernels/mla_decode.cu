@@ -78,7 +78,9 @@ __device__ void tuned(const Problem<bf16>& p) {
 
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = warp / 4, quarter = warp % 4;
     // This thread's two rows (g and g + 8 of its group's 16) and first of two columns of every 8.
-    int row[2] = {group * 16 + lane / 4, group * 16 + lane / 4 + 8}, column = lane % 4 * 2;
+    int row[2] = {group * 16 + lane / 4, group * 16 + lane / 4 + 8}, column = lane % 4 * 2, token[2];
+    #pragma unroll
+    for (int r = 0; r < 2; r++) token[r] = min(block.first_row + row[r], p.rows() - 1) / p.heads;
     float sums[16][4] = {};
     Softmax<bf16> softmax[2];
     #pragma unroll 1
@@ -88,29 +90,28 @@ __device__ void tuned(const Problem<bf16>& p) {
 
         // Four chains of products, so that one need not wait for the one before.
         float products[4][4] = {};
-        const bf16* queries = block.queries + (group * 16 + lane % 16) * stride + lane / 16 * 8;
-        const bf16* keys = tile + (quarter * 8 + lane % 8) * stride + lane / 8 * 8;
-        #pragma unroll 1
-        for (int i = 0; i < p.width(); i += 64) {
+        u32 queries = shared_address(block.queries + (group * 16 + lane % 16) * stride + lane / 16 * 8);
+        u32 keys = shared_address(tile + (quarter * 8 + lane % 8) * stride + lane / 8 * 8);
+        #pragma unroll 3
+        for (int i = 0; i < p.width(); i += 64, queries += 128, keys += 128) {
             #pragma unroll
             for (int half = 0; half < 2; half++) {
                 u32 key[4], query[4];
-                load_tiles(key, keys + i + half * 32);
-                load_tiles(query, queries + i + half * 32);
+                load_tiles(key, keys + half * 64);
+                load_tiles(query, queries + half * 64);
                 multiply_add(products[half * 2], query, key[0], key[1]);
-                load_tiles(query, queries + i + half * 32 + 16);
+                load_tiles(query, queries + half * 64 + 32);
                 multiply_add(products[half * 2 + 1], query, key[2], key[3]);
             }
         }
         #pragma unroll
         for (int r = 0; r < 2; r++) {
-            int token = min(block.first_row + row[r], p.rows() - 1) / p.heads;
             float x[2];
             #pragma unroll
             for (int j = 0; j < 2; j++) {
                 int i = r * 2 + j, t = block.start + number * KEYS + quarter * 8 + column + j;
                 float product = (products[0][i] + products[1][i]) + (products[2][i] + products[3][i]);
-                x[j] = p.weigh(product, block.b, token, t, block.length);
+                x[j] = p.weigh(product, block.b, token[r], t, block.length);
             }
             *(float2*)(scores + row[r] * SCORES + quarter * 8 + column) = make_float2(x[0], x[1]);
         }
@@ -132,17 +133,20 @@ __device__ void tuned(const Problem<bf16>& p) {
             for (int i = 0; i < 8; i++) x[i] = softmax[r].weigh(x[i]);
             #pragma unroll
             for (int i = 0; i < 4; i++) weights[i / 2][i % 2 * 2 + r] = pack_bf16(x[i * 2], x[i * 2 + 1]);
-            #pragma unroll
-            for (int n = 0; n < 16; n++) sums[n][r * 2] *= factor, sums[n][r * 2 + 1] *= factor;
+            // Once the largest score was there, nothing changes any more: most tiles.
+            if (__any_sync(ALL_LANES, factor != 1.0f)) {
+                #pragma unroll
+                for (int n = 0; n < 16; n++) sums[n][r * 2] *= factor, sums[n][r * 2 + 1] *= factor;
+            }
         }
-        const bf16* values = tile + lane % 16 * stride + quarter * (MAX_LATENT / 4) + lane / 16 * 8;
+        u32 values = shared_address(tile + lane % 16 * stride + quarter * (MAX_LATENT / 4) + lane / 16 * 8);
         #pragma unroll
         for (int n = 0; n < 16; n += 2) {
             if (quarter * (MAX_LATENT / 4) + n * 8 >= p.latent) break;
             #pragma unroll
             for (int step = 0; step < 2; step++) {
                 u32 value[4];
-                load_tiles_transposed(value, values + step * 16 * stride + n * 8);
+                load_tiles_transposed(value, values + (step * 16 * stride + n * 8) * 2);
                 multiply_add(sums[n], weights[step], value[0], value[1]);
                 multiply_add(sums[n + 1], weights[step], value[2], value[3]);
             }

@@ -103,16 +103,16 @@ __device__ void tuned(const Problem<bf16>& p) {
     for (int number = 0; block.has(number); number++) {
         turn_to(block, number);
         float x[8][4] = {};
-        const bf16* queries = block.queries + (warp * 16 + lane % 16) * block.stride + lane / 16 * 8;
-        const bf16* keys = block.key_tile(number) + (lane % 8 + lane / 16 * 8) * block.stride + lane / 8 % 2 * 8;
-        #pragma unroll 1
-        for (int i = 0; i < p.width(); i += 16) {
+        u32 queries = shared_address(block.queries + (warp * 16 + lane % 16) * block.stride + lane / 16 * 8);
+        u32 keys = shared_address(block.key_tile(number) + (lane % 8 + lane / 16 * 8) * block.stride + lane / 8 % 2 * 8);
+        #pragma unroll 2
+        for (int i = 0; i < p.width(); i += 16, queries += 32, keys += 32) {
             u32 query[4];
-            load_tiles(query, queries + i);
+            load_tiles(query, queries);
             #pragma unroll
             for (int n = 0; n < 8; n += 2) {
                 u32 key[4];
-                load_tiles(key, keys + n * 8 * block.stride + i);
+                load_tiles(key, keys + n * 16 * block.stride);
                 multiply_add(x[n], query, key[0], key[1]);
                 multiply_add(x[n + 1], query, key[2], key[3]);
             }
@@ -148,10 +148,13 @@ __device__ void tuned(const Problem<bf16>& p) {
                 float& at = x[i / 2][r * 2 + i % 2];
                 at = softmax[r].weigh(at);
             }
-            #pragma unroll
-            for (int n = 0; n < 16; n++) sums[n][r * 2] *= factor, sums[n][r * 2 + 1] *= factor;
+            // Once the largest score was there, nothing changes any more: most tiles.
+            if (__any_sync(ALL_LANES, factor != 1.0f)) {
+                #pragma unroll
+                for (int n = 0; n < 16; n++) sums[n][r * 2] *= factor, sums[n][r * 2 + 1] *= factor;
+            }
         }
-        const bf16* values = block.value_tile(number) + lane % 16 * block.value_stride + lane / 16 * 8;
+        u32 values = shared_address(block.value_tile(number) + lane % 16 * block.value_stride + lane / 16 * 8);
         #pragma unroll
         for (int step = 0; step < 4; step++) {
             // Two tiles of sums are the fragment of 16 weights.
@@ -163,7 +166,7 @@ __device__ void tuned(const Problem<bf16>& p) {
             for (int n = 0; n < 16; n += 2) {
                 if (n * 8 >= p.value) break;
                 u32 value[4];
-                load_tiles_transposed(value, values + step * 16 * block.value_stride + n * 8);
+                load_tiles_transposed(value, values + (step * 16 * block.value_stride + n * 8) * 2);
                 multiply_add(sums[n], weight, value[0], value[1]);
                 multiply_add(sums[n + 1], weight, value[2], value[3]);
             }

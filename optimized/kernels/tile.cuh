@@ -61,8 +61,12 @@ __device__ __forceinline__ void copy_row(T* shared, const T* global, int width, 
     const int SIZE = Pack<T>::SIZE;
     int lane = threadIdx.x % LANES;
     if (packed) {
-        #pragma unroll 1
-        for (int i = lane * SIZE; i < width; i += LANES * SIZE) copy_async(shared + i, global + i, there);
+        u32 to = shared_address(shared + lane * SIZE);
+        global += lane * SIZE;
+        int bytes = there ? 16 : 0;
+        #pragma unroll 3
+        for (int i = lane * SIZE; i < width; i += LANES * SIZE, to += LANES * 16, global += LANES * SIZE)
+            copy_async(to, global, bytes);
     } else {
         #pragma unroll 1
         for (int i = lane; i < width; i += LANES) shared[i] = there ? global[i] : from_float<T>(0.0f);
@@ -113,22 +117,16 @@ __device__ __forceinline__ void add_products(float (&sums)[M][N], const float* a
 
 // ---- matrix fragments (PTX: "ldmatrix", "mma.sync.m16n8k16") ----
 
-// Four 8x8 tiles of 16-bit numbers; lane l gives the address of row l % 8 of tile l / 8. An address in shared memory
-// may be its 32 bits, which are enough to compute with.
+// Four 8x8 tiles of 16-bit numbers; lane l gives the address of row l % 8 of tile l / 8. An address in shared memory is its
+// 32 bits: a generic pointer costs some instructions at every use.
 __device__ __forceinline__ void load_tiles(u32 (&tiles)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) : "r"(row) : "memory");
-}
-__device__ __forceinline__ void load_tiles(u32 (&tiles)[4], const void* row) {
-    load_tiles(tiles, shared_address(row));
 }
 // The same, each tile transposed.
 __device__ __forceinline__ void load_tiles_transposed(u32 (&tiles)[4], u32 row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) : "r"(row) : "memory");
-}
-__device__ __forceinline__ void load_tiles_transposed(u32 (&tiles)[4], const void* row) {
-    load_tiles_transposed(tiles, shared_address(row));
 }
 // `load_pack` from such an address.
 __device__ __forceinline__ void load_shared(float (&to)[4], u32 from) {
