@@ -57,7 +57,8 @@
 //!
 //! # Races that do not matter
 //! Compilers make some on purpose. Each class is kept apart:
-//! * two stores of the same value to the same bytes: [`RaceDetector::equal_stores`];
+//! * two stores of the same value to the same bytes: [`RaceDetector::equal_stores`]. What a thread reads there before
+//!   its own store is a race with the other's; what it reads after it is none;
 //! * stores of one instruction that would be equal without rounding: [`RaceDetector::rounded_stores`]. Both values
 //!   are computed once more modulo a prime, where nothing is rounded, so no tolerance is needed: sums of the same terms in
 //!   two orders are equal, anything else is a race, however little it differs;
@@ -70,10 +71,10 @@
 //! first) count as they were.
 //!
 //! # Memory
-//! A word of shared or global memory that was accessed costs 56 bytes on the host, or 280 where its bytes were accessed
-//! one by one or by halves. To that come up to 40 bytes for each warp and instruction that has read it since its last
-//! write, without those that are in the past of a later one; at most 64 of the running block and 4 of others are kept
-//! per word or byte (beyond that a race may be missed, never invented). Clocks cost 4 bytes for each pair of threads of
+//! A word of shared or global memory that was accessed costs 80 bytes on the host, or 400 where its bytes were accessed
+//! one by one or by halves. To that come up to 40 bytes for each warp and instruction that has read it, without those
+//! that are in the past of a later one; at most 64 of the running block and 4 of others are kept per word or byte (beyond
+//! that a race may be missed, never invented). Clocks cost 4 bytes for each pair of threads of
 //! a block, up to 24 with fences and asynchronous copies, and for each address of a strong write after a fence 4 bytes
 //! for each thread of each block that wrote there; the address of an atomic operation costs 40. Shared memory is forgotten
 //! with its block, the rest with the launch.
@@ -87,6 +88,7 @@
 mod cell;
 mod clock;
 mod order;
+mod others;
 mod report;
 mod second;
 mod shadow;
@@ -183,14 +185,11 @@ impl RaceDetector {
             thread.hear(block, order, location);
         }
         let mut races: Vec<Found> = vec![];
-        let view = View { block, thread: index, clock: &thread.known.past };
-        // A counter is set anew by who has counted last: what it has seen came before, whatever orders the rest.
         let size = bytes.end - bytes.start;
         let last = if new.kind == Kind::Write && !strong { memory.atomics.get(&address).copied() } else { None };
-        memory.shadow.access(bytes.clone(), new, &view, |old, address, bytes| {
-            if old.kind == Kind::Atomic && last.is_some_and(|last| last.is((block, index), size, &old)) {
-                return;
-            }
+        let last = last.map(|last| (last, size));
+        let view = View { block, thread: index, clock: &threads[index].known.past, last };
+        memory.shadow.access(bytes.clone(), (new, step.unchanged), &view, |old, address, bytes| {
             match races.iter_mut().find(|race| (race.old.site, race.old.kind) == (old.site, old.kind)) {
                 Some(race) if race.address + u64::from(race.bytes) == address => race.bytes += bytes,
                 Some(_) => {}
@@ -201,7 +200,13 @@ impl RaceDetector {
         let second = &self.second;
         let followed = second.runs && second.words.touch(space, bytes.clone());
         if followed && new.kind == Kind::Read {
-            memory.reads.add(&bytes, new, value);
+            let is_over = |old: &cell::Mark| {
+                let sees = |(at, other): (usize, &thread::Thread)| {
+                    View { block, thread: at, clock: &other.known.past, last: None }.unseen(old) == 0
+                };
+                (space == Space::Shared || second.one_block) && threads.iter().enumerate().all(sees)
+            };
+            memory.reads.add(&bytes, new, value, is_over);
         } else if followed && new.writes() {
             memory.reads.raced(&bytes, new, &view, |found, value| told.push((found, Some(value))));
             // These are all reads of it, and those in the history are some of them.
@@ -214,7 +219,7 @@ impl RaceDetector {
                 memory.atomics.remove(&address);
             }
             *tick += 1;
-            thread.tell((block, index), (order, new.kind), (&mut memory.locations, address), *tick);
+            threads[index].tell((block, index), (order, new.kind), (&mut memory.locations, address), *tick);
         }
         if !races.is_empty() || !told.is_empty() {
             let value = (followed && new.kind == Kind::Read).then_some(value);

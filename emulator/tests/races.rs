@@ -167,6 +167,52 @@ fn stores_are_equal_by_what_they_leave_in_memory() {
     assert_eq!(run("shr.u32 %r3, %r1, 5;", 9), (0, 32));
 }
 
+/// Threads 0, 32 and 64 do something each, one after the other, with one word that holds zero; `%rd2` is the address of
+/// a word of its own for each of them. What is found: races, equal stores, and reads whose value is not used.
+fn in_three_warps(codes: [&str; 3]) -> [usize; 3] {
+    let [first, second, third] = codes;
+    let body = format!(
+        ".reg .b32 %r<4>; .reg .b64 %rd<4>; .reg .pred %p<3>; ld.param.u64 %rd1, [p0]; mov.u32 %r1, %tid.x;
+        mul.wide.u32 %rd3, %r1, 4; add.s64 %rd2, %rd1, %rd3; and.b32 %r2, %r1, 31; setp.ne.u32 %p1, %r2, 0;
+        @%p1 bra OTHERS; setp.eq.u32 %p1, %r1, 32; @%p1 bra SECOND; setp.eq.u32 %p1, %r1, 64; @%p1 bra THIRD;
+        {first} ret;
+        SECOND: {second} ret;
+        THIRD: {third} ret;
+        OTHERS: ret;"
+    );
+    let mut bench = Bench::new(&module(1, &body));
+    let mut races = RaceDetector::new();
+    let args = [bench.put(&[0u32; 96]).into()];
+    let grid = Grid::linear(1, 96);
+    let launched = bench.gpu.launch_watched(&bench.module, "kernel", grid, &args, Options::unchecked(), &mut races);
+    launched.unwrap_or_else(|error| panic!("{codes:?}: {error}"));
+    [races.races(), races.equal_stores(), races.unused_reads()].map(<[Race]>::len)
+}
+
+/// Equal stores do no harm; what comes before them, or between them, may.
+#[test]
+fn equal_stores_hide_nothing() {
+    let (five, keep, wait) = ("st.global.u32 [%rd1], 5;", "st.global.u32 [%rd2+4], %r3;", "bar.sync 0, 64;");
+    let [before, again] = ["ld.global.u32 %r3, [%rd1];", "st.global.u32 [%rd1], 6;"];
+    let count = "atom.global.add.u32 %r3, [%rd1], 1;";
+    // A read before the own store: of zero, or of what the other one has stored.
+    assert_eq!(in_three_warps([&format!("{before} {five} {keep}"), five, ""]), [1, 1, 0]);
+    assert_eq!(in_three_warps([&format!("{before} {five}"), five, ""]), [0, 1, 1]);
+    assert_eq!(in_three_warps([&format!("{before} {wait} {five} {keep}"), &format!("{wait} {five}"), ""]), [0, 1, 0]);
+    // An atomic operation in its place.
+    assert_eq!(in_three_warps([&format!("{count} {five} {keep}"), five, ""]), [1, 1, 0]);
+    assert_eq!(in_three_warps([&format!("{count} {wait} {five} {keep}"), &format!("{wait} {five}"), ""]), [0, 1, 0]);
+    // A third thread stores something else, and has waited for one of both only.
+    assert_eq!(in_three_warps([five, &format!("{five} {wait}"), &format!("{wait} {again}")]), [1, 1, 0]);
+    let all = "bar.sync 0, 96;";
+    let [first, third] = [format!("{five} {all}"), format!("{all} {again}")];
+    assert_eq!(in_three_warps([&first, &first, &third]), [0, 1, 0]);
+    // A read behind one of them gets what both have left, but for what one had stored before.
+    let read = format!("{five} {before} {keep}");
+    assert_eq!(in_three_warps([&format!("{again} {five}"), &read, ""]), [1, 1, 0]);
+    assert_eq!(in_three_warps([five, &read, ""]), [0, 1, 0]);
+}
+
 /// Eight lanes whose rows of a matrix lie in one place.
 #[test]
 fn rows_of_stmatrix_are_equal_stores_or_a_race_like_any_other() {

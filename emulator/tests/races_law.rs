@@ -13,13 +13,15 @@ const THREADS: [usize; 4] = [0, 1, 32, 33];
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A thread accesses 1, 2 or 4 bytes (the power of two) of 8; globally or in shared memory.
+    /// A thread accesses 1, 2 or 4 bytes (the power of two) of 8; globally or in shared memory. A store leaves a value in
+    /// each of them.
     Access {
         thread: usize,
         kind: Kind,
         global: bool,
         at: u64,
         size: u32,
+        value: bool,
     },
     /// Lanes 0 and 1 of a warp.
     Warp {
@@ -52,12 +54,12 @@ fn step() -> impl Strategy<Value = Step> {
     let thread = 0..4usize;
     let kind = prop_oneof![Just(Kind::Read), Just(Kind::Write), Just(Kind::CopyRead), Just(Kind::CopyWrite)];
     prop_oneof![
-        8 => (thread.clone(), kind, any::<bool>(), 0..8u64, 0..3u32)
-            .prop_map(|(thread, kind, global, at, size)| {
-                Step::Access { thread, kind, global, at: at >> size << size, size }
+        8 => (thread.clone(), kind, any::<bool>(), 0..8u64, 0..3u32, prop::bool::weighted(0.8))
+            .prop_map(|(thread, kind, global, at, size, value)| {
+                Step::Access { thread, kind, global, at: at >> size << size, size, value }
             }),
         3 => (thread.clone(), prop::bool::weighted(0.8), 0..2u64).prop_map(|(thread, global, word)| {
-            Step::Access { thread, kind: Kind::Atomic, global, at: 4 * word, size: 2 }
+            Step::Access { thread, kind: Kind::Atomic, global, at: 4 * word, size: 2, value: true }
         }),
         1 => (0..2usize).prop_map(|warp| Step::Warp { warp }),
         1 => (thread.clone(), 0..2u32).prop_map(|(thread, id)| Step::Arrive { thread, id }),
@@ -78,6 +80,28 @@ struct Touch {
     /// The block whose shared memory it is, or nothing for global memory.
     home: Option<usize>,
     bytes: std::ops::Range<u64>,
+    /// Whether it is a store that leaves what is there.
+    unchanged: bool,
+}
+
+/// What is in memory, as far as it was stored: by block, for shared memory, and byte.
+#[derive(Default)]
+struct Stored(HashMap<(Option<usize>, u64), bool>);
+
+impl Stored {
+    /// An access happens; whether it is a store that changes nothing.
+    fn access(&mut self, kind: Kind, home: Option<usize>, bytes: std::ops::Range<u64>, value: bool) -> bool {
+        let mut unchanged = kind == Kind::Write;
+        for byte in bytes.filter(|_| !matches!(kind, Kind::Read | Kind::CopyRead)) {
+            let value = (kind == Kind::Write).then_some(value);
+            let before = match value {
+                Some(value) => self.0.insert((home, byte), value),
+                None => self.0.remove(&(home, byte)),
+            };
+            unchanged &= before == value;
+        }
+        unchanged
+    }
 }
 
 impl Touch {
@@ -163,9 +187,10 @@ impl Graph {
         let mut arrived: [Vec<(usize, Fenced)>; 2] = Default::default();
         let mut block = 0;
         let mut last = HashMap::new();
+        let mut stored = Stored::default();
         for (line, step) in steps.iter().enumerate() {
             match *step {
-                Step::Access { thread: who, kind, global, at, size } => {
+                Step::Access { thread: who, kind, global, at, size, value } => {
                     let home = (!global).then_some(block);
                     let thread = &mut threads[who];
                     let node = if matches!(kind, Kind::CopyRead | Kind::CopyWrite) {
@@ -193,7 +218,8 @@ impl Graph {
                             |touch: &&Touch| touch.kind == Kind::Atomic && touch.home == home && touch.bytes == bytes;
                         graph.seen.extend(graph.touches.iter().filter(there).map(|touch| (touch.node, node)));
                     }
-                    graph.touches.push(Touch { node, line: line as u32, kind, home, bytes });
+                    let unchanged = stored.access(kind, home, bytes.clone(), value);
+                    graph.touches.push(Touch { node, line: line as u32, kind, home, bytes, unchanged });
                 }
                 Step::Warp { warp } => graph.meet(&mut threads, &[2 * warp, 2 * warp + 1], vec![]),
                 Step::Arrive { thread, id } => {
@@ -237,12 +263,38 @@ impl Graph {
         }
         graph
     }
+
+    /// Whether it does no harm that two accesses, of which one came first, race on a byte.
+    fn is_harmless(&self, first: &Touch, then: &Touch, byte: u64) -> bool {
+        // Whoever of both stores last, the same is there. (A copy that nothing changed after was overwritten by somebody.)
+        if matches!(first.kind, Kind::Write | Kind::CopyWrite) && then.kind == Kind::Write {
+            return then.unchanged;
+        }
+        // What was counted before the counter was set anew, to what it is set to again.
+        if first.kind == Kind::Atomic && then.unchanged {
+            return self.seen.iter().any(|(counted, _)| *counted == first.node);
+        }
+        // A read that gets from another store, which it comes after, what this one leaves.
+        let stores = |touch: &&Touch| {
+            let is_here = touch.home == then.home && touch.bytes.contains(&byte);
+            is_here && touch.line < then.line && !matches!(touch.kind, Kind::Read | Kind::CopyRead)
+        };
+        let is_equal = |other: &Touch| {
+            let since = |touch: &&Touch| touch.line > first.line.min(other.line);
+            self.touches.iter().filter(stores).filter(since).all(|touch| touch.unchanged)
+        };
+        let stores = self.touches.iter().filter(stores);
+        first.kind != Kind::Read
+            && matches!(then.kind, Kind::Read | Kind::CopyRead)
+            && stores.filter(|other| self.past[then.node][other.node]).any(is_equal)
+    }
 }
 
 /// Shows the program to the detector.
 fn watch(steps: &[Step]) -> RaceDetector {
     let mut races = RaceDetector::new();
     let mut block = [0; 3];
+    let mut stored = Stored::default();
     races.begin(block, 64);
     for (line, step) in steps.iter().enumerate() {
         let site = |opcode, warp: usize, lanes| Site {
@@ -256,7 +308,7 @@ fn watch(steps: &[Step]) -> RaceDetector {
         };
         let one = |opcode, thread: usize| site(opcode, THREADS[thread] / 32, 1 << (THREADS[thread] % 32));
         match *step {
-            Step::Access { thread, kind, global, at, size } => {
+            Step::Access { thread, kind, global, at, size, value } => {
                 let opcode = match kind {
                     Kind::Read => "ld.u32",
                     Kind::Write => "st.u32",
@@ -265,7 +317,11 @@ fn watch(steps: &[Step]) -> RaceDetector {
                 };
                 let space = if global { Space::Global } else { Space::Shared };
                 let addresses = [at; 32];
-                let access = Access::new(kind, space, &addresses, 1 << size);
+                let mut access = Access::new(kind, space, &addresses, 1 << size);
+                let home = (!global).then_some(block[0] as usize);
+                if stored.access(kind, home, at..at + (1 << size), value) {
+                    access.unchanged = u32::MAX;
+                }
                 races.access(&one(opcode, thread), &access);
             }
             Step::Warp { warp } => races.sync(&site("bar.warp.sync", warp, 3), Sync::Warp),
@@ -300,17 +356,18 @@ proptest! {
         let found = watch(&steps);
         let touch = |line: u32| graph.touches.iter().find(|touch| touch.line == line).unwrap();
         // Every race that is reported is one.
-        for race in found.races() {
+        for race in found.races().iter().chain(found.equal_stores()) {
             let (first, second) = (touch(race.first.line), touch(race.second.line));
             prop_assert!(first.races(second, &graph), "{race} is none");
             for byte in race.address..race.address + u64::from(race.bytes) {
                 prop_assert!(first.bytes.contains(&byte) && second.bytes.contains(&byte), "{race}: not byte {byte}");
             }
         }
-        // Every byte with a race has one that is reported.
+        // Every byte with a race that may do harm has one that is reported.
         for (at, one) in graph.touches.iter().enumerate() {
             for other in graph.touches[..at].iter().filter(|other| other.races(one, &graph)) {
-                for byte in one.bytes.clone().filter(|byte| other.bytes.contains(byte)) {
+                let both = |byte: &u64| other.bytes.contains(byte) && !graph.is_harmless(other, one, *byte);
+                for byte in one.bytes.clone().filter(both) {
                     let here = |line: u32| touch(line).home == one.home && touch(line).bytes.contains(&byte);
                     let is_found = found.races().iter().any(|race| here(race.first.line) && here(race.second.line));
                     prop_assert!(is_found, "{other:?} and {one:?} race on byte {byte}");

@@ -61,6 +61,10 @@ fn lanes_that_store_different_sums_race() {
     for after in [cut_off, narrowed, far_apart] {
         assert!(!sum_of_squares(32, &[8, 4, 2, 1], after).races().is_empty(), "{after}");
     }
+    // One lane takes the sum, the others something else that happens to be the same.
+    let chosen = |other: &str| format!(".reg .pred %q; {other} setp.eq.u32 %q, %r2, 0; selp.b32 %sum, %f9, %r3, %q;");
+    assert!(sum_of_squares(32, &[8, 4, 2, 1], &chosen("mov.b32 %r3, %f9;")).races().is_empty());
+    assert!(!sum_of_squares(32, &[8, 4, 2, 1], &chosen("add.u32 %r3, %f9, 0;")).races().is_empty());
     // Each warp has a sum of its own, by the same little.
     let by_warp = format!("and.b32 %r1, %r1, 32; {less_than_rounding}");
     assert!(!sum_of_squares(64, &[8, 4, 2, 1], &by_warp).races().is_empty());
@@ -146,13 +150,36 @@ fn what_a_thread_reads_and_uses_is_a_race() {
             assert!(surplus(&code).0 > 0, "{code}");
         }
     }
+    // For the distance of a matrix's rows, which may be the same whatever was read.
+    let rows = |stride: &str| {
+        format!(
+            "ld.global.u32 %r3, [%rd1]; add.u32 %r4, %r3, 1; {write}
+            .reg .b32 %w<8>; .reg .b32 %at; .shared .align 32 .b8 tile[512]; mov.u32 %at, tile; {stride} add.u32 %r5, %r5, 16;
+            wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {{%w0, %w1, %w2, %w3, %w4, %w5, %w6, %w7}}, [%at], %r5;"
+        )
+    };
+    assert_eq!(surplus(&rows("mul.lo.u32 %r5, %r3, 0;")), (1, 0));
+    assert_eq!(surplus(&rows("mul.lo.u32 %r5, %r2, 0;")), (0, 1));
     // For a barrier, which must come after the write.
     let waits = "mul.lo.u32 %r5, %r3, 0; add.u32 %r5, %r5, 64; barrier.sync 1, %r5;";
     assert_eq!(surplus(&format!("ld.global.u32 %r3, [%rd1]; {write} {waits}")), (1, 0));
+    // One element of a vector, which is used, or is not.
+    let vector = |used: &str| {
+        surplus(&format!(
+            "and.b32 %r5, %r2, 12; mul.wide.u32 %rd3, %r5, 4; add.s64 %rd4, %rd0, %rd3; setp.eq.u32 %p2, %r1, 0;
+            ld.global.v4.u32 {{%r3, %r6, %r7, %r8}}, [%rd4]; st.global.u32 [%rd2], {used}; @%p2 st.global.u32 [%rd0], 5;"
+        ))
+    };
+    assert_eq!((vector("%r3"), vector("%r6")), ((1, 0), (0, 1)));
     // Both kinds at once: some lanes use it, others do not.
     let both = "ld.global.u32 %r3, [%rd1]; add.u32 %r4, %r3, 1; @%p1 st.global.u32 [%rd1], %r4;
         setp.eq.u32 %p2, %r1, 63; @%p2 st.global.u32 [%rd2], %r3;";
     assert_eq!(surplus(both), (1, 1));
+    // What is overwritten if another value says so is used as that one is.
+    let either = "ld.global.u32 %r3, [%rd1];
+        ld.global.u32 %r5, [%rd1]; add.u32 %r4, %r3, 1; mov.u32 %r6, %r3;
+        setp.ge.u32 %p2, %r5, 1; @%p2 mov.u32 %r6, 7; st.global.u32 [%rd2], %r6; @%p1 st.global.u32 [%rd1], %r4;";
+    assert_eq!(surplus(either), (2, 0));
 }
 
 /// The second run leaves no traces.

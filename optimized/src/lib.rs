@@ -28,5 +28,6 @@ pub use device::emulated::Emulated;
 pub use error::{Error, Result};
 pub use library::{Kernel, Library};
 pub use operators::Variant;
+pub use ptx_emulator::numeric::mma::Summation;
 pub use ptx_emulator::{Arg, Grid};
 pub use tensor::{Element, Tensor};

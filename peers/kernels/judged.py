@@ -11,7 +11,7 @@ says something else.
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -63,14 +63,14 @@ def adapter(
     engine: Engine,
     kernel: str,
     *,
-    target: str = "sm_80",
+    targets: Sequence[str] = ("sm_80",),
     language: str = "Triton",
     outputs: list[str] | None = None,
     without: Mapping[str, str] | None = None,
     findings: Mapping[str, str] | None = None,
     note: str = "",
 ) -> Callable[[Callable], Callable]:
-    """Makes a test of a callable that takes the operator's inputs and calls somebody's kernel.
+    """Makes a test of a callable that takes the operator's inputs and calls somebody's kernel, compiled for each of the targets.
 
     outputs: those that the kernel has, if not all. without: workloads that the kernel is not for, and why. findings: the name in
     FINDINGS of what is wrong on a workload, or on all ("*"). note: what else the adapter does, for the page.
@@ -85,6 +85,7 @@ def adapter(
         def called(**inputs: Any) -> Any:
             WATCH.races, WATCH.launches = "launches" not in state, []
             state.setdefault("given", inputs)
+            target = state["target"]
             capability = divmod(int(target.removeprefix("sm_")), 10)
             card = mock.patch.object(torch.cuda, "get_device_capability", lambda *_: capability)
             with card, activate(target, races="note" if WATCH.races else False, profile=WATCH.races) as runs:
@@ -96,9 +97,10 @@ def adapter(
         report = functools.partial(state.__setitem__, "report")
         test = dsv2.operator(operator, workloads=workloads, outputs=outputs, report=report, device="cpu")(called)
 
-        def judged(workload: str) -> None:
+        def judged(workload: str, target: str) -> None:
             __tracebackhide__ = True
             state.clear()
+            state["target"] = target
             row = {
                 "library": engine.wheel, "version": engine.version, "kernel": kernel, "language": language, "operator": operator,
                 "target": target, "workload": workload, "test": function.__name__, "note": note, "without": dict(without),
@@ -128,10 +130,19 @@ def adapter(
             _hold(row, said, wrong, held, [repr(race).replace(PLACE, "") for race in races], unwritten)
             _as_recorded(row)
 
+        if len(targets) == 1:
+
+            def made(workload: str) -> None:
+                __tracebackhide__ = True
+                judged(workload, targets[0])
+
+            made.pytestmark = test.pytestmark
+        else:
+            made = judged
+            made.pytestmark = [*test.pytestmark, pytest.mark.parametrize("target", targets).mark]
         for attribute in ("__name__", "__doc__", "__module__"):
-            setattr(judged, attribute, getattr(function, attribute))
-        judged.pytestmark = test.pytestmark
-        return judged
+            setattr(made, attribute, getattr(function, attribute))
+        return made
 
     return decorate
 

@@ -56,12 +56,16 @@ def rendered() -> str:
     for row in results["rows"]:
         kernels.setdefault(key(row)[:5], []).append(row)
     numbers = {name: place for place, name in enumerate(_found(results["rows"]), 1)}
+    targets: dict[tuple, set[str]] = {}
+    for row in results["rows"]:
+        targets.setdefault((row["library"], row["test"]), set()).add(row["target"])
+    several = {test for test, of_it in targets.items() if len(of_it) > 1}
     lines = [
         *_versions(results["rows"]),
         "",
         "| kernel | operator | target | right on | worst error, of its budget | memory | same bits | races | bytes asked / needed | findings | `pytest peers/kernels/` |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_line(rows, numbers) for rows in kernels.values()),
+        *(_line(rows, numbers, several) for rows in kernels.values()),
         "",
         *_notes(kernels),
         "",
@@ -96,11 +100,12 @@ def _found(rows: list[dict]) -> list[str]:
     return [name for name in FINDINGS if name in names]
 
 
-def _line(rows: list[dict], numbers: dict[str, int]) -> str:
+def _line(rows: list[dict], numbers: dict[str, int], several: set[tuple]) -> str:
     first = rows[0]
     run = [row for row in rows if row["verdict"] != "not run"]
     head = f"| {first['library']} {first['version']} `{first['kernel']}` | `{first['operator']}` | {first['target']}"
-    command = f"`{_file(first)} -k '{first['test']}['`"
+    one = f" and {first['target']}" if (first["library"], first["test"]) in several else ""
+    command = f"`{_file(first)} -k '{first['test']}[{one}'`"
     if not run:
         return f"{head} | not run | | | | | | | {command} |"
     right = [row for row in run if row["verdict"] == "pass"]

@@ -27,7 +27,12 @@ SGLANG = Engine(
 )  # fmt: skip
 
 
-def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None, splits=4):
+@adapter(
+    "mla_paged_decode", SGLANG, "decode_attention_fwd", targets=["sm_80", "sm_90"],
+    outputs=["output"], note="page tables become token tables; it gives no LSE",
+    findings={"empty sequences": "an empty sequence", "odd sizes": "TF32"},
+)  # fmt: skip
+def test_decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None, splits=4):
     forward = SGLANG.function("kernels.ops.attention.decode_attention", "decode_attention_fwd")
     width = ckv_cache.shape[-1]
     slots = token_slots(kv_indptr, kv_indices, ckv_cache.shape[1], kv_last_page_len)
@@ -41,22 +46,6 @@ def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, 
         queries, buffer, buffer[..., :width], output, indptr(slots), torch.cat(slots), partial, lse, used, splits, sm_scale, 1.0, 1.0
     )  # fmt: skip
     return output
-
-
-DECODE = {
-    "outputs": ["output"], "note": "page tables become token tables; it gives no LSE",
-    "findings": {"empty sequences": "an empty sequence", "odd sizes": "TF32"},
-}  # fmt: skip
-
-
-@adapter("mla_paged_decode", SGLANG, "decode_attention_fwd", **DECODE)
-def test_decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
-    return decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len)
-
-
-@adapter("mla_paged_decode", SGLANG, "decode_attention_fwd", target="sm_90", **DECODE)
-def test_decode_sm_90(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
-    return decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len)
 
 
 def extend(queries, new, buffer, width, qo_indptr, before, sm_scale):

@@ -36,7 +36,12 @@ VLLM = Engine(
 )  # fmt: skip
 
 
-def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None, splits=4):
+@adapter(
+    "mla_paged_decode", VLLM, "decode_attention_fwd", targets=["sm_80", "sm_90"],
+    note="both caches side by side; its natural LSE times log2 e",
+    findings={"empty sequences": "an empty sequence", "odd sizes": "TF32"},
+)  # fmt: skip
+def test_decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None, splits=4):
     forward = VLLM.function("v1.attention.ops.triton_decode_attention", "decode_attention_fwd")
     size, width = ckv_cache.shape[1:]
     buffer = torch.cat([ckv_cache, kpe_cache], -1)[:, :, None]
@@ -48,22 +53,6 @@ def decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, 
         lengths(kv_indptr, size, kv_last_page_len), partial, splits, sm_scale, page_size=size, is_mla=True,
     )  # fmt: skip
     return output, lse * LOG2_E
-
-
-DECODE = {
-    "note": "both caches side by side; its natural LSE times log2 e",
-    "findings": {"empty sequences": "an empty sequence", "odd sizes": "TF32"},
-}  # fmt: skip
-
-
-@adapter("mla_paged_decode", VLLM, "decode_attention_fwd", **DECODE)
-def test_decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
-    return decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len)
-
-
-@adapter("mla_paged_decode", VLLM, "decode_attention_fwd", target="sm_90", **DECODE)
-def test_decode_sm_90(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None):
-    return decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len)
 
 
 @adapter("merge_state", VLLM, "merge_attn_states", note="LSE in natural logarithms, heads before tokens")

@@ -74,6 +74,8 @@ class Race:
     first: Access
     second: Access
     count: int
+    apart: float
+    """Of `rounded_stores`: how far two values are from each other at most, relative to the larger one; 0.0 of others."""
     text: str
 
 class Use:

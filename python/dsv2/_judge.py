@@ -13,6 +13,7 @@ from typing import Any
 
 from dsv2 import _dsv2
 from dsv2._dsv2 import RequestError
+from dsv2._requests import numbers
 
 FileName = str | os.PathLike[str]
 
@@ -129,6 +130,8 @@ def _file(tensors: FileName | Mapping[str, Any], folder: str, name: str) -> File
     """A file of these tensors, if they are in none."""
     if not isinstance(tensors, Mapping):
         return tensors
+    for key, value in tensors.items():
+        numbers(f"{key} in {name}", value)
     path = Path(folder) / f"{name}.safetensors"
     torch = sys.modules.get("torch")
     try:

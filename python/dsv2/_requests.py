@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dsv2._dsv2 import RequestError
+from dsv2._tensors import is_tensor
 
 if TYPE_CHECKING:
     from dsv2.operators import Contract
@@ -46,6 +49,26 @@ def rows(known: Contract, batch_invariant: Any) -> None:
         raise RequestError(f"batch_invariant: expected True or False, found {batch_invariant!r}")
     if batch_invariant and known.rows is None:
         raise RequestError(f"batch_invariant: nothing of the inputs of {known.name} can be given alone")
+
+
+def array(what: str, value: Any) -> None:
+    """An array of NumPy or a tensor of PyTorch, with numbers in it."""
+    if not isinstance(value, np.ndarray) and not is_tensor(value):
+        raise RequestError(f"{what}: expected an array or a tensor, found {type(value).__name__}")
+    numbers(what, value)
+
+
+def numbers(what: str, value: Any) -> None:
+    """Of a tensor, that it has its numbers in a row in memory."""
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        raise RequestError(f"{what}: expected numbers, found an array of {value.dtype}")
+    if not is_tensor(value):
+        return
+    if value.device.type == "meta":
+        raise RequestError(f"{what}: expected numbers, found a tensor on meta, which has none")
+    if str(value.layout) != "torch.strided" or value.is_quantized:
+        found = "a quantized tensor" if value.is_quantized else f"layout {value.layout}"
+        raise RequestError(f"{what}: expected layout torch.strided, found {found}")
 
 
 def function(name: str, kernel: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,25 +15,70 @@ from dsv2._arrays import HostArray, Transfer
 MAKERS = ("empty", "empty_like", "empty_strided", "empty_permuted")
 
 
-def watch(makers: list[tuple[Any, str]], note: Callable[[Any], None]) -> Callable[[], None]:
-    """Shows `note` what these functions, each an owner's attribute, make from now on; gives what ends that."""
-    before = [(owner, name, getattr(owner, name)) for owner, name in makers]
+@dataclass
+class Watched:
+    """A function that makes arrays, and what stands in its place while somebody watches: always the same, since a module that is
+    imported meanwhile keeps it."""
 
-    def noting(make: Callable[..., Any]) -> Callable[..., Any]:
-        def made(*args: Any, **kwargs: Any) -> Any:
+    make: Callable[..., Any]
+    notes: list[Callable[[Any], None]]
+    noting: Callable[..., Any]
+    places: list[tuple[Any, str]]
+
+    @classmethod
+    def of(cls, make: Callable[..., Any]) -> Watched:
+        notes: list[Callable[[Any], None]] = []
+
+        @functools.wraps(make)
+        def noting(*args: Any, **kwargs: Any) -> Any:
             array = make(*args, **kwargs)
             if kwargs.get("out") is None:
-                note(array)
+                for note in list(notes):
+                    note(array)
             return array
 
-        return made
+        return cls(make, notes, noting, [])
 
-    for owner, name, make in before:
-        setattr(owner, name, noting(make))
+
+# By the function, and by what stands in its place.
+_watched: dict[Any, Watched] = {}
+
+
+def watch(makers: list[tuple[Any, str]], note: Callable[[Any], None]) -> Callable[[], None]:
+    """Shows `note` what these functions, each an owner's attribute, make from now on; gives what ends that. They are watched under
+    the names, too, that modules have imported them by (`from torch import empty`)."""
+    found = []
+    for owner, name in makers:
+        make = getattr(owner, name)
+        if make not in _watched:
+            watched = Watched.of(make)
+            _watched.update({make: watched, watched.noting: watched})
+        found.append((owner, name, _watched[make]))
+    begin = {id(watched.make): watched for _, _, watched in found if not watched.notes}
+    for owner, name, watched in found:
+        if id(watched.make) in begin:
+            watched.places.append((owner, name))
+    for module in list(sys.modules.values()) if begin else []:
+        # Not what the libraries themselves make.
+        if getattr(module, "__name__", "").partition(".")[0] not in ("torch", "numpy"):
+            names = getattr(module, "__dict__", {})
+            for key, value in list(names.items()):
+                if (watched := begin.get(id(value))) is not None:
+                    watched.places.append((module, key))
+    for watched in begin.values():
+        for owner, name in watched.places:
+            setattr(owner, name, watched.noting)
+    for _, _, watched in found:
+        watched.notes.append(note)
 
     def undo() -> None:
-        for owner, name, make in before:
-            setattr(owner, name, make)
+        for _, _, watched in found:
+            watched.notes.remove(note)
+            if not watched.notes:
+                for owner, name in watched.places:
+                    if getattr(owner, name, None) is watched.noting:
+                        setattr(owner, name, watched.make)
+                watched.places.clear()
 
     return undo
 

@@ -174,32 +174,39 @@ def try_kernel(
         request.function(f"report of {name}", report)
     if not isinstance(given, Mapping):
         raise RequestError(f"inputs of {name}: expected a dict by name, as operators.inputs makes it, found {type(given).__name__}")
+    if not given or (unknown := [key for key in given if key not in known.inputs]):
+        found = ", ".join(map(str, unknown)) if given else "none"
+        raise RequestError(f"inputs of {name}: expected those that operators.inputs makes, of {', '.join(known.inputs)}; found {found}")
+    for key, value in given.items():
+        request.numbers(f"input {key} of {name}", value)
     said, results = f"{name}, workload {workload!r}", []
     for call in range(repeats):
         pattern = PATTERNS[call % len(PATTERNS)]
         own = {key: copy(value) for key, value in given.items()}
         with poisoned(pattern):
-            made = kernel(**_accepted(kernel, own))
+            made = _called(name, kernel, own)
         # copies: a kernel may return the same buffer every time
         returned = {key: copy(value) for key, value in _named(known, made, own).items()}
         results.append(returned)
         missing = [key for key in (outputs if outputs is not None else known.outputs) if key not in returned]
         assert not missing, f"{said}: the kernel did not return {', '.join(missing)}"
         for key in filter(known.outputs.get, returned):
-            wanted, found = known.outputs[key]["dtype"], str(getattr(returned[key], "dtype", type(returned[key]).__name__))
+            wanted, found = known.outputs[key]["dtype"], str(returned[key].dtype)
             wanted = known.workloads[workload]["dtype"] if wanted == "activation" else wanted
             found = found.removeprefix("torch.")
             integers = wanted.startswith("int") and found.startswith(("int", "uint"))
             assert integers or found == wanted, f"{said}: {key} is of type {found}, expected {wanted}"
+            axes, shape = known.outputs[key]["shape"], tuple(returned[key].shape)
+            assert len(shape) <= len(axes), f"{said}: {key} has the shape {_shape(shape)}, expected [{', '.join(axes)}]"
             left = 0 if _may_be_left(known.outputs[key]) else int(untouched(returned[key], pattern).sum())
             if left:
-                shape = "x".join(map(str, returned[key].shape))
-                raise AssertionError(f"{said}: nobody wrote {left} of the elements of {key} [{shape}]: they hold what was there before")
+                key = f"{key} {_shape(returned[key].shape)}"
+                raise AssertionError(f"{said}: nobody wrote {left} of the elements of {key}: they hold what was there before")
         changed = [key for key, value in own.items() if key not in known.outputs and bits(value) != bits(given[key])]
         assert not changed, f"{said}: the kernel changed its inputs {', '.join(changed)}"
     judged = check(name, workload, results[0])
     if report is not None:
-        report(judged)
+        _with_these(f"report of {name}", report, judged)
     assert judged["verdict"] == "pass", _said(name, judged)
     for call, later in enumerate(results[1:], 1):
         other = [key for key in later if _settled(known, key, later, call) != _settled(known, key, results[0], 0)]
@@ -227,13 +234,22 @@ def _alone(known: Contract, said: str, kernel: Callable, given: Mapping[str, Any
     """Calls a kernel with single rows and compares their bits."""
     __tracebackhide__ = True
     for row in rows_to_try(known, given):
-        own = alone(known, given, row)
+        own, before = alone(known, given, row), alone(known, given, row)
         with poisoned(PATTERNS[0]):
-            made = kernel(**_accepted(kernel, own))
-        for name, value in _named(known, made, own).items():
+            made = _called(known.name, kernel, own)
+        returned = _named(known, made, own)
+        missing = [name for name in together if name not in returned]
+        assert not missing, f"{said}: for row {row} alone the kernel did not return {', '.join(missing)}"
+        changed = [name for name, value in own.items() if name not in known.outputs and bits(value) != bits(before[name])]
+        assert not changed, f"{said}: for row {row} alone the kernel changed its inputs {', '.join(changed)}"
+        for name, value in returned.items():
             shape = known.outputs[name]["shape"] if name in known.outputs else []
-            if name in together and has_rows(known, shape) and bits(value) != bits(part(known, given, shape, together[name], row)):
-                raise AssertionError(f"{said}: row {row} alone has other bits of {name} than among others")
+            if name not in together or not has_rows(known, shape):
+                continue
+            wanted = part(known, given, shape, together[name], row)
+            kinds = [f"{found.dtype} {_shape(found.shape)}".removeprefix("torch.") for found in (value, wanted)]
+            assert kinds[0] == kinds[1], f"{said}: row {row} alone has {name} of {kinds[0]}, among others of {kinds[1]}"
+            assert bits(value) == bits(wanted), f"{said}: row {row} alone has other bits of {name} than among others"
 
 
 def _said(name: str, report: dict[str, Any]) -> str:
@@ -263,18 +279,43 @@ def _named(known: Contract, returned: Any, own: dict[str, Any]) -> dict[str, Any
             )
         returned = dict(zip(known.outputs, several))
     in_place = {name: own[name] for name in known.outputs if name in own}
-    return {name: value for name, value in {**in_place, **returned}.items() if value is not None}
+    named = {name: value for name, value in {**in_place, **returned}.items() if value is not None}
+    for name, value in named.items():
+        request.array(f"output {name} of {known.name}", value)
+    return named
 
 
-def _accepted(kernel: Callable, given: dict[str, Any]) -> dict[str, Any]:
-    """The inputs, less those that say nothing here and that the callable does not take."""
+def _shape(shape: Sequence[int]) -> str:
+    return f"[{'x'.join(map(str, shape))}]"
+
+
+def _called(name: str, kernel: Callable, given: dict[str, Any]) -> Any:
+    """Calls a kernel with the inputs, by name where it can be."""
+    by_name, in_order = dict(given), []
     try:
-        parameters = inspect.signature(kernel).parameters
+        parameters = inspect.signature(kernel).parameters.values()
     except (TypeError, ValueError):
-        return given
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return given
-    unknown = [name for name in given if name not in parameters]
-    if unknown:
-        raise RequestError(f"{getattr(kernel, '__name__', kernel)}: expected parameters {', '.join(unknown)}, found none of these names")
-    return given
+        parameters = None
+    said = getattr(kernel, "__name__", kernel)
+    if parameters is not None:
+        for parameter in parameters:
+            if parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in by_name:
+                in_order.append(by_name.pop(parameter.name))
+            elif parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is not parameter.empty:
+                in_order.append(parameter.default)
+        names = {parameter.name for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
+        unknown = [name for name in by_name if name not in names]
+        if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            raise RequestError(f"{said}: expected parameters {', '.join(unknown)}, found none of these names")
+    return _with_these(f"{said}, a kernel of {name}", kernel, *in_order, **by_name)
+
+
+def _with_these(what: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function; that it does not take what it is given is told in one line."""
+    try:
+        return function(*args, **kwargs)
+    except TypeError as wrong:
+        # What is wrong inside of it has its own place.
+        if wrong.__traceback__ is not None and wrong.__traceback__.tb_next is None:
+            raise RequestError(f"{what}: {' '.join(str(wrong).split())}") from None
+        raise

@@ -16,6 +16,8 @@ pub struct Race {
     second: Py<Access>,
     /// How many accesses of a thread raced in the same two lines.
     count: u64,
+    /// Of rounded stores: how far two values are from each other at most, relative to the larger one.
+    apart: f64,
     text: String,
 }
 
@@ -105,6 +107,7 @@ impl Race {
             first: Py::new(py, Access::new(&race.first))?,
             second: Py::new(py, Access::new(&race.second))?,
             count: race.count,
+            apart: race.apart,
             text: race.to_string(),
         })
     }

@@ -82,3 +82,19 @@ def described(descriptor, out, SIZE: tl.constexpr):
 def maximum(x, out, BLOCK: tl.constexpr):
     """Several lanes hold the maximum, and store it."""
     tl.store(out + tl.program_id(0), tl.max(tl.load(x + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))))
+
+
+@triton.jit
+def total(x, out, BLOCK: tl.constexpr):
+    """Several warps hold the sum, each having added in its own order."""
+    values = tl.load(x + tl.arange(0, BLOCK))
+    tl.store(out, tl.sum(values * values))
+
+
+@triton.jit
+def strike_out(x, BLOCK: tl.constexpr, APART: tl.constexpr):
+    """In place: a lane stores where another one has read."""
+    largest = tl.argmax(tl.load(x + tl.arange(0, BLOCK)), 0)
+    if APART:
+        tl.debug_barrier()
+    tl.store(x + largest, 0.0)

@@ -11,6 +11,10 @@ from dsv2 import _tensors, operators
 
 pytest.importorskip("safetensors", reason="not installed: safetensors")
 HAVE_TORCH = _tensors.default_device() != "numpy"
+if HAVE_TORCH:
+    from torch import empty as empty_of_its_own
+else:
+    from numpy import empty as empty_of_its_own
 
 
 def in_fp32(array) -> np.ndarray:
@@ -130,6 +134,24 @@ def test_a_row_that_has_other_bits_alone_fails_if_it_must_not(monkeypatch):
     with pytest.raises(AssertionError, match=r"row \d alone has other bits of output than among others"):
         alone(by_batch, batch_invariant=True)
 
+    def at_once(other):
+        """Right among others, and something else alone."""
+        return lambda hidden_states, weight: (rmsnorm if len(hidden_states) > 1 else other)(hidden_states, weight)
+
+    def changes(hidden_states, weight):
+        result = rmsnorm(hidden_states, weight)
+        weight[0] = 2
+        return result
+
+    for wrong, line in [
+        (lambda *_: None, r"for row 0 alone the kernel did not return output"),
+        (changes, r"for row 0 alone the kernel changed its inputs weight"),
+        (lambda *given: in_fp32(rmsnorm(*given)).astype(float), r"row 0 alone has output of float64 \[1x131\], among others of \w+ \[1x131\]"),
+        (lambda *given: rmsnorm(*given)[0], r"row 0 alone has output of \w+ \[131\], among others of \w+ \[1x131\]"),
+    ]:
+        with pytest.raises(AssertionError, match=line):
+            alone(at_once(wrong), batch_invariant=True)
+
     sequences = given("mla_paged_decode", "pages of 64")
     assert operators.try_kernel("mla_paged_decode", "pages of 64", decode, sequences, batch_invariant=True)["verdict"] == "pass"
 
@@ -159,6 +181,29 @@ def test_what_nobody_wrote_fails_whatever_is_in_it():
         return output
 
     assert operators.try_kernel("rmsnorm", "odd sizes", writes_all, inputs)["verdict"] == "pass"
+
+    def leaves_a_row_of_its_own(hidden_states, weight):
+        output = empty_of_its_own(hidden_states.shape, dtype=hidden_states.dtype)
+        output[:-1] = right[:-1]
+        return output
+
+    before = empty_of_its_own
+    with pytest.raises(AssertionError, match="nobody wrote 131 of the elements"):
+        operators.try_kernel("rmsnorm", "odd sizes", leaves_a_row_of_its_own, inputs, repeats=1)
+    assert empty_of_its_own is before
+
+
+def test_a_shape_with_an_axis_too_many_fails():
+    assert "output has the shape [1x7x131], expected [batch_size, hidden_size]" in fails(
+        "rmsnorm", "odd sizes", lambda hidden_states, weight: rmsnorm(hidden_states, weight)[None]
+    )
+
+
+def test_parameters_by_position_are_given_in_order():
+    def by_position(hidden_states, weight, scale=1, /):
+        return rmsnorm(hidden_states, weight)
+
+    assert operators.try_kernel("rmsnorm", "odd sizes", by_position, given("rmsnorm", "odd sizes"))["verdict"] == "pass"
 
 
 def test_what_does_not_count_may_be_left_unwritten():
@@ -209,6 +254,9 @@ def test_what_is_written_in_place_need_not_be_returned():
 
 
 def test_requests_at_fault_are_one_line():
+    def tried(kernel, inputs=None, **options):
+        return operators.try_kernel("rmsnorm", "odd sizes", kernel, given("rmsnorm", "odd sizes") if inputs is None else inputs, **options)
+
     only = {"outputs": ["output"]}
     assert operators.try_kernel(
         "mla_paged_decode", "odd sizes", lambda **inputs: decode(**inputs)[0], given("mla_paged_decode", "odd sizes"), **only
@@ -225,7 +273,43 @@ def test_requests_at_fault_are_one_line():
             lambda: operators.try_kernel("rmsnorm", "odd sizes", lambda **_: (1, 2), given("rmsnorm", "odd sizes")),
             "expected at most 1 outputs",
         ),
+        (lambda: tried(int), "int, a kernel of rmsnorm: "),
+        (lambda: tried(lambda hidden_states, weight, more, /: 1), "a kernel of rmsnorm: "),
+        (lambda: tried(lambda **_: {"output": 1.5}), "output output of rmsnorm: expected an array or a tensor, found float"),
+        (lambda: tried(lambda **given: {"output": rmsnorm(**given), "time": "1 ms"}), "output time of rmsnorm: expected an array"),
+        (lambda: tried(rmsnorm, {}), "inputs of rmsnorm: expected those that operators.inputs makes, of hidden_states, weight; found none"),
+        (lambda: tried(rmsnorm, {"x": 1}), "of hidden_states, weight; found x"),
+        (lambda: tried(rmsnorm, {"hidden_states": np.zeros((1, 1))}), "rmsnorm, a kernel of rmsnorm: "),
+        (lambda: tried(rmsnorm, report=lambda: None), "report of rmsnorm: "),
     ]:
         with pytest.raises(dsv2.RequestError) as caught:
             request()
         assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_inside_of_a_kernel_is_told_as_it_is():
+    def wrong(hidden_states, weight):
+        return 1 + "1"
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        operators.try_kernel("rmsnorm", "odd sizes", wrong, given("rmsnorm", "odd sizes"))
+
+
+@pytest.mark.skipif(not HAVE_TORCH, reason="not installed: torch")
+def test_tensors_without_numbers_in_a_row_are_one_line():
+    import torch
+
+    for found, line in [
+        (torch.empty(7, 131, device="meta"), "found a tensor on meta, which has none"),
+        (torch.eye(7).to_sparse(), "expected layout torch.strided, found layout torch.sparse_coo"),
+        (torch.quantize_per_tensor(torch.eye(7), 0.1, 0, torch.qint8), "found a quantized tensor"),
+    ]:
+        for request in [
+            lambda found=found: operators.try_kernel("rmsnorm", "odd sizes", lambda **_: found, given("rmsnorm", "odd sizes")),
+            lambda found=found: operators.check("rmsnorm", "odd sizes", {"output": found}),
+            lambda found=found: operators.try_kernel("rmsnorm", "odd sizes", rmsnorm, {"hidden_states": found}),
+            lambda found=found: dsv2.check("model", {"input_ids": found}, {"lm_head": found}),
+        ]:
+            with pytest.raises(dsv2.RequestError) as caught:
+                request()
+            assert line in str(caught.value) and "\n" not in str(caught.value)

@@ -243,6 +243,22 @@ def test_stores_of_equal_values_are_no_race(rng):
     assert runs.last.races == [] and runs.last.equal_stores
 
 
+def test_stores_that_differ_by_rounding_are_told_with_how_far(rng):
+    x, out = rng.normal(size=64).astype(np.float32), np.zeros(1, np.float32)
+    with activate("sm_80", races=True) as runs:
+        kernels.total[(1,)](wrap(x), wrap(out), BLOCK=64, num_warps=4)
+    assert 0 < runs.last.rounded_stores[0].apart < 1e-6
+    assert all(race.apart == 0 for race in runs.last.equal_stores)
+
+
+@pytest.mark.parametrize("warps", [1, 2])
+def test_in_place_reads_and_stores_of_different_lanes_need_a_barrier(rng, warps):
+    with activate("sm_80", races="note") as runs:
+        for apart in (False, True):
+            kernels.strike_out[(1,)](wrap(rng.random(32, np.float32)), BLOCK=32, APART=apart, num_warps=warps)
+            assert bool(runs.last.races) is not apart
+
+
 def test_what_is_active_is_one_stack_of_one_thread():
     from threading import Thread
 

@@ -7,7 +7,7 @@ use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
 use dsv2_optimized::model::plan::{CacheSize, MemoryPlan, Pass};
 use dsv2_optimized::model::tap::Tap as DeviceTap;
 use dsv2_optimized::model::{Model as DeviceModel, Settings as ModelSettings};
-use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Tensor, Variant};
+use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Summation, Tensor, Variant};
 use dsv2_reference::config::Head;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::stage::Stage;
@@ -36,6 +36,8 @@ pub enum OnDevice {
         /// Whether threads that race are an error, which takes about ten times as long.
         races: bool,
     },
+    /// The same, with tensor cores that add up in this way.
+    EmulatorAdding(Summation),
     /// On the first NVIDIA GPU.
     Cuda,
 }
@@ -57,6 +59,7 @@ impl OnDevice {
         match self {
             OnDevice::Emulator { races: true } => Ok(Emulated::watching_races(library)),
             OnDevice::Emulator { races: false } => Ok(Emulated::new(library)),
+            OnDevice::EmulatorAdding(sums) => Ok(Emulated::with_sums(library, sums)),
             OnDevice::Cuda => OnDevice::gpu().map_err(|reason| Error::request("--backend", "a CUDA device", reason)),
         }
     }
@@ -65,7 +68,7 @@ impl OnDevice {
 impl Backend for OnDevice {
     fn name(&self) -> &'static str {
         match self {
-            OnDevice::Emulator { .. } => "emulated",
+            OnDevice::Emulator { .. } | OnDevice::EmulatorAdding(_) => "emulated",
             OnDevice::Cuda => "cuda",
         }
     }
@@ -90,8 +93,9 @@ impl Backend for OnDevice {
         let on_host = memory::largest(planned).saturating_mul(16);
         match self {
             OnDevice::Cuda => Ok(on_host),
-            OnDevice::Emulator { races } => {
-                let shadow = if *races { SHADOW_OF_RACES } else { 0 };
+            OnDevice::Emulator { .. } | OnDevice::EmulatorAdding(_) => {
+                let races = matches!(self, OnDevice::Emulator { races: true });
+                let shadow = if races { SHADOW_OF_RACES } else { 0 };
                 let of_device = device_memory(case, settings)?;
                 Ok(sum([of_device, of_device / 4, of_device.saturating_mul(shadow), on_host, OF_MODULES]))
             }
@@ -115,7 +119,7 @@ impl Streaming for OnDevice {
 
 /// What the emulator keeps of each byte of memory where it watches for races, at most: a history for each byte of a word, and
 /// one for the word.
-const SHADOW_OF_RACES: u64 = 84;
+const SHADOW_OF_RACES: u64 = 120;
 /// All kernels, parsed, and what a launch keeps of its threads.
 const OF_MODULES: u64 = 32 << 20;
 

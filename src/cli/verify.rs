@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use dsv2::backend::{Backend, OnDevice, Precision};
 use dsv2::memory::{self, Size};
 use dsv2::outcome::Item;
@@ -11,6 +11,7 @@ use dsv2::report::model::{PassOrFail, Report, VerifyReport};
 use dsv2::verify::{Plan, need, verify};
 use dsv2::waivers::Waivers;
 use dsv2::{Error, Result, report};
+use dsv2_optimized::Summation;
 use dsv2_reference::file::set;
 
 use super::progress::Progress;
@@ -28,6 +29,9 @@ pub struct VerifyArgs {
     /// Under the emulator's race detector, which takes about ten times as long
     #[arg(long)]
     races: bool,
+    /// On the emulator, with tensor cores that add up in this way: how those of a card do is not documented
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with_all = ["races", "backend"])]
+    sums: Option<Sums>,
     /// Only this type: f64, f32 or bf16 [default: f64 and f32; on the kernels f32 and bf16]
     #[arg(long, value_name = "DTYPE", value_parser = precision)]
     dtype: Option<Precision>,
@@ -45,6 +49,29 @@ pub struct VerifyArgs {
     memory_limit: Option<Size>,
     #[command(flatten)]
     golden: GoldenArgs,
+}
+
+/// How tensor cores add up, by the name of the command line.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Sums {
+    /// In f64, rounded once
+    Wide,
+    /// Blocks of 8 products and the sum before them, aligned to the largest, 2 bits below its last one kept
+    #[value(name = "aligned-8-2")]
+    Aligned8,
+    /// The same of 16 products
+    #[value(name = "aligned-16-2")]
+    Aligned16,
+}
+
+impl Sums {
+    fn backend(self) -> &'static OnDevice {
+        match self {
+            Sums::Wide => &OnDevice::EmulatorAdding(Summation::Wide),
+            Sums::Aligned8 => &OnDevice::EmulatorAdding(Summation::Aligned { terms: 8, extra_bits: 2 }),
+            Sums::Aligned16 => &OnDevice::EmulatorAdding(Summation::Aligned { terms: 16, extra_bits: 2 }),
+        }
+    }
 }
 
 pub fn run(args: &VerifyArgs) -> Result<Done> {
@@ -82,10 +109,11 @@ fn candidates(args: &VerifyArgs) -> Result<Vec<(&'static dyn Backend, Precision)
     if let (Some(BackendName::Cuda), Err(reason)) = (args.backend, OnDevice::gpu()) {
         return Err(Error::request("--backend", "a CUDA device", reason));
     }
-    let backends: Vec<&'static dyn Backend> = match args.backend {
+    let backends: Vec<&'static dyn Backend> = match (args.backend, args.sums) {
         _ if args.races => vec![&OnDevice::Emulator { races: true }],
-        Some(name) => vec![name.backend()],
-        None => BackendName::present().map(|name| name.backend() as _).collect(),
+        (_, Some(sums)) => vec![sums.backend()],
+        (Some(name), _) => vec![name.backend()],
+        (None, None) => BackendName::present().map(|name| name.backend() as _).collect(),
     };
     let types = |backend: &'static dyn Backend| match args.dtype {
         // a type that only some have is asked of them alone, unless somebody named the backend

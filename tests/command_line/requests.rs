@@ -54,6 +54,8 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
             &["tpu", "--backend", "[possible values: reference, emulated, cuda]"][..],
         ),
         (&["verify", "--backend", "emulated", "--races"], &["--backend", "--races", "cannot be used with"]),
+        (&["verify", "--races", "--sums", "wide"], &["--races", "--sums", "cannot be used with"]),
+        (&["verify", "--sums", "aligned"], &["--sums", "aligned-8-2", "aligned-16-2"]),
         (&["verify", "--case", "no-such-*"], &["--case", "expected a pattern that matches a golden case", "no-such-*"]),
         (&["verify", "--case", "["], &["--case", "expected a pattern of *, ? and [..]", "\"[\""]),
         (&["verify", "--dtype", "f8"], &["--dtype", "expected f64, f32, tf32, f16, bf16 or fp8", "f8"]),

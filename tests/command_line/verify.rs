@@ -127,6 +127,14 @@ fn kernels_are_verified_under_the_race_detector() {
 }
 
 #[test]
+fn kernels_are_verified_with_tensor_cores_that_add_up_in_other_ways() {
+    for sums in ["aligned-8-2", "aligned-16-2"] {
+        let stdout = run(&mut dsv2(["verify", "--sums", sums, "--case", "one-token"])).passes();
+        assert!(totals(&stdout).starts_with("2 runs of 1 cases: 2 pass, 0 fail, 0 not run; "), "{stdout}");
+    }
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_a_refusal_and_no_pass() {
     let Err(reason) = dsv2::backend::OnDevice::gpu() else { return };
     let line = run(&mut dsv2(["verify", "--backend", "cuda"])).refused();

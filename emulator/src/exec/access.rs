@@ -36,7 +36,7 @@ impl<O: Observer> Block<'_, O> {
         pc: usize,
         mask: u32,
         load: &Load,
-        values: Option<&[u32; LANES]>,
+        values: Option<&[[u32; LANES]]>,
     ) -> Result<(), Error> {
         let addresses = self.warps[warp].addresses(load.address);
         let bytes = load.bytes * load.parts.len() as u32;
@@ -44,8 +44,15 @@ impl<O: Observer> Block<'_, O> {
         if load.polls {
             self.polls += 1;
         }
-        let access = Access { values, ..Access::new(Kind::Read, load.space, &addresses, bytes) };
-        self.tell_access(warp, pc, mask, &access);
+        match values {
+            None => self.tell_access(warp, pc, mask, &Access::new(Kind::Read, load.space, &addresses, bytes)),
+            // Each element of a vector has a number of its own.
+            Some(values) => values.iter().enumerate().for_each(|(part, values)| {
+                let addresses = addresses.map(|address| address.wrapping_add(u64::from(part as u32 * load.bytes)));
+                let access = Access::new(Kind::Read, load.space, &addresses, load.bytes);
+                self.tell_access(warp, pc, mask, &Access { values: Some(values), ..access });
+            }),
+        }
         let (view, registers) = self.split(warp);
         if let Some((memory, base)) = view.together(request, mask, &addresses) {
             for (part, register) in load.parts.iter().enumerate() {

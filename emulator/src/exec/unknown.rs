@@ -115,19 +115,26 @@ impl<O: Observer> Block<'_, O> {
             instruction.guard.map_or(0, |Pred { slot, .. }| unknown.lanes_of(Cell::Predicate(slot)) & running);
         let guard = instruction.guard.map(|guard| Cell::Predicate(guard.slot));
         if let Op::Lanes(run) = &instruction.op {
-            self.follow_lanes(w, flow, run, active);
-            if let (Some(guard), Some(unknown)) = (guard, &mut self.warps[w].unknown)
-                && guarded != 0
-            {
-                // Whether it was executed is not known, so neither is the result.
-                let from = *unknown.origins(guard);
-                for cell in &flow.writes {
-                    let other = unknown.lanes_of(*cell);
+            // Whether it is executed may not be known: then the result may be the new value or the old one.
+            let before = match (guard, &mut self.warps[w].unknown) {
+                (Some(guard), Some(unknown)) if guarded != 0 => {
+                    let old = flow.writes.iter().map(|cell| (unknown.lanes_of(*cell), *unknown.origins(*cell)));
+                    let old: Vec<_> = old.collect();
+                    Some((*unknown.origins(guard), old))
+                }
+                _ => None,
+            };
+            self.follow_lanes(w, flow, run, active | guarded);
+            if let (Some((by, before)), Some(unknown)) = (before, &mut self.warps[w].unknown) {
+                for (cell, (old_lanes, old)) in flow.writes.iter().zip(before) {
+                    let new_lanes = unknown.lanes_of(*cell);
                     unknown.mark(*cell, guarded, true);
                     let origins = unknown.origins(*cell);
                     for lane in lanes(guarded) {
-                        let before = if other >> lane & 1 == 1 { origins[lane] } else { 0 };
-                        origins[lane] = self.log.join(from[lane], before);
+                        let [new, old] = [(new_lanes, origins[lane]), (old_lanes, old[lane])]
+                            .map(|(unknown, origin)| if unknown >> lane & 1 == 1 { origin } else { 0 });
+                        let either = self.log.join(new, old);
+                        origins[lane] = self.log.join(by[lane], either);
                     }
                 }
             }

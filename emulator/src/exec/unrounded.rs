@@ -170,8 +170,13 @@ impl Unrounded<'_> {
         match (name, operands) {
             ("mov", [a]) => return Some(self.exact(*a, lane, meaning, depth)),
             ("selp", [a, b]) => {
-                let is_first = get(&self.registers, *a, lane) == get(&self.registers, result, lane);
-                return Some(self.exact(if is_first { *a } else { *b }, lane, meaning, depth));
+                // The predicate may have changed since. Where both hold the same, it must not matter which was taken.
+                let chosen = [*a, *b].map(|one| get(&self.registers, one, lane) == get(&self.registers, result, lane));
+                let [first, second] = [*a, *b].map(|one| self.exact(one, lane, meaning, depth));
+                return match chosen {
+                    [true, true] => (first == second).then_some(first),
+                    [is_first, _] => Some(if is_first { first } else { second }),
+                };
             }
             _ => {}
         }

@@ -1,21 +1,22 @@
 //! The history of one byte (or of four that were always accessed together), as short as the question allows: whose
 //! accesses could still race with one that is to come?
 //!
-//! That is the last weak write, since all accesses before it were ordered before it or have been reported, and the
-//! reads and strong writes after it, without those that are ordered before a later one of the same sort (C. Flanagan
-//! and S. N. Freund, "FastTrack: Efficient and Precise Dynamic Race Detection").
+//! Those are the last weak write, and the reads and strong writes, without those that are ordered before a later one of
+//! the same sort (C. Flanagan and S. N. Freund, "FastTrack: Efficient and Precise Dynamic Race Detection").
+//!
+//! Trap: where every pair is told, a weak write stands for all that came before it, since whatever races with that races
+//! with the write as well. Here two writes may race and do no harm, equal or equal but for rounding, while the reads
+//! before them do. So what came before the write stays, and is looked at by those that do not come after the write; and
+//! of equal writes that nothing orders all stay.
 
 use super::clock::Clock;
 use super::order::Reach;
+use super::others::Others;
+use super::thread::Last;
 use crate::observe::Kind;
 
-/// The marks of threads of the running block, and of other blocks, that a cell keeps; beyond that it forgets the
-/// oldest, and may miss a race.
-const NEAR: usize = 64;
-const FAR: usize = 4;
-
 /// That some lanes of a warp have accessed a cell.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Mark {
     /// The number of the block within the launch.
     pub(super) block: u32,
@@ -35,7 +36,7 @@ impl Mark {
         matches!(self.kind, Kind::Write | Kind::Atomic | Kind::CopyWrite)
     }
 
-    /// Whether nothing of what was there before matters after it.
+    /// Whether it may meet no other access.
     pub(super) fn is_weak_write(&self) -> bool {
         self.writes() && self.reach == Reach::Nobody
     }
@@ -55,6 +56,11 @@ impl Mark {
         let key = |mark: &Self| (mark.block, mark.time, mark.warp, mark.kind, mark.reach);
         key(self) == key(other)
     }
+
+    /// Whether both may be one mark.
+    fn joins(&self, other: &Self) -> bool {
+        self.is_like(other) && (self.site == other.site || self.lanes & other.lanes != 0)
+    }
 }
 
 /// The thread that accesses a cell.
@@ -62,9 +68,17 @@ pub(super) struct View<'a> {
     pub(super) block: u32,
     pub(super) thread: usize,
     pub(super) clock: &'a Clock,
+    /// Of a store: the last atomic operation there, and how many bytes are stored.
+    pub(super) last: Option<(Last, u64)>,
 }
 
 impl View<'_> {
+    /// A counter is set anew by who has counted last: what the others have counted came before, whatever orders the rest.
+    fn has_counted(&self, mark: &Mark) -> bool {
+        let is_last = |(last, bytes): (Last, u64)| last.is((self.block, self.thread), bytes, mark);
+        mark.kind == Kind::Atomic && self.last.is_some_and(is_last)
+    }
+
     /// The lanes of a mark that are not in this thread's past.
     pub(super) fn unseen(&self, mark: &Mark) -> u32 {
         let same = mark.block == self.block;
@@ -85,91 +99,148 @@ impl View<'_> {
 }
 
 /// The history of a byte.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub(super) struct Cell {
+    /// The last weak write.
     write: Option<Mark>,
+    /// The weak write that it has replaced by another value.
+    replaced: Option<Mark>,
+    /// So many of the others, the first ones, came before the last weak write: whatever comes after that comes after them.
+    old: u8,
+    /// Whether there are weak writes among the others that came later: equal to the last one, not ordered with it.
+    equal: bool,
+    /// Whether there are weak writes among the old ones: equal to the replaced one.
+    equal_old: bool,
     others: Others,
 }
 
-/// The reads and strong writes since the last weak write.
-#[derive(Clone, Default)]
-enum Others {
-    #[default]
-    None,
-    One(Mark),
-    Many(Vec<Mark>),
-}
-
-impl Others {
-    fn as_slice(&self) -> &[Mark] {
-        match self {
-            Self::None => &[],
-            Self::One(mark) => std::slice::from_ref(mark),
-            Self::Many(marks) => marks,
-        }
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [Mark] {
-        match self {
-            Self::None => &mut [],
-            Self::One(mark) => std::slice::from_mut(mark),
-            Self::Many(marks) => marks,
-        }
-    }
-}
-
 impl Cell {
-    /// One lane accesses the byte; `found` gets each earlier access that it races with, reduced to one lane.
-    pub(super) fn access(&mut self, new: &Mark, view: &View<'_>, mut found: impl FnMut(Mark)) {
-        for old in self.write.iter().chain(self.others.as_slice()) {
-            if old.conflicts(new) {
+    /// One lane accesses the byte; `found` gets each earlier access that it races with, reduced to one lane. `unchanged`
+    /// says of a store that it leaves what is there.
+    pub(super) fn access(&mut self, new: &Mark, unchanged: bool, view: &View<'_>, mut found: impl FnMut(Mark)) {
+        let mut tell = |old: &Mark, unseen: u32| found(Mark { lanes: unseen & unseen.wrapping_neg(), ..*old });
+        if view.last.is_some() {
+            self.forget_counted(view);
+        }
+        let (mut behind, mut joins) = (true, false);
+        if let Some(write) = &self.write {
+            let unseen = view.unseen(write);
+            behind = unseen == 0;
+            // Stores of one instruction may differ by rounding, or the race is told.
+            let is_like = unchanged || (write.site, write.block) == (new.site, new.block);
+            joins = !behind && is_like && new.is_weak_write();
+            if self.equal {
+                behind = self.meet_equal(write, unseen, new, unchanged || joins, view, &mut tell);
+            } else if !behind {
+                tell(write, unseen);
+            }
+        }
+        let mut settled = behind;
+        let first = if behind { usize::from(self.old) } else { 0 };
+        for old in &self.others.as_slice()[first..] {
+            if old.conflicts(new) && !(self.equal && old.is_weak_write()) {
                 let unseen = view.unseen(old);
                 if unseen != 0 {
-                    found(Mark { lanes: unseen & unseen.wrapping_neg(), ..*old });
+                    settled = false;
+                    tell(old, unseen);
                 }
             }
         }
-        if new.is_weak_write() {
-            *self = Self { write: Some(*new), others: Others::None };
-        } else {
-            self.add(new, view);
+        match () {
+            () if !new.is_weak_write() => self.add(new, behind, view),
+            () if joins || unchanged && !settled => self.write_the_same(new, joins, view),
+            () => self.write(new, unchanged),
         }
     }
 
-    /// Whether the history is a weak write and nothing after it.
-    pub(super) fn is_one_write(&self) -> bool {
-        self.write.is_some() && matches!(self.others, Others::None)
+    /// A counter is set anew by who has counted last: what others have counted came before, whatever orders the rest.
+    #[cold]
+    fn forget_counted(&mut self, view: &View<'_>) {
+        for mark in self.others.as_mut_slice().iter_mut().filter(|mark| view.has_counted(mark)) {
+            mark.lanes &= !view.unseen(mark);
+        }
+        self.old = self.others.retain(usize::from(self.old), |_, mark| mark.lanes != 0) as u8;
     }
 
-    fn add(&mut self, new: &Mark, view: &View<'_>) {
-        for old in self.others.as_mut_slice() {
-            if old.is_like(new) && (old.site == new.site || old.lanes & new.lanes != 0) {
-                old.lanes |= new.lanes;
-                return;
+    /// Tells which of several equal writes an access races with; the answer is whether it comes after all of them.
+    #[cold]
+    fn meet_equal(
+        &self,
+        last: &Mark,
+        unseen: u32,
+        new: &Mark,
+        is_equal: bool,
+        view: &View<'_>,
+        tell: &mut impl FnMut(&Mark, u32),
+    ) -> bool {
+        let (old, later) = self.others.as_slice().split_at(usize::from(self.old));
+        let with_unseen = |mark: &'_ Mark| (*mark, view.unseen(mark));
+        let equal: Vec<_> = later.iter().filter(|mark| mark.is_weak_write()).map(with_unseen).collect();
+        let told: Vec<_> = match () {
+            () if new.writes() => equal.iter().filter(|_| !is_equal).copied().chain([(*last, unseen)]).collect(),
+            // A read that comes after one of them gets the value that all of them have left, if nobody stored another.
+            () if unseen == 0 || equal.iter().any(|(mark, unseen)| *unseen != mark.lanes) => {
+                let replaced = old.iter().filter(|mark| mark.is_weak_write()).chain(&self.replaced);
+                replaced.map(with_unseen).collect()
             }
-        }
-        let is_past = |old: &Mark| old.is_covered_by(new) && view.unseen(old) == 0;
-        self.others = match std::mem::take(&mut self.others) {
-            Others::None => Others::One(*new),
-            Others::One(old) if is_past(&old) => Others::One(*new),
-            Others::One(old) => Others::Many(vec![old, *new]),
-            Others::Many(mut marks) => {
-                marks.retain(|old| !is_past(old));
-                forget(&mut marks, FAR, |mark| mark.block != new.block);
-                forget(&mut marks, NEAR - 1, |mark| mark.block == new.block);
-                marks.push(*new);
-                Others::Many(marks)
-            }
+            () => vec![(*last, unseen)],
         };
+        told.iter().filter(|(_, unseen)| *unseen != 0).for_each(|(mark, unseen)| tell(mark, *unseen));
+        unseen == 0 && equal.iter().all(|(_, unseen)| *unseen == 0)
     }
-}
 
-/// Drops the oldest of some marks until at most `most` of them are left.
-fn forget(marks: &mut Vec<Mark>, most: usize, which: impl Fn(&Mark) -> bool) {
-    let mut surplus = marks.iter().filter(|mark| which(mark)).count().saturating_sub(most);
-    marks.retain(|mark| {
-        let goes = surplus > 0 && which(mark);
-        surplus -= usize::from(goes);
-        !goes
-    });
+    /// A weak write that comes after all that was there, or races with it, which is told.
+    fn write(&mut self, new: &Mark, unchanged: bool) {
+        if unchanged {
+            // All equal ones came before.
+            if self.equal {
+                let old = usize::from(self.old);
+                self.others.retain(old, |at, mark| at < old || !mark.is_weak_write());
+            }
+            self.write = Some(*new);
+        } else {
+            if self.equal_old {
+                let old = usize::from(self.old);
+                self.others.retain(old, |at, mark| at >= old || !mark.is_weak_write());
+            }
+            self.equal_old = self.equal;
+            self.replaced = self.write.replace(*new);
+        }
+        self.equal = false;
+        self.old = self.others.as_slice().len() as u8;
+    }
+
+    /// A weak write leaves what is there, or all but what was rounded: it stands for none of those that it does not come
+    /// after.
+    #[cold]
+    fn write_the_same(&mut self, new: &Mark, joins: bool, view: &View<'_>) {
+        let mut old = usize::from(self.old);
+        if self.equal {
+            old = self.others.retain(old, |at, mark| at < old || !mark.is_weak_write() || view.unseen(mark) != 0);
+        }
+        if let Some(write) = self.write.replace(*new)
+            && joins
+        {
+            match self.others.as_mut_slice()[old..].iter_mut().find(|mark| mark.joins(&write)) {
+                Some(mark) => mark.lanes |= write.lanes,
+                None => old = self.others.push(write, old),
+            }
+        }
+        self.old = old as u8;
+        self.equal = self.others.as_slice()[old..].iter().any(Mark::is_weak_write);
+    }
+
+    /// A read or a strong write; `behind` says that it comes after the last weak writes.
+    fn add(&mut self, new: &Mark, behind: bool, view: &View<'_>) {
+        let old = usize::from(self.old);
+        if let Some(mark) = self.others.as_mut_slice()[old..].iter_mut().find(|mark| mark.joins(new)) {
+            mark.lanes |= new.lanes;
+            return;
+        }
+        let left = self.others.retain(old, |at, mark| {
+            let is_past = || if at < old { behind } else { view.unseen(mark) == 0 };
+            !(mark.is_covered_by(new) && is_past())
+        });
+        self.old = self.others.push(*new, left) as u8;
+    }
 }

@@ -6,7 +6,7 @@
 //! them have reached an address, a branch, a barrier or memory.
 //!
 //! A history forgets reads that later ones stand for. Here none may be forgotten, so the reads of these words are kept
-//! one by one.
+//! one by one, until all threads have seen them.
 
 use std::collections::HashMap;
 
@@ -23,6 +23,9 @@ const MOST: usize = 1 << 20;
 /// So many reads of a word are kept; further ones of a thread count as used.
 const READS: usize = 1 << 10;
 
+/// After so many more reads of a word those are looked for that nothing can race with any more.
+const LOOK: usize = 1 << 8;
+
 /// What is remembered of a launch for its second run, and in it.
 #[derive(Default)]
 pub(super) struct Second {
@@ -30,6 +33,8 @@ pub(super) struct Second {
     pub(super) words: Words,
     /// Whether the second run is under way.
     pub(super) runs: bool,
+    /// Whether the launch has one block.
+    pub(super) one_block: bool,
     pending: Vec<Pending>,
     pub(super) steps: u64,
 }
@@ -89,7 +94,7 @@ struct Read {
     value: u32,
 }
 
-/// The reads of words in question since the last weak write of each of their bytes.
+/// The reads of words in question.
 #[derive(Default)]
 pub(super) struct Reads(HashMap<u64, Vec<Read>>);
 
@@ -103,11 +108,20 @@ impl Reads {
         self.0.clear();
     }
 
-    /// One lane reads.
-    pub(super) fn add(&mut self, range: &std::ops::Range<u64>, mark: &Mark, value: u32) {
+    /// One lane reads. `is_over` says of an earlier read that whatever comes now comes after it.
+    pub(super) fn add(
+        &mut self,
+        range: &std::ops::Range<u64>,
+        mark: &Mark,
+        value: u32,
+        is_over: impl Fn(&Mark) -> bool,
+    ) {
         for word in range.start / 4..range.end.div_ceil(4) {
             let reads = self.0.entry(word).or_default();
             let bytes = bytes_of(word, range);
+            if reads.len() % LOOK == LOOK - 1 {
+                reads.retain(|read| !is_over(&read.mark));
+            }
             let same = |old: &Read| {
                 let key = |mark: &Mark| (mark.block, mark.warp, mark.lanes, mark.time, mark.reach);
                 old.bytes == bytes && key(&old.mark) == key(mark)
@@ -124,14 +138,14 @@ impl Reads {
 
     /// One lane writes: the reads that it races with, and the number of what each has read.
     pub(super) fn raced(
-        &mut self,
+        &self,
         range: &std::ops::Range<u64>,
         new: &Mark,
         view: &View<'_>,
         mut found: impl FnMut(Found, u32),
     ) {
         for word in range.start / 4..range.end.div_ceil(4) {
-            let Some(reads) = self.0.get_mut(&word) else { continue };
+            let Some(reads) = self.0.get(&word) else { continue };
             let bytes = bytes_of(word, range);
             for read in reads.iter().filter(|read| read.bytes & bytes != 0) {
                 if read.mark.conflicts(new) && view.unseen(&read.mark) != 0 {
@@ -139,10 +153,6 @@ impl Reads {
                     let bytes = (read.bytes & bytes).count_ones();
                     found(Found { old: read.mark, address, bytes }, read.value);
                 }
-            }
-            if new.is_weak_write() {
-                reads.iter_mut().for_each(|read| read.bytes &= !bytes);
-                reads.retain(|read| read.bytes != 0);
             }
         }
     }

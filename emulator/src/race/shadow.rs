@@ -38,7 +38,7 @@ impl Shadow {
     pub(super) fn access(
         &mut self,
         bytes: std::ops::Range<u64>,
-        new: &Mark,
+        (new, unchanged): (&Mark, bool),
         view: &View<'_>,
         mut found: impl FnMut(Mark, u64, u32),
     ) {
@@ -51,14 +51,13 @@ impl Shadow {
                 && new.writes()
                 && let Word::Bytes(cells) = word
             {
-                // After a write of the whole word all its bytes have the same history again.
-                let mut merged = Cell::default();
                 for (byte, cell) in (at..).zip(cells.iter_mut()) {
-                    cell.access(new, view, |old| found(old, byte, 1));
-                    merged = cell.clone();
+                    cell.access(new, unchanged, view, |old| found(old, byte, 1));
                 }
-                if merged.is_one_write() {
-                    *word = Word::Whole(merged);
+                // After a write of the whole word all its bytes may have the same history again.
+                let [one, others @ ..] = &mut **cells;
+                if others.iter().all(|other| other == one) {
+                    *word = Word::Whole(std::mem::take(one));
                 }
             } else {
                 if count < WORD
@@ -67,11 +66,11 @@ impl Shadow {
                     *word = Word::Bytes(Box::new(std::array::from_fn(|_| cell.clone())));
                 }
                 match word {
-                    Word::Whole(cell) => cell.access(new, view, |old| found(old, at, WORD as u32)),
+                    Word::Whole(cell) => cell.access(new, unchanged, view, |old| found(old, at, WORD as u32)),
                     Word::Bytes(cells) => {
                         for byte in at..at + count {
                             let cell = &mut cells[(byte % WORD) as usize];
-                            cell.access(new, view, |old| found(old, byte, 1));
+                            cell.access(new, unchanged, view, |old| found(old, byte, 1));
                         }
                     }
                 }
@@ -104,6 +103,6 @@ mod tests {
 
     #[test]
     fn memory_is_as_documented() {
-        assert_eq!((size_of::<Word>(), size_of::<Word>() + 4 * size_of::<Cell>(), size_of::<Mark>()), (56, 280, 20));
+        assert_eq!((size_of::<Word>(), size_of::<Word>() + 4 * size_of::<Cell>(), size_of::<Mark>()), (80, 400, 20));
     }
 }

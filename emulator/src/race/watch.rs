@@ -27,6 +27,7 @@ impl Observer for RaceDetector {
             return None;
         }
         self.second.runs = true;
+        self.second.one_block = self.blocks.len() == 1;
         // What the first run has found is found once more.
         self.logs = self.before.clone();
         Some(self.second.words.clone())

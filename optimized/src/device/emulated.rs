@@ -10,7 +10,7 @@ use ptx_emulator::{Arg, DevicePointer, Emulator, Grid, Module, Options};
 use super::counts::{Counter, Counts};
 use super::gate::Gate;
 use super::{Device, Graph, check_grid};
-use crate::{Error, Kernel, Library, Result};
+use crate::{Error, Kernel, Library, Result, Summation};
 
 /// Runs kernels on the CPU. Bounds, alignment and uninitialised memory are checked always.
 #[derive(Debug)]
@@ -73,6 +73,12 @@ impl Emulated {
     /// A device that refuses a launch in which two threads race. About ten times slower.
     pub fn watching_races(library: Library) -> Arc<Self> {
         Arc::new(Emulated::with(library, Watch::Races))
+    }
+
+    /// A device whose tensor cores add up as is said: no card documents how its own do.
+    pub fn with_sums(library: Library, summation: Summation) -> Arc<Self> {
+        let options = Options { summation, ..Options::default() };
+        Arc::new(Emulated { options, ..Emulated::with(library, Watch::Nothing) })
     }
 
     /// A device that counts what each launch does; see [`Emulated::profiles`].

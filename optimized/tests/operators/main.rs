@@ -35,7 +35,7 @@ mod swiglu;
 
 use std::sync::Arc;
 
-use dsv2_optimized::{Cuda, Device, Emulated, Error, Library};
+use dsv2_optimized::{Cuda, Device, Emulated, Error, Library, Summation};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use harness::{Case, OnGpu};
@@ -73,12 +73,25 @@ fn cases() -> Vec<Arc<Case>> {
     operators.into_iter().flatten().map(Arc::new).collect()
 }
 
+/// The modules with kernels that use tensor cores, and the ways in which those of a card may add up besides the emulator's own.
+const TENSOR_CORES: [&str; 4] = ["experts", "gemm", "mla_decode", "mla_prefill"];
+const SUMS: [(&str, Summation); 2] = [
+    ("aligned-8-2", Summation::Aligned { terms: 8, extra_bits: 2 }),
+    ("aligned-16-2", Summation::Aligned { terms: 16, extra_bits: 2 }),
+];
+
 fn main() {
     let arguments = Arguments::from_args();
     let cases = cases();
     let mut trials = vec![];
     for case in &cases {
         let name = &case.name;
+        if case.watched && TENSOR_CORES.contains(&case.module) && name.contains("/tuned/bf16") {
+            for (sums, how) in SUMS {
+                let judge = move |case: &Case| case.judge(&(Emulated::with_sums(Library::embedded(), how) as _));
+                trials.push(trial(format!("{sums}/{name}"), case, judge));
+            }
+        }
         trials.push(trial(format!("emulated/{name}"), case, |case| {
             case.judge(&(Emulated::new(Library::embedded()) as _))
         }));

@@ -50,7 +50,8 @@ impl<O: Observer> Block<'_, O> {
         }
     }
 
-    /// In a second run, before a load: a number for each lane that reads one of the words.
+    /// In a second run, before a load: for each element of what is loaded, a number for each lane that reads one of the
+    /// words.
     #[inline(never)]
     pub(in crate::exec) fn number(
         &mut self,
@@ -58,26 +59,30 @@ impl<O: Observer> Block<'_, O> {
         load: &Load,
         addresses: &[u64; LANES],
         words: &Words,
-    ) -> [u32; LANES] {
-        let bytes = u64::from(load.bytes) * load.parts.len() as u64;
-        let access = Access::new(Kind::Read, load.space, addresses, bytes as u32);
-        let mut numbers = [0; LANES];
+    ) -> Vec<[u32; LANES]> {
+        let bytes = u64::from(load.bytes);
+        let access = Access::new(Kind::Read, load.space, addresses, load.bytes);
+        let mut numbers = vec![[0; LANES]; load.parts.len()];
         let Some(values) = &mut self.log.values else { return numbers };
         for lane in lanes(mask) {
             let Some((space, address)) = access.place(lane) else { continue };
-            if words.touch(space, address..address.saturating_add(bytes)) {
-                numbers[lane] = values.fresh();
+            for (part, numbers) in (0..).zip(&mut numbers) {
+                let address = address.saturating_add(part * bytes);
+                if words.touch(space, address..address.saturating_add(bytes)) {
+                    numbers[lane] = values.fresh();
+                }
             }
         }
         numbers
     }
 
     /// After it: the registers depend on the numbers.
-    pub(in crate::exec) fn follow_numbers(&mut self, w: usize, mask: u32, load: &Load, numbers: &[u32; LANES]) {
+    pub(in crate::exec) fn follow_numbers(&mut self, w: usize, mask: u32, load: &Load, numbers: &[[u32; LANES]]) {
         let registers = load.parts.iter().flatten().map(|register| Cell::Data(*register)).collect();
         self.clear(w, mask, &Flow { writes: registers, ..Flow::default() });
-        for lane in lanes(mask).filter(|lane| numbers[*lane] != 0) {
-            for register in load.parts.iter().flatten() {
+        for (register, numbers) in load.parts.iter().zip(numbers) {
+            let Some(register) = register else { continue };
+            for lane in lanes(mask).filter(|lane| numbers[*lane] != 0) {
                 self.set_unknown(w, lane, *register, u64::MAX, numbers[lane]);
             }
         }
