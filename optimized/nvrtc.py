@@ -126,8 +126,12 @@ def table(compiler: Compiler, attempts: Attempts, sources: list[Path]) -> str:
     for first, second in zip(rows, rows[1:]):
         if first["kernel"] == second["kernel"]:
             attempts.problems.append(f"the kernel {first['kernel']} is in two modules")
-    cells = [COLUMNS, *([str(row[column]) for column in COLUMNS] for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+    return aligned([COLUMNS, *([str(row[column]) for column in COLUMNS] for row in rows)])
+
+
+def aligned(cells: list[list[str]]) -> str:
+    """Lines of cells as a table; the first cell of each is a name."""
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     return "".join(
         " | ".join(cell.rjust(width) if column else cell.ljust(width)
                    for column, (cell, width) in enumerate(zip(line, widths))) + "\n"

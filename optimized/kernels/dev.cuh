@@ -146,3 +146,21 @@ template <int THREADS> __device__ __forceinline__ float block_sum(float x, float
     __syncthreads();
     return sum;
 }
+
+// ---- blocks that share a result ----
+
+// Whether this block is the last of `all` that come here, in every thread. What the others stored before is to be seen then,
+// but not by way of this multiprocessor's cache. `arrivals` is zero before the first and after the last.
+__device__ __forceinline__ bool arrives_last(u32* arrivals, u32 all) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrivals, 1) == all - 1;
+        // It is this thread that has seen the others come. The barrier tells its block.
+        __threadfence();
+        if (last) *arrivals = 0;
+    }
+    __syncthreads();
+    return last;
+}

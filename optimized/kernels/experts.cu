@@ -9,10 +9,13 @@
 // x: [N, D], rows `stride` apart; W_gate and W_up: [E, 2 I, D], the gate's I rows first; h: [N k, I]; W_down: [E, D,
 // I]; y: [N k, D]. In the kernels `depth` is the length of the sum and `width` the columns of the result.
 //
+// A shared expert, which every token visits, is one more: it has a width, weights, rows of h and rows of y of its own, in the
+// order of the tokens. Its blocks come first.
+//
 // fp32 until the one rounding of h, and of y. The sum of an element has one order, whatever the rows beside it.
 //
 // Bytes: the weights of all experts that have a row, once for each 64 rows; the rows of x once for each tile of
-// columns. Flops: 6 N k D I for both.
+// columns. Flops: 6 N k D I for both, and 6 N D I' for a shared expert of width I'.
 //
 // The ladder, and what each step changes:
 //   naive        a thread for each element of the result; it walks along the experts to find its own
@@ -24,20 +27,36 @@
 
 __device__ __forceinline__ float gated(int activation, float gate, float up) { return activate(activation, gate) * up; }
 
+// The shared expert: its rows of x, its weight and its rows of the result. Without one there are no rows.
+template <typename T> struct Shared {
+    const T* x;
+    long long stride;
+    const T* weights;
+    T* out;
+    int rows, depth, width;
+};
+
 // ---- naive: a thread for each element of the result ----
 
 template <typename T, bool GATED>
 __device__ void naive(const T* x, long long stride, const int* order, int top_k, const T* weights, const int* offsets,
-                      T* out, int experts, int depth, int width, int activation) {
-    long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+                      T* out, int experts, int depth, int width, int activation, const Shared<T>& shared) {
+    long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x, of_shared = (long long)shared.rows * shared.width;
+    bool is_shared = at < of_shared;
+    if (is_shared) {
+        x = shared.x, stride = shared.stride, order = nullptr, weights = shared.weights, out = shared.out;
+        depth = shared.depth, width = shared.width;
+    } else at -= of_shared;
     long long row = at / width, column = at % width;
-    if (row >= offsets[experts]) return;
     int expert = 0;
-    #pragma unroll 1
-    while (offsets[expert + 1] <= row) expert++;
+    if (!is_shared) {
+        if (row >= offsets[experts]) return;
+        #pragma unroll 1
+        while (offsets[expert + 1] <= row) expert++;
+    }
     weights += ((long long)expert * (GATED ? 2 : 1) * width + column) * depth;
     if (GATED) {
-        x += order[row] / top_k * stride;
+        x += (order ? order[row] / top_k : row) * stride;
         float gate = dot(x, weights, depth), up = dot(x, weights + (long long)width * depth, depth);
         out[at] = from_float<T>(gated(activation, gate, up));
     } else {
@@ -156,21 +175,32 @@ __device__ __forceinline__ int tiles_before(const int* offsets, int expert) {
 
 template <typename T, bool GATED>
 __device__ void tuned(const T* x, long long stride, const int* order, int top_k, const T* weights, const int* offsets,
-                      T* out, int experts, int depth, int width, int activation) {
+                      T* out, int experts, int depth, int width, int activation, const Shared<T>& shared) {
     extern __shared__ __align__(128) char stages[];
     const int SIZE = Pack<T>::SIZE, DEPTH = STEP / sizeof(T), COLUMNS = GATED ? WEIGHTS / 2 : WEIGHTS;
-    // The last expert whose tiles begin at this block's or before.
-    int expert = 0, last = experts - 1, tile = blockIdx.y;
-    #pragma unroll 1
-    while (expert < last) {
-        int middle = (u32)(expert + last + 1) / 2;
-        if (tiles_before(offsets, middle) <= tile) expert = middle;
-        else last = middle - 1;
+    // The shared expert's tiles come first, one after another in the grid's rows.
+    int of_columns = (shared.width + COLUMNS - 1) / COLUMNS, of_rows = (shared.rows + ROWS - 1) / ROWS;
+    int before = (of_rows * of_columns + gridDim.x - 1) / gridDim.x, tile = (int)blockIdx.y - before;
+    int expert = 0, row0, rows, column0;
+    if (tile < 0) {
+        int at = blockIdx.y * gridDim.x + blockIdx.x;
+        x = shared.x, stride = shared.stride, order = nullptr, weights = shared.weights, out = shared.out;
+        depth = shared.depth, width = shared.width;
+        row0 = at / of_columns * ROWS, rows = min(ROWS, shared.rows - row0), column0 = at % of_columns * COLUMNS;
+    } else {
+        // The last expert whose tiles begin at this block's or before.
+        int last = experts - 1;
+        #pragma unroll 1
+        while (expert < last) {
+            int middle = (u32)(expert + last + 1) / 2;
+            if (tiles_before(offsets, middle) <= tile) expert = middle;
+            else last = middle - 1;
+        }
+        row0 = offsets[expert] + (tile - tiles_before(offsets, expert)) * ROWS;
+        rows = min(ROWS, offsets[expert + 1] - row0), column0 = blockIdx.x * COLUMNS;
     }
-    int row0 = offsets[expert] + (tile - tiles_before(offsets, expert)) * ROWS;
-    int rows = min(ROWS, offsets[expert + 1] - row0);
     if (rows <= 0) return;
-    int column0 = blockIdx.x * COLUMNS, columns = min(COLUMNS, width - column0);
+    int columns = min(COLUMNS, width - column0);
     weights += ((long long)expert * (GATED ? 2 : 1) * width + column0) * depth;
 
     // A thread copies chunk `chunk` of the rows `first`, `first` + 16, ... of both tiles, as far as they are looked at.
@@ -178,7 +208,7 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
     int chunk = threadIdx.x % 8, first = threadIdx.x / 8;
     auto x_row = [&](int row) {
         int place = row0 + min(row, rows - 1);
-        return x + (GATED ? order[place] / top_k : place) * stride;
+        return x + (order ? order[place] / top_k : place) * stride;
     };
     auto weight_row = [&](int row) {
         int column = min(row % COLUMNS, columns - 1);
@@ -256,13 +286,14 @@ __device__ void tuned(const T* x, long long stride, const int* order, int top_k,
 #define KERNELS(VARIANT, LAUNCHED, T, SUFFIX)                                                                         \
     KERNEL(LAUNCHED)                                                                                                  \
     gate_up_##VARIANT##_##SUFFIX(const T* x, long long stride, const int* order, int top_k, const T* weights,         \
-                                 const int* offsets, T* out, int experts, int depth, int width, int activation) {     \
-        VARIANT<T, true>(x, stride, order, top_k, weights, offsets, out, experts, depth, width, activation);          \
+                                 const int* offsets, T* out, int experts, int depth, int width, int activation,       \
+                                 Shared<T> shared) {                                                                  \
+        VARIANT<T, true>(x, stride, order, top_k, weights, offsets, out, experts, depth, width, activation, shared);  \
     }                                                                                                                 \
     KERNEL(LAUNCHED)                                                                                                  \
     down_##VARIANT##_##SUFFIX(const T* x, long long stride, const T* weights, const int* offsets, T* out, int experts,\
-                              int depth, int width) {                                                                 \
-        VARIANT<T, false>(x, stride, nullptr, 1, weights, offsets, out, experts, depth, width, LINEAR);               \
+                              int depth, int width, Shared<T> shared) {                                               \
+        VARIANT<T, false>(x, stride, nullptr, 1, weights, offsets, out, experts, depth, width, LINEAR, shared);       \
     }
 
 KERNELS(naive, 128, float, f32)

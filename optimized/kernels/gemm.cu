@@ -7,19 +7,22 @@
 // b is stored [G, K, N], as query absorption has it: q [H, N, n] times W_UK [H, n, c]). Everything is summed in fp32,
 // and rounded once.
 //
-// A sum over K is made of runs of 128 bytes of a row (64 bf16, 32 floats). A run is summed on its own, in the order of
-// k, and added to those before. Neither the tile, nor its place, nor the way it was copied changes this: a row's result
-// does not depend on what else is in the batch. And the error stays small where thousands of terms are summed: tensor
-// cores cut off what does not fit into a sum instead of rounding it, so that one sum over all of K drifts towards zero.
+// A sum over K is made of runs of 128 bytes of a row (64 bf16, 32 floats), and of stretches of 8 runs. A run is summed on
+// its own, in the order of k; the runs of a stretch are added in their order; the stretches in theirs. Neither the tile, nor its
+// place, nor the way it was copied, nor how many blocks share a sum changes this: a row's result does not depend on what
+// else is in the batch. And the error stays small where thousands of terms are summed: tensor cores cut off what does not
+// fit into a sum instead of rounding it, so that one sum over all of K drifts towards zero.
 //
 // Bytes: (M K + N K) sizeof(T) + M N sizeof(out) if each element is read once; a tile of BM x BN reads a N / BN times
-// and b M / BM times, from the L2 cache where it can. Flops: 2 M N K for each g.
+// and b M / BM times, from the L2 cache where it can. Flops: 2 M N K for each g. Where blocks share sums, 8 bytes more for
+// each element of a tile and stretch.
 //
 // The ladder, and what each step changes:
 //   naive        a thread for each result; a is read N times and b M times
 //   tuned_f32    a block for a tile of results: both factors go through shared memory, copied ahead of the work
 //   tuned_bf16   larger tiles, multiplied by tensor cores
 //   few_tuned    small tiles and more copies under way, for the few rows of decoding
+//   split        (of any tuned kernel) several blocks share the sums of a tile where its tiles are too few for the GPU
 #include "tile.cuh"
 
 // Strides are in elements. One of b_n and b_k is 1. `bias` may be null. `out` is of floats or of T.
@@ -28,7 +31,15 @@ template <typename T> struct Product {
     void* out;
     long long a_batch, a_row, b_batch, b_n, b_k, out_batch, out_row;
     int out_is_float, m, n, k;
+    // How many blocks share the sums of a tile. If there is one, the others are null: places for the sums of each tile's
+    // stretches, and for how many of its blocks are done, which is zero before and after.
+    int splits;
+    float4* parts;
+    u32* arrivals;
 };
+
+// How many runs a stretch has.
+const int STRETCH = 8;
 
 // ---- naive: a thread for each result, a grid of (M N / 128, G) ----
 
@@ -45,7 +56,7 @@ template <typename T> __device__ void naive(const Product<T>& p) {
     else ((bf16*)p.out)[at] = from_float<bf16>(sum);
 }
 
-// ---- tuned: a block for each tile of BM x BN results, a grid of (M / BM, N / BN, G), 2 BN threads ----
+// ---- tuned: a block for each tile of BM x BN results, a grid of (M / BM, N / BN, G splits), 2 BN threads ----
 
 // Tiles of both factors, one run deep, are copied STAGES - 1 ahead of the multiplication. Blocks that share rows of b
 // are neighbours, so that a weight comes from DRAM once.
@@ -96,7 +107,8 @@ template <int BM, int BN, bool COLUMNS> struct Sums<float, BM, BN, COLUMNS> {
     static const int ROWS = BM / 8;
     // Rows of the finished tile, so far apart that no two threads that write at once meet in a bank.
     static const int PITCH = BN + 4;
-    float sum[ROWS][4] = {};
+    // Of all stretches that have ended, and of this one.
+    float sum[ROWS][4] = {}, stretch[ROWS][4] = {};
     // This thread's first 16 bytes in a tile of a and in one of b.
     u32 a_place = chunk_offset<8>(row(), 0), b_place = COLUMNS ? column() * 4 : chunk_offset<8>(column(), 0);
 
@@ -133,7 +145,7 @@ template <int BM, int BN, bool COLUMNS> struct Sums<float, BM, BN, COLUMNS> {
         #pragma unroll
         for (int i = 0; i < ROWS; i++)
             #pragma unroll
-            for (int x = 0; x < 4; x++) sum[i][x] += run[i][x];
+            for (int x = 0; x < 4; x++) stretch[i][x] += run[i][x];
     }
 
     __device__ __forceinline__ void put(float* tile) const {
@@ -147,7 +159,8 @@ template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
     static const int ROWS = BM > 64 ? BM / 2 : BM;
     static const int TILES = ROWS / 16, PAIRS = BN / 2 / 16;
     static const int PITCH = BN + 8;
-    float sum[TILES][2 * PAIRS][4] = {};
+    // As above; the fragments of a row of tiles one after another.
+    float sum[TILES * 2 * PAIRS][4] = {}, stretch[TILES * 2 * PAIRS][4] = {};
     // The row of 8 elements whose address this lane gives, in a tile of a and in one of b.
     u32 a_place = chunk_offset<8>(row() + lane() % 16, lane() / 16);
     u32 b_place = COLUMNS ? chunk_offset<BN / 8>(lane() % 16, column() / 8 + lane() / 16)
@@ -158,7 +171,7 @@ template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
     __device__ __forceinline__ static u32 column() { return threadIdx.x / WARP % 2 * (BN / 2); }
 
     __device__ __forceinline__ void multiply(u32 a, u32 b) {
-        float run[TILES][2 * PAIRS][4] = {};
+        float run[TILES * 2 * PAIRS][4] = {};
         #pragma unroll
         for (u32 k = 0; k < 64; k += 16) {
             u32 left[TILES][4];
@@ -172,17 +185,15 @@ template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
                 else load_tiles(right, b + (b_place ^ k * 2) + j * 16 * 128);
                 #pragma unroll
                 for (int i = 0; i < TILES; i++) {
-                    multiply_add(run[i][2 * j], left[i], right[0], right[1]);
-                    multiply_add(run[i][2 * j + 1], left[i], right[2], right[3]);
+                    multiply_add(run[(i * PAIRS + j) * 2], left[i], right[0], right[1]);
+                    multiply_add(run[(i * PAIRS + j) * 2 + 1], left[i], right[2], right[3]);
                 }
             }
         }
         #pragma unroll
-        for (int i = 0; i < TILES; i++)
+        for (int i = 0; i < TILES * 2 * PAIRS; i++)
             #pragma unroll
-            for (int j = 0; j < 2 * PAIRS; j++)
-                #pragma unroll
-                for (int x = 0; x < 4; x++) sum[i][j][x] += run[i][j][x];
+            for (int x = 0; x < 4; x++) stretch[i][x] += run[i][x];
     }
 
     __device__ __forceinline__ void put(float* tile) const {
@@ -190,9 +201,40 @@ template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
         for (int i = 0; i < TILES; i++)
             #pragma unroll
             for (int j = 0; j < 2 * PAIRS; j++)
-                store_fragment(tile, PITCH, row() + i * 16, column() + j * 8, sum[i][j]);
+                store_fragment(tile, PITCH, row() + i * 16, column() + j * 8, sum[i * 2 * PAIRS + j]);
     }
 };
+
+// Takes what a stretch has summed, which begins anew.
+template <int N> __device__ __forceinline__ void take(float (&stretch)[N][4], float (&to)[N][4]) {
+    #pragma unroll
+    for (int i = 0; i < N; i++)
+        #pragma unroll
+        for (int x = 0; x < 4; x++) to[i][x] += stretch[i][x], stretch[i][x] = 0.0f;
+}
+
+// Leaves it for the block that comes last, in N places that are THREADS apart.
+template <int THREADS, int N> __device__ __forceinline__ void leave(float (&stretch)[N][4], float4* places) {
+    #pragma unroll
+    for (int i = 0; i < N; i++) {
+        store_pack((float*)(places + i * THREADS), stretch[i]);
+        #pragma unroll
+        for (int x = 0; x < 4; x++) stretch[i][x] = 0.0f;
+    }
+}
+
+// Adds up what all blocks of a tile have left, stretch after stretch. It is not in this multiprocessor's cache.
+template <int THREADS, int N>
+__device__ __forceinline__ void add_up(const float4* places, int stretches, float (&sum)[N][4]) {
+    #pragma unroll 4
+    for (int s = 0; s < stretches; s++) {
+        #pragma unroll
+        for (int i = 0; i < N; i++) {
+            float4 left = __ldcg(places + (s * N + i) * THREADS);
+            sum[i][0] += left.x, sum[i][1] += left.y, sum[i][2] += left.z, sum[i][3] += left.w;
+        }
+    }
+}
 
 // Adds the bias to a row's results at `column` and the three after it, and stores those that are before `columns`.
 template <typename T, typename Out>
@@ -219,27 +261,42 @@ __device__ __forceinline__ void finish(Out* out, const float* sums, const T* bia
 template <typename T, int BM, int BN, int STAGES, bool COLUMNS>
 __device__ __forceinline__ void tuned(const Product<T>& p) {
     const int THREADS = 2 * BN, SIZE = Pack<T>::SIZE, DEPTH = 8 * SIZE;
-    const int A_BYTES = BM * 128, STAGE = A_BYTES + BN * 128;
+    const int A_BYTES = BM * 128, STAGE = A_BYTES + BN * 128, PACKS = BM * BN / (4 * THREADS);
     extern __shared__ __align__(128) char shared[];
+    u32 batch = blockIdx.z / p.splits, split = blockIdx.z % p.splits;
     long long first_row = (long long)blockIdx.x * BM, first_column = (long long)blockIdx.y * BN;
     int rows = p.m - (int)first_row, columns = p.n - (int)first_column;
-    const T* a = p.a + blockIdx.z * p.a_batch + first_row * p.a_row;
-    const T* b = p.b + blockIdx.z * p.b_batch + first_column * p.b_n;
+    const T* a = p.a + batch * p.a_batch + first_row * p.a_row;
+    const T* b = p.b + batch * p.b_batch + first_column * p.b_n;
     bool a_packed = packs(a, p.a_row), b_packed = packs(b, COLUMNS ? p.b_k : p.b_n);
+    // This block's stretches, and their runs.
+    u32 runs = (u32)(p.k + DEPTH - 1) / DEPTH, stretches = (runs + STRETCH - 1) / STRETCH;
+    u32 from = stretches * split / p.splits, to = stretches * (split + 1) / p.splits;
+    u32 run = from * STRETCH, end = min(to * STRETCH, runs);
+    long long tile_number = ((long long)batch * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    float4* places = p.parts + tile_number * stretches * PACKS * THREADS + threadIdx.x;
 
     Sums<T, BM, BN, COLUMNS> sums;
-    auto copy = [=](int run, int place) {
+    auto copy = [=](int next, int place) {
         char* stage = shared + place * STAGE;
-        int k = run * DEPTH;
+        int k = (run + next) * DEPTH;
         copy_tile<T, BM, 8, THREADS>(stage, a + k, p.a_row, rows, p.k - k, a_packed);
         if (COLUMNS)
             copy_tile<T, DEPTH, BN / SIZE, THREADS>(stage + A_BYTES, b + k * p.b_k, p.b_k, p.k - k, columns, b_packed);
         else copy_tile<T, BN, 8, THREADS>(stage + A_BYTES, b + k, p.b_n, columns, p.k - k, b_packed);
     };
-    pipeline<STAGES>((u32)(p.k + DEPTH - 1) / DEPTH, copy, [&](int place) {
+    u32 done = run;
+    pipeline<STAGES>(end - run, copy, [&](int place) {
         u32 stage = shared_address(shared) + place * STAGE;
         sums.multiply(stage, stage + A_BYTES);
+        if (++done % STRETCH != 0 && done != end) return;
+        if (p.splits == 1) take(sums.stretch, sums.sum);
+        else leave<THREADS>(sums.stretch, places + (done - 1) / STRETCH * PACKS * THREADS);
     });
+    if (p.splits > 1) {
+        if (!arrives_last(p.arrivals + tile_number, p.splits)) return;
+        add_up<THREADS>(places, stretches, sums.sum);
+    }
 
     // Through shared memory, so that rows are written in whole.
     const int PITCH = Sums<T, BM, BN, COLUMNS>::PITCH;
@@ -249,7 +306,7 @@ __device__ __forceinline__ void tuned(const Product<T>& p) {
     __syncthreads();
     bool is_float = sizeof(T) == 4 || p.out_is_float;
     int bytes = is_float ? 4 : 2;
-    char* out = (char*)p.out + (blockIdx.z * p.out_batch + first_row * p.out_row + first_column) * bytes;
+    char* out = (char*)p.out + (batch * p.out_batch + first_row * p.out_row + first_column) * bytes;
     const T* bias = p.bias ? p.bias + first_column : nullptr;
     bool packed = ((u64)out | (u64)(p.out_row * bytes)) % (4 * bytes) == 0;
     #pragma unroll 1

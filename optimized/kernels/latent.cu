@@ -9,6 +9,9 @@
 // such as the -1 of a padded row, writes nothing there. Two tokens must not have the same slot.
 // Statistics and rotation are fp32; each result is rounded once.
 //
+// The queries' parts that turn, q_pe [N,H,r] (rows anywhere), may be turned in the same launch, in their place: rope.cu's work
+// by blocks, or threads, of its own.
+//
 // Bytes: 2 N (c+r) sizeof(T), and N (c+r) sizeof(T) more with the other outputs. Flops: N (4 c + 3 r).
 #include "rope.cuh"
 
@@ -23,6 +26,13 @@ template <typename T> struct Cache {
         if (slot < 0 || slot / page_size >= pages) return nullptr;
         return data + slot / page_size * page_stride + slot % page_size * place_stride;
     }
+};
+
+// The queries, which may be null.
+template <typename T> struct Queries {
+    T* data;
+    Rows rows;
+    int heads;
 };
 
 // The places of one token's results, which may be null: a row of the cache gets both, of the others each gets one.
@@ -50,9 +60,14 @@ __device__ __forceinline__ void write_latent(Outputs<T> to, int i, const float (
 
 template <typename T>
 __device__ void naive(const T* kv_a, long long stride, const T* weight, float eps, const float* cos, const float* sin,
-                      const int* slots, Cache<T> cache, T* compressed_kv, T* k_pe, int tokens, int rank, int rope) {
+                      const int* slots, Cache<T> cache, T* compressed_kv, T* k_pe, int tokens, int rank, int rope,
+                      Queries<T> q) {
     long long token = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (token >= tokens) return;
+    if (token >= tokens) {
+        if (q.data && token - tokens < (long long)tokens * q.heads * (rope / 2))
+            turn_pair(q.data, q.rows, cos, sin, q.data, q.rows, q.heads, rope / 2, token - tokens);
+        return;
+    }
     const T* latent = kv_a + token * stride;
     Outputs<T> to(cache, slots[token], compressed_kv, k_pe, token, rank, rope);
     float sum = dot(latent, latent, rank);
@@ -80,8 +95,17 @@ const int KEPT = 4;
 
 template <typename T>
 __device__ void tuned(const T* kv_a, long long stride, const T* weight, float eps, const float* cos, const float* sin,
-                      const int* slots, Cache<T> cache, T* compressed_kv, T* k_pe, int tokens, int rank, int rope) {
+                      const int* slots, Cache<T> cache, T* compressed_kv, T* k_pe, int tokens, int rank, int rope,
+                      Queries<T> q) {
     const int SIZE = Pack<T>::SIZE;
+    int of_latents = (tokens + THREADS / WARP - 1) / (THREADS / WARP);
+    if ((int)blockIdx.x >= of_latents) {
+        // A thread for each pair: a warp's are neighbours, and their cosines too.
+        long long at = (long long)(blockIdx.x - of_latents) * THREADS + threadIdx.x;
+        if (at < (long long)tokens * q.heads * (rope / 2))
+            turn_pair(q.data, q.rows, cos, sin, q.data, q.rows, q.heads, rope / 2, at);
+        return;
+    }
     long long token = (long long)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     int lane = threadIdx.x % WARP;
     if (token >= tokens) return;
@@ -137,9 +161,10 @@ __device__ void tuned(const T* kv_a, long long stride, const T* weight, float ep
     KERNEL(LAUNCHED) latent_cache_write_##VARIANT##_##SUFFIX(                                                          \
         const T* kv_a, long long stride, const T* weight, float eps, const float* cos, const float* sin,               \
         const int* slots, T* cache, int pages, int page_size, long long page_stride, long long place_stride,           \
-        T* compressed_kv, T* k_pe, int tokens, int rank, int rope) {                                                   \
+        T* compressed_kv, T* k_pe, int tokens, int rank, int rope, T* q, long long q_token, long long q_head,          \
+        int heads) {                                                                                                   \
         VARIANT<T>(kv_a, stride, weight, eps, cos, sin, slots, {cache, pages, page_size, page_stride, place_stride},   \
-                   compressed_kv, k_pe, tokens, rank, rope);                                                           \
+                   compressed_kv, k_pe, tokens, rank, rope, {q, {q_token, q_head}, heads});                            \
     }
 
 KERNELS(naive, 128, float, f32)

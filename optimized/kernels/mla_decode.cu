@@ -20,7 +20,7 @@
 //   tuned bf16   16 or 64 rows share each tile of keys in shared memory; softmax goes along with the tiles, so that
 //                no score is stored; the splits of the context are blocks of their own; tensor cores
 //   tuned f32    the same with 16 rows and fused multiply-adds
-//   combine      adds up the splits of the tuned kernels
+//   combine      adds up the splits of the tuned kernels, many at once
 #include "mla_decode.cuh"
 
 // ---- naive: a warp for each row; scores, then weights, are kept in the workspace [B,S,H,capacity] ----
@@ -246,30 +246,66 @@ __device__ void tuned(const Problem<float>& p) {
     }
 }
 
-// The splits of a row, added up from the first to the last: a block for each row.
+// The splits of a row, added up from the first to the last: a block for each row. Of 128 splits at a time each thread makes
+// one weight; then each adds up the sums of 4 columns, 8 splits under way at once: the longest chain of loads that wait for
+// each other is that of the lengths and the scales, and then one for every 8 splits.
 template <typename T> __device__ void combine(const Problem<T>& p) {
-    int row = blockIdx.x, b = blockIdx.y, splits = (max(p.lengths[b], 0) + SPLIT - 1) / SPLIT;
+    __shared__ float partial[THREADS / WARP];
+    __shared__ float weights[THREADS];
+    int row = blockIdx.x, b = blockIdx.y, column = threadIdx.x * 4;
+    int splits = (max(p.lengths[b], 0) + SPLIT - 1) / SPLIT;
     float high = NEVER;
     #pragma unroll 1
-    for (int split = 0; split < splits; split++) high = fmaxf(high, p.part_scale(p.part(b, split, row))[0]);
-    float base = base_of(high), sums[MAX_LATENT / THREADS] = {}, sum = 0.0f;
+    for (int split = threadIdx.x; split < splits; split += THREADS)
+        high = fmaxf(high, p.part_scale(p.part(b, split, row))[0]);
+    high = warp_max(high);
+    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = high;
+    __syncthreads();
+    #pragma unroll
+    for (int warp = 0; warp < THREADS / WARP; warp++) high = fmaxf(high, partial[warp]);
+
+    float base = base_of(high), sums[4] = {}, sum = 0.0f;
     #pragma unroll 1
-    for (int split = 0; split < splits; split++) {
-        long long part = p.part(b, split, row);
-        float weight = power<T>(p.part_scale(part)[0] - base);
-        sum += weight * p.part_scale(part)[1];
-        #pragma unroll
-        for (int k = 0; k < MAX_LATENT / THREADS; k++) {
-            int i = k * THREADS + threadIdx.x;
-            if (i < p.latent) sums[k] += weight * p.part_sums(part)[i];
+    for (int first = 0; first < splits; first += THREADS) {
+        int count = min(THREADS, splits - first);
+        // Nobody reads the weights before these any more, and nobody the maxima.
+        __syncthreads();
+        if (threadIdx.x < count) {
+            const float* scale = p.part_scale(p.part(b, first + threadIdx.x, row));
+            float weight = power<T>(scale[0] - base);
+            weights[threadIdx.x] = weight;
+            sum += weight * scale[1];
+        }
+        __syncthreads();
+        if (column >= p.latent) continue;
+        long long step = (long long)p.rows() * p.padded();
+        const float* from = p.part_sums(p.part(b, first, row)) + column;
+        int split = 0;
+        #pragma unroll 1
+        for (; split + 8 <= count; split += 8) {
+            float part[8][4];
+            #pragma unroll
+            for (int i = 0; i < 8; i++) load_pack(from + (split + i) * step, part[i]);
+            #pragma unroll
+            for (int i = 0; i < 8; i++)
+                #pragma unroll
+                for (int k = 0; k < 4; k++) sums[k] += weights[split + i] * part[i][k];
+        }
+        #pragma unroll 1
+        for (; split < count; split++) {
+            float part[4];
+            load_pack(from + split * step, part);
+            #pragma unroll
+            for (int k = 0; k < 4; k++) sums[k] += weights[split] * part[k];
         }
     }
+    __syncthreads();
+    sum = block_sum<THREADS>(sum, partial);
     long long at = (long long)b * p.rows() + row;
     #pragma unroll
-    for (int k = 0; k < MAX_LATENT / THREADS; k++) {
-        int i = k * THREADS + threadIdx.x;
-        if (i < p.latent) p.out[at * p.latent + i] = from_float<T>(high == NEVER ? 0.0f : sums[k] / sum);
-    }
+    for (int k = 0; k < 4; k++)
+        if (column + k < p.latent)
+            p.out[at * p.latent + column + k] = from_float<T>(high == NEVER ? 0.0f : sums[k] / sum);
     if (threadIdx.x == 0) p.lse[at] = log_sum(high, sum);
 }
 

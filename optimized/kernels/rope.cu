@@ -9,23 +9,13 @@
 // Bytes: 2 N H r sizeof(T) (cos and sin stay in the cache). Flops: 3 N H r.
 #include "rope.cuh"
 
-// Where the rows of a [N,H,r] tensor are, in elements.
-struct Rows {
-    long long token, head;
-};
-
 // ---- naive: a thread for each pair ----
 
 template <typename T>
 __device__ void naive(const T* x, Rows x_rows, const float* cos, const float* sin, T* out, Rows out_rows, int tokens,
                       int heads, int half) {
     long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= (long long)tokens * heads * half) return;
-    int i = at % half, head = at / half % heads, token = at / half / heads;
-    x += token * x_rows.token + head * x_rows.head + 2 * i;
-    out += token * out_rows.token + head * out_rows.head + 2 * i;
-    long long angle = (long long)token * half + i;
-    store_pair(out, load_pair(x, false).turned(cos[angle], sin[angle]), false);
+    if (at < (long long)tokens * heads * half) turn_pair(x, x_rows, cos, sin, out, out_rows, heads, half, at);
 }
 
 // ---- tuned: a block for a token and its heads, 8 lanes for each head, 16 bytes at once ----

@@ -30,3 +30,21 @@ __device__ __forceinline__ void store_pair(bf16* to, Pair pair, bool together) {
     if (together) *(u32*)to = pack_bf16(pair.re, pair.im);
     else to[0] = from_float<bf16>(pair.re), to[1] = from_float<bf16>(pair.im);
 }
+
+// ---- all heads of a token ----
+
+// Where the rows of a [N,H,r] tensor are, in elements.
+struct Rows {
+    long long token, head;
+};
+
+// Naive: a thread for each pair; this is pair `at` of all.
+template <typename T>
+__device__ __forceinline__ void turn_pair(const T* x, Rows x_rows, const float* cos, const float* sin, T* out,
+                                          Rows out_rows, int heads, int half, long long at) {
+    int i = at % half, head = at / half % heads, token = at / half / heads;
+    x += token * x_rows.token + head * x_rows.head + 2 * i;
+    out += token * out_rows.token + head * out_rows.head + 2 * i;
+    long long angle = (long long)token * half + i;
+    store_pair(out, load_pair(x, false).turned(cos[angle], sin[angle]), false);
+}

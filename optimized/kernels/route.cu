@@ -9,7 +9,9 @@
 // z: [N, E]; indices, weights: [N, k]. All is fp32.
 //
 // Bytes: 4 N E + 8 N k. Flops: some 10 N E.
-#include "dev.cuh"
+//
+// route_and_sort is for the few tokens of decoding: one block routes them, and sorts them by expert as dispatch.cu does.
+#include "dispatch.cuh"
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 
@@ -238,4 +240,19 @@ KERNEL(WARPS* WARP) route_tuned_f32(const float* logits, int* indices, float* we
     logits += token * rule.experts, indices += token * rule.k, weights += token * rule.k;
     if (rule.experts <= IN_REGISTERS * WARP) tuned_route<IN_REGISTERS>(logits, indices, weights, groups[warp], rule);
     else tuned_route<MOST_EXPERTS / WARP>(logits, indices, weights, groups[warp], rule);
+}
+
+// Dynamic shared memory: SORT_WARPS times the number of groups, and of experts and one more. At most 256 experts.
+KERNEL(SORT_WARPS* WARP)
+route_and_sort_tuned_f32(const float* logits, int* indices, float* weights, int* offsets, int* order, int* places,
+                         int tokens, Rule rule) {
+    extern __shared__ int shared[];
+    int warp = threadIdx.x / WARP, *groups = shared + warp * rule.groups;
+    #pragma unroll 1
+    for (long long token = warp; token < tokens; token += SORT_WARPS) {
+        tuned_route<IN_REGISTERS>(logits + token * rule.experts, indices + token * rule.k, weights + token * rule.k,
+                                  (u32*)groups, rule);
+        __syncwarp();
+    }
+    sort_pairs(indices, offsets, order, places, tokens * rule.k, rule.experts, shared + SORT_WARPS * rule.groups);
 }

@@ -2,13 +2,14 @@
 //
 //   z_i = u . e_i                  in fp32, whatever the types
 //
-// u: [N, D], rows `stride` apart; e: [E, D]; z: [N, E]. What is made of them is in route.cu.
+// u: [N, D], rows `stride` apart; e: [E, D]; z: [N, E]. What is made of them is in route.cu. Where u and e are of one type
+// this is a matrix product like others, and the tuned kernels are those of gemm.cu.
 //
 // Bytes: N D sizeof(u) + E D sizeof(e) + 4 N E, each expert read once for TOKENS tokens. Flops: 2 N E D.
 //
 // The ladder, and what each step changes:
 //   naive   a thread for each logit
-//   tuned   a block for 8 tokens and 4 experts, which share what is read; its threads share out the columns, so that
+//   tuned   (u in bf16, e in fp32) a block for 8 tokens and 4 experts, which share what is read; its threads share out the columns, so that
 //           neighbours read neighbours
 #include "dev.cuh"
 
@@ -109,6 +110,4 @@ __device__ void tuned(const T* x, long long stride, const W* weight, float* logi
 LOGITS(naive, 128, float, float, f32)
 LOGITS(naive, 128, bf16, bf16, bf16)
 LOGITS(naive, 128, bf16, float, bf16_f32)
-LOGITS(tuned, THREADS, float, float, f32)
-LOGITS(tuned, THREADS, bf16, bf16, bf16)
 LOGITS(tuned, THREADS, bf16, float, bf16_f32)

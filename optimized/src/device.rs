@@ -2,9 +2,15 @@
 //! one on the CPU.
 //!
 //! Work is done in the order in which it was asked for. [`Device::read`] and [`Device::synchronize`] wait for it.
+//!
+//! **Graphs.** Work that is the same every time is captured once ([`Device::capture`]) and then launched as a whole: one call
+//! in place of hundreds. A graph knows addresses, not tensors. Whoever captures keeps the tensors, and puts new values
+//! into the same places.
 
+mod counts;
 pub mod cuda;
 pub mod emulated;
+mod gate;
 mod pool;
 pub mod products;
 
@@ -14,6 +20,7 @@ use std::sync::Arc;
 use ptx_emulator::{Arg, Grid};
 
 use crate::{Error, Kernel, Result};
+pub use counts::Counts;
 use products::MatrixLibrary;
 
 /// A device with memory of its own.
@@ -67,6 +74,32 @@ pub trait Device: Debug + Send + Sync {
     /// If a kernel failed.
     fn synchronize(&self) -> Result<()>;
 
+    /// Writes down what `work` asks for (launches, copies within the device, fills) and does none of it.
+    ///
+    /// Everything else is refused while this lasts: memory, copies from and to the host, waiting; and all that other threads
+    /// ask for.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use dsv2_optimized::{Device, Emulated, Error, Library};
+    /// let device: Arc<dyn Device> = Emulated::new(Library::embedded());
+    /// let place = device.allocate(4)?;
+    /// let graph = device.clone().capture(&mut || device.fill(place, 7, 4))?;
+    /// let mut bytes = [0; 4];
+    /// assert!(device.read(place, &mut bytes).is_err(), "nothing was done yet");
+    /// graph.launch()?;
+    /// device.read(place, &mut bytes)?;
+    /// assert_eq!(bytes, [7; 4]);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If `work` failed, asked for what a graph cannot hold, or gave memory back.
+    fn capture(self: Arc<Self>, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>>;
+
+    /// How often it was asked for what since this was called last.
+    fn counts(&self) -> Counts;
+
     /// Free and total bytes of memory.
     ///
     /// # Errors
@@ -80,6 +113,33 @@ pub trait Device: Debug + Send + Sync {
     fn products(&self) -> Result<&dyn MatrixLibrary> {
         Err(Error::operand("products", "library", "a GPU with cuBLASLt", self.name()))
     }
+}
+
+/// What every GPU takes: blocks of a grid in x, y and z, threads of a block in each, and all threads of a block.
+const MOST_BLOCKS: [u32; 3] = [i32::MAX as u32, 65535, 65535];
+const MOST_THREADS: [u32; 3] = [1024, 1024, 64];
+const MOST_IN_BLOCK: u64 = 1024;
+
+/// Whether a GPU takes such a grid: asked for every launch of either device.
+fn check_grid(kernel: &Kernel, grid: Grid) -> Result<()> {
+    let within = |sizes: [u32; 3], most: [u32; 3]| sizes.iter().zip(most).all(|(size, most)| (1..=most).contains(size));
+    let threads: u64 = grid.threads.iter().map(|size| u64::from(*size)).product();
+    if within(grid.blocks, MOST_BLOCKS) && within(grid.threads, MOST_THREADS) && threads <= MOST_IN_BLOCK {
+        return Ok(());
+    }
+    Err(Error::Grid { kernel: kernel.entry.clone(), blocks: grid.blocks, threads: grid.threads })
+}
+
+/// Work that was captured, and can be done any number of times.
+pub trait Graph: Debug + Send + Sync {
+    /// Does all of it, after what was asked for before.
+    ///
+    /// # Errors
+    /// As of the calls that it is made of.
+    fn launch(&self) -> Result<()>;
+
+    /// How many kernels are in it.
+    fn launches(&self) -> usize;
 }
 
 /// Memory that is given back when nobody uses it any more.

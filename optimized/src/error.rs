@@ -30,6 +30,25 @@ pub enum Error {
         /// What it answered.
         message: String,
     },
+    /// A launch that no GPU takes.
+    #[error(
+        "{kernel}: expected 1 to 2147483647, 65535 and 65535 blocks of 1 to 1024, 1024 and 64 threads (1024 in all), \
+         found {blocks:?} blocks of {threads:?}"
+    )]
+    Grid {
+        /// The kernel.
+        kernel: String,
+        /// The blocks.
+        blocks: [u32; 3],
+        /// The threads of a block.
+        threads: [u32; 3],
+    },
+    /// Something was asked for that a graph cannot hold.
+    #[error("{what}: not possible while a graph is captured")]
+    Capturing {
+        /// What was asked for.
+        what: String,
+    },
     /// The config, or a weight.
     #[error(transparent)]
     Reference(#[from] dsv2_reference::Error),

@@ -34,6 +34,7 @@ macro_rules! modules {
 }
 
 modules!(
+    "advance",
     "argmax",
     "combine",
     "dispatch",

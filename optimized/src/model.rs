@@ -16,6 +16,7 @@
 
 mod attention;
 pub mod cache;
+mod decode;
 mod feed_forward;
 pub mod generate;
 pub mod head;

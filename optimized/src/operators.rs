@@ -4,6 +4,7 @@
 //! `dsv2-reference`; N is the number of tokens of all sequences.
 
 mod activation;
+pub mod advance;
 pub mod argmax;
 mod arguments;
 pub mod combine;
@@ -23,6 +24,7 @@ pub mod rope;
 pub mod rotary;
 pub mod router;
 pub mod sample;
+pub mod scratch;
 pub mod swiglu;
 
 use ptx_emulator::Grid;
@@ -117,12 +119,13 @@ impl<'a> Operand<'a> {
 }
 
 /// Launches a kernel of a module that works on each row of logits \[N,V\] by itself, rows apart or not: naive with a thread
-/// for each row, tuned with a block. `operands` stand between the logits and the sizes.
+/// for each row, tuned with a grid of its own. `operands` stand between the logits and the sizes.
 fn launch_by_row(
     module: &'static str,
     operator: &'static str,
     variant: Variant,
     logits: &Tensor,
+    tuned: Grid,
     operands: impl FnOnce(Arguments) -> Arguments,
 ) -> Result<()> {
     let [rows, vocab] = Operand::new(operator, "logits", logits).axes()?;
@@ -131,7 +134,7 @@ fn launch_by_row(
     }
     let grid = match variant {
         Variant::Naive => Grid::linear(rows.div_ceil(32) as u32, 32),
-        Variant::Tuned => Grid::linear(rows as u32, 512),
+        Variant::Tuned => tuned,
     };
     let args = operands(Arguments::default().strided(logits, 1)).sizes([rows, vocab]);
     args.launch(logits, module, format!("{operator}_{variant}_{}", logits.element()), grid)

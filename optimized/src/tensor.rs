@@ -206,6 +206,22 @@ impl Tensor {
         Ok(Tensor { shape: shape.to_vec(), strides: row_major(shape), ..self.clone() })
     }
 
+    /// The same elements with one axis cut into several, in the same memory: they need not be neighbours.
+    ///
+    /// # Errors
+    /// If there is no such axis, or the sizes are not those of its parts.
+    pub fn unflatten(&self, axis: usize, sizes: &[usize]) -> Result<Self> {
+        if self.shape.get(axis) != Some(&sizes.iter().product()) {
+            let found = format!("axis {axis} of {:?} into {sizes:?}", self.shape);
+            return Err(Error::operand("Tensor::unflatten", "sizes", "the sizes of the axis's parts", found));
+        }
+        let mut view = self.clone();
+        let step = self.strides[axis];
+        view.shape.splice(axis..=axis, sizes.iter().copied());
+        view.strides.splice(axis..=axis, row_major(sizes).into_iter().map(|stride| stride * step));
+        Ok(view)
+    }
+
     /// The same elements with the axes in another order.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dsv2_optimized::device::Counts;
 use dsv2_optimized::model::Settings;
 use dsv2_optimized::model::generate::{GenerateOptions, Sampling};
 use dsv2_optimized::model::head::CausalLm;
@@ -29,7 +30,7 @@ fn config(change: Value) -> DeepseekV2Config {
 fn weights(seed: u64) -> GeneratedWeights {
     let rules = json!([{"suffix": "norm.weight", "mean": 1.0, "std": 0.3},
         {"suffix": "embed_tokens.weight", "std": 1.0}, {"suffix": "lm_head.weight", "gain": 2.0},
-        {"suffix": "weight", "gain": 1.3}]);
+        {"suffix": "weight", "gain": 1.3}, {"suffix": "bias", "std": 0.3}]);
     serde_json::from_value(json!({"seed": seed, "rules": rules})).unwrap()
 }
 
@@ -182,6 +183,93 @@ fn steps_give_the_same_tokens_and_can_be_looked_at() {
     }
     assert_eq!(generation.step(None).unwrap(), None);
     assert_eq!(counter.0, 4);
+}
+
+/// Keeps the logits of every step; a step that is looked at is not captured.
+struct Logits(Vec<Vec<f32>>);
+
+impl Tap for Logits {
+    fn wants(&self, stage: &str) -> bool {
+        stage == "lm_head"
+    }
+
+    fn stage(&mut self, _: &str, value: &Tensor) -> Result<bool> {
+        self.0.push(value.to_f32()?);
+        Ok(false)
+    }
+}
+
+/// Models of every form that a step has: queries with a latent and without, biases, dense layers alone.
+fn forms() -> [Value; 5] {
+    [
+        json!({}),
+        json!({"q_lora_rank": null}),
+        json!({"q_lora_rank": null, "attention_bias": true}),
+        json!({"topk_method": "greedy", "hidden_act": "gelu", "kv_lora_rank": 23, "first_k_dense_replace": 0}),
+        json!({"first_k_dense_replace": 2, "attention_bias": true}),
+    ]
+}
+
+#[test]
+fn a_captured_step_has_the_bits_of_one_that_is_looked_at() {
+    let mask = Array2::from_shape_fn((2, 6), |(b, t)| b == 0 || t >= 3);
+    for (change, element) in forms().into_iter().flat_map(|it| [(it.clone(), Element::F32), (it, Element::Bf16)]) {
+        let model = load(change.clone(), 10, element);
+        for (mask, options) in [(None, greedy(5)), (Some(&mask), greedy(5)), (None, nucleus(0.9, 3))] {
+            let what = format!("{change}, {element}, {options:?}, padded: {}", mask.is_some());
+            let (mut seen, mut tokens) = (Logits(vec![]), vec![]);
+            let mut generation = model.start(&ids(2, 6), mask, &options).unwrap();
+            while let Some(next) = generation.step(Some(&mut seen)).unwrap() {
+                tokens.push(next);
+                assert!(generation.logits().is_none(), "{what}");
+            }
+            let mut captured = model.start(&ids(2, 6), mask, &options).unwrap();
+            for (step, (expected, logits)) in tokens.iter().zip(&seen.0).enumerate() {
+                assert_eq!(captured.step(None).unwrap().as_ref(), Some(expected), "{what}, step {step}");
+                if step > 0 {
+                    let found = captured.logits().expect("it is captured").to_f32().unwrap();
+                    let bits = |of: &[f32]| of.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&found), bits(logits), "{what}, step {step}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_look_at_one_step_changes_no_other() {
+    let model = load(json!({}), 12, Element::Bf16);
+    for options in [greedy(7), nucleus(0.9, 3)] {
+        let expected = model.generate(&ids(2, 5), None, &options).unwrap();
+        let mut generation = model.start(&ids(2, 5), None, &options).unwrap();
+        for (step, column) in expected.columns().into_iter().enumerate() {
+            let mut tap = Logits(vec![]);
+            let look = step == 2 || step == 3;
+            assert_eq!(generation.step(look.then_some(&mut tap as _)).unwrap().unwrap(), column, "step {step}");
+        }
+    }
+}
+
+#[test]
+fn a_captured_step_takes_no_memory_and_copies_nothing_but_its_tokens() {
+    for (change, of_layer) in [(json!({"q_lora_rank": null}), 13), (json!({}), 15)] {
+        let launches = |layers: usize| {
+            let mut change = change.clone();
+            change["num_hidden_layers"] = json!(layers);
+            let model = load(change, 11, Element::Bf16);
+            let mut generation = model.start(&ids(3, 5), None, &greedy(6)).unwrap();
+            (0..2).for_each(|_| assert!(generation.step(None).unwrap().is_some()));
+            let device = model.model().device();
+            device.counts();
+            let steps: Vec<_> = (0..3).map(|_| generation.step(None).map(|_| device.counts()).unwrap()).collect();
+            assert!(steps.iter().all(|step| *step == steps[0]), "{steps:?}");
+            let launches = steps[0].launches;
+            let nothing_else = Counts { launches, graphs: 1, downloads: 1, synchronizations: 1, ..Counts::default() };
+            assert_eq!(steps[0], nothing_else);
+            launches
+        };
+        assert_eq!(launches(4) - launches(3), of_layer, "{change}: launches of a layer with experts");
+    }
 }
 
 #[test]

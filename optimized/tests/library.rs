@@ -105,9 +105,9 @@ fn a_library_is_asked_for_every_plain_product_and_the_text_stays_the_same() {
         for products in [Products::Library, Products::Ours] {
             let lm = load(bias, &shared, products).unwrap();
             assert_eq!(lm.generate(&prompt, None, &GenerateOptions::new(6)).unwrap(), expected, "bias {bias}");
-            // Of each layer q_a, kv_a and o (which may have a bias), q_b, and three of an MLP; of the prompt keys and
+            // Of each layer q_a with kv_a, and o (which may have a bias), q_b, and three of an MLP; of the prompt keys and
             // values; the logits.
-            let plain = if bias { 4 } else { 7 };
+            let plain = if bias { 4 } else { 6 };
             let calls = 6 * (2 * plain + 1) + 2;
             let asked = if products == Products::Library { calls } else { 0 };
             assert_eq!(device.calls.swap(0, Ordering::Relaxed), asked, "bias {bias}, {products:?}");

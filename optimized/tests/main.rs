@@ -1,6 +1,7 @@
 //! The behaviour of the model on the device, part by part, in one program.
 
 mod generate;
+mod graphs;
 mod hostile;
 mod library;
 mod model;
@@ -8,5 +9,6 @@ mod plan;
 mod properties;
 mod support {
     pub mod forward;
+    pub mod graphs;
     pub mod mutants;
 }

@@ -71,7 +71,9 @@ fn of_cache_write(kind: Kind, model: Model, tokens: usize) -> Case {
         let slots = data.integers(&[tokens], data.random.shuffled(pages * PAGE).into_iter().take(tokens))?;
         let cache = data.partly_written(data.element, &[pages, PAGE, width], tokens * width)?;
         let variant = data.variant;
-        Ok(Box::new(move || latent_cache_write(variant, &kv_a, &gain, 1e-6, &cos, &sin, &slots, &cache, None, None)))
+        Ok(Box::new(move || {
+            latent_cache_write(variant, &kv_a, &gain, 1e-6, &cos, &sin, &slots, &cache, None, None, None)
+        }))
     })
 }
 

@@ -1,6 +1,6 @@
 //! What is done with logits: the loss, the likeliest token, a draw.
 
-use dsv2_optimized::operators::argmax::argmax;
+use dsv2_optimized::operators::argmax::{argmax, meetings};
 use dsv2_optimized::operators::loss::cross_entropy;
 use dsv2_optimized::operators::sample::sample;
 use dsv2_optimized::{Element, Result, Tensor};
@@ -37,7 +37,8 @@ fn of_loss(data: &Data, logits: Tensor, [tokens, vocab]: [usize; 2]) -> Result<L
 
 fn of_argmax(data: &Data, logits: Tensor, [tokens, _]: [usize; 2]) -> Result<Launch> {
     let (variant, chosen) = (data.variant, data.room_of(Element::I32, &[tokens])?);
-    Ok(Box::new(move || argmax(variant, &logits, &chosen)))
+    let meetings = meetings(logits.device(), tokens)?;
+    Ok(Box::new(move || argmax(variant, &logits, &meetings, &chosen)))
 }
 
 fn of_sample(data: &Data, logits: Tensor, [tokens, _]: [usize; 2]) -> Result<Launch> {

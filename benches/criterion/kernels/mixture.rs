@@ -143,7 +143,7 @@ fn of_gate_up(kind: Kind, model: Model, inner: usize, routed: Rc<Routed>) -> Cas
         let offsets = routed.offsets(data)?;
         let order = data.integers(&[routed.pairs()], routed.order.iter().copied())?;
         let (variant, out) = (data.variant, data.room(&[routed.pairs(), inner])?);
-        Ok(Box::new(move || gate_up(variant, Activation::Silu, &x, &weights, &offsets, &order, TOP_K, &out)))
+        Ok(Box::new(move || gate_up(variant, Activation::Silu, &x, &weights, &offsets, &order, TOP_K, &out, None)))
     })
 }
 
@@ -154,7 +154,7 @@ fn of_down(kind: Kind, model: Model, inner: usize, routed: Rc<Routed>) -> Case {
         let h = data.numbers(&[routed.pairs(), inner], 1.0)?;
         let (weights, offsets) = (routed.weights(data, [width, inner])?, routed.offsets(data)?);
         let (variant, out) = (data.variant, data.room(&[routed.pairs(), width])?);
-        Ok(Box::new(move || down(variant, &h, &weights, &offsets, &out)))
+        Ok(Box::new(move || down(variant, &h, &weights, &offsets, &out, None)))
     })
 }
 

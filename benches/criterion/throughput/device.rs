@@ -78,7 +78,7 @@ impl OnDevice {
             return Ok(lm);
         }
         let Model { config, .. } = &self.model;
-        let lm = CausalLm::load(config, Dialect::Hf, &weights(), &self.device, SETTINGS, &mut |_| ())?;
+        let lm = CausalLm::load_generated(config, Dialect::Hf, &weights(), &self.device, SETTINGS, &mut |_| ())?;
         Ok(self.lm.get_or_init(|| lm))
     }
 

@@ -5,94 +5,59 @@
 //! error, which callers report as "not run".
 
 mod clock;
+mod context;
 mod cublaslt;
+mod graph;
 mod memory;
+mod modules;
+mod queue;
 
-use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys;
 use ptx_emulator::{Arg, Grid};
 
-use super::Device;
+use super::counts::{Counter, Counts};
+use super::gate::Gate;
 use super::pool::Pool;
 use super::products::MatrixLibrary;
-use crate::{Error, Kernel, Library, Result};
+use super::{Device, Graph, check_grid};
+use crate::{Kernel, Library, Result};
 use clock::Clock;
 pub use clock::KernelTime;
+use context::{Context, failed};
 use cublaslt::CublasLt;
 use memory::Driver;
-
-/// The oldest GPU that the kernels run on, as its compute capability.
-const OLDEST: (i32, i32) = (8, 0);
-/// What a block may have of dynamic shared memory before it has to be asked for.
-const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
-
-/// What is called in the driver's library. `cudarc` looks each up when it is first called, and panics if it is not there.
-const SYMBOLS: [&str; 27] = [
-    "cuCtxSetCurrent",
-    "cuCtxSynchronize",
-    "cuDeviceGet",
-    "cuDeviceGetAttribute",
-    "cuDeviceGetCount",
-    "cuDeviceGetName",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuEventCreate",
-    "cuEventDestroy_v2",
-    "cuEventElapsedTime",
-    "cuEventRecord",
-    "cuFuncSetAttribute",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuInit",
-    "cuLaunchKernel",
-    "cuMemAlloc_v2",
-    "cuMemFree_v2",
-    "cuMemGetInfo_v2",
-    "cuMemcpyDtoD_v2",
-    "cuMemcpyDtoH_v2",
-    "cuMemcpyHtoD_v2",
-    "cuMemsetD8_v2",
-    "cuModuleGetFunction",
-    "cuModuleLoadData",
-    "cuModuleUnload",
-];
+use modules::Modules;
+use queue::Queue;
 
 /// The first GPU of this machine.
 #[derive(Debug)]
 pub struct Cuda {
     library: Library,
-    name: String,
-    context: sys::CUcontext,
-    device: sys::CUdevice,
-    loaded: Mutex<Loaded>,
+    modules: Mutex<Modules>,
     pool: Mutex<Pool>,
     /// Opened when it is first asked for; or why it cannot be.
     products: OnceLock<std::result::Result<CublasLt, String>>,
     /// Only in a device that measures.
     clock: Option<Mutex<Clock>>,
+    gate: Gate,
+    counter: Counter,
+    queue: Queue,
+    context: Context,
 }
 
 // SAFETY: the driver's handles may be used from any thread; each use makes the context current on its thread first.
 unsafe impl Send for Cuda {}
-// SAFETY: as above, and the maps of loaded modules are behind a lock.
+// SAFETY: as above, and the maps of loaded modules, the pool and the pinned memory are behind locks.
 unsafe impl Sync for Cuda {}
-
-/// Modules by their number in the library, and the kernels found in them.
-#[derive(Debug, Default)]
-struct Loaded {
-    modules: HashMap<usize, sys::CUmodule>,
-    kernels: HashMap<Kernel, sys::CUfunction>,
-}
 
 impl Cuda {
     /// The first GPU.
     ///
     /// # Errors
-    /// [`Error::NoCuda`] if there is no driver, no GPU, or only one that is too old: then what needs a GPU is not run.
+    /// [`NoCuda`](crate::Error::NoCuda) if there is no driver, no GPU, or only one that is too old: then what needs a GPU is not run.
     pub fn new(library: Library) -> Result<Arc<Self>> {
         Cuda::open(library, None)
     }
@@ -116,144 +81,104 @@ impl Cuda {
     pub fn timings(&self) -> Result<Vec<KernelTime>> {
         let Some(clock) = &self.clock else { return Ok(vec![]) };
         let clock = &mut *clock.lock().unwrap_or_else(PoisonError::into_inner);
-        self.with_context("the times of launches", || clock.take())
+        let _pass = self.gate.outside("the times of launches")?;
+        self.with_context("the times of launches", || clock.take(&self.queue))
     }
 
     fn open(library: Library, clock: Option<Mutex<Clock>>) -> Result<Arc<Self>> {
-        let none = |reason: String| Error::NoCuda(reason);
-        // SAFETY: this opens the driver's library, if there is one, and calls nothing in it.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(none("the driver's library libcuda is not installed".into()));
-        }
-        // SAFETY: the library is there; a symbol is looked up and not called.
-        let lacks = |symbol: &&&str| unsafe { sys::culib().get::<*const ()>(symbol.as_bytes()) }.is_err();
-        if let Some(symbol) = SYMBOLS.iter().find(lacks) {
-            return Err(none(format!("the driver's library libcuda has no `{symbol}`: it is too old, or no driver")));
-        }
-        result::init().map_err(|error| none(describe(&error)))?;
-        if result::device::get_count().map_err(|error| none(describe(&error)))? == 0 {
-            return Err(none("the driver knows no GPU".into()));
-        }
-        let device = result::device::get(0).map_err(|error| none(describe(&error)))?;
-        let attribute = |which| {
-            // SAFETY: the device exists.
-            unsafe { result::device::get_attribute(device, which) }.map_err(|error| none(describe(&error)))
-        };
-        use sys::CUdevice_attribute::{
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-        };
-        let capability = (attribute(MAJOR)?, attribute(MINOR)?);
-        let name = result::device::get_name(device).map_err(|error| none(describe(&error)))?;
-        if capability < OLDEST {
-            let ((major, minor), (needed, _)) = (capability, OLDEST);
-            return Err(none(format!("{name} has compute capability {major}.{minor}, the kernels need {needed}.0")));
-        }
-        // SAFETY: the device exists; the context is released when this is dropped.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("the GPU's context"))?;
-        let (loaded, pool, products) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        Ok(Arc::new(Cuda { library, name, context, device, loaded, pool, products, clock }))
+        let context = Context::open()?;
+        let queue = context.run(Queue::open).map_err(failed("a stream and pinned memory"))?;
+        let (modules, pool, products) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        let (gate, counter) = (Gate::default(), Counter::default());
+        Ok(Arc::new(Cuda { library, modules, pool, products, clock, gate, counter, queue, context }))
     }
 
-    /// Every call into the driver goes through here.
-    fn in_context<T>(
-        &self,
-        call: impl FnOnce() -> std::result::Result<T, DriverError>,
-    ) -> std::result::Result<T, DriverError> {
-        // SAFETY: the context is retained as long as this lives.
-        unsafe { result::ctx::set_current(self.context) }.and_then(|()| call())
-    }
-
-    /// The same, with the words that an error needs.
+    /// A call into the driver, with the words that an error needs.
     fn with_context<T>(&self, what: &str, call: impl FnOnce() -> std::result::Result<T, DriverError>) -> Result<T> {
-        self.in_context(call).map_err(failed(what))
+        self.context.run(call).map_err(failed(what))
     }
 
     /// Launches something, and measures it if this is a measuring device.
     fn timed(&self, name: &str, launch: impl FnOnce() -> std::result::Result<(), DriverError>) -> Result<()> {
         let Some(clock) = &self.clock else { return self.with_context(name, launch) };
         let clock = &mut *clock.lock().unwrap_or_else(PoisonError::into_inner);
-        self.with_context(name, || clock.around(name, launch))
+        self.with_context(name, || clock.around(name, &self.queue, launch))
+    }
+
+    /// The same, for what a graph can hold: that is measured with its graph.
+    fn queued(&self, name: &str, launch: impl FnOnce() -> std::result::Result<(), DriverError>) -> Result<()> {
+        let pass = self.gate.inside(name)?;
+        if pass.captures() {
+            self.with_context(name, launch)?;
+            pass.count_launch();
+            return Ok(());
+        }
+        self.counter.launches.add(1);
+        self.timed(name, launch)
+    }
+
+    /// A copy or a fill on the GPU.
+    fn moved(&self, what: &str, call: impl FnOnce() -> std::result::Result<(), DriverError>) -> Result<()> {
+        let pass = self.gate.inside(what)?;
+        if !pass.captures() {
+            self.counter.copies.add(1);
+        }
+        self.with_context(what, call)
     }
 
     fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn function(&self, kernel: &Kernel, shared: u32) -> Result<sys::CUfunction> {
-        let loaded = &mut *self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let function = match loaded.kernels.get(kernel) {
-            Some(function) => *function,
-            None => {
-                let (number, text) = self.library.find(kernel)?;
-                let module = match loaded.modules.get(&number) {
-                    Some(module) => *module,
-                    None => {
-                        let text = c_string(text)?;
-                        let load = || {
-                            // SAFETY: the text ends in a NUL and is PTX, which the driver checks.
-                            unsafe { result::module::load_data(text.as_ptr().cast::<c_void>()) }
-                        };
-                        let module = self.with_context(&format!("module {}", kernel.module), load)?;
-                        loaded.modules.insert(number, module);
-                        module
-                    }
-                };
-                let entry = c_string(&kernel.entry)?;
-                // SAFETY: the module stays loaded as long as this lives.
-                let find = || unsafe { result::module::get_function(module, entry) };
-                let function = self.with_context(&kernel.entry, find)?;
-                loaded.kernels.insert(kernel.clone(), function);
-                function
-            }
-        };
-        if shared > SHARED_WITHOUT_ASKING {
-            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX;
-            // SAFETY: the function belongs to a loaded module.
-            let ask = || unsafe { result::function::set_function_attribute(function, MAX, shared as i32) };
-            self.with_context(&format!("{kernel}: {shared} bytes of shared memory"), ask)?;
-        }
-        Ok(function)
-    }
 }
 
 impl Device for Cuda {
     fn name(&self) -> String {
-        self.name.clone()
+        self.context.name.clone()
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
+        let _pass = self.gate.outside("an allocation")?;
+        self.counter.allocations.add(1);
         let taken = self.pool().take(bytes, &mut Driver(self));
         taken.map_err(|error| failed(&format!("an allocation of {bytes} bytes"))(error))
     }
 
     fn free(&self, address: u64) {
+        self.gate.frees();
         self.pool().give_back(address);
     }
 
     fn write(&self, address: u64, data: &[u8]) -> Result<()> {
-        // SAFETY: the driver checks that the range is allocated, and has read `data` when it returns.
-        self.with_context("a copy to the GPU", || unsafe { result::memcpy_htod_sync(address, data) })
+        let _pass = self.gate.outside("a copy from the host")?;
+        self.counter.uploads.add(1);
+        let waited = self.with_context("a copy to the GPU", || self.queue.upload(address, data))?;
+        self.counter.synchronizations.add(usize::from(waited));
+        Ok(())
     }
 
     fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
-        self.synchronize()?;
-        // SAFETY: the driver checks that the range is allocated, and has filled `data` when it returns.
-        self.with_context("a copy from the GPU", || unsafe { result::memcpy_dtoh_sync(data, address) })
+        let _pass = self.gate.outside("a copy to the host")?;
+        self.counter.downloads.add(1);
+        self.counter.synchronizations.add(1);
+        self.with_context("the work before, or a copy from the GPU", || self.queue.download(address, data))
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         // SAFETY: the driver checks that both ranges are allocated.
-        self.with_context("a copy on the GPU", || unsafe { result::memcpy_dtod_sync(to, from, bytes) })
+        self.moved("a copy on the GPU", || unsafe { result::memcpy_dtod_async(to, from, bytes, self.queue.stream) })
     }
 
     fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<()> {
         // SAFETY: the driver checks that the range is allocated.
-        self.with_context("filling memory", || unsafe { result::memset_d8_sync(address, byte, bytes) })
+        self.moved("filling memory", || unsafe { result::memset_d8_async(address, byte, bytes, self.queue.stream) })
     }
 
     fn launch(&self, kernel: &Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
-        let function = self.function(kernel, grid.shared)?;
+        check_grid(kernel, grid)?;
+        let function = {
+            let modules = &mut *self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+            modules.function(&self.context, &self.library, kernel, grid.shared)?
+        };
         // Eight-byte words, so that every argument is aligned.
         let mut words: Vec<Vec<u64>> = args
             .iter()
@@ -272,15 +197,25 @@ impl Device for Cuda {
             // SAFETY: the arguments are read before this returns; that they fit the kernel is the operators' care, and
             // the emulator checks it on every machine.
             unsafe {
-                let stream = result::stream::null();
+                let stream = self.queue.stream;
                 result::launch_kernel(function, (bx, by, bz), (tx, ty, tz), grid.shared, stream, &mut pointers)
             }
         };
-        self.timed(&kernel.entry, launch)
+        self.queued(&kernel.entry, launch)
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.with_context("the work before", result::ctx::synchronize)
+        let _pass = self.gate.outside("waiting")?;
+        self.counter.synchronizations.add(1);
+        self.with_context("the work before", || self.queue.wait())
+    }
+
+    fn capture(self: Arc<Self>, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+        Ok(Box::new(graph::Captured::make(self, work)?))
+    }
+
+    fn counts(&self) -> Counts {
+        self.counter.take()
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
@@ -298,36 +233,23 @@ impl Device for Cuda {
 impl Drop for Cuda {
     fn drop(&mut self) {
         // The events of launches that nobody asked about are given back.
-        let _ = self.timings();
+        if let Some(clock) = &mut self.clock {
+            let clock = clock.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let _ = self.context.run(|| {
+                clock.close();
+                Ok(())
+            });
+        }
         let (products, mut pool) = (self.products.take(), std::mem::take(&mut *self.pool()));
-        let _ = self.in_context(|| {
+        let _ = self.context.run(|| {
             drop(products);
             Ok(())
         });
         pool.release(&mut Driver(self));
-        let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for module in std::mem::take(&mut loaded.modules).into_values() {
-            // SAFETY: loaded by `function`, and its kernels go with this.
-            let _ = self.with_context("unloading a module", || unsafe { result::module::unload(module) });
-        }
-        // SAFETY: retained by `new`.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
+        self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).clear(&self.context);
+        let _ = self.context.run(|| {
+            self.queue.close();
+            Ok(())
+        });
     }
-}
-
-fn c_string(text: &str) -> Result<CString> {
-    let error = |_| Error::Driver { what: "a name or PTX for the driver".into(), message: "it contains a NUL".into() };
-    CString::new(text).map_err(error)
-}
-
-fn failed(what: &str) -> impl FnOnce(DriverError) -> Error {
-    move |error| Error::Driver { what: what.into(), message: describe(&error) }
-}
-
-/// The driver's name for an error, and its explanation.
-fn describe(error: &DriverError) -> String {
-    let text = |found: std::result::Result<&std::ffi::CStr, DriverError>| {
-        found.map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
-    };
-    format!("{} ({})", text(error.error_name()), text(error.error_string()))
 }

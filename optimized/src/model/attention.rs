@@ -5,6 +5,7 @@
 //! cheaper for a few. No weight is copied for it: W^UK and W^UV are views of `kv_b_proj`.
 
 mod forms;
+mod step;
 
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
@@ -20,6 +21,7 @@ use crate::operators::latent::latent_cache_write;
 use crate::operators::rms_norm::rms_norm;
 use crate::operators::rope::rope;
 use crate::{Result, Tensor};
+pub(super) use step::AttentionRoom;
 
 /// The norms inside attention have this epsilon whatever the config says.
 const LATENT_NORM_EPS: f32 = 1e-6;
@@ -27,7 +29,10 @@ const LATENT_NORM_EPS: f32 = 1e-6;
 #[derive(Debug)]
 pub(super) struct Attention {
     query: Query,
-    kv_a_proj_with_mqa: Linear,
+    /// `q_proj` (or `q_a_proj`) and `kv_a_proj_with_mqa`: both are made of the same input.
+    qkv_a: Linear,
+    /// Columns of the first of them.
+    of_query: usize,
     kv_a_layernorm: Tensor,
     /// \[H(n+v), c\]
     kv_b_proj: Tensor,
@@ -44,13 +49,12 @@ pub(super) struct Attention {
 
 #[derive(Debug)]
 enum Query {
-    Direct(Linear),
+    Direct,
     LowRank(Box<LowRank>),
 }
 
 #[derive(Debug)]
 struct LowRank {
-    q_a_proj: Linear,
     q_a_layernorm: Tensor,
     q_b_proj: Linear,
 }
@@ -78,24 +82,21 @@ impl Attention {
         let &DeepseekV2Config { hidden_size, num_attention_heads: heads, kv_lora_rank: latent, attention_bias, .. } =
             config;
         let &DeepseekV2Config { qk_nope_head_dim: nope, qk_rope_head_dim: rope, v_head_dim: value, .. } = config;
-        let query = match config.q_lora_rank {
-            None => Query::Direct(Linear::load(
-                loader,
-                &format!("{path}.q_proj"),
-                heads * (nope + rope),
-                hidden_size,
-                false,
-            )?),
-            Some(rank) => Query::LowRank(Box::new(LowRank {
-                q_a_proj: Linear::load(loader, &format!("{path}.q_a_proj"), rank, hidden_size, attention_bias)?,
-                q_a_layernorm: loader.load(&format!("{path}.q_a_layernorm.weight"), &[rank])?,
-                q_b_proj: Linear::load(loader, &format!("{path}.q_b_proj"), heads * (nope + rope), rank, false)?,
-            })),
+        let kv_a = (format!("{path}.kv_a_proj_with_mqa"), latent + rope, attention_bias);
+        let (of_query, query) = match config.q_lora_rank {
+            None => ((format!("{path}.q_proj"), heads * (nope + rope), false), Query::Direct),
+            Some(rank) => {
+                let low_rank = LowRank {
+                    q_a_layernorm: loader.load(&format!("{path}.q_a_layernorm.weight"), &[rank])?,
+                    q_b_proj: Linear::load(loader, &format!("{path}.q_b_proj"), heads * (nope + rope), rank, false)?,
+                };
+                ((format!("{path}.q_a_proj"), rank, attention_bias), Query::LowRank(Box::new(low_rank)))
+            }
         };
-        let kv_a = format!("{path}.kv_a_proj_with_mqa");
         Ok(Attention {
             query,
-            kv_a_proj_with_mqa: Linear::load(loader, &kv_a, latent + rope, hidden_size, attention_bias)?,
+            of_query: of_query.1,
+            qkv_a: Linear::stacked(loader, hidden_size, &[of_query, kv_a])?,
             kv_a_layernorm: loader.load(&format!("{path}.kv_a_layernorm.weight"), &[latent])?,
             kv_b_proj: loader.load(&format!("{path}.kv_b_proj.weight"), &[heads * (nope + value), latent])?,
             o_proj: Linear::load(loader, &format!("{path}.o_proj"), hidden_size, heads * value, attention_bias)?,
@@ -119,8 +120,11 @@ impl Attention {
     ) -> Result<Tensor> {
         let &Context { batch, new, settings, .. } = context;
         let tap = &mut scope.child("self_attn");
-        let q = self.queries(normed, context, tap)?;
-        self.cache_new_tokens(normed, context, pages, tap)?;
+        let qkv_a = self.qkv_a.forward(settings, normed)?;
+        let (of_query, width) = (self.of_query, qkv_a.shape()[1]);
+        let q = self.queries(&qkv_a.narrow(1, 0..of_query)?, context, tap)?;
+        self.cache_new_tokens(&qkv_a.narrow(1, of_query..width)?, context, pages, tap)?;
+        drop(qkv_a);
         let out = Tensor::empty(q.device(), q.element(), &[batch, new, self.heads, self.value])?;
         match context.form {
             AttentionForm::Expanded => self.attend_expanded(&q, context, pages, &out, tap)?,
@@ -133,51 +137,53 @@ impl Attention {
         Ok(output)
     }
 
-    /// q = [q^C ; q^R] per head, q^R rotated (37 to 40): \[B,S,H,n+r\].
-    fn queries(&self, normed: &Tensor, context: &Context, tap: &mut Scope) -> Result<Tensor> {
+    /// q = [q^C ; q^R] per head, q^R rotated (37 to 40), of q or of its latent \[N,.\]: \[N,H,n+r\].
+    fn queries(&self, first: &Tensor, context: &Context, tap: &mut Scope) -> Result<Tensor> {
         let &Context { batch, new, settings, .. } = context;
         let Settings { variant, .. } = settings;
-        let by_sequence = |x: &Tensor| x.reshape(&[batch, new, x.shape()[1]]);
+        let by_sequence = |x: &Tensor| x.unflatten(0, &[batch, new]);
         let q = match &self.query {
-            Query::Direct(q_proj) => {
-                let q = q_proj.forward(settings, normed)?;
-                tap.show("q_proj", || by_sequence(&q))?;
-                q
+            Query::Direct => {
+                tap.show("q_proj", || by_sequence(first))?;
+                first.clone()
             }
             Query::LowRank(projections) => {
-                let LowRank { q_a_proj, q_a_layernorm, q_b_proj } = &**projections;
-                let latent = q_a_proj.forward(settings, normed)?;
-                tap.show("q_a_proj", || by_sequence(&latent))?;
-                let compressed = Tensor::empty(latent.device(), latent.element(), latent.shape())?;
-                rms_norm(variant, &latent, q_a_layernorm, LATENT_NORM_EPS, &compressed)?;
+                let LowRank { q_a_layernorm, q_b_proj } = &**projections;
+                tap.show("q_a_proj", || by_sequence(first))?;
+                let compressed = Tensor::empty(first.device(), first.element(), first.shape())?;
+                rms_norm(variant, first, q_a_layernorm, LATENT_NORM_EPS, &compressed)?;
                 tap.show("q_a_layernorm", || by_sequence(&compressed))?;
                 let q = q_b_proj.forward(settings, &compressed)?;
                 tap.show("q_b_proj", || by_sequence(&q))?;
                 q
             }
         };
-        let by_head = q.reshape(&[batch * new, self.heads, self.nope + self.rope])?;
-        let q_pe = by_head.narrow(2, self.nope..self.nope + self.rope)?;
+        let q = q.unflatten(1, &[self.heads, self.nope + self.rope])?;
+        let q_pe = q.narrow(2, self.nope..self.nope + self.rope)?;
         rope(variant, &q_pe, &context.cos, &context.sin, &q_pe)?;
-        let q = q.reshape(&[batch, new, self.heads, self.nope + self.rope])?;
-        tap.show("q_pe", || q.narrow(3, self.nope..self.nope + self.rope)?.permute(&[0, 2, 1, 3]))?;
+        tap.show("q_pe", || by_sequence(&q_pe)?.permute(&[0, 2, 1, 3]))?;
         Ok(q)
     }
 
     /// c^KV, normed, and k^R, rotated, of the new tokens go into the pages (41 and 43).
-    fn cache_new_tokens(&self, normed: &Tensor, context: &Context, pages: &Tensor, tap: &mut Scope) -> Result<()> {
+    fn cache_new_tokens(
+        &self,
+        latent_and_key: &Tensor,
+        context: &Context,
+        pages: &Tensor,
+        tap: &mut Scope,
+    ) -> Result<()> {
         let &Context { batch, new, settings, .. } = context;
         let Settings { variant, .. } = settings;
-        let (device, element) = (normed.device(), normed.element());
-        let latent_and_key = self.kv_a_proj_with_mqa.forward(settings, normed)?;
-        tap.show("kv_a_proj_with_mqa", || latent_and_key.reshape(&[batch, new, self.latent + self.rope]))?;
+        let (device, element) = (latent_and_key.device(), latent_and_key.element());
+        tap.show("kv_a_proj_with_mqa", || latent_and_key.unflatten(0, &[batch, new]))?;
         let seen = |stage: &str, width: usize| {
             tap.wants(stage).then(|| Tensor::empty(device, element, &[batch * new, width])).transpose()
         };
         let (latents, keys) = (seen("kv_a_layernorm", self.latent)?, seen("k_pe", self.rope)?);
         latent_cache_write(
             variant,
-            &latent_and_key,
+            latent_and_key,
             &self.kv_a_layernorm,
             LATENT_NORM_EPS,
             &context.cos,
@@ -186,6 +192,7 @@ impl Attention {
             pages,
             latents.as_ref(),
             keys.as_ref(),
+            None,
         )?;
         if let Some(latents) = latents
             && tap.show("kv_a_layernorm", || latents.reshape(&[batch, new, self.latent]))?

@@ -169,6 +169,38 @@ impl LatentCache {
         Ok(())
     }
 
+    /// Tokens of a page.
+    pub(super) fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Gives every sequence pages for `tokens` tokens in all: the block table \[B, pages\].
+    ///
+    /// # Errors
+    /// If the pages do not suffice; then nothing has changed.
+    pub(super) fn reserve(&mut self, tokens: usize) -> Result<Tensor> {
+        let pages = tokens.div_ceil(self.page_size);
+        let wanted = |sequence: &Sequence| pages.saturating_sub(sequence.pages.len());
+        let lacking: usize = self.sequences.iter().map(wanted).sum();
+        if lacking > self.free.len() {
+            let found = format!("{} free of {} tokens", self.free.len(), self.page_size);
+            return Err(Error::operand("LatentCache", "pages", format!("{lacking} for {tokens} tokens"), found));
+        }
+        for sequence in &mut self.sequences {
+            let at = self.free.len() - wanted(sequence);
+            sequence.pages.extend(self.free.split_off(at).into_iter().rev());
+        }
+        let table: Vec<i32> = self.sequences.iter().flat_map(|sequence| sequence.pages[..pages].to_vec()).collect();
+        Tensor::from_i32(&self.device, &[self.batch(), pages], &table)
+    }
+
+    /// The place of the next token of each sequence, which has a page for it.
+    pub(super) fn next_slots(&self) -> Vec<i32> {
+        let (page, place) = (|at: usize| at / self.page_size, |at: usize| (at % self.page_size) as i32);
+        let slot = |s: &Sequence| s.pages[page(s.length)] * self.page_size as i32 + place(s.length);
+        self.sequences.iter().map(slot).collect()
+    }
+
     /// A layer's pages.
     pub(super) fn layer(&self, layer: usize) -> &Tensor {
         &self.layers[layer]

@@ -10,6 +10,10 @@
 //! y = W_d h
 //! experts = sum_j weight_j y_j                                    (20)
 //! ```
+//!
+//! The shared experts are one more expert, as wide as all of them, which every token visits.
+
+mod step;
 
 use std::str::FromStr;
 
@@ -17,16 +21,17 @@ use dsv2_reference::config::TopkMethod;
 use dsv2_reference::stage::layer_path;
 use dsv2_reference::{Activation, DeepseekV2Config, Dialect};
 
-use super::Settings;
 use super::linear::Linear;
 use super::tap::Scope;
 use super::weights::Loader;
+use super::{Products, Settings};
 use crate::operators::combine::combine;
 use crate::operators::dispatch::sort_by_expert;
 use crate::operators::experts::{down, gate_up};
 use crate::operators::router::{RoutingRule, reweigh, route, router_logits};
 use crate::operators::swiglu::{add, gated};
 use crate::{Element, Error, Result, Tensor};
+pub(super) use step::FeedForwardRoom;
 
 #[derive(Debug)]
 pub(super) enum FeedForward {
@@ -52,8 +57,21 @@ pub(super) struct MixtureOfExperts {
     gate_up: Tensor,
     /// \[E,D,I\]
     down: Tensor,
-    shared_experts: Option<Mlp>,
+    shared_experts: Option<SharedExperts>,
     activation: Activation,
+}
+
+#[derive(Debug)]
+enum SharedExperts {
+    /// In the launches of the others.
+    Expert {
+        /// \[2I',D\]: gate rows, then up rows.
+        gate_up: Tensor,
+        /// \[D,I'\]
+        down: Tensor,
+    },
+    /// With biases, or by a library of products.
+    Mlp(Box<Mlp>),
 }
 
 impl FeedForward {
@@ -71,7 +89,7 @@ impl FeedForward {
             down: loader.experts(&path, experts, &["down_proj"], [hidden, width])?,
             shared_experts: match config.n_shared_experts {
                 None => None,
-                Some(_) => Some(Mlp::load(loader, &format!("{path}.shared_experts"), config.shared_width())?),
+                Some(_) => Some(SharedExperts::load(loader, &format!("{path}.shared_experts"))?),
             },
             activation: activation(config)?,
         })))
@@ -139,6 +157,23 @@ impl Mlp {
     }
 }
 
+impl SharedExperts {
+    fn load(loader: &mut Loader, path: &str) -> Result<Self> {
+        let &mut Loader { config, device, settings, .. } = loader;
+        let (width, hidden) = (config.shared_width(), config.hidden_size);
+        if config.mlp_bias || settings.products == Products::Library {
+            return Ok(SharedExperts::Mlp(Box::new(Mlp::load(loader, path, width)?)));
+        }
+        let gate_up = Tensor::empty(device, settings.element, &[2 * width, hidden])?;
+        for (part, name) in ["gate_proj", "up_proj"].into_iter().enumerate() {
+            let place = gate_up.narrow(0, part * width..(part + 1) * width)?;
+            loader.load_into(&format!("{path}.{name}.weight"), &[width, hidden], &place)?;
+        }
+        let down = loader.load(&format!("{path}.down_proj.weight"), &[hidden, width])?;
+        Ok(SharedExperts::Expert { gate_up, down })
+    }
+}
+
 impl MixtureOfExperts {
     fn forward(&self, x: &Tensor, [batch, new]: [usize; 2], settings: Settings, tap: &mut Scope) -> Result<Tensor> {
         let Settings { element, variant, .. } = settings;
@@ -163,14 +198,21 @@ impl MixtureOfExperts {
         let places = of(Element::I32, &[tokens * k])?;
         sort_by_expert(variant, &indices, experts, &offsets, &order, &places)?;
         let width = self.down.shape()[2];
-        let h = of(element, &[tokens * k, width])?;
-        gate_up(variant, self.activation, x, &self.gate_up, &offsets, &order, k, &h)?;
-        let y = of(element, &[tokens * k, hidden])?;
-        down(variant, &h, &self.down, &offsets, &y)?;
-
+        let (h, y) = (of(element, &[tokens * k, width])?, of(element, &[tokens * k, hidden])?);
         let shared = match &self.shared_experts {
-            Some(shared) => Some(shared.forward(x, None, settings, tap)?),
-            None => None,
+            Some(SharedExperts::Expert { gate_up, down }) => {
+                let (h, y) = (of(element, &[tokens, down.shape()[1]])?, of(element, &[tokens, hidden])?);
+                Some((gate_up, h, down, y))
+            }
+            _ => None,
+        };
+        let of_gate_up = shared.as_ref().map(|(weight, h, ..)| [*weight, h]);
+        gate_up(variant, self.activation, x, &self.gate_up, &offsets, &order, k, &h, of_gate_up)?;
+        let of_down = shared.as_ref().map(|(_, h, weight, y)| [h, *weight, y]);
+        down(variant, &h, &self.down, &offsets, &y, of_down)?;
+        let shared = match &self.shared_experts {
+            Some(SharedExperts::Mlp(mlp)) => Some(mlp.forward(x, None, settings, tap)?),
+            _ => shared.map(|(.., y)| y),
         };
         let output = of(element, &[tokens, hidden])?;
         combine(variant, &y, &places, &weights, shared.as_ref(), &output)?;

@@ -20,10 +20,12 @@ use ndarray::{Array1, Array2, Axis, s};
 
 use super::Settings;
 use super::cache::LatentCache;
+use super::decode::{self, Decode, Sizes, Start};
 use super::head::{CausalLm, CausalLmInput};
 use super::plan::{self, CacheSize, MemoryPlan, Pass};
 use super::tap::Tap;
-use crate::operators::argmax::argmax;
+use crate::operators::advance::{Draws, Sequences};
+use crate::operators::argmax::{MEETING, argmax, meetings};
 use crate::operators::sample::sample;
 use crate::{Element, Error, Result, Tensor};
 
@@ -80,7 +82,24 @@ impl GenerateOptions {
         let cache = self.cache(batch, prompt);
         let first = Pass { new: prompt, keys: prompt, form: AttentionForm::Expanded, masked: padded, logits: 1 };
         let last = Pass { new: 1, keys: cache.tokens, form: self.decode, ..first };
-        MemoryPlan::new(config, dialect, Head::CausalLm, settings, cache, &[first, last])
+        let meetings = batch.saturating_mul(MEETING);
+        if !self.captures(config, dialect, settings)? {
+            let plan = MemoryPlan::new(config, dialect, Head::CausalLm, settings, cache, &[first, last])?;
+            return Ok(MemoryPlan { workspace: plan.workspace.saturating_add(meetings), ..plan });
+        }
+        let plan = MemoryPlan::new(config, dialect, Head::CausalLm, settings, cache, &[first])?;
+        let pages = cache.tokens.div_ceil(cache.page_size);
+        let capacity = pages.saturating_mul(cache.page_size);
+        let sizes = Sizes { config, dialect, element: settings.element, batch, capacity };
+        let draws = if self.sampling == Sampling::Greedy { 0 } else { self.max_new_tokens };
+        let step = decode::bytes(sizes, pages, padded, draws)?;
+        Ok(MemoryPlan { workspace: plan.workspace.max(step).saturating_add(meetings), ..plan })
+    }
+
+    /// Whether a step after the prompt is captured and launched as a whole.
+    fn captures(&self, config: &DeepseekV2Config, dialect: Dialect, settings: Settings) -> Result<bool> {
+        let possible = decode::can_be_captured(config, dialect, settings)?;
+        Ok(possible && self.decode == AttentionForm::Absorbed && self.max_new_tokens > 1)
     }
 
     /// The cache for prompts of `prompt` tokens. The last token is never read, and has no place.
@@ -102,6 +121,10 @@ pub struct Generation<'a> {
     tokens: Array2<i64>,
     finished: Vec<bool>,
     step: usize,
+    /// The captured step, once there was one. It knows where the sequences are, as long as no other pass comes between.
+    decode: Option<Decode>,
+    /// Where the blocks of [`argmax`] meet.
+    meetings: Tensor,
 }
 
 impl CausalLm {
@@ -159,6 +182,8 @@ impl CausalLm {
             tokens: prompt.clone(),
             finished: vec![false; batch],
             step: 0,
+            decode: None,
+            meetings: meetings(device, batch)?,
         })
     }
 }
@@ -166,13 +191,56 @@ impl CausalLm {
 impl Generation<'_> {
     /// The next token of each sequence, \[B\]; none when all are done. The first step runs the prompt.
     ///
+    /// Without a tap a step after the prompt is captured once and launched as a whole, if the model's steps are all alike;
+    /// its tokens are the same to the bit.
+    ///
     /// # Errors
     /// As [`CausalLm::generate`]. The texts cannot go on after an error.
     pub fn step(&mut self, tap: Option<&mut dyn Tap>) -> Result<Option<Array1<i64>>> {
-        let batch = self.finished.len();
         if self.step == self.options.max_new_tokens || (self.step > 0 && self.finished.iter().all(|done| *done)) {
             return Ok(None);
         }
+        let model = self.model.model();
+        let captures = self.options.captures(model.config(), model.dialect(), model.settings())?;
+        let next: Array1<i64> = if captures && tap.is_none() && self.step > 0 {
+            let decode = match self.decode.take() {
+                Some(decode) => decode,
+                None => self.capture()?,
+            };
+            let tokens = decode.step()?;
+            self.cache.advance(1);
+            self.decode = Some(decode);
+            tokens.into_iter().map(i64::from).collect()
+        } else {
+            // What was captured does not see this pass.
+            self.decode = None;
+            let chosen = self.pass(tap)?;
+            let filler = self.filler();
+            let next = |(done, token): (&bool, i32)| if *done { filler } else { i64::from(token) };
+            self.finished.iter().zip(chosen).map(next).collect()
+        };
+        let ends = model.config().eos_token_ids();
+        self.finished.iter_mut().zip(&next).for_each(|(done, token)| *done |= ends.contains(token));
+        self.step += 1;
+        self.tokens = next.clone().insert_axis(Axis(1));
+        let shape = (self.finished.len(), self.real.ncols() + 1);
+        self.real = Array2::from_shape_fn(shape, |at| self.real.get(at).is_none_or(|x| *x));
+        Ok(Some(next))
+    }
+
+    /// What the last step chose from, \[B,V\], if it was captured.
+    pub fn logits(&self) -> Option<&Tensor> {
+        self.decode.as_ref().map(Decode::logits)
+    }
+
+    /// What follows the end of a text.
+    fn filler(&self) -> i64 {
+        let config = self.model.model().config();
+        config.pad_token_id.or(config.eos_token_ids().first().copied()).unwrap_or(0)
+    }
+
+    /// The tokens that are chosen by a pass that may be looked at.
+    fn pass(&mut self, tap: Option<&mut dyn Tap>) -> Result<Vec<i32>> {
         let input = CausalLmInput {
             input: ModelInput {
                 position_ids: Some(positions_of_real_tokens(&self.real, self.tokens.ncols())),
@@ -184,18 +252,56 @@ impl Generation<'_> {
         };
         let form = if self.step == 0 { AttentionForm::Expanded } else { self.options.decode };
         let (logits, _) = self.model.forward(&input, Some(&mut self.cache), form, tap)?;
-        let chosen = self.choose(&logits.reshape(&[batch, logits.shape()[2]])?)?;
+        self.choose(&logits.reshape(&[self.finished.len(), logits.shape()[2]])?)
+    }
 
-        let config = self.model.model().config();
-        let ends = config.eos_token_ids();
-        let filler = config.pad_token_id.or(ends.first().copied()).unwrap_or(0);
-        let next = |(done, token): (&bool, i32)| if *done { filler } else { i64::from(token) };
-        let next: Array1<i64> = self.finished.iter().zip(chosen).map(next).collect();
-        self.finished.iter_mut().zip(&next).for_each(|(done, token)| *done |= ends.contains(token));
-        self.step += 1;
-        self.tokens = next.clone().insert_axis(Axis(1));
-        self.real = Array2::from_shape_fn((batch, self.real.ncols() + 1), |at| self.real.get(at).is_none_or(|x| *x));
-        Ok(Some(next))
+    /// Captures the steps from here on: all that the device needs to know of the sequences goes there.
+    fn capture(&mut self) -> Result<Decode> {
+        let device = self.model.model().device();
+        let batch = self.finished.len();
+        let integers = |values: Vec<i32>| Tensor::from_i32(device, &[batch], &values);
+        let token = |token: &i64| *token as i32;
+        let left = self.options.max_new_tokens - self.step;
+        let lengths = self.cache.lengths();
+        let longest = lengths.iter().max().map_or(0, |longest| longest + left);
+        let block_table = self.cache.reserve(longest)?;
+        let slots = self.cache.next_slots();
+        let draws = match self.options.sampling {
+            Sampling::Greedy => None,
+            Sampling::TopP { seed, .. } => {
+                let of = |step: usize| (0..batch).map(move |b| uniform(seed, b as u64, step as u64));
+                let all: Vec<f32> = (self.step..self.options.max_new_tokens).flat_map(of).collect();
+                Some(Draws {
+                    next: Tensor::from_f32(device, Element::F32, &[batch], &all[..batch])?,
+                    all: Tensor::from_f32(device, Element::F32, &[left, batch], &all)?,
+                    drawn: integers(vec![1; batch])?,
+                })
+            }
+        };
+        let sequences = Sequences {
+            tokens: integers(self.tokens.iter().map(token).collect())?,
+            positions: integers(positions_of_real_tokens(&self.real, 1).iter().map(token).collect())?,
+            lengths: integers(lengths.iter().map(|length| (length + 1) as i32).collect())?,
+            slots: integers(slots)?,
+            ended: integers(self.finished.iter().map(|done| i32::from(*done)).collect())?,
+            draws,
+            block_table,
+        };
+        // Padding stands before the texts: what comes is real.
+        let mask = match self.real.iter().all(|real| *real) {
+            true => None,
+            false => {
+                let columns = sequences.block_table.shape()[1] * self.options.page_size;
+                let real = |at: usize| self.real.get([at / columns, at % columns]).is_none_or(|real| *real);
+                let hide = |at: usize| if real(at) { 0.0 } else { f32::NEG_INFINITY };
+                let values: Vec<f32> = (0..batch * columns).map(hide).collect();
+                Some(Tensor::from_f32(device, Element::F32, &[batch, 1, columns], &values)?)
+            }
+        };
+        let ends = self.model.model().config().eos_token_ids().iter().filter_map(|end| i32::try_from(*end).ok());
+        let (ends, filler, sampling) = (ends.collect(), self.filler() as i32, self.options.sampling);
+        let meetings = self.meetings.clone();
+        Decode::capture(self.model, &self.cache, Start { sequences, mask, ends, filler, sampling, meetings })
     }
 
     /// A token for each row of logits \[B,V\].
@@ -204,7 +310,7 @@ impl Generation<'_> {
         let variant = self.model.model().settings().variant;
         let tokens = Tensor::empty(device, Element::I32, &[batch])?;
         match self.options.sampling {
-            Sampling::Greedy => argmax(variant, logits, &tokens)?,
+            Sampling::Greedy => argmax(variant, logits, &self.meetings, &tokens)?,
             Sampling::TopP { temperature, top_p, seed } => {
                 let uniforms: Vec<f32> = (0..batch).map(|b| uniform(seed, b as u64, self.step as u64)).collect();
                 let uniforms = Tensor::from_f32(device, Element::F32, &[batch], &uniforms)?;

@@ -2,7 +2,8 @@
 
 use super::weights::Loader;
 use super::{Products, Settings};
-use crate::operators::gemm::{linear, linear_by_library};
+use crate::operators::gemm::{linear, linear_by_library, linear_shared};
+use crate::operators::scratch::Scratch;
 use crate::{Result, Tensor};
 
 /// A weight and perhaps a bias.
@@ -17,6 +18,34 @@ impl Linear {
         let weight = loader.load(&format!("{path}.weight"), &[out, into])?;
         let bias = bias.then(|| loader.load(&format!("{path}.bias"), &[out])).transpose()?;
         Ok(Linear { weight, bias })
+    }
+
+    /// Several layers of one input, the rows of one below those of another: one product makes all their results. If one has
+    /// a bias all have one, of zeros.
+    pub(super) fn stacked(loader: &mut Loader, into: usize, parts: &[(String, usize, bool)]) -> Result<Self> {
+        let &mut Loader { device, settings, .. } = loader;
+        let out = parts.iter().map(|(_, out, _)| out).sum();
+        let weight = Tensor::empty(device, settings.element, &[out, into])?;
+        let has_bias = parts.iter().any(|(.., bias)| *bias);
+        let bias = has_bias.then(|| Tensor::empty(device, settings.element, &[out])).transpose()?;
+        let mut row = 0;
+        for (path, out, has_bias) in parts {
+            loader.load_into(&format!("{path}.weight"), &[*out, into], &weight.narrow(0, row..row + out)?)?;
+            if let Some(bias) = &bias {
+                let place = bias.narrow(0, row..row + out)?;
+                match has_bias {
+                    true => loader.load_into(&format!("{path}.bias"), &[*out], &place)?,
+                    false => loader.fill_zero(&place)?,
+                }
+            }
+            row += out;
+        }
+        Ok(Linear { weight, bias })
+    }
+
+    /// The same into `out`, by our own kernels, with several blocks for each tile where there are few.
+    pub(super) fn forward_shared(&self, scratch: &Scratch, x: &Tensor, out: &Tensor) -> Result<()> {
+        linear_shared(scratch, x, &self.weight, self.bias.as_ref(), out)
     }
 
     /// x W^T + b: \[N,in\] -> \[N,out\].

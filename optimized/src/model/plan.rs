@@ -16,7 +16,7 @@ use dsv2_reference::config::Head;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
-use super::Settings;
+use super::{Products, Settings};
 use crate::operators::mla_decode;
 use crate::{Device, Element, Error, Result};
 
@@ -117,7 +117,15 @@ pub(super) fn check(operator: &'static str, device: &Arc<dyn Device>, needed: us
 pub(super) fn weights(config: &DeepseekV2Config, dialect: Dialect, head: Option<Head>, element: Element) -> usize {
     let shapes = config.weight_shapes(head.unwrap_or(Head::CausalLm), dialect);
     let wanted = shapes.iter().filter(|(name, _)| head.is_some() || name.starts_with("model."));
-    sum(wanted.map(|(_, shape)| bytes(element, shape)))
+    // A query without a bias beside a latent with one has zeros: one product makes both.
+    let zeros = match config.q_lora_rank {
+        None if config.attention_bias => {
+            let query = config.num_attention_heads * (config.qk_nope_head_dim + config.qk_rope_head_dim);
+            bytes(element, &[config.num_hidden_layers, query])
+        }
+        _ => 0,
+    };
+    sum(wanted.map(|(_, shape)| bytes(element, shape)).chain([zeros]))
 }
 
 /// Bytes of a cache with all its pages. The size of a page is not zero.
@@ -199,15 +207,17 @@ impl Workspace<'_> {
         let &DeepseekV2Config { kv_lora_rank: latent, qk_rope_head_dim: rope, .. } = self.config;
         let rows = self.rows();
         let query = self.real(&[rows, heads, self.config.qk_head_dim()]);
-        let low_rank = self.config.q_lora_rank.map_or(0, |rank| self.real(&[rows, 2 * rank]));
-        let new_latents = self.real(&[rows, latent + rope]);
         let attended = match self.pass.form {
             AttentionForm::Expanded => self.expanded(),
             AttentionForm::Absorbed => self.absorbed(),
         };
         let output = self.real(&[rows, hidden_size]);
-        let after_query = new_latents.max(sum([self.real(&[rows, heads, value]), attended.max(output)]));
-        sum([query, low_rank.max(after_query)])
+        let after_query = sum([self.real(&[rows, heads, value]), attended.max(output)]);
+        // What is made of the input in one product: the query and the new latent, or the query's latent and the new one.
+        match self.config.q_lora_rank {
+            None => sum([query, self.real(&[rows, latent + rope]), after_query]),
+            Some(rank) => sum([query, self.real(&[rows, 2 * rank + latent + rope]).max(after_query)]),
+        }
     }
 
     /// `Attention::attend_expanded`: the cached latents of all sequences, keys and values of all heads.
@@ -249,6 +259,9 @@ impl Workspace<'_> {
         let output = self.real(&[rows, hidden_size]);
         let rest = match self.config.n_shared_experts {
             None => output,
+            Some(_) if !self.config.mlp_bias && self.settings.products == Products::Ours => {
+                sum([output, output.max(self.real(&[rows, self.config.shared_width()]))])
+            }
             Some(_) => sum([output, output.max(self.real(&[rows, 2 * self.config.shared_width()]))]),
         };
         sum([routing, pairs, rest])

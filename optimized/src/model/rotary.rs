@@ -53,6 +53,11 @@ impl Frequencies {
         Ok(Frequencies { rope, width: config.qk_rope_head_dim, context, attention_factor })
     }
 
+    /// Whether they are the same in every call.
+    pub fn is_fixed(&self) -> bool {
+        !matches!(self.rope.rope_type, RopeType::Dynamic | RopeType::LongRope)
+    }
+
     /// The r/2 frequencies of a call whose longest position is `longest - 1`.
     ///
     /// The rope type `longrope` asks this call alone. `reached` is the longest context of the sequence so far, which the rope

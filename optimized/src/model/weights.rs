@@ -61,6 +61,14 @@ impl Loader<'_> {
         Ok(())
     }
 
+    /// Zeros where a checkpoint has nothing.
+    pub(super) fn fill_zero(&mut self, place: &Tensor) -> Result<()> {
+        let bytes = place.len() * self.settings.element.bytes();
+        self.device.fill(place.address(), 0, bytes)?;
+        (self.progress)(bytes);
+        Ok(())
+    }
+
     fn copy(&self, stored: &Stored, place: &Tensor) -> Result<()> {
         match (stored.dtype(), self.settings.element) {
             (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32) => place.write(&stored.bytes()),

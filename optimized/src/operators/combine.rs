@@ -25,6 +25,71 @@ pub fn combine(
     out: &Tensor,
 ) -> Result<()> {
     let operator = "combine";
+    let Terms { args, tokens, width, k } = terms(operator, rows, places, weights, shared)?;
+    Operand::new(operator, "out", out).element(rows.element())?.shape(&[tokens, width])?.contiguous()?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    let grid = match variant {
+        Variant::Naive => Grid::linear((tokens * width).div_ceil(128) as u32, 128),
+        Variant::Tuned => Grid::linear(tokens as u32, 256),
+    };
+    let entry = format!("{operator}_{variant}_{}", rows.element());
+    args.tensors([out]).sizes([tokens, width, k]).launch(rows, "combine", entry, grid)
+}
+
+/// The same, then `h = out + residual` and `y = rms_norm(h)`, as [`add_rms_norm`](super::rms_norm::add_rms_norm) makes them:
+/// residual \[N,D\], gain \[D\] -> h (may be the residual) and y \[N,D\].
+///
+/// To the bit what the two operators make one after the other; out itself is not stored.
+///
+/// # Errors
+/// If shapes or types do not fit, or the launch fails.
+#[expect(clippy::too_many_arguments, reason = "an operator has as many operands as it has")]
+pub fn combine_add_rms_norm(
+    variant: Variant,
+    rows: &Tensor,
+    places: &Tensor,
+    weights: &Tensor,
+    shared: Option<&Tensor>,
+    residual: &Tensor,
+    gain: &Tensor,
+    eps: f32,
+    h: &Tensor,
+    y: &Tensor,
+) -> Result<()> {
+    let operator = "combine_add_rms_norm";
+    let Terms { args, tokens, width, k } = terms(operator, rows, places, weights, shared)?;
+    Operand::new(operator, "gain", gain).element(rows.element())?.shape(&[width])?.contiguous()?;
+    for (name, tensor) in [("residual", residual), ("h", h), ("y", y)] {
+        Operand::new(operator, name, tensor).element(rows.element())?.shape(&[tokens, width])?.contiguous()?;
+    }
+    if tokens == 0 {
+        return Ok(());
+    }
+    let grid = match variant {
+        Variant::Naive => Grid::linear(tokens.div_ceil(128) as u32, 128),
+        Variant::Tuned => Grid::linear(tokens as u32, 256),
+    };
+    let args = args.tensors([residual, gain, h, y]).sizes([tokens, width, k]).and(eps);
+    args.launch(rows, "combine", format!("{operator}_{variant}_{}", rows.element()), grid)
+}
+
+/// The terms of all sums, checked, as the first arguments of a kernel.
+struct Terms {
+    args: Arguments,
+    tokens: usize,
+    width: usize,
+    k: usize,
+}
+
+fn terms(
+    operator: &'static str,
+    rows: &Tensor,
+    places: &Tensor,
+    weights: &Tensor,
+    shared: Option<&Tensor>,
+) -> Result<Terms> {
     let [_, width] = Operand::new(operator, "rows", rows).real()?.contiguous()?.axes()?;
     let [tokens, k] = Operand::new(operator, "weights", weights).element(Element::F32)?.contiguous()?.axes()?;
     if k > MOST_SELECTED {
@@ -35,17 +100,9 @@ pub fn combine(
     if places.shape() != [tokens, k] {
         table.shape(&[tokens * k])?;
     }
-    for (name, tensor) in shared.map(|shared| ("shared", shared)).into_iter().chain([("out", out)]) {
-        Operand::new(operator, name, tensor).element(rows.element())?.shape(&[tokens, width])?.contiguous()?;
+    if let Some(shared) = shared {
+        Operand::new(operator, "shared", shared).element(rows.element())?.shape(&[tokens, width])?.contiguous()?;
     }
-    if out.is_empty() {
-        return Ok(());
-    }
-    let grid = match variant {
-        Variant::Naive => Grid::linear((tokens * width).div_ceil(128) as u32, 128),
-        Variant::Tuned => Grid::linear(tokens as u32, 256),
-    };
-    let args = Arguments::default().tensors([rows, places, weights]).optional(shared).tensors([out]);
-    let entry = format!("{operator}_{variant}_{}", rows.element());
-    args.sizes([tokens, width, k]).launch(rows, "combine", entry, grid)
+    let args = Arguments::default().tensors([rows, places, weights]).optional(shared);
+    Ok(Terms { args, tokens, width, k })
 }

@@ -2,6 +2,7 @@
 
 use ptx_emulator::Grid;
 
+use super::router::{RoutingRule, route};
 use super::{Arguments, Operand, Variant};
 use crate::{Element, Error, Result, Tensor};
 
@@ -30,6 +31,55 @@ pub fn sort_by_expert(
     places: &Tensor,
 ) -> Result<()> {
     let operator = "sort_by_expert";
+    let pairs = check(operator, indices, experts, offsets, order, places)?;
+    // Without a pair there are offsets still.
+    let grid = match variant {
+        Variant::Naive => Grid::linear((experts + 1).div_ceil(128) as u32, 128),
+        Variant::Tuned => Grid::linear(1, THREADS).with_shared((experts + 1) as u32 * (THREADS / 32) * 4),
+    };
+    let args = Arguments::default().tensors([indices, offsets, order, places]).sizes([pairs, experts]);
+    args.launch(indices, "dispatch", format!("{operator}_{variant}_i32"), grid)
+}
+
+/// Tokens and experts up to which one block routes and sorts.
+const FEW: [usize; 2] = [128, 256];
+
+/// [`route`] and then [`sort_by_expert`], to the bit; in one launch for few tokens: logits \[N,E\] -> indices and weights
+/// \[N,k\], offsets, order and places.
+///
+/// # Errors
+/// As those.
+pub fn route_and_sort(
+    logits: &Tensor,
+    rule: &RoutingRule,
+    indices: &Tensor,
+    weights: &Tensor,
+    offsets: &Tensor,
+    order: &Tensor,
+    places: &Tensor,
+) -> Result<()> {
+    let (operator, experts) = ("route_and_sort", rule.experts());
+    let args = rule.operands(operator, logits, indices, weights)?;
+    check(operator, indices, experts, offsets, order, places)?;
+    let tokens = logits.shape()[0];
+    if tokens > FEW[0] || experts > FEW[1] {
+        route(Variant::Tuned, logits, rule, indices, weights)?;
+        return sort_by_expert(Variant::Tuned, indices, experts, offsets, order, places);
+    }
+    let shared = (experts + 1 + rule.groups()) as u32 * (THREADS / 32) * 4;
+    let args = args.tensors([offsets, order, places]).sizes([tokens]).and(rule.arg());
+    args.launch(logits, "route", format!("{operator}_tuned_f32"), Grid::linear(1, THREADS).with_shared(shared))
+}
+
+/// How many pairs there are.
+fn check(
+    operator: &'static str,
+    indices: &Tensor,
+    experts: usize,
+    offsets: &Tensor,
+    order: &Tensor,
+    places: &Tensor,
+) -> Result<usize> {
     if !(1..=MOST_EXPERTS).contains(&experts) {
         return Err(Error::operand(operator, "experts", format!("1 to {MOST_EXPERTS}"), experts));
     }
@@ -40,11 +90,5 @@ pub fn sort_by_expert(
     {
         Operand::new(operator, name, tensor).element(Element::I32)?.shape(&[length])?.contiguous()?;
     }
-    // Without a pair there are offsets still.
-    let grid = match variant {
-        Variant::Naive => Grid::linear((experts + 1).div_ceil(128) as u32, 128),
-        Variant::Tuned => Grid::linear(1, THREADS).with_shared((experts + 1) as u32 * (THREADS / 32) * 4),
-    };
-    let args = Arguments::default().tensors([indices, offsets, order, places]).sizes([pairs, experts]);
-    args.launch(indices, "dispatch", format!("{operator}_{variant}_i32"), grid)
+    Ok(pairs)
 }

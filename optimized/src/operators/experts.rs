@@ -10,7 +10,7 @@
 //! the same to the bit whatever other rows its expert has.
 
 use dsv2_reference::Activation;
-use ptx_emulator::Grid;
+use ptx_emulator::{Arg, Grid};
 
 use super::{Arguments, Operand, Variant, activation};
 use crate::{Element, Error, Result, Tensor};
@@ -26,6 +26,8 @@ const SHARED: u32 = 3 * (64 + 128) * 128;
 ///
 /// Row i is made of row `order[i] / top_k` of x. Rows from `offsets[E]` on (pairs without an expert) are not written.
 ///
+/// `shared` is an expert that every token visits: its weight \[2I',D\] and its results \[N,I'\], in the order of x.
+///
 /// # Errors
 /// If shapes or types do not fit, or the launch fails.
 #[expect(clippy::too_many_arguments, reason = "an operator has as many operands as it has")]
@@ -38,6 +40,7 @@ pub fn gate_up(
     order: &Tensor,
     top_k: usize,
     out: &Tensor,
+    shared: Option<[&Tensor; 2]>,
 ) -> Result<()> {
     let operator = "gate_up";
     let [tokens, depth] = Operand::new(operator, "x", x).real()?.contiguous_rows()?.axes()?;
@@ -50,45 +53,106 @@ pub fn gate_up(
     Operand::new(operator, "offsets", offsets).element(Element::I32)?.shape(&[experts + 1])?.contiguous()?;
     Operand::new(operator, "order", order).element(Element::I32)?.shape(&[pairs])?.contiguous()?;
     Operand::new(operator, "out", out).element(x.element())?.shape(&[pairs, width])?.contiguous()?;
-    if out.is_empty() || experts == 0 {
-        return Ok(());
-    }
+    let shared = match shared {
+        None => None,
+        Some([weights, out]) => {
+            let [both, _] =
+                Operand::new(operator, "shared weights", weights).element(x.element())?.contiguous()?.axes()?;
+            if both % 2 != 0 {
+                let found = format!("{:?}", weights.shape());
+                return Err(Error::operand(operator, "shared weights", "as many gate as up rows", found));
+            }
+            Operand::new(operator, "shared weights", weights).shape(&[both, depth])?;
+            Operand::new(operator, "shared out", out).element(x.element())?.shape(&[tokens, both / 2])?.contiguous()?;
+            Some(Shared { x, weights, out, sizes: [tokens, depth, both / 2] })
+        }
+    };
+    let Some(grid) = grid(variant, [pairs, experts, width], BLOCK[1] / 2, shared.as_ref()) else { return Ok(()) };
     let args = Arguments::default().strided(x, 1).tensors([order]).sizes([top_k]).tensors([weights, offsets, out]);
-    let args = args.sizes([experts, depth, width]).and(activation::number(act));
-    let grid = grid(variant, pairs, experts, width, BLOCK[1] / 2);
+    let args = args.sizes([experts, depth, width]).and(activation::number(act)).and(Shared::arg(shared.as_ref()));
     args.launch(x, "experts", format!("{operator}_{variant}_{}", x.element()), grid)
 }
 
 /// The last product of each expert: h \[N k,I\] in sorted order (rows may be apart), weights \[E,D,I\], offsets \[E+1\]
 /// -> out \[N k,D\] in sorted order.
 ///
-/// Rows from `offsets[E]` on are neither read nor written.
+/// Rows from `offsets[E]` on are neither read nor written. `shared` is an expert that every token visits: its h \[N,I'\], its
+/// weight \[D,I'\], and its results \[N,D\].
 ///
 /// # Errors
 /// If shapes or types do not fit, or the launch fails.
-pub fn down(variant: Variant, h: &Tensor, weights: &Tensor, offsets: &Tensor, out: &Tensor) -> Result<()> {
+pub fn down(
+    variant: Variant,
+    h: &Tensor,
+    weights: &Tensor,
+    offsets: &Tensor,
+    out: &Tensor,
+    shared: Option<[&Tensor; 3]>,
+) -> Result<()> {
     let operator = "down";
     let [pairs, depth] = Operand::new(operator, "h", h).real()?.contiguous_rows()?.axes()?;
     let [experts, width, _] = Operand::new(operator, "weights", weights).element(h.element())?.contiguous()?.axes()?;
     Operand::new(operator, "weights", weights).shape(&[experts, width, depth])?;
     Operand::new(operator, "offsets", offsets).element(Element::I32)?.shape(&[experts + 1])?.contiguous()?;
     Operand::new(operator, "out", out).element(h.element())?.shape(&[pairs, width])?.contiguous()?;
-    if out.is_empty() || experts == 0 {
-        return Ok(());
-    }
+    let shared = match shared {
+        None => None,
+        Some([h, weights, out]) => {
+            let [rows, depth] = Operand::new(operator, "shared h", h).element(out.element())?.contiguous()?.axes()?;
+            Operand::new(operator, "shared weights", weights)
+                .element(h.element())?
+                .shape(&[width, depth])?
+                .contiguous()?;
+            Operand::new(operator, "shared out", out).element(h.element())?.shape(&[rows, width])?.contiguous()?;
+            Some(Shared { x: h, weights, out, sizes: [rows, depth, width] })
+        }
+    };
+    let Some(grid) = grid(variant, [pairs, experts, width], BLOCK[1], shared.as_ref()) else { return Ok(()) };
     let args = Arguments::default().strided(h, 1).tensors([weights, offsets, out]).sizes([experts, depth, width]);
-    let grid = grid(variant, pairs, experts, width, BLOCK[1]);
+    let args = args.and(Shared::arg(shared.as_ref()));
     args.launch(h, "experts", format!("{operator}_{variant}_{}", h.element()), grid)
 }
 
-/// A thread for each element; or a block for each tile, of which each expert with rows may have one that is not full.
-fn grid(variant: Variant, pairs: usize, experts: usize, width: usize, columns: usize) -> Grid {
-    match variant {
-        Variant::Naive => Grid::linear((pairs * width).div_ceil(128) as u32, 128),
-        Variant::Tuned => Grid {
-            blocks: [width.div_ceil(columns) as u32, (pairs / BLOCK[0] + experts.min(pairs)) as u32, 1],
-            threads: [128, 1, 1],
-            shared: SHARED,
-        },
+/// The operands of an expert that every token visits: rows, depth and width.
+struct Shared<'a> {
+    x: &'a Tensor,
+    weights: &'a Tensor,
+    out: &'a Tensor,
+    sizes: [usize; 3],
+}
+
+impl Shared<'_> {
+    /// `struct Shared` of experts.cu.
+    fn arg(shared: Option<&Self>) -> Arg {
+        let (words, sizes) = shared.map_or(([0; 4], [0; 3]), |Shared { x, weights, out, sizes }| {
+            ([x.address(), x.strides()[0] as u64, weights.address(), out.address()], *sizes)
+        });
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.extend(sizes.iter().chain(&[0]).flat_map(|size| (*size as i32).to_le_bytes()));
+        Arg::bytes(&bytes)
     }
+}
+
+/// A thread for each element; or a block for each tile, of which each expert with rows may have one that is not full. None if
+/// there is nothing to do.
+fn grid(
+    variant: Variant,
+    [pairs, experts, width]: [usize; 3],
+    columns: usize,
+    shared: Option<&Shared>,
+) -> Option<Grid> {
+    let routed = if experts == 0 { 0 } else { pairs };
+    let [rows, _, of_shared] = shared.map_or([0; 3], |shared| shared.sizes);
+    if routed * width + rows * of_shared == 0 {
+        return None;
+    }
+    Some(match variant {
+        Variant::Naive => Grid::linear((routed * width + rows * of_shared).div_ceil(128) as u32, 128),
+        Variant::Tuned => {
+            let x = width.div_ceil(columns).max(1);
+            let before = (rows.div_ceil(BLOCK[0]) * of_shared.div_ceil(columns)).div_ceil(x);
+            let tiles = if routed * width == 0 { 0 } else { routed / BLOCK[0] + experts.min(routed) };
+            Grid { blocks: [x as u32, (before + tiles) as u32, 1], threads: [128, 1, 1], shared: SHARED }
+        }
+    })
 }

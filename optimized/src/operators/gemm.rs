@@ -1,10 +1,11 @@
 //! Matrix products: linear layers, and products head by head.
 //!
-//! A row of the result has the same bits whatever the other rows are and however many there are. So a sequence's result
-//! does not depend on its batch.
+//! A row of the result has the same bits whatever the other rows are and however many there are, and however many blocks
+//! share a sum. So a sequence's result does not depend on its batch.
 
 use ptx_emulator::{Arg, Grid};
 
+use super::scratch::Scratch;
 use super::{Operand, Variant};
 use crate::device::products::MatrixProduct;
 use crate::{Element, Error, Kernel, Result, Tensor};
@@ -16,7 +17,22 @@ use crate::{Element, Error, Kernel, Result, Tensor};
 /// # Errors
 /// If shapes, strides or types do not fit, or the launch fails.
 pub fn linear(variant: Variant, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, out: &Tensor) -> Result<()> {
-    Product::linear("linear", x, weight, bias, out)?.launch(variant)
+    Product::linear("linear", x, weight, bias, out)?.launch(variant, None)
+}
+
+/// The same to the bit as [`linear`] with [`Variant::Tuned`], by more blocks where there are few tiles of results: several
+/// share the sums of a tile, in `scratch`, as far as there is room in it.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_shared(
+    scratch: &Scratch,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    out: &Tensor,
+) -> Result<()> {
+    Product::linear("linear", x, weight, bias, out)?.launch(Variant::Tuned, Some(scratch))
 }
 
 /// `out = x Wᵀ`, as [`linear`] without a bias, by the library of the tensors' device
@@ -52,7 +68,7 @@ pub fn batched(variant: Variant, a: &Tensor, b: &Tensor, out: &Tensor) -> Result
         bias: None,
         out: (out, strides(out)),
     };
-    product.launch(variant)
+    product.launch(variant, None)
 }
 
 /// The strides of a right side, those of axes of one element set to what the kernels expect: one along K, or one along N.
@@ -72,6 +88,11 @@ fn right_side(
     }
 }
 
+/// So many blocks keep a GPU busy: four for each multiprocessor of the largest. If there are fewer tiles, blocks share them.
+const BLOCKS: usize = 4 * 132;
+/// Runs of 128 bytes of a row in a stretch, which one block sums. As in the kernels.
+const STRETCH: usize = 8;
+
 /// A tile of results that a block computes: its rows and columns, the dynamic shared memory, the name of its kernels.
 struct Tile {
     rows: usize,
@@ -80,11 +101,53 @@ struct Tile {
     name: &'static str,
 }
 
+/// Tiles, the blocks that each has, and the numbers that they leave of it.
+struct Shares {
+    tiles: usize,
+    blocks: usize,
+    numbers: usize,
+}
+
+impl Tile {
+    fn of(element: Element, rows: usize) -> Self {
+        match element {
+            Element::Bf16 if rows <= FEW => BF16_FEW,
+            Element::Bf16 => BF16,
+            _ => F32,
+        }
+    }
+
+    /// Of a product of sizes G, M, N and K.
+    fn shares(&self, element: Element, [g, m, n, k]: [usize; 4]) -> Shares {
+        let tiles = g * m.div_ceil(self.rows) * n.div_ceil(self.columns);
+        let stretches = (k * element.bytes()).div_ceil(STRETCH * 128);
+        let blocks = stretches.min(BLOCKS.div_ceil(tiles.max(1)));
+        Shares { tiles, blocks, numbers: stretches * self.rows * self.columns }
+    }
+}
+
+/// How many f32 numbers [`linear_shared`] takes of its [`Scratch`] to share the sums of a product of sizes M, N and K.
+pub fn shared_numbers(element: Element, [m, n, k]: [usize; 3]) -> usize {
+    let Shares { tiles, blocks, numbers } = Tile::of(element, m).shares(element, [1, m, n, k]);
+    if blocks > 1 { tiles * numbers } else { 0 }
+}
+
 const F32: Tile = Tile { rows: 32, columns: 64, stages: 4, name: "tuned" };
 const BF16: Tile = Tile { rows: 128, columns: 64, stages: 3, name: "tuned" };
 const BF16_FEW: Tile = Tile { rows: 16, columns: 32, stages: 6, name: "few_tuned" };
 /// So many rows are still few: two small tiles below each other cost less than a large one that is a quarter full.
 const FEW: usize = 32;
+
+/// Blocks that share a tile, and where they leave their parts and count themselves.
+#[derive(Clone, Copy)]
+struct Split {
+    blocks: usize,
+    places: [u64; 2],
+}
+
+impl Split {
+    const NONE: Split = Split { blocks: 1, places: [0; 2] };
+}
 
 /// Operands that fit, with their strides along the batch, the rows and the columns (b: the batch, N and K).
 struct Product<'a> {
@@ -143,30 +206,36 @@ impl<'a> Product<'a> {
         library.multiply(&product, weight.address(), x.address(), out.address())
     }
 
-    fn launch(self, variant: Variant) -> Result<()> {
+    fn launch(self, variant: Variant, scratch: Option<&Scratch>) -> Result<()> {
         let [element, _] = self.types()?;
         let [g, m, n, _] = self.sizes;
         if g * m * n == 0 {
             return Ok(());
         }
-        let (grid, name) = match variant {
-            Variant::Naive => (self.grid([(m * n).div_ceil(128), g, 1], 128)?, "naive".to_string()),
+        let (grid, name, split) = match variant {
+            Variant::Naive => (self.grid([(m * n).div_ceil(128), g, 1], 128)?, "naive".to_string(), Split::NONE),
             Variant::Tuned => {
-                let tile = match element {
-                    Element::Bf16 if m <= FEW => BF16_FEW,
-                    Element::Bf16 => BF16,
-                    _ => F32,
-                };
-                let blocks = [m.div_ceil(tile.rows), n.div_ceil(tile.columns), g];
+                let tile = Tile::of(element, m);
+                let split = scratch.map_or(Split::NONE, |scratch| self.split(&tile, scratch));
+                let blocks = [m.div_ceil(tile.rows), n.div_ceil(tile.columns), g * split.blocks];
                 let grid = self.grid(blocks, 2 * tile.columns as u32)?;
                 // A row of a tile is 128 bytes.
                 let shared = tile.stages * (tile.rows + tile.columns) * 128;
                 let columns = if self.b.1[2] == 1 { "" } else { "columns_" };
-                (grid.with_shared(shared as u32), format!("{columns}{}", tile.name))
+                (grid.with_shared(shared as u32), format!("{columns}{}", tile.name), split)
             }
         };
         let kernel = Kernel::new("gemm", format!("gemm_{name}_{element}"));
-        self.out.0.device().launch(&kernel, grid, &[self.argument()?])
+        self.out.0.device().launch(&kernel, grid, &[self.argument(split)?])
+    }
+
+    /// How many blocks share a tile. Whatever it is, the bits are the same.
+    fn split(&self, tile: &Tile, scratch: &Scratch) -> Split {
+        let Shares { tiles, blocks, numbers } = tile.shares(self.a.0.element(), self.sizes);
+        match scratch.places(tiles, numbers) {
+            Some(places) if blocks > 1 => Split { blocks, places },
+            _ => Split::NONE,
+        }
     }
 
     /// A GPU takes 2^31 - 1 blocks in x, and 65535 in y and z.
@@ -180,7 +249,7 @@ impl<'a> Product<'a> {
     }
 
     /// `struct Product` of gemm.cu.
-    fn argument(&self) -> Result<Arg> {
+    fn argument(&self, split: Split) -> Result<Arg> {
         let [_, m, n, k] = self.sizes;
         let size = |size: usize| {
             i32::try_from(size).map_err(|_| Error::operand(self.operator, "out", "sizes below 2^31", size))
@@ -188,9 +257,10 @@ impl<'a> Product<'a> {
         let ((a, of_a), (b, of_b), (out, of_out)) = (self.a, self.b, self.out);
         let words = [a.address(), b.address(), self.bias.map_or(0, Tensor::address), out.address()];
         let strides = [of_a[0], of_a[1], of_b[0], of_b[1], of_b[2], of_out[0], of_out[1]].map(|stride| stride as u64);
-        let numbers = [i32::from(out.element() == Element::F32), size(m)?, size(n)?, size(k)?];
+        let numbers = [i32::from(out.element() == Element::F32), size(m)?, size(n)?, size(k)?, size(split.blocks)?, 0];
         let mut bytes: Vec<u8> = words.iter().chain(&strides).flat_map(|word| word.to_le_bytes()).collect();
         bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        bytes.extend(split.places.iter().flat_map(|place| place.to_le_bytes()));
         Ok(Arg::bytes(&bytes))
     }
 }

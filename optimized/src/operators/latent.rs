@@ -14,6 +14,9 @@ use crate::{Element, Error, Result, Tensor};
 /// there, and its other outputs are. The host does not see the slots: whoever makes them must check them, since a wrong
 /// one past the cache is skipped without a word. No two tokens may have the same slot.
 ///
+/// `q_pe` \[N,H,r\] (tokens and heads at any stride) is turned in its place by the same launch, as
+/// [`rope`](super::rope::rope) does it.
+///
 /// # Errors
 /// If shapes or types do not fit, `r` is odd, a page has no places, or the launch fails.
 #[allow(clippy::too_many_arguments)]
@@ -28,6 +31,7 @@ pub fn latent_cache_write(
     cache: &Tensor,
     compressed_kv: Option<&Tensor>,
     k_pe: Option<&Tensor>,
+    q_pe: Option<&Tensor>,
 ) -> Result<()> {
     const OPERATOR: &str = "latent_cache_write";
     let element = kv_a.element();
@@ -51,14 +55,23 @@ pub fn latent_cache_write(
             Operand::new(OPERATOR, name, output).element(element)?.shape(&[tokens, columns])?.contiguous()?;
         }
     }
+    let heads = match q_pe {
+        None => 0,
+        Some(q_pe) => {
+            let [_, heads, _] = Operand::new(OPERATOR, "q_pe", q_pe).element(element)?.contiguous_rows()?.axes()?;
+            Operand::new(OPERATOR, "q_pe", q_pe).shape(&[tokens, heads, rope])?;
+            heads
+        }
+    };
     if tokens == 0 {
         return Ok(());
     }
     let grid = match variant {
-        Variant::Naive => Grid::linear(tokens.div_ceil(128) as u32, 128),
-        // A warp for each token.
-        Variant::Tuned => Grid::linear(tokens.div_ceil(4) as u32, 128),
+        Variant::Naive => Grid::linear((tokens + tokens * heads * rope / 2).div_ceil(128) as u32, 128),
+        // A warp for each token, and a thread for each pair of the queries.
+        Variant::Tuned => Grid::linear((tokens.div_ceil(4) + (tokens * heads * rope / 2).div_ceil(128)) as u32, 128),
     };
+    let steps = |axis: usize| q_pe.map_or(0, |q_pe| q_pe.strides()[axis] as i64);
     let args = Arguments::default()
         .strided(kv_a, 1)
         .tensors([weight])
@@ -69,7 +82,11 @@ pub fn latent_cache_write(
         .and(cache.strides()[1] as i64)
         .optional(compressed_kv)
         .optional(k_pe)
-        .sizes([tokens, rank, rope]);
+        .sizes([tokens, rank, rope])
+        .optional(q_pe)
+        .and(steps(0))
+        .and(steps(1))
+        .sizes([heads]);
     args.launch(kv_a, "latent", format!("{OPERATOR}_{variant}_{element}"), grid)
 }
 
@@ -84,8 +101,19 @@ mod tests {
             let (kv_a, weight) = (tensor(Element::F32, &[2, width]), tensor(Element::F32, &[6]));
             let (table, slots) = (tensor(Element::F32, &[2, 2]), tensor(Element::I32, &[2]));
             let cache = tensor(Element::F32, cache);
-            let result =
-                latent_cache_write(Variant::Tuned, &kv_a, &weight, 1e-6, &table, &table, &slots, &cache, None, None);
+            let result = latent_cache_write(
+                Variant::Tuned,
+                &kv_a,
+                &weight,
+                1e-6,
+                &table,
+                &table,
+                &slots,
+                &cache,
+                None,
+                None,
+                None,
+            );
             result.unwrap_err().to_string()
         };
         let odd = "latent_cache_write: kv_a: expected 6 columns for the latent and an even number for the key, found ";

@@ -18,7 +18,10 @@ pub fn cross_entropy(variant: Variant, logits: &Tensor, labels: &Tensor, ignored
     let [rows, _] = Operand::new(OPERATOR, "logits", logits).real()?.contiguous_rows()?.axes()?;
     Operand::new(OPERATOR, "labels", labels).element(Element::I32)?.shape(&[rows])?.contiguous()?;
     Operand::new(OPERATOR, "losses", losses).element(Element::F32)?.shape(&[rows])?.contiguous()?;
-    launch_by_row("loss", OPERATOR, variant, logits, |args| args.tensors([labels]).and(ignored).tensors([losses]))
+    let tuned = Grid::linear(rows as u32, 512);
+    launch_by_row("loss", OPERATOR, variant, logits, tuned, |args| {
+        args.tensors([labels]).and(ignored).tensors([losses])
+    })
 }
 
 /// The sum of losses over `num_items_in_batch`, or, if that is not given, over the number of labels that are not

@@ -11,6 +11,7 @@
 
 use ptx_emulator::{Arg, Grid};
 
+use super::gemm::linear;
 use super::{Arguments, Operand, Variant};
 use crate::{Element, Error, Result, Tensor};
 
@@ -22,7 +23,8 @@ const BLOCK: [usize; 2] = [8, 4];
 
 /// The logits of all experts: x \[N,D\] (rows may be apart), weight \[E,D\] -> logits \[N,E\] in fp32.
 ///
-/// The weight is of the type of x, or fp32. Both are widened: products and sums are fp32.
+/// The weight is of the type of x, or fp32. Both are widened: products and sums are fp32. Where the types are one, the tuned
+/// kernel is [`linear`]'s, to the bit.
 ///
 /// # Errors
 /// If shapes or types do not fit, or the launch fails.
@@ -35,6 +37,9 @@ pub fn router_logits(variant: Variant, x: &Tensor, weight: &Tensor, logits: &Ten
         weights.element(x.element())?;
     }
     Operand::new(operator, "logits", logits).element(Element::F32)?.shape(&[tokens, experts])?.contiguous()?;
+    if variant == Variant::Tuned && x.element() == weight.element() {
+        return linear(variant, x, weight, None, logits);
+    }
     if logits.is_empty() {
         return Ok(());
     }
@@ -126,8 +131,29 @@ impl RoutingRule {
         self.num_experts_per_tok
     }
 
+    /// Groups of experts.
+    pub(super) fn groups(&self) -> usize {
+        self.n_group
+    }
+
+    /// Checked, as the first arguments of a kernel.
+    pub(super) fn operands(
+        &self,
+        operator: &'static str,
+        logits: &Tensor,
+        indices: &Tensor,
+        weights: &Tensor,
+    ) -> Result<Arguments> {
+        let [tokens, _] = Operand::new(operator, "logits", logits).element(Element::F32)?.contiguous()?.axes()?;
+        Operand::new(operator, "logits", logits).shape(&[tokens, self.experts])?;
+        let selected = [tokens, self.num_experts_per_tok];
+        Operand::new(operator, "indices", indices).element(Element::I32)?.shape(&selected)?.contiguous()?;
+        Operand::new(operator, "weights", weights).element(Element::F32)?.shape(&selected)?.contiguous()?;
+        Ok(Arguments::default().tensors([logits, indices, weights]))
+    }
+
     /// `struct Rule` of `route.cu`.
-    fn arg(&self) -> Arg {
+    pub(super) fn arg(&self) -> Arg {
         let RoutingRule { experts, n_group, topk_group, num_experts_per_tok, .. } = *self;
         let mut bytes: Vec<u8> = [experts, n_group, topk_group, num_experts_per_tok]
             .iter()
@@ -171,14 +197,15 @@ fn launch(
     indices: &Tensor,
     weights: &Tensor,
 ) -> Result<()> {
-    let [tokens, _] = Operand::new(operator, "logits", logits).element(Element::F32)?.contiguous()?.axes()?;
-    Operand::new(operator, "logits", logits).shape(&[tokens, rule.experts])?;
-    let selected = [tokens, rule.num_experts_per_tok];
-    Operand::new(operator, "indices", indices).element(Element::I32)?.shape(&selected)?.contiguous()?;
-    Operand::new(operator, "weights", weights).element(Element::F32)?.shape(&selected)?.contiguous()?;
+    let args = rule.operands(operator, logits, indices, weights)?;
     if indices.is_empty() {
         return Ok(());
     }
-    let args = Arguments::default().tensors([logits, indices, weights]).sizes([tokens]).and(rule.arg());
-    args.launch(logits, "route", entry, Grid::linear(tokens.div_ceil(per_block) as u32, 128))
+    let tokens = logits.shape()[0];
+    args.sizes([tokens]).and(rule.arg()).launch(
+        logits,
+        "route",
+        entry,
+        Grid::linear(tokens.div_ceil(per_block) as u32, 128),
+    )
 }

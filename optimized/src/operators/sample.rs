@@ -1,7 +1,13 @@
 //! Sampling of the next token.
 
+use ptx_emulator::Grid;
+
 use super::{Operand, Variant, launch_by_row};
 use crate::{Element, Error, Result, Tensor};
+
+/// Threads of a block, and its dynamic shared memory: 6 packs of 16 bytes for each of them, as in `sample.cu`.
+const THREADS: u32 = 1024;
+const SHARED: u32 = 6 * THREADS * 16;
 
 /// Draws a token from the nucleus of each row: logits \[N,V\] (rows may be apart), uniforms \[N\] f32 -> tokens \[N\]
 /// i32.
@@ -37,7 +43,8 @@ pub fn sample(
     if !(0.0..=1.0).contains(&top_p) {
         return Err(Error::operand(OPERATOR, "top_p", "a number within 0 and 1", top_p));
     }
-    launch_by_row(OPERATOR, OPERATOR, variant, logits, |args| {
+    let tuned = Grid::linear(rows as u32, THREADS).with_shared(SHARED);
+    launch_by_row(OPERATOR, OPERATOR, variant, logits, tuned, |args| {
         args.and(1.0 / temperature).and(top_p).tensors([uniforms, tokens])
     })
 }

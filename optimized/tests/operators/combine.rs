@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use dsv2_optimized::operators::combine::combine;
+use dsv2_optimized::operators::combine::{combine, combine_add_rms_norm};
+use dsv2_optimized::operators::rms_norm::add_rms_norm;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use ndarray::Array2;
 
@@ -37,6 +38,9 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case { name: "combine/misfits".into(), module: "combine", watched: false, run: Box::new(misfits) });
     cases
 }
+
+/// Large, so that a missing epsilon shows.
+const EPS: f32 = 1e-2;
 
 #[derive(Clone, Copy)]
 struct Input {
@@ -93,7 +97,30 @@ impl Input {
             round(sum.into(), element)
         });
         let found = run()?;
-        Ok(vec![Output::near("out", &found, truth, plain)?, Output::exactly("order of the sum", &run()?, expected)?])
+        let mut outputs =
+            vec![Output::near("out", &found, truth, plain)?, Output::exactly("order of the sum", &run()?, expected)?];
+
+        // With the addition and the norm behind it: what the operators make one after the other.
+        let stream = upload(device, element, &random("residual", [tokens, width], 1.0))?;
+        let gain = upload(device, element, &random("gain", [width], 0.3))?;
+        let room = || output(device, element, &[tokens, width]);
+        let [h, y, both_h, both_y] = [room()?, room()?, room()?, room()?];
+        add_rms_norm(self.variant, &found, &stream, &gain, EPS, &h, &y)?;
+        combine_add_rms_norm(
+            self.variant,
+            &uploaded,
+            &table,
+            &of_weights,
+            of_shared.as_ref(),
+            &stream,
+            &gain,
+            EPS,
+            &both_h,
+            &both_y,
+        )?;
+        outputs.push(Output::same("h", &both_h, &h)?);
+        outputs.push(Output::same("y", &both_y, &y)?);
+        Ok(outputs)
     }
 }
 

@@ -85,6 +85,21 @@ pub fn cases() -> Vec<Case> {
             run: Box::new(move |device| input.any_batch(device)),
         });
     }
+    for (element, variant) in KINDS {
+        // (tokens, experts, k, D, I, I' of the shared expert)
+        for (tokens, experts, k, hidden, inner, of_shared) in
+            [(3, 4, 2, 16, 24, 40), (70, 3, 1, 24, 16, 200), (0, 3, 2, 8, 8, 16), (2, 9, 3, 40, 300, 9)]
+        {
+            let (how, act) = (How::WithDropped, Activation::Silu);
+            let input = Input { tokens, experts, k, how, hidden, inner, element, variant, act, reversed: false };
+            cases.push(Case {
+                name: format!("gate_up and down/{variant}/{element}/shared,tokens={tokens},{inner} and {of_shared}"),
+                module: "experts",
+                watched: tokens * hidden * (inner + of_shared) <= 6000,
+                run: Box::new(move |device| input.with_shared(device, of_shared)),
+            });
+        }
+    }
     cases.push(Case {
         name: "gate_up and down/misfits".into(),
         module: "experts",
@@ -163,7 +178,7 @@ impl Input {
         let weights = upload(device, self.element, &self.gate_up_weights())?;
         let Sorted { offsets, order } = self.upload_tables(device)?;
         let out = output(device, self.element, &[self.tokens * self.k, self.inner])?;
-        gate_up(self.variant, self.act, &x, &weights, &offsets, &order, self.k, &out)?;
+        gate_up(self.variant, self.act, &x, &weights, &offsets, &order, self.k, &out, None)?;
         out.narrow(0, 0..self.places().len())
     }
 
@@ -187,11 +202,46 @@ impl Input {
         Ok(vec![Output::near("out", &found, truth, plain)?])
     }
 
+    /// A shared expert is to the bit what it would be as the only expert of all tokens, and changes nothing of the others.
+    fn with_shared(&self, device: &Arc<dyn Device>, inner: usize) -> Result<Vec<Output>> {
+        let &Input { tokens, k, hidden, element, variant, act, .. } = self;
+        let table = |numbers: &[i32]| Tensor::from_i32(device, &[numbers.len()], numbers);
+        let x = upload(device, element, &self.whole())?.narrow(1, 0..hidden)?;
+        let h = upload(device, element, &self.h())?;
+        let [of_gate_up, of_down] =
+            [self.gate_up_weights(), self.down_weights()].map(|it| upload(device, element, &it));
+        let (of_gate_up, of_down) = (of_gate_up?, of_down?);
+        let Sorted { offsets, order } = self.upload_tables(device)?;
+        let room = |rows: usize, columns: usize| output(device, element, &[rows, columns]);
+
+        // As the only one.
+        let shared_gate_up = upload(device, element, &experts("shared gate_up", [1, 2 * inner, hidden]))?;
+        let shared_down = upload(device, element, &experts("shared down", [1, hidden, inner]))?;
+        let (all, identity) = (table(&[0, tokens as i32])?, table(&(0..tokens as i32).collect::<Vec<_>>())?);
+        let (h_alone, y_alone) = (room(tokens, inner)?, room(tokens, hidden)?);
+        gate_up(variant, act, &x, &shared_gate_up, &all, &identity, 1, &h_alone, None)?;
+        down(variant, &h_alone, &shared_down, &all, &y_alone, None)?;
+
+        // Beside the others.
+        let weights = shared_gate_up.reshape(&[2 * inner, hidden])?;
+        let (out, h_shared, y_shared) = (room(tokens * k, self.inner)?, room(tokens, inner)?, room(tokens, hidden)?);
+        gate_up(variant, act, &x, &of_gate_up, &offsets, &order, k, &out, Some([&weights, &h_shared]))?;
+        let (y, weights) = (room(tokens * k, hidden)?, shared_down.reshape(&[hidden, inner])?);
+        down(variant, &h, &of_down, &offsets, &y, Some([&h_shared, &weights, &y_shared]))?;
+        let with_expert = self.places().len();
+        Ok(vec![
+            Output::same("h of the shared expert", &h_shared, &h_alone)?,
+            Output::same("y of the shared expert", &y_shared, &y_alone)?,
+            Output::same("h", &out.narrow(0, 0..with_expert)?, &self.run_gate_up(device)?)?,
+            Output::same("y", &y.narrow(0, 0..with_expert)?, &self.run_down(device)?)?,
+        ])
+    }
+
     fn run_down(&self, device: &Arc<dyn Device>) -> Result<Tensor> {
         let h = upload(device, self.element, &self.h())?;
         let weights = upload(device, self.element, &self.down_weights())?;
         let out = output(device, self.element, &[self.tokens * self.k, self.hidden])?;
-        down(self.variant, &h, &weights, &self.upload_tables(device)?.offsets, &out)?;
+        down(self.variant, &h, &weights, &self.upload_tables(device)?.offsets, &out, None)?;
         out.narrow(0, 0..self.places().len())
     }
 
@@ -257,15 +307,18 @@ fn misfits(device: &Arc<dyn Device>) -> Result<Vec<Output>> {
     let (offsets, order, down_weights) = (table(5)?, table(6)?, real(&[4, 8, 5])?);
     for variant in Variant::ALL {
         let run = |weights: &Tensor, offsets: &Tensor, order: &Tensor, out: &Tensor| {
-            gate_up(variant, Activation::Silu, &x, weights, offsets, order, 3, out)
+            gate_up(variant, Activation::Silu, &x, weights, offsets, order, 3, out, None)
         };
         refused(run(&real(&[4, 9, 8])?, &offsets, &order, &h), "gate_up: weights: expected as many gate as up rows")?;
         refused(run(&real(&[4, 10, 7])?, &offsets, &order, &h), "gate_up: weights: expected the shape [4, 10, 8]")?;
         refused(run(&weights, &order, &order, &h), "gate_up: offsets: expected the shape [5], found [6]")?;
         refused(run(&weights, &offsets, &offsets, &h), "gate_up: order: expected the shape [6], found [5]")?;
         refused(run(&weights, &offsets, &order, &y), "gate_up: out: expected the shape [6, 5], found [6, 8]")?;
-        refused(down(variant, &h, &weights, &offsets, &y), "down: weights: expected the shape [4, 10, 5]")?;
-        refused(down(variant, &h, &down_weights, &offsets, &h), "down: out: expected the shape [6, 8], found [6, 5]")?;
+        refused(down(variant, &h, &weights, &offsets, &y, None), "down: weights: expected the shape [4, 10, 5]")?;
+        refused(
+            down(variant, &h, &down_weights, &offsets, &h, None),
+            "down: out: expected the shape [6, 8], found [6, 5]",
+        )?;
     }
     Ok(vec![])
 }

@@ -121,7 +121,7 @@ fn far_slots(device: &Arc<dyn Device>, element: Element, variant: Variant) -> Re
     let (cos, sin) = (table("cos")?, table("sin")?);
     let slots = integers(device, &[tokens], [5, 0, 4])?;
     let write = |cache: Tensor| -> Result<Tensor> {
-        latent_cache_write(variant, &kv_a, &weight, 1e-6, &cos, &sin, &slots, &cache, None, None).map(|()| cache)
+        latent_cache_write(variant, &kv_a, &weight, 1e-6, &cos, &sin, &slots, &cache, None, None, None).map(|()| cache)
     };
     let empty = tensor(device, element, "what was there before", &[pages, 2, latent + rope])?;
     let far = write(apart(&empty)?)?;

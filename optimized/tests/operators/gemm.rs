@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use dsv2_optimized::operators::gemm::{batched, linear};
+use dsv2_optimized::operators::gemm::{batched, linear, linear_shared};
+use dsv2_optimized::operators::scratch::Scratch;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use ndarray::{Array1, Array2, Array3, Axis, concatenate, s, stack};
 
@@ -57,6 +58,14 @@ pub fn cases() -> Vec<Case> {
                 let size = g * m * n * k;
                 cases.push(case("absorb", size, shape.clone(), Box::new(move |device| heads.absorb(device))));
                 cases.push(case("unabsorb", size, shape, Box::new(move |device| heads.unabsorb(device))));
+            }
+            if variant == Variant::Tuned {
+                // (M, N, K, bias): of both tiles, and a last stretch that is short
+                for (m, n, k, bias) in [(1, 40, 1100, true), (17, 33, 2048, false), (35, 70, 1540, true)] {
+                    let input = Linear { kernel, m, n, k, skipped: 0, bias, by_columns: false };
+                    let run = Box::new(move |device: &Arc<dyn Device>| input.shared(device));
+                    cases.push(case("linear_shared", 0, format!("M={m},N={n},K={k}"), run));
+                }
             }
             for (n, k) in [(24, 136), (9, 333)] {
                 let rows = Rows { kernel, n, k };
@@ -115,6 +124,27 @@ impl Linear {
     fn run(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
         let variant = self.kernel.variant;
         self.judge(device, &|x, weight, bias, out| linear(variant, x, weight, bias, out))
+    }
+
+    /// Several blocks for each tile: the same bits, twice in a row in the same room, and where there is room for less.
+    fn shared(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
+        let &Linear { kernel: Kernel { element, made, variant }, m, n, k, bias, .. } = self;
+        let x = upload(device, element, &random("x", [m, k], 1.0))?;
+        let weight = upload(device, element, &random("weight", [n, k], 0.05))?;
+        let bias = bias.then(|| upload(device, element, &random("bias", [n], 1.0))).transpose()?;
+        let room = || output(device, made, &[m, n]);
+        let alone = room()?;
+        linear(variant, &x, &weight, bias.as_ref(), &alone)?;
+        let mut outputs = vec![];
+        for (name, numbers) in [("shared", 1 << 20), ("with no room", 4)] {
+            let scratch = Scratch::new(device, numbers)?;
+            for _ in 0..2 {
+                let got = room()?;
+                linear_shared(&scratch, &x, &weight, bias.as_ref(), &got)?;
+                outputs.push(Output::same(name, &got, &alone)?);
+            }
+        }
+        Ok(outputs)
     }
 
     /// What `multiply` makes of it.

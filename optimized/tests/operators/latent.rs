@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use dsv2_optimized::operators::latent::latent_cache_write;
+use dsv2_optimized::operators::rope::rope;
 use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
 use dsv2_reference::model::norm::RmsNorm;
 use ndarray::{Array1, Array2, Axis, s};
@@ -40,6 +41,7 @@ pub fn cases() -> Vec<Case> {
             cases.push(case("", Box::new(move |device| input.compared(device))));
             cases.push(case(",only the cache", Box::new(move |device| input.only_the_cache(device))));
             cases.push(case(",alone", Box::new(move |device| input.alone(device))));
+            cases.push(case(",with queries", Box::new(move |device| input.with_queries(device))));
         }
     }
     cases
@@ -122,7 +124,19 @@ impl Input {
     fn write(&self, on: &Operands, cache: &Tensor, others: Option<[&Tensor; 2]>) -> Result<()> {
         let (compressed_kv, k_pe) = others.map_or((None, None), |[latent, key]| (Some(latent), Some(key)));
         let [cos, sin] = &on.tables;
-        latent_cache_write(self.variant, &on.kv_a, &on.weight, EPS, cos, sin, &on.slots, cache, compressed_kv, k_pe)
+        latent_cache_write(
+            self.variant,
+            &on.kv_a,
+            &on.weight,
+            EPS,
+            cos,
+            sin,
+            &on.slots,
+            cache,
+            compressed_kv,
+            k_pe,
+            None,
+        )
     }
 
     /// What both layers of the cache must hold: the other outputs' rows in their slots, NaN elsewhere.
@@ -148,6 +162,24 @@ impl Input {
             output(device, self.element, &[self.tokens, self.rank])?,
             output(device, self.element, &[self.tokens, self.rope])?,
         ])
+    }
+
+    /// Queries turned in the same launch: as rope turns them, and the cache as without them.
+    fn with_queries(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
+        let on = self.operands(device)?;
+        let ([alone, layer_alone], [both, layer]) = (self.cache(device)?, self.cache(device)?);
+        self.write(&on, &layer_alone, None)?;
+        // The last columns of each head.
+        let (heads, beside) = (5, 3);
+        let whole = random("q", [self.tokens, heads, beside + self.rope], 1.0);
+        let [cos, sin] = &on.tables;
+        let queries = [upload(device, self.element, &whole)?, upload(device, self.element, &whole)?];
+        let [q_pe, expected] = [&queries[0], &queries[1]].map(|q| q.narrow(2, beside..beside + self.rope));
+        let (q_pe, expected) = (q_pe?, expected?);
+        rope(self.variant, &expected, cos, sin, &expected)?;
+        let Operands { kv_a, weight, slots, .. } = &on;
+        latent_cache_write(self.variant, kv_a, weight, EPS, cos, sin, slots, &layer, None, None, Some(&q_pe))?;
+        Ok(vec![Output::same("cache", &both, &alone)?, Output::same("queries", &queries[0], &queries[1])?])
     }
 
     fn compared(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {

@@ -3,6 +3,7 @@
 //!
 //! `cargo test -p dsv2-optimized --test operators -- router` runs what has `router` in its name.
 
+mod advance;
 #[path = "../support/mutants.rs"]
 mod archive;
 mod argmax;
@@ -65,6 +66,7 @@ fn cases() -> Vec<Arc<Case>> {
         merge::cases(),
         embedding::cases(),
         loss::cases(),
+        advance::cases(),
         argmax::cases(),
         sample::cases(),
     ];
@@ -87,6 +89,7 @@ fn main() {
     }
     trials.extend(mutants::trials(&cases));
     trials.extend(recipe::trials());
+    trials.extend(sample::trials());
     match Cuda::new(Library::embedded()) {
         Ok(gpu) => {
             let gpu: Arc<dyn Device> = gpu;

@@ -81,9 +81,9 @@ impl Mixture {
         let (offsets, order, places) = (table(EXPERTS + 1)?, table(tokens * K)?, table(tokens * K)?);
         sort_by_expert(variant, &indices, EXPERTS, &offsets, &order, &places)?;
         let h = real(self.element, &[tokens * K, self.inner])?;
-        gate_up(variant, Activation::Silu, &x, &of_gate_up, &offsets, &order, K, &h)?;
+        gate_up(variant, Activation::Silu, &x, &of_gate_up, &offsets, &order, K, &h, None)?;
         let y = real(self.element, &[tokens * K, self.hidden])?;
-        down(variant, &h, &of_down, &offsets, &y)?;
+        down(variant, &h, &of_down, &offsets, &y, None)?;
         let out = real(self.element, &[tokens, self.hidden])?;
         combine(variant, &y, &places, &weights, Some(&x), &out)?;
         Ok(out)

@@ -1,7 +1,8 @@
 //! The recipe: all that `nvrtc.py` makes of `kernels/` is there and nothing else, it is what the library embeds, a driver
-//! of version 550 takes it, no kernel spills registers, and (where NVRTC 12.4 is) it is what the sources compile to.
+//! of version 550 takes it, no kernel spills registers, (where NVRTC 12.4 is) it is what the sources compile to, and (where
+//! ptxas is) what that becomes on a GPU is in `sass.txt` and within limits.
 //!
-//! NVRTC is looked for in `python3`, or in the Python that `DSV2_NVRTC_PYTHON` names: then it has to be there.
+//! NVRTC and ptxas are looked for in `python3`, or in the Python that `DSV2_NVRTC_PYTHON` names: then they have to be there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -32,6 +33,7 @@ pub fn trials() -> Vec<Trial> {
         named("no_kernel_spills", no_kernel_spills),
         named("every_mutant_is_compiled", mutants_are_compiled),
         compiles_to_the_same(),
+        assembles_to_the_same(),
     ];
     for (name, text) in MODULES {
         trials.push(Trial::test(format!("recipe/module/{name}"), || fits(text).map(drop)));
@@ -98,17 +100,26 @@ fn is_of_its_module(mutant: &Mutant, ptx: Option<String>) -> Result<(), Failed> 
 
 /// NVRTC makes the same of the sources, byte by byte; also of those of the emulator's tests.
 fn compiles_to_the_same() -> Trial {
-    let name = "recipe/ptx_is_what_the_sources_compile_to";
+    let (name, has_it) = ("recipe/ptx_is_what_the_sources_compile_to", "import nvrtc; nvrtc.Compiler()");
+    checked_by("nvrtc.py", name, has_it, "NVRTC 12.4 is not installed")
+}
+
+/// ptxas makes of the PTX what `sass.txt` says, and no kernel breaks a limit.
+fn assembles_to_the_same() -> Trial {
+    let (name, has_it) = ("recipe/sass_is_what_the_ptx_assembles_to", "import sass; sass.tools()");
+    checked_by("sass.py", name, has_it, "ptxas and nvdisasm are not installed")
+}
+
+/// A script that finds no difference; not run, and that is said, if Python has not what it needs and none was named.
+fn checked_by(script: &'static str, name: &str, has_it: &str, reason: &str) -> Trial {
     let named = env::var_os("DSV2_NVRTC_PYTHON");
     let python = named.clone().unwrap_or_else(|| "python3".into());
-    let has_nvrtc = || run(&python, &["-c", "import nvrtc; nvrtc.Compiler()"]).is_ok_and(|it| it.status.success());
-    if named.is_none() && !has_nvrtc() {
-        let reason = "not run: NVRTC 12.4 is not installed";
+    if named.is_none() && !run(&python, &["-c", has_it]).is_ok_and(|it| it.status.success()) {
+        let reason = format!("not run: {reason}");
         return Trial::test(format!("{name} ({reason})"), move || Err(reason.into())).with_ignored_flag(true);
     }
     Trial::test(name, move || {
-        let output =
-            run(&python, &["nvrtc.py", "--check"]).map_err(|error| format!("{}: {error}", python.display()))?;
+        let output = run(&python, &[script, "--check"]).map_err(|error| format!("{}: {error}", python.display()))?;
         if output.status.success() {
             return Ok(());
         }

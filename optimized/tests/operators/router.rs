@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use dsv2_optimized::operators::dispatch::{route_and_sort, sort_by_expert};
 use dsv2_optimized::operators::router::{RoutingRule, reweigh, route, router_logits};
 use dsv2_optimized::{Device, Element, Error, Result, Tensor, Variant};
 use dsv2_reference::Real;
@@ -157,6 +158,8 @@ impl Route {
             Route { tokens: 9, ..v2_lite },
             Route { tokens: 9, ..v2 },
             Route { tokens: 2, normalised: true, ..v2 },
+            // More tokens than a block has warps.
+            Route { tokens: 70, experts: 12, groups: (4, 2), k: 3, ..usual },
             // More than a lane keeps in registers; more selected than a warp has lanes.
             Route { tokens: 2, experts: 300, groups: (4, 2), k: 7, ..usual },
             Route { tokens: 1, experts: 1024, groups: (8, 2), k: 40, normalised: true, ..usual },
@@ -177,7 +180,7 @@ impl Route {
                 "route/{variant}/{tokens}x{experts},groups={topk_group}of{n_group},k={k}{normalised},{kind:?}"
             ),
             module: "route",
-            watched: tokens * experts <= 64,
+            watched: tokens * experts <= 64 || tokens == 70,
             run: Box::new(move |device| self.run(device)),
         }
     }
@@ -232,6 +235,24 @@ impl Route {
             Output::exactly("indices", &indices, expected.iter().map(|e| *e as f64))?,
             Output::near("weights", &weights, exact.topk_weights.clone(), plain.topk_weights.mapv(f64::from))?,
         ];
+        if self.variant == Variant::Tuned {
+            // Routed and sorted at once: what the operators make one after the other.
+            let table = |length: usize| output(device, Element::I32, &[length]);
+            let pairs = self.tokens * self.k;
+            let apart = [table(self.experts + 1)?, table(pairs)?, table(pairs)?];
+            let at_once = [table(self.experts + 1)?, table(pairs)?, table(pairs)?];
+            let (same_indices, same_weights) =
+                (output(device, Element::I32, indices.shape())?, output(device, Element::F32, weights.shape())?);
+            sort_by_expert(self.variant, &indices, self.experts, &apart[0], &apart[1], &apart[2])?;
+            let [offsets, order, places] = &at_once;
+            route_and_sort(&uploaded, &rule, &same_indices, &same_weights, offsets, order, places)?;
+            let exactly = |name, got: &Tensor, want: &Tensor| Output::exactly(name, got, want.to_i32()?);
+            outputs.push(exactly("indices at once", &same_indices, &indices)?);
+            outputs.push(Output::same("weights at once", &same_weights, &weights)?);
+            for (name, (got, want)) in ["offsets", "order", "places"].into_iter().zip(at_once.iter().zip(&apart)) {
+                outputs.push(exactly(name, got, want)?);
+            }
+        }
         let again = output(device, Element::F32, &[self.tokens, self.k])?;
         reweigh(&uploaded, &rule, &indices, &again)?;
         outputs.push(Output::near("reweighed", &again, exact.topk_weights, plain.topk_weights.mapv(f64::from))?);

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use dsv2_optimized::operators::sample::sample;
-use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
+use dsv2_optimized::{Device, Element, Emulated, Library, Result, Tensor, Variant};
+use libtest_mimic::{Failed, Trial};
 use ndarray::Array2;
 
 use crate::harness::{Case, Output, output, random, upload};
@@ -34,7 +35,7 @@ pub fn cases() -> Vec<Case> {
                 }
                 let shape = format!("vocab={vocab},temperature={temperature},top_p={top_p}");
                 let input = Input { vocab, temperature, top_p, element, variant };
-                cases.push(case(&shape, vocab == 5, Box::new(move |device| input.every_part(device))));
+                cases.push(case(&shape, matches!(vocab, 5 | 600), Box::new(move |device| input.every_part(device))));
             }
         }
         cases.push(Case {
@@ -45,6 +46,32 @@ pub fn cases() -> Vec<Case> {
         });
     }
     cases
+}
+
+/// What is counted, not compared.
+pub fn trials() -> Vec<Trial> {
+    vec![Trial::test("counts/sample/a_row_is_read_at_most_four_times", row_is_read_at_most_four_times)]
+}
+
+/// Also if it does not fit into shared memory, and the whole nucleus is searched.
+fn row_is_read_at_most_four_times() -> std::result::Result<(), Failed> {
+    const VOCAB: usize = 102_400;
+    // (type, top_p, bytes that are read for each byte of the row: how much fits decides)
+    for (element, top_p, most) in
+        [(Element::F32, 0.95, 3.4), (Element::Bf16, 0.95, 2.8), (Element::F32, 1.0, 1.9), (Element::Bf16, 1.0, 1.7)]
+    {
+        let emulated = Emulated::profiling(Library::embedded());
+        let device: Arc<dyn Device> = emulated.clone();
+        let logits = upload(&device, element, &random("logits", [1, VOCAB], 2.0))?;
+        drawn(&device, Variant::Tuned, &logits, [0.8, top_p], &[0.5])?;
+        let profiles = emulated.profiles();
+        let lines = profiles.iter().flat_map(|(_, profile)| &profile.lines);
+        let times = lines.map(|line| line.counts.global.read).sum::<u64>() as f64 / (VOCAB * element.bytes()) as f64;
+        if !(1.0..=most).contains(&times) {
+            return Err(format!("{element}, top_p {top_p}: read {times:.3} times, expected at most {most}").into());
+        }
+    }
+    Ok(())
 }
 
 fn drawn(
@@ -140,11 +167,18 @@ fn limits(device: &Arc<dyn Device>, variant: Variant, element: Element) -> Resul
     row("infinite", &[0.0, INF, 5.0, INF, 0.0, 0.0], 1.0, &ends, &[1, 3, 3, 3, 1])?;
     row("nothing", &[NAN; 6], 0.9, &ends, &[0; 5])?;
     row("all masked", &[-INF; 6], 1.0, &ends, &[0, 5, 5, 5, 0])?;
-    // More than a warp's stretch of tokens: of 99 that are equal the first 23 are in the nucleus, and one that is
-    // larger.
-    let mut many = [0.0; 100];
-    many[60] = 4.0;
-    row("ties of many", &many, 0.5, &[0.0, 0.28, 0.31, 0.5, 1.0], &[0, 21, 60, 60, 60])?;
+    // More than a warp's stretch of tokens: of 999 that are equal the first 473 are in the nucleus, and one that is larger.
+    let mut many = vec![0.0; 1000];
+    many[600] = 4.0;
+    let uniforms = [0.0, 0.28, 0.5, 0.896, 0.897, 1.0];
+    row("ties of many", &many, 0.5, &uniforms, &[0, 147, 263, 472, 600, 600])?;
+    // A stretch that is more than a step of the block: of 300000 about the first 149973, and one after them. One thread for
+    // so many shows nothing new, and takes long.
+    if variant == Variant::Tuned {
+        let mut most = vec![0.0; 300_001];
+        most[150_500] = 4.0;
+        row("ties of most", &most, 0.5, &[0.0, 1.0], &[0, 150_500])?;
+    }
     Ok(outputs)
 }
 

@@ -26,6 +26,15 @@ macro_rules! rest_by_inner {
         fn synchronize(&self) -> dsv2_optimized::Result<()> {
             self.inner.synchronize()
         }
+        fn capture(
+            self: std::sync::Arc<Self>,
+            work: &mut dyn FnMut() -> dsv2_optimized::Result<()>,
+        ) -> dsv2_optimized::Result<Box<dyn dsv2_optimized::device::Graph>> {
+            std::sync::Arc::clone(&self.inner).capture(work)
+        }
+        fn counts(&self) -> dsv2_optimized::device::Counts {
+            self.inner.counts()
+        }
         fn memory(&self) -> dsv2_optimized::Result<(usize, usize)> {
             self.inner.memory()
         }

@@ -13,12 +13,15 @@ impl Supply for Driver<'_> {
 
     fn take(&mut self, bytes: usize) -> Result<u64, DriverError> {
         // SAFETY: memory that nobody has yet.
-        self.0.in_context(|| unsafe { result::malloc_sync(bytes) })
+        self.0.context.run(|| unsafe { result::malloc_sync(bytes) })
     }
 
     fn give_back(&mut self, address: u64) {
         // A failure here was reported by the call that caused it.
-        // SAFETY: given out by `take`, and given back once. The driver waits for work that uses it.
-        let _ = self.0.in_context(|| unsafe { result::free_sync(address) });
+        let _ = self.0.context.run(|| {
+            let _ = self.0.queue.wait();
+            // SAFETY: given out by `take`, and given back once; the work that uses it is done.
+            unsafe { result::free_sync(address) }
+        });
     }
 }

@@ -23,6 +23,7 @@ impl Attention {
     ) -> Result<()> {
         let &Context { batch, new, settings, .. } = context;
         let Settings { variant, .. } = settings;
+        let q = &q.unflatten(0, &[batch, new])?;
         let (latents, keys) = self.read_cache(context, pages, tap)?;
         let total = context.placement.longest;
         let kv = Tensor::empty(q.device(), q.element(), &[batch * total, self.heads * (self.nope + self.value)])?;
@@ -58,12 +59,13 @@ impl Attention {
         }
         // Head by head: [H,N,·] views of token-major tensors.
         let per_head = |x: &Tensor, width: usize| x.reshape(&[tokens, self.heads, width])?.permute(&[1, 0, 2]);
+        let q_nope = q.narrow(2, 0..self.nope)?.permute(&[1, 0, 2])?;
+        let q = &q.unflatten(0, &[batch, new])?;
         let w = self.kv_b_proj.reshape(&[self.heads, self.nope + self.value, self.latent])?;
         let (w_uk, w_uv) = (w.narrow(1, 0..self.nope)?, w.narrow(1, self.nope..self.nope + self.value)?);
 
         let latent_shape = [batch, new, self.heads, self.latent];
         let q_latent = Tensor::empty(q.device(), q.element(), &latent_shape)?;
-        let q_nope = per_head(q, self.nope + self.rope)?.narrow(2, 0..self.nope)?;
         batched(variant, &q_nope, &w_uk.permute(&[0, 2, 1])?, &per_head(&q_latent, self.latent)?)?;
 
         let q_pe = q.narrow(3, self.nope..self.nope + self.rope)?;

@@ -87,6 +87,11 @@ impl CausalLm {
         &self.model
     }
 
+    /// \[V,D\]
+    pub(in crate::model) fn lm_head(&self) -> &Tensor {
+        &self.lm_head
+    }
+
     /// Logits \[B,kept,V\], and the loss if there are labels.
     ///
     /// # Errors

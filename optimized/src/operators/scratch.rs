@@ -1,0 +1,36 @@
+//! Room in which blocks that share a result leave their parts of it.
+
+use std::sync::Arc;
+
+use crate::{Device, Element, Result, Tensor};
+
+/// Room for the parts of one launch, and counters of which blocks have come. One serves all launches of a device's stream:
+/// a launch leaves nothing in it that the next one needs.
+#[derive(Clone, Debug)]
+pub struct Scratch {
+    parts: Tensor,
+    arrivals: Tensor,
+}
+
+impl Scratch {
+    /// For how many results there are counters.
+    pub(crate) const RESULTS: usize = 1 << 14;
+
+    /// Room for parts of so many f32 numbers in all.
+    ///
+    /// # Errors
+    /// If there is no room on the device.
+    pub fn new(device: &Arc<dyn Device>, numbers: usize) -> Result<Self> {
+        let parts = Tensor::empty(device, Element::F32, &[numbers])?;
+        let arrivals = Tensor::empty(device, Element::I32, &[Self::RESULTS])?;
+        // Each launch finds them at zero, and leaves them at zero.
+        device.fill(arrivals.address(), 0, arrivals.len() * arrivals.element().bytes())?;
+        Ok(Scratch { parts, arrivals })
+    }
+
+    /// Where the parts and the counters are, if there is room for `results` results of `numbers` f32 numbers each.
+    pub(super) fn places(&self, results: usize, numbers: usize) -> Option<[u64; 2]> {
+        let room = results <= self.arrivals.len() && results.saturating_mul(numbers) <= self.parts.len();
+        room.then(|| [self.parts.address(), self.arrivals.address()])
+    }
+}
