@@ -174,7 +174,9 @@ mod tests {
     fn who_asks_for_what_is_shown_is_never_refused() {
         let sizes =
             (1..40).flat_map(|i| [7_u64.pow(i % 18), 10_u64.pow(i % 17) + 1, 50_049_999 + u64::from(i) * 3_333]);
-        for size in sizes.chain([999_999, 1_000_000, 999_999_999, 1_000_000_000, 85_049_999_999]) {
+        let sizes = sizes.chain([999_999, 1_000_000, 999_999_999, 1_000_000_000, 85_049_999_999]);
+        // less than a tenth of a kilobyte is shown as nothing
+        for size in sizes.filter(|size| *size >= 100) {
             let need = Need { size: Size(size), less: "" };
             let refused = need.of(Some(Size(size - 1))).unwrap_err().to_string();
             let shown =
