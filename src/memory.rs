@@ -4,6 +4,7 @@
 //! what it has no room for: they are not counted.
 
 pub mod given_back;
+pub(crate) mod held;
 
 use std::fmt;
 use std::str::FromStr;
@@ -33,12 +34,26 @@ const UNITS: [(&str, u64); 7] = [
 ];
 
 impl fmt::Display for Size {
+    /// Rounded down: what is there is not less.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0..=999_999 => write!(f, "{:.1} kB", self.0 as f64 / 1e3),
-            1_000_000..=999_999_999 => write!(f, "{:.1} MB", self.0 as f64 / 1e6),
-            _ => write!(f, "{:.1} GB", self.0 as f64 / 1e9),
-        }
+        self.write(f, |bytes, tenth| bytes / tenth)
+    }
+}
+
+impl Size {
+    /// Rounded up: who asks for what is shown has enough.
+    fn asked_for(self) -> impl fmt::Display {
+        fmt::from_fn(move |f| self.write(f, u64::div_ceil))
+    }
+
+    fn write(self, f: &mut fmt::Formatter<'_>, tenths: fn(u64, u64) -> u64) -> fmt::Result {
+        let (unit, tenth) = match self.0 {
+            0..=999_999 => ("kB", 100),
+            1_000_000..=999_999_999 => ("MB", 100_000),
+            _ => ("GB", 100_000_000),
+        };
+        let tenths = tenths(self.0, tenth);
+        write!(f, "{}.{} {unit}", tenths / 10, tenths % 10)
     }
 }
 
@@ -54,7 +69,7 @@ impl FromStr for Size {
         });
         let (number, bytes) = unit.unwrap_or((trimmed, 1));
         let number = number.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
-        let size = number.map(|number| Size((number * bytes as f64) as u64));
+        let size = number.map(|number| Size((number * bytes as f64).round() as u64));
         size.ok_or_else(|| Error::request("--memory-limit", "a size such as 8GB or 512MiB", format!("{text:?}")))
     }
 }
@@ -82,15 +97,16 @@ impl Need {
 
     fn of(self, available: Option<Size>) -> Result<Option<String>> {
         let Need { size, less } = self;
+        let asked_for = size.asked_for();
         match available {
             Some(available) if available < size => {
                 let found = format!("{available}; {less}");
-                Err(Error::request("memory", format!("about {size} that is free"), found))
+                Err(Error::request("memory", format!("about {asked_for} that is free"), found))
             }
             Some(available) if size >= WORTH_A_WORD => {
-                Ok(Some(format!("needs about {size} of memory, of {available}")))
+                Ok(Some(format!("needs about {asked_for} of memory, of {available}")))
             }
-            None if size >= WORTH_A_WORD => Ok(Some(format!("needs about {size} of memory"))),
+            None if size >= WORTH_A_WORD => Ok(Some(format!("needs about {asked_for} of memory"))),
             _ => Ok(None),
         }
     }
@@ -152,6 +168,25 @@ mod tests {
         }
         let shown = [Size(1), Size(1_000_000), Size(40_000_000_000)].map(|size| size.to_string());
         assert_eq!(shown, ["0.0 kB", "1.0 MB", "40.0 GB"]);
+    }
+
+    #[test]
+    fn who_asks_for_what_is_shown_is_never_refused() {
+        let sizes =
+            (1..40).flat_map(|i| [7_u64.pow(i % 18), 10_u64.pow(i % 17) + 1, 50_049_999 + u64::from(i) * 3_333]);
+        let sizes = sizes.chain([999_999, 1_000_000, 999_999_999, 1_000_000_000, 85_049_999_999]);
+        // less than a tenth of a kilobyte is shown as nothing
+        for size in sizes.filter(|size| *size >= 100) {
+            let need = Need { size: Size(size), less: "" };
+            let refused = need.of(Some(Size(size - 1))).unwrap_err().to_string();
+            let shown =
+                refused.strip_prefix("memory: expected about ").and_then(|rest| rest.split(" that").next()).unwrap();
+            let limit: Size = shown.parse().unwrap();
+            assert!((size..=size + size / 10 + 100).contains(&limit.0), "{size}: {shown}");
+            assert!(need.of(Some(limit)).is_ok(), "{size}: {shown}");
+            // what is there is not shown as more than it is
+            assert!(Size(size).to_string().parse::<Size>().unwrap().0 <= size, "{size}");
+        }
     }
 
     #[test]

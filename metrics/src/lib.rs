@@ -114,7 +114,9 @@ pub struct Comparing {
 impl Comparing {
     /// Of two tensors of this shape.
     pub fn new(shape: &[usize]) -> Self {
-        Comparing { shape: shape.to_vec(), at: 0, sums: Sums::default() }
+        // room for all rows at once: a list that grows has twice the room, and more while it grows
+        let rows = Vec::with_capacity(shape.iter().rev().skip(1).product());
+        Comparing { shape: shape.to_vec(), at: 0, sums: Sums { rows, ..Sums::default() } }
     }
 
     /// The next rows are those from `row` on. However the rows come, what is made of them is the same.

@@ -66,7 +66,8 @@ struct Row {
 impl Spreading {
     /// Of a tensor of this shape.
     pub fn new(shape: &[usize]) -> Self {
-        Spreading { width: shape.last().copied().unwrap_or(1), at: 0, rows: Vec::new(), largest: 0.0 }
+        let rows = Vec::with_capacity(shape.iter().rev().skip(1).product());
+        Spreading { width: shape.last().copied().unwrap_or(1), at: 0, rows, largest: 0.0 }
     }
 
     /// The next rows are those from `row` on. However the rows come, what is made of them is the same.

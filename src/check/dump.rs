@@ -12,7 +12,7 @@ use indexmap::IndexSet;
 use serde::Serialize;
 
 pub use names::{meant, wrappers};
-pub use narrow::{Computed, Told, by_most, computed, precision_of, retyped, told};
+pub use narrow::{Computed, Seen, Told, by_most, computed, is_wide, precision_of, told};
 
 use super::request::Request;
 use crate::error::{Error, Result};

@@ -23,14 +23,13 @@ use super::dump::{Dump, Recognised};
 use super::request::Request;
 use super::truth::Truth;
 use crate::case::Case;
-use crate::error::Result;
-use crate::inputs::Inputs;
+use crate::error::{Error, Result};
 use crate::values::Values;
 
 /// The question that is meant by the shapes of the dump.
 ///
 /// # Errors
-/// If some layers alone are asked for, and the dump does not hold what enters them.
+/// If some layers alone are asked for, and the dump does not hold what enters them; or the caches are those of different tokens.
 pub fn recognise(request: &Request, dump: &mut Dump) -> Result<Request> {
     let mut case = request.case.clone();
     part::take_in(&mut case, dump)?;
@@ -41,7 +40,7 @@ pub fn recognise(request: &Request, dump: &mut Dump) -> Result<Request> {
         dump.trace = taken_in.collect();
     }
     case.inputs.cache_before =
-        holds_cache_before(dump.trace.iter().map(|(name, values)| (name, values.shape())), &case.inputs);
+        holds_cache_before(dump.trace.iter().map(|(name, values)| (name, values.shape())), &case)?;
     vocabulary::without_padding(&case, dump);
     new_tokens::of_all(&case, dump)?;
     let tokens = case.inputs.batch() * case.inputs.looked_at();
@@ -70,12 +69,33 @@ fn cut(dump: &mut Dump, case: &Case, wanted: impl Fn(&Stage, &str) -> Option<Vec
 }
 
 /// Whether a dump of tensors of these names and shapes has the cache as it was before the new tokens.
-pub fn holds_cache_before<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize])>, inputs: &Inputs) -> bool {
-    let before = inputs.batch() * inputs.past();
-    let rows = |shape: &[usize]| shape.iter().product::<usize>().checked_div(shape.last().copied().unwrap_or(0));
-    let is_cached = |name: &str| Stage::parse(name).is_some_and(|stage| [CACHED_KV, CACHED_K_PE].contains(&stage.kind));
-    let mut tensors = tensors;
-    before > 0 && tensors.any(|(name, shape)| is_cached(name) && rows(shape) == Some(before))
+///
+/// # Errors
+/// If that of one layer is as it was before them, and that of another is longer: nobody could look at what is new in it.
+pub fn holds_cache_before<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize])>, case: &Case) -> Result<bool> {
+    let before = case.inputs.batch() * case.inputs.past();
+    let cached = tensors.filter_map(|(name, shape)| {
+        let width = match Stage::parse(name)?.kind {
+            CACHED_KV => case.config.kv_lora_rank,
+            CACHED_K_PE => case.config.qk_rope_head_dim,
+            _ => return None,
+        };
+        let elements: usize = shape.iter().product();
+        let rows = elements.checked_div(shape.last().copied().unwrap_or(0))?;
+        let is_judged = case.part.as_ref().is_none_or(|part| part::is_inside(name, &part.layers));
+        is_judged.then_some((name, shape, rows, elements > before * width))
+    });
+    let cached: Vec<_> = cached.collect();
+    let Some((as_it_was, ..)) = cached.iter().find(|(_, _, rows, _)| before > 0 && *rows == before) else {
+        return Ok(false);
+    };
+    match cached.iter().find(|(_, _, rows, has_more)| *rows > before && *has_more) {
+        None => Ok(true),
+        Some((name, shape, ..)) => {
+            let rows = format!("{before} rows, those before the step, as `{as_it_was}` has (or all rows in both)");
+            Err(Error::input(*name, rows, format!("{shape:?}")))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use dsv2_reference::round::RoundingTap;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::EMBED_TOKENS;
 use half::{bf16, f16};
-use ndarray::ArrayD;
 
+use crate::error::Result;
 use crate::precision::Precision;
 use crate::trace::Trace;
 use crate::values::Values;
@@ -23,7 +23,13 @@ pub fn precision_of(trace: &Trace) -> Precision {
 /// The trace with each tensor in the type that its numbers have, and what is to be said, if most of it was saved in a
 /// wider type than it was computed in.
 pub fn as_computed(trace: &Trace) -> Option<(Trace, Precision, String)> {
-    let telling: Vec<Told> = trace.iter().filter_map(|(name, values)| told(name, values)).collect();
+    let telling: Vec<Told> = trace
+        .iter()
+        .filter_map(|(name, values)| match values {
+            Values::Real(stored, a) => told(name, *stored, || Ok(narrow(a.iter().copied()))).ok().flatten(),
+            _ => None,
+        })
+        .collect();
     let Computed { precision, dtype, says } = computed(&telling, precision_of(trace))?;
     let retyped = trace.iter().map(|(name, values)| (name.to_owned(), retyped(values.clone(), dtype)));
     Some((retyped.collect(), precision, says))
@@ -55,9 +61,11 @@ pub fn computed(telling: &[Told], stored: Precision) -> Option<Computed> {
 
 /// A tensor in the narrow type, if its numbers are of it: also one that is fp32 by definition, since whoever rounded it to bf16
 /// stored it so.
-pub fn retyped(values: Values, dtype: Dtype) -> Values {
+fn retyped(values: Values, dtype: Dtype) -> Values {
     match values {
-        Values::Real(Dtype::F32 | Dtype::F64, a) if narrow(&a) == Some(dtype) => Values::Real(dtype, a),
+        Values::Real(stored, a) if is_wide(stored) && narrow(a.iter().copied()) == Some(dtype) => {
+            Values::Real(dtype, a)
+        }
         other => other,
     }
 }
@@ -70,12 +78,22 @@ pub struct Told {
     by_numbers: bool,
 }
 
-/// What a stage tells of the type it was computed in; nothing, if it comes from the checkpoint or is fp32 in any run.
-pub fn told(name: &str, values: &Values) -> Option<Told> {
-    let Values::Real(stored, a) = values else { return None };
-    let tells = RoundingTap::rounds(name) && Stage::parse(name).is_some_and(|stage| stage.kind != EMBED_TOKENS);
-    let by_numbers = if tells && matches!(stored, Dtype::F32 | Dtype::F64) { narrow(a) } else { None };
-    tells.then_some(Told { dtype: by_numbers.unwrap_or(*stored), by_numbers: by_numbers.is_some() })
+/// What a stage tells of the type it was computed in, that is `stored` in one and holds numbers `of` another, if they are asked;
+/// nothing, if it comes from the checkpoint or is fp32 in any run.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn told(name: &str, stored: Dtype, of: impl FnOnce() -> Result<Option<Dtype>>) -> Result<Option<Told>> {
+    if !RoundingTap::rounds(name) || Stage::parse(name).is_none_or(|stage| stage.kind == EMBED_TOKENS) {
+        return Ok(None);
+    }
+    let by_numbers = if is_wide(stored) { of()? } else { None };
+    Ok(Some(Told { dtype: by_numbers.unwrap_or(stored), by_numbers: by_numbers.is_some() }))
+}
+
+/// Whether numbers of a narrow type may have been stored in this one.
+pub fn is_wide(stored: Dtype) -> bool {
+    matches!(stored, Dtype::F32 | Dtype::F64)
 }
 
 /// The narrow type, if most are of one.
@@ -102,23 +120,48 @@ const USE_LAST_BIT: f64 = 0.25;
 const LEAST: usize = 4;
 
 /// The narrow type that all numbers have, if there is one.
-fn narrow(a: &ArrayD<f64>) -> Option<Dtype> {
-    let finite = || a.iter().copied().filter(|x| x.is_finite() && *x != 0.0);
-    let all = finite().count();
-    let tells = |is: &dyn Fn(f64) -> bool, bits: i32| {
-        if !finite().all(is) {
-            return false;
+fn narrow(numbers: impl Iterator<Item = f64>) -> Option<Dtype> {
+    let mut seen = Seen::default();
+    seen.add(numbers);
+    seen.dtype()
+}
+
+/// Numbers of which it is asked which narrow type has all of them, as they come.
+#[derive(Default)]
+pub struct Seen {
+    /// How many there are that are finite, and not 0.
+    all: usize,
+    /// Of bf16, and of f16: whether a number is none of it, and how many use its last bit.
+    types: [(bool, usize); 2],
+}
+
+impl Seen {
+    /// Some more of them.
+    pub fn add(&mut self, numbers: impl Iterator<Item = f64>) {
+        let Seen { all, types: [of_bf16, of_f16] } = self;
+        for x in numbers.filter(|x| x.is_finite() && *x != 0.0) {
+            *all += 1;
+            for ((others, last), is, bits) in [
+                (&mut *of_bf16, f64::from(bf16::from_f64(x)) == x, 7),
+                (&mut *of_f16, f64::from(f16::from_f64(x)) == x, 10),
+            ] {
+                *others |= !is;
+                *last += usize::from(uses_bit(x, bits));
+            }
         }
-        let last = finite().filter(|x| uses_bit(*x, bits)).count();
-        last >= LEAST && last as f64 >= USE_LAST_BIT * all as f64
-    };
-    // any number of bf16 may be one of f16, too, but not the other way round
-    if tells(&|x| f64::from(bf16::from_f64(x)) == x, 7) {
-        Some(Dtype::Bf16)
-    } else if tells(&|x| f64::from(f16::from_f64(x)) == x, 10) {
-        Some(Dtype::F16)
-    } else {
-        None
+    }
+
+    /// The type, if there is one.
+    pub fn dtype(&self) -> Option<Dtype> {
+        let tells =
+            |&(others, last): &(bool, usize)| !others && last >= LEAST && last as f64 >= USE_LAST_BIT * self.all as f64;
+        // any number of bf16 may be one of f16, too, but not the other way round
+        let [of_bf16, of_f16] = &self.types;
+        match () {
+            () if tells(of_bf16) => Some(Dtype::Bf16),
+            () if tells(of_f16) => Some(Dtype::F16),
+            () => None,
+        }
     }
 }
 
@@ -132,6 +175,7 @@ fn uses_bit(x: f64, bits: i32) -> bool {
 mod tests {
     use dsv2_reference::Tensor;
     use dsv2_reference::weights::generator::splitmix64;
+    use ndarray::ArrayD;
 
     use super::*;
 

@@ -128,9 +128,18 @@ pub fn facts(name: &str, case: &Case, candidate: &Trace, local: &LocalTruth<'_>)
     let (Some(got), Some(want), Some(budget)) = (got.real(), want.real(), truth.budgets.get(name)) else {
         return Vec::new();
     };
-    let Some(got) = fit(got, want.shape()) else { return Vec::new() };
+    // a large stage is not copied
+    let fitted;
+    let got = match got.shape() == want.shape() {
+        true => got,
+        false => {
+            let Some(found) = fit(got, want.shape()) else { return Vec::new() };
+            fitted = found;
+            &fitted
+        }
+    };
     let experts = stage.layer.and_then(|layer| truth.trace.get(&stage::name(TOPK_INDICES, layer))?.index());
-    pattern::facts(&Seen { stage, case, got: &got, want, budget, compared: compared.as_deref(), experts })
+    pattern::facts(&Seen { stage, case, got, want, budget, compared: compared.as_deref(), experts })
 }
 
 #[cfg(test)]

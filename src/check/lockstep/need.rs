@@ -1,129 +1,186 @@
-//! How much memory it takes to judge a dump stage by stage.
+//! How much memory it takes to judge a dump stage by stage: what the [runs](held) hold, what is compared, and what is kept.
+
+use std::num::Saturating;
 
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::table::*;
-use dsv2_reference::stage::{Layout, Stage};
+use dsv2_reference::stage::{Stage, flow};
 use indexmap::IndexMap;
 
 use super::pieces::PIECE;
 use super::ranks::Sources;
-use super::tensors::{meant_case, stages_of};
+use super::tensors::{Tensor, meant_case, stages_of};
 use crate::case::Case;
 use crate::check::align::{self, Order};
 use crate::error::Result;
 use crate::files::TensorFile;
-use crate::inputs::AttentionMask;
 use crate::local::draws;
+use crate::memory::held::{self, Chunk, Count, count};
 use crate::memory::{at_a_time, largest, of_kinds};
 use crate::planned::{self, Planned};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
+
+/// What is kept of a row that is compared, and what it takes beside that to sum rows up.
+const ROW: usize = 32;
+const SUMMED: usize = 80;
+/// What a run keeps of a weight beside its numbers: its name and place. And what is kept of a stage: its name, and how far off it is.
+const OF_A_WEIGHT: usize = 320;
+const OF_A_STAGE: usize = 2048;
+/// What the allocator keeps beside what it is asked for, measured: an eighth at most. And what the program has before it begins.
+const BESIDE: usize = 8;
+const OWN: Count = count(2 << 20);
+/// Bytes of a number of the truth, and of a plain run.
+const WIDE: Count = count(8);
+const NARROW: Count = count(4);
 
 /// About so many bytes are needed for a dump of these tensors of files.
 ///
 /// # Errors
 /// If one cannot be read.
 pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64> {
-    let meant = &meant_case(&sources.tensors, case);
+    let meant = &meant_case(&sources.tensors, case)?;
     let case = &meant.case;
-    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
-    let all = |parts: &[u64]| parts.iter().copied().fold(0, u64::saturating_add);
-    // what is kept: the routing, of the dump, the truth and what it should be
-    let routing = of_kinds(&planned, &[ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS]).saturating_mul(24);
-    // two runs in a layer, one in f64 and one in f32 (of small models several), and the truth, which waits at the next; what is
-    // compared, in pieces
-    let layer = at_a_time(&of_a_chunk(&planned, case));
-    let (wide, narrow) = (layer.saturating_mul(8), layer.saturating_mul(4).saturating_mul(draws(case)));
-    let widest = planned.values().filter_map(|planned| planned.shape.last()).max().map_or(1, |&width| width as u64);
-    let pieces = 12 * 8 * (PIECE as u64).max(widest);
-    let unread =
-        at_a_time(&planned).saturating_mul(8).saturating_mul(ComparedRows::of(&case.inputs).unread_of_hundred()) / 100;
+    let planned = &planned::stages(case, AttentionForm::Expanded, Precision::F64);
     let tensors = stages_of(files, &sources.tensors, meant)?;
-    let tensors = tensors.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
-    // decoded as a whole: what does not lie in its file number by number, and what lies there in another order, which is kept
-    let mut decoded = 0;
-    for tensor in &tensors {
-        if tensor.source.rows(files, 0..0)?.is_none() {
-            decoded = decoded.max(8 * largest(&planned));
-        }
-    }
-    let turned = tensors.iter().filter(|tensor| tensor.order == Order::Other);
-    let turned = turned.map(|tensor| tensor.shape.iter().product::<usize>() as u64).max().unwrap_or(0);
-    let otherwise = decoded.saturating_add(turned.saturating_mul(48));
-    let kept = if turned > 0 { at_a_time(&planned).saturating_mul(8) } else { 0 };
-    let judged = all(&[
-        wide,
-        narrow,
-        open(&planned, case),
-        at_rest(&planned, case),
-        routing,
-        pieces,
-        unread,
-        otherwise,
-        kept,
-        reread(&planned, case),
-    ]);
+    let tensors: Vec<Tensor> = tensors.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
+    let runs = Runs::of(case, planned);
+    // what is kept: the routing, of the dump, the truth and what it should be; and of a layer, that of the plain runs
+    let routing = Saturating(of_kinds(planned, &ROUTING));
+    let layers = case.part.as_ref().map_or(case.config.num_hidden_layers, |part| part.layers.0.len());
+    let of_a_layer = routing / count(layers.max(1));
+    let kept = routing * count(24) + of_a_layer * WIDE * (runs.plain + count(2)) + count(planned.len() * OF_A_STAGE);
+    // what is compared is, in pieces: of each run one that is looked at and one to come, each made of another; and of the dump
+    let widest = planned.values().filter_map(|planned| planned.shape.last()).max().map_or(1, |&width| width);
+    let pieces = (count(4) * (runs.plain + count(1)) + count(5)) * WIDE * count(PIECE.max(widest));
+    let unread = Saturating(at_a_time(planned)) * WIDE;
+    let unread = unread * Saturating(ComparedRows::of(&case.inputs).unread_of_hundred()) / count(100);
+    let beside = kept + pieces + unread + rows(planned, case, runs.plain) + decoded(files, &tensors, planned)?;
+    let judged = runs.in_layers().max(runs.at_queries + reread(planned, case)) + beside;
     // a stage that fails: what it should be, beside the run of which it comes, and then with that of the dump
-    let hinted = all(&[wide, largest(&planned).saturating_mul(16), routing]);
-    Ok(judged.max(hinted))
+    let failing = Saturating(largest(planned));
+    let some_rows = count(2) * count(PIECE.max(widest));
+    let hinted = ((runs.wide + failing).max(count(2) * failing) + some_rows) * WIDE + runs.inputs + kept;
+    let held = judged.max(hinted);
+    Ok((held + held / count(BESIDE) + OWN).0)
 }
 
-/// What is kept of the rows of a layer while chunks of it are to come: how far off each is, from the truth, by itself and in plain runs,
-/// and how they are spread.
-fn open(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
-    if case.chunks.len() == 1 {
-        return 0;
-    }
-    let rows = planned.iter().map(|(name, planned)| {
-        let rows = planned.shape.iter().rev().skip(1).product::<usize>();
-        (name.clone(), Planned { dtype: None, shape: vec![rows] })
-    });
-    let rows: IndexMap<String, Planned> = rows.collect();
-    at_a_time(&rows).saturating_mul(32).saturating_mul(draws(case).saturating_add(3))
+/// What is kept as it is.
+const ROUTING: [&str; 3] = [ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS];
+
+/// What the runs hold.
+struct Runs {
+    /// How many plain ones there are.
+    plain: Count,
+    /// How many numbers a run has at most, in one form of attention, and in either.
+    wide: Count,
+    narrow: Count,
+    /// Bytes of all of them where they have queries.
+    at_queries: Count,
+    /// Bytes of what is fed to one of them, as it was given.
+    inputs: Count,
+    /// Bytes of all of them, wherever they are.
+    always: Count,
 }
 
-/// The same stages of the longest chunk that is fed.
-fn of_a_chunk(planned: &IndexMap<String, Planned>, case: &Case) -> IndexMap<String, Planned> {
-    let longest = case.chunks.iter().copied().max().unwrap_or(1);
-    let of = |(name, planned): (&String, &Planned)| {
-        let axis = match Stage::parse(name).map(|stage| stage.layout) {
-            _ if case.chunks.len() == 1 => None,
-            Some(Layout::Tokens | Layout::Table | Layout::Logits) => Some(1),
-            Some(Layout::Heads | Layout::Scores | Layout::Weights) => Some(2),
-            Some(Layout::Flat) => Some(0),
-            _ => None,
+impl Runs {
+    fn of(case: &Case, planned: &IndexMap<String, Planned>) -> Self {
+        let (config, plain, chunks) = (&case.config, Saturating(draws(case)), Chunk::all(case));
+        let all = |of: &dyn Fn(&Chunk) -> Count| chunks.iter().map(of).fold(count(0), |sum, chunk| sum + chunk);
+        let most = |of: &dyn Fn(&Chunk) -> Count| chunks.iter().map(of).max().unwrap_or(count(0));
+        let layers = case.part.as_ref().map_or(0..config.num_hidden_layers, |part| part.layers.0.clone());
+        let [dense, experts] =
+            [false, true].map(|of| layers.clone().find(|&at| config.is_moe_layer(at, case.dialect) == of));
+        let logits = of_a_chunk(planned, case);
+        let behind = most(&|chunk| chunk.behind_layers(case, logits));
+        // the residual stream of the other chunks
+        let others = all(&|chunk| chunk.stream(config)) - most(&|chunk| chunk.stream(config));
+        let at_most = |form| {
+            let of_layer = |layer: usize| most(&|chunk| chunk.in_layer(case, layer, form));
+            let in_layers = dense.into_iter().chain(experts).map(of_layer).max().unwrap_or(count(0));
+            others + (in_layers + held::cache(case)).max(behind)
         };
-        let each = if axis == Some(0) { case.inputs.batch() } else { 1 };
-        let mut shape = planned.shape.clone();
-        if let Some(length) = axis.and_then(|axis| shape.get_mut(axis)) {
-            *length = longest * each;
-        }
-        (name.clone(), Planned { shape, ..planned.clone() })
-    };
-    planned.iter().map(of).collect()
+        let wide = at_most(AttentionForm::Expanded);
+        let narrow = if plain > count(1) { wide.max(at_most(AttentionForm::Absorbed)) } else { wide };
+        // the truth waits at the next layer
+        let ahead = chunks.first().map_or(count(0), |first| first.before_a_layer(case)) + others;
+        let each = WIDE * count(2) + NARROW * plain;
+        let of_layer =
+            |layer| if config.is_moe_layer(layer, case.dialect) { 16 + 3 * config.num_experts() } else { 16 };
+        let weights = layers.map(of_layer).fold(count(0), |sum, weights| sum + count(weights));
+        // plain runs beside the first have weights of their own, and every other one W^UK and W^UV apart
+        let rows = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim);
+        let absorbed = count(config.num_hidden_layers) * count(rows) * count(config.kv_lora_rank) * NARROW / count(2);
+        let own_weights = (plain - count(1)) * (Saturating(config.parameter_count()) * WIDE + absorbed);
+        let inputs = all(&|chunk| chunk.given_mask(case)) * NARROW;
+        let always = ahead * WIDE
+            + all(&|chunk| chunk.tables(case)) * each
+            + inputs * (plain + count(2))
+            + weights * count(OF_A_WEIGHT) * (plain + count(2))
+            + own_weights;
+        let at_queries = most(&|chunk| chunk.at_queries(case)) + others;
+        Runs { plain, wide, narrow, at_queries: at_queries * (WIDE + NARROW * plain) + always, inputs, always }
+    }
+
+    fn in_layers(&self) -> Count {
+        self.wide * WIDE + self.narrow * NARROW * self.plain + self.always
+    }
 }
 
-/// A run that waits before a layer: the residual stream, normed as well, rotary tables and the mask.
-fn at_rest(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
-    let heads = case.config.num_attention_heads as u64;
-    let by_head = matches!(&case.inputs.attention_mask, Some(AttentionMask::Additive(mask)) if mask.dim().1 > 1);
-    let mask = most_of(planned, ATTN_SCORES) / if by_head { 1 } else { heads.max(1) };
-    let others = [INPUT_LAYERNORM, LAYER, COS, SIN].map(|kind| most_of(planned, kind));
-    others.into_iter().fold(mask, u64::saturating_add).saturating_mul(8)
+/// The logits of a chunk.
+fn of_a_chunk(planned: &IndexMap<String, Planned>, case: &Case) -> Count {
+    let longest = case.chunks.iter().copied().max().unwrap_or(1);
+    let of = |kind: &str| {
+        let shape = planned.get(kind).map_or(&[][..], |planned| &planned.shape);
+        match (shape, case.chunks.len()) {
+            ([], _) => count(0),
+            (&[batch, kept, width], 2..) => count(batch) * count(kept.min(longest)) * count(width),
+            _ => shape.iter().fold(count(1), |all, &length| all * count(length)),
+        }
+    };
+    of(LM_HEAD).max(of(SCORE))
+}
+
+/// What is kept of the rows of stages, and how they are summed up: how far off each row is, by itself and in plain runs, and how they
+/// are spread. While chunks are to come it is kept of all stages of a layer.
+fn rows(planned: &IndexMap<String, Planned>, case: &Case, plain: Count) -> Count {
+    let (mut layers, mut longest) = (IndexMap::<_, Count>::new(), count(0));
+    for (name, planned) in planned {
+        let Some(stage) = Stage::parse(name) else { continue };
+        let rows = planned.shape.iter().rev().skip(1).fold(count(1), |rows, &length| rows * count(length));
+        // a rotation is spread in one more way; what a step caches has two parts, and may be a copy in two ways
+        let spreads = count(if [Q_PE, K_PE, CACHED_K_PE].contains(&stage.kind) { 2 } else { 1 });
+        let parts = count(if flow::is_copy(name) && case.inputs.past() > 0 { 2 } else { 1 });
+        let copies = count(if flow::is_copy(name) { 2 } else { 0 });
+        let kept = rows * count(ROW) * ((plain + spreads + count(1)) * parts + (spreads + count(1)) * copies);
+        let of_layer = layers.entry(stage.layer).or_insert(count(0));
+        *of_layer = if case.chunks.len() > 1 { *of_layer + kept } else { (*of_layer).max(kept) };
+        longest = longest.max(rows);
+    }
+    layers.into_values().max().unwrap_or(count(0)) + longest * count(SUMMED)
 }
 
 /// What is decoded as a whole, since it may lie in more than one order: the dump's stage, the truth, and all readings of it.
-fn reread(planned: &IndexMap<String, Planned>, case: &Case) -> u64 {
+fn reread(planned: &IndexMap<String, Planned>, case: &Case) -> Count {
     if case.chunks.len() > 1 {
-        return 0;
+        return count(0);
     }
     let heads = case.config.num_attention_heads;
     let otherwise = planned.iter().filter(|(name, planned)| align::has_other_readings(name, &planned.shape, heads));
-    otherwise.map(|(_, planned)| planned.elements()).max().unwrap_or(0).saturating_mul(48)
+    Saturating(otherwise.map(|(_, planned)| planned.elements()).max().unwrap_or(0)) * count(48)
 }
 
-/// The elements of the largest stage of a kind.
-fn most_of(planned: &IndexMap<String, Planned>, kind: &str) -> u64 {
-    let is = |name: &str| Stage::parse(name).is_some_and(|stage| stage.kind == kind);
-    planned.iter().filter(|(name, _)| is(name)).map(|(_, planned)| planned.elements()).max().unwrap_or(0)
+/// What is decoded as a whole for another reason: it does not lie in its file number by number, or lies there in another order,
+/// and then it is kept.
+fn decoded(files: &[TensorFile], tensors: &[Tensor], planned: &IndexMap<String, Planned>) -> Result<Count> {
+    let mut decoded = count(0);
+    for tensor in tensors {
+        if tensor.source.rows(files, 0..0)?.is_none() {
+            decoded = Saturating(largest(planned)) * WIDE;
+        }
+    }
+    let turned = tensors.iter().filter(|tensor| tensor.order == Order::Other);
+    let turned = turned.map(|tensor| tensor.shape.iter().fold(count(1), |all, &length| all * count(length))).max();
+    let kept = turned.map_or(count(0), |turned| turned * count(48) + Saturating(at_a_time(planned)) * WIDE);
+    Ok(decoded + kept)
 }

@@ -9,13 +9,13 @@ use dsv2_reference::Dtype;
 use dsv2_reference::stage::table::LM_HEAD;
 use indexmap::IndexMap;
 
-use super::pieces::Held;
+use super::pieces::{Held, numbers, pieces};
 use super::ranks::Sources;
 use super::tensors::{Meant, Tensor, Tensors, meant_case, says_of_padding, stages_of};
 use crate::case::{Case, Part};
 use crate::check::align::Order;
 use crate::check::dump::order::is_sequence_first;
-use crate::check::dump::{Computed, Recognised, Told, by_most, computed, retyped, told};
+use crate::check::dump::{Computed, Recognised, Seen, Told, by_most, computed, is_wide, told};
 use crate::check::request::Request;
 use crate::check::shapes::part;
 use crate::error::{Error, Result};
@@ -51,7 +51,7 @@ impl PlainDump {
     /// If it cannot be read.
     pub fn open(files: &Rc<[TensorFile]>, sources: &Sources, request: &Request) -> Result<Option<(Self, Case)>> {
         let Sources { tensors, says, unread } = sources;
-        let meant = meant_case(tensors, &request.case);
+        let meant = meant_case(tensors, &request.case)?;
         let Some(Tensors { stages, recognised, pairs, beyond_vocabulary }) = stages_of(files, tensors, &meant)? else {
             return Ok(None);
         };
@@ -87,21 +87,37 @@ impl PlainDump {
 
     /// What its tensors tell of the type in which they were computed.
     fn telling(&self) -> Result<Vec<Told>> {
+        let stored = self.stages.iter().filter_map(|(name, tensor)| Some((name, tensor, kind(tensor.source.element)?)));
         let mut telling = Vec::new();
-        for name in self.stages.keys() {
-            telling.extend(self.stage(name)?.and_then(|values| told(name, &values)));
+        for (name, tensor, stored) in stored {
+            telling.extend(told(name, stored, || self.numbers_of(tensor))?);
         }
         Ok(telling)
+    }
+
+    /// The narrow type that all numbers of a tensor have, if there is one, in whatever order they lie.
+    fn numbers_of(&self, tensor: &Tensor) -> Result<Option<Dtype>> {
+        let (source, mut seen) = (&tensor.source, Seen::default());
+        if source.rows(&self.files, 0..0)?.is_some() {
+            for piece in pieces(&source.shape) {
+                let rows = source.rows(&self.files, piece)?;
+                seen.add(rows.iter().flat_map(numbers).copied());
+            }
+        } else {
+            let whole = source.whole(&self.files)?;
+            seen.add(whole.iter().filter_map(Values::real).flatten().copied());
+        }
+        Ok(seen.dtype())
     }
 
     /// The stages that are stored in a wider type than this one, and hold numbers of it.
     fn of_numbers_of(&self, dtype: Dtype) -> Result<BTreeMap<String, Dtype>> {
         let mut found = BTreeMap::new();
-        for name in self.stages.keys() {
-            let Some(values) = self.stage(name)? else { continue };
-            let stored = values.dtype();
-            let as_computed = retyped(values, dtype).dtype();
-            found.extend(as_computed.filter(|_| stored != as_computed).map(|dtype| (name.clone(), dtype)));
+        for (name, tensor) in &self.stages {
+            let is_wider = kind(tensor.source.element).is_some_and(is_wide);
+            if is_wider && self.numbers_of(tensor)? == Some(dtype) {
+                found.insert(name.clone(), dtype);
+            }
         }
         Ok(found)
     }

@@ -57,20 +57,23 @@ pub struct Meant {
 
 /// The case as the shapes of these tensors say that it is: they may hold the cache as it was before the new tokens, or no logits
 /// but those of the last tokens.
-pub fn meant_case(sources: &[Source], case: &Case) -> Meant {
+///
+/// # Errors
+/// If the caches are those of different tokens.
+pub fn meant_case(sources: &[Source], case: &Case) -> Result<Meant> {
     let named: Vec<(String, &Source)> = sources.iter().map(|source| (bare(&source.name), source)).collect();
     let tensors = named.iter().map(|(name, source)| (name.as_str(), source.shape.as_slice()));
-    let cache_before = holds_cache_before(tensors, &case.inputs);
+    let cache_before = holds_cache_before(tensors, case)?;
     let case = Case { inputs: Inputs { cache_before, ..case.inputs.clone() }, ..case.clone() };
     let of = |wanted: &str| named.iter().find(|(name, _)| name == wanted).map(|(_, source)| *source);
     let logits = of(LM_HEAD).filter(|source| case.part.is_none() && numbers(source.element) == Some(true));
     let logits = logits.map(|source| of_vocabulary(source, case.config.vocab_size).0);
-    match logits.and_then(|logits| LastTokens::of(&case, &logits.shape, of("loss").is_some())) {
+    Ok(match logits.and_then(|logits| LastTokens::of(&case, &logits.shape, of("loss").is_some())) {
         Some(LastTokens { inputs, shape, says }) => {
             Meant { case: Case { inputs, ..case }, last_tokens: Some((shape, says)) }
         }
         None => Meant { case, last_tokens: None },
-    }
+    })
 }
 
 /// Logits without those of tokens that do not exist, and these.

@@ -143,15 +143,19 @@ impl Visit {
     /// Rows of this chunk as those of the stage: a key that is not there yet has nothing.
     pub fn widened(&self, rows: Values) -> Values {
         let [own, all] = self.widths;
-        let fill = if self.layout == Layout::Scores { f64::NEG_INFINITY } else { 0.0 };
         match rows {
             Values::Real(dtype, a) if own < all => {
-                let behind = ArrayD::from_elem(IxDyn(&[a.shape()[0], all - own]), fill);
+                let behind = ArrayD::from_elem(IxDyn(&[a.shape()[0], all - own]), self.of_no_key());
                 let joined = concatenate(Axis(1), &[a.view(), behind.view()]).expect("rows, and as many behind them");
                 Values::Real(dtype, joined.as_standard_layout().into_owned())
             }
             rows => rows,
         }
+    }
+
+    /// What a stage has of a key that is not there yet.
+    fn of_no_key(&self) -> f64 {
+        if self.layout == Layout::Scores { f64::NEG_INFINITY } else { 0.0 }
     }
 
     /// Rows of the stage as those of this chunk.
@@ -172,7 +176,7 @@ impl Visit {
         match (&mut *all, chunk) {
             (_, chunk) if whole && self.widths[0] == self.widths[1] => *all = Some(chunk),
             (None, Values::Real(dtype, a)) => {
-                *all = Some(Values::Real(dtype, ArrayD::zeros(IxDyn(shape))));
+                *all = Some(Values::Real(dtype, ArrayD::from_elem(IxDyn(shape), self.of_no_key())));
                 self.put_into(all, Values::Real(dtype, a), shape);
             }
             (None, Values::Index(a)) => {

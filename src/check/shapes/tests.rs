@@ -8,7 +8,7 @@ use super::*;
 use crate::backend::{Backend, Precision, Reference, Settings};
 use crate::check::{Checked, check};
 use crate::golden::GoldenCases;
-use crate::inputs::Tokens;
+use crate::inputs::{Inputs, Tokens};
 use crate::trace::Trace;
 
 const TYPES: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -254,6 +254,38 @@ fn one_decoding_step_is_judged_by_its_new_tokens() {
                 fails_at(attention, &case, scaled(&alone, attention, 1.02), precision);
             }
         }
+    }
+}
+
+#[test]
+fn a_wrong_new_key_is_found_in_each_layer_and_caches_of_different_tokens_are_refused() {
+    let new = 2;
+    for name in ["v2", "left-padding"] {
+        let whole = Case { use_cache: true, ..golden(name) };
+        let (case, trace) = (decoding(&whole, new), run(&whole, Precision::F32));
+        let [after, before] = [false, true].map(|cache_before| step(&trace, new, cache_before));
+        let cached: Vec<&str> =
+            after.iter().map(|(name, _)| name).filter(|name| name.starts_with("past_key_values")).collect();
+        assert!(cached.len() >= 4);
+        for &wrong in &cached {
+            let dump = each(&after, |name, a| {
+                let mut a = a.clone();
+                if name == wrong {
+                    a.slice_axis_mut(Axis(1), Slice::from(-(new as isize)..)).mapv_inplace(|x| x * 1.05);
+                }
+                Some(a)
+            });
+            fails_at(wrong, &case, dump.clone(), Precision::F32);
+            for &short in cached.iter().filter(|short| **short != wrong) {
+                let mixed = dump.clone().with(short, before.get(short).unwrap().clone());
+                let refused = check(&Request::new(case.clone(), mixed)).unwrap_err().to_string();
+                assert!(refused.contains(&format!("as `{short}` has")), "{refused}");
+                assert!(!refused.contains('\n') && refused.ends_with(']'), "{refused}");
+            }
+        }
+        let all_before =
+            cached.iter().fold(after.clone(), |dump, &name| dump.with(name, before.get(name).unwrap().clone()));
+        passes(&case, all_before, Precision::F32);
     }
 }
 

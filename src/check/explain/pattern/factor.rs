@@ -1,8 +1,8 @@
 //! Everything is a multiple of what it should be.
 
+use dsv2_metrics::Comparing;
 use dsv2_reference::model::rope::{softmax_scale, yarn_get_mscale};
 use dsv2_reference::stage::table::*;
-use ndarray::Zip;
 
 use super::Seen;
 use crate::case::Case;
@@ -99,9 +99,13 @@ pub fn factor(seen: &Seen<'_>) -> Option<String> {
     if !factor.is_finite() || factor == 0.0 || is_one {
         return None;
     }
-    let mut scaled = seen.want.clone();
-    Zip::from(&mut scaled).for_each(|y| *y *= if y.is_finite() { factor } else { 1.0 });
-    let compared = dsv2_metrics::compare(seen.got.view(), scaled.view(), seen.compared);
+    let mut comparing = Comparing::new(seen.want.shape());
+    for (row, got, mut want) in seen.rows() {
+        want.iter_mut().for_each(|y| *y *= if y.is_finite() { factor } else { 1.0 });
+        comparing.go_to(row);
+        comparing.add(&got, &want, None);
+    }
+    let compared = comparing.finish();
     let left = compared.metrics;
     if compared.nonfinite.is_some()
         || left.l2 > seen.budget.l2

@@ -105,6 +105,22 @@ fn what_an_earlier_chunk_cached_is_not_held_against_itself() {
 }
 
 #[test]
+fn caches_of_different_tokens_are_refused_before_anything_is_run() {
+    let request = cases().into_iter().find(|request| fed_otherwise(request).len() == 3).unwrap();
+    let [_, after, before] = &fed_otherwise(&request)[..] else { unreachable!("three ways") };
+    let cached = "past_key_values.0.k_pe";
+    let as_it_was = dumped(&before.1, Precision::F32).get(cached).unwrap().clone();
+    let mixed = dumped(&after.1, Precision::F32).with(cached, as_it_was);
+    let folder = folder();
+    let path = folder.path().join("dump.safetensors");
+    mixed.write(&path).unwrap();
+    let candidates = Candidates::open(std::slice::from_ref(&path), None, &after.1.case).unwrap();
+    let planned = candidates.need(&after.1.case).unwrap_err().to_string();
+    let judged = candidates.check(&after.1, true, &mut |_, _, _| ()).err().unwrap().to_string();
+    assert!(planned == judged && judged.contains("as `past_key_values.0.k_pe` has"), "{planned}\n{judged}");
+}
+
+#[test]
 fn a_dump_is_held_against_what_it_should_be_to_the_bit_as_if_both_were_read_whole() {
     let mut judged = BTreeMap::<&str, usize>::new();
     for (number, mut request) in cases().into_iter().step_by(5).enumerate() {
