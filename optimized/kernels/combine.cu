@@ -3,8 +3,8 @@
 //   out_t = (sum_j weights[t, j] * rows[places[t, j]]) + shared_t                  combine                    (20)
 //   h_t = out_t + residual_t,  y_t = rms_norm(h_t)                                 combine_add_rms_norm
 //
-// The sum is fp32 in order of rising place, that is of rising expert; then the shared experts' row is added; then all
-// is rounded once. A place of -1 (a token that was dropped by that expert) counts nothing, whatever its weight.
+// The sum is fp32 in order of rising place, that is of rising expert, and rounded; then the shared experts' row is added, and
+// that is rounded: just where Transformers and DeepSeek's own code round. A place of -1 (a token that was dropped by that expert) counts nothing, whatever its weight.
 //
 // rows: [N k, D]; places, weights: [N, k]; shared (or null), out, residual, h, y: [N, D]. The second does in one launch, to the
 // bit, what the first and add_rms_norm of rms_norm.cu do in two: out, rounded, is never stored.
@@ -36,7 +36,7 @@ template <typename T> struct Naive {
             last = places[next];
             sum += weights[next] * to_float(rows[(long long)last * width + column]);
         }
-        if (shared) sum += to_float(shared[column]);
+        if (shared) sum = to_float(from_float<T>(sum)) + to_float(shared[column]);
         return to_float(from_float<T>(sum));
     }
 };
@@ -93,7 +93,7 @@ template <typename T> struct Sorted {
         if (shared) {
             load_pack(shared + i, one, aligned);
             #pragma unroll
-            for (int n = 0; n < SIZE; n++) sum[n] += one[n];
+            for (int n = 0; n < SIZE; n++) sum[n] = to_float(from_float<T>(sum[n])) + one[n];
         }
         #pragma unroll
         for (int n = 0; n < SIZE; n++) sum[n] = to_float(from_float<T>(sum[n]));
@@ -102,7 +102,7 @@ template <typename T> struct Sorted {
         float sum = 0.0f;
         #pragma unroll 1
         for (int j = first; j < k; j++) sum += weights[j] * to_float(rows[(long long)places[j] * width + i]);
-        if (shared) sum += to_float(shared[i]);
+        if (shared) sum = to_float(from_float<T>(sum)) + to_float(shared[i]);
         return to_float(from_float<T>(sum));
     }
 };

@@ -11,8 +11,8 @@ const MOST_SELECTED: usize = 1024;
 /// `out = sum_j weights[.., j] * rows[places[.., j]] + shared`: rows \[P,D\] in sorted order, places \[N k\] (or
 /// \[N,k\]), weights \[N,k\] in fp32, shared \[N,D\] -> out \[N,D\].
 ///
-/// The sum is fp32, by rising place and so by rising expert, as Transformers adds; then the shared row; then one
-/// rounding. A place of -1 counts nothing.
+/// The sum is fp32, by rising place and so by rising expert, as Transformers adds, and rounded; then the shared row is added,
+/// and that is rounded. A place of -1 counts nothing.
 ///
 /// # Errors
 /// If shapes or types do not fit, or the launch fails.

@@ -76,25 +76,29 @@ impl Input {
             Ok(out)
         };
 
-        // Each token's terms by rising expert, and the shared row at the end.
+        // Each token's terms by rising expert.
         let terms = |token: usize, column: usize| -> Vec<[f32; 2]> {
             let mut terms: Vec<usize> = (0..k).filter(|j| places[token * k + j] >= 0).collect();
             terms.sort_by_key(|j| places[token * k + j]);
             let of_expert = |j| [weights[[token, j]], rows[[places[token * k + j] as usize, column]]];
-            let of_shared = shared.as_ref().map(|shared| [1.0, shared[[token, column]]]);
-            terms.into_iter().map(of_expert).chain(of_shared).collect()
+            terms.into_iter().map(of_expert).collect()
+        };
+        let shared_at = |at: (usize, usize)| shared.as_ref().map_or(0.0, |shared| shared[at]);
+        // Rounded, the shared row added, rounded.
+        let stored = |sum: f32, at: (usize, usize)| match &shared {
+            Some(_) => round(f64::from(round(sum.into(), element) as f32 + shared_at(at)), element),
+            None => round(sum.into(), element),
         };
         let truth = Array2::from_shape_fn((tokens, width), |(token, column)| -> f64 {
-            terms(token, column).iter().map(|[a, b]| f64::from(*a) * f64::from(*b)).sum()
+            let sum: f64 = terms(token, column).iter().map(|[a, b]| f64::from(*a) * f64::from(*b)).sum();
+            sum + f64::from(shared_at((token, column)))
         });
         let plain = Array2::from_shape_fn((tokens, width), |(token, column)| {
-            let sum = terms(token, column).iter().fold(0.0, |sum: f32, [a, b]| sum + a * b);
-            round(sum.into(), element)
+            stored(terms(token, column).iter().fold(0.0, |sum: f32, [a, b]| sum + a * b), (token, column))
         });
         // In just this order, each product added without a rounding of its own.
         let expected = Array2::from_shape_fn((tokens, width), |(token, column)| {
-            let sum = terms(token, column).iter().fold(0.0, |sum: f32, [a, b]| a.mul_add(*b, sum));
-            round(sum.into(), element)
+            stored(terms(token, column).iter().fold(0.0, |sum: f32, [a, b]| a.mul_add(*b, sum)), (token, column))
         });
         let found = run()?;
         let mut outputs =

@@ -108,7 +108,7 @@ impl Mixture {
                 sum.row_mut(token).scaled_add(weight, &y.row(0));
             }
         }
-        (sum + x).mapv(|out| rounded(out).to_f64())
+        (sum.mapv(&rounded) + x).mapv(|out| rounded(out).to_f64())
     }
 
     fn check(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
