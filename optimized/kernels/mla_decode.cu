@@ -307,9 +307,16 @@ template <typename T> __device__ void combine(const Problem<T>& p) {
     sum = block_sum<THREADS>(sum, partial);
     long long at = (long long)b * p.rows() + row;
     #pragma unroll
-    for (int k = 0; k < 4; k++)
-        if (column + k < p.latent)
-            p.out[at * p.latent + column + k] = from_float<T>(high == NEVER ? 0.0f : sums[k] / sum);
+    for (int k = 0; k < 4; k++) sums[k] = high == NEVER ? 0.0f : sums[k] / sum;
+    T* out = p.out + at * p.latent + column;
+    if (column + 4 <= p.latent && p.latent % 4 == 0) {
+        if (sizeof(T) == 4) store_pack((float*)out, sums);
+        else *(uint2*)out = make_uint2(pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]));
+    } else {
+        #pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (column + k < p.latent) out[k] = from_float<T>(sums[k]);
+    }
     if (threadIdx.x == 0) p.lse[at] = log_sum(high, sum);
 }
 

@@ -105,7 +105,7 @@ __device__ void tuned(const Problem<bf16>& p) {
         float x[8][4] = {};
         u32 queries = shared_address(block.queries + (warp * 16 + lane % 16) * block.stride + lane / 16 * 8);
         u32 keys = shared_address(block.key_tile(number) + (lane % 8 + lane / 16 * 8) * block.stride + lane / 8 % 2 * 8);
-        #pragma unroll 2
+        #pragma unroll 1
         for (int i = 0; i < p.width(); i += 16, queries += 32, keys += 32) {
             u32 query[4];
             load_tiles(query, queries);

@@ -64,7 +64,7 @@ __device__ __forceinline__ void copy_row(T* shared, const T* global, int width, 
         u32 to = shared_address(shared + lane * SIZE);
         global += lane * SIZE;
         int bytes = there ? 16 : 0;
-        #pragma unroll 3
+        #pragma unroll 1
         for (int i = lane * SIZE; i < width; i += LANES * SIZE, to += LANES * 16, global += LANES * SIZE)
             copy_async(to, global, bytes);
     } else {
