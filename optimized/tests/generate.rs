@@ -121,6 +121,24 @@ fn the_end_token_ends_a_text_and_padding_follows_until_all_have_ended() {
 }
 
 #[test]
+fn a_filler_that_is_no_token_is_refused_when_a_text_has_ended_before_another() {
+    let texts = reference(json!({}), 5).generate(&ids(2, 5), None, 8).unwrap();
+    let reaches = |row: usize, token| texts.row(row).iter().position(|&t| t == token);
+    let ends_first = |&(token, at): &(i64, usize)| {
+        reaches(0, token) == Some(at) && reaches(1, token).is_none_or(|other| other > at + 1)
+    };
+    let (token, _) = (1..6).map(|at| (texts[[0, at]], at)).find(ends_first).expect("the texts differ");
+    for (change, found) in [
+        (json!({"eos_token_id": token, "pad_token_id": -1}), "-1"),
+        (json!({"eos_token_id": [93, token]}), "93"),
+        (json!({"eos_token_id": [(1_i64 << 32) + 3, token]}), "4294967299"),
+    ] {
+        let error = load(change, 5, Element::F32).generate(&ids(2, 5), None, &greedy(8)).unwrap_err().to_string();
+        assert_eq!(error, format!("forward: input_ids: expected tokens 0 to 89, found {found}"));
+    }
+}
+
+#[test]
 fn a_prompt_has_the_same_text_alone_and_in_a_batch() {
     for element in [Element::F32, Element::Bf16] {
         let model = load(json!({}), 6, element);

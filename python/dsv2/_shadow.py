@@ -83,6 +83,14 @@ def watch(makers: list[tuple[Any, str]], note: Callable[[Any], None]) -> Callabl
     return undo
 
 
+def version_of(tensor: Any) -> int | None:
+    """What PyTorch counts its writes with; None where it does not count: in tensors made in inference mode."""
+    try:
+        return getattr(tensor, "_version", None)
+    except RuntimeError:
+        return None
+
+
 @dataclass
 class Fresh:
     """A storage that `torch.empty` made: the version of its tensors when it was last looked at, and what is unwritten."""
@@ -112,15 +120,15 @@ class Shadow:
         if type(tensor) is not sys.modules["torch"].Tensor or tensor.device.type != "cpu" or tensor.is_sparse or tensor.is_quantized:
             return
         self.fresh = {start: fresh for start, fresh in self.fresh.items() if not fresh.storage.expired()}
-        storage = tensor.untyped_storage()
-        if storage.nbytes():
+        storage, version = tensor.untyped_storage(), version_of(tensor)
+        if storage.nbytes() and version is not None:
             start = storage.data_ptr()
-            self.fresh[start] = Fresh(StorageWeakRef(storage), tensor._version, [(start, start + storage.nbytes())])
+            self.fresh[start] = Fresh(StorageWeakRef(storage), version, [(start, start + storage.nbytes())])
 
     def _of(self, array: HostArray) -> Fresh | None:
         """What is known of an array's storage, if nobody wrote to it by other means."""
         fresh = self.fresh.get(array.start)
-        version = getattr(array.value, "_version", None)
+        version = version_of(array.value)
         if fresh is None or fresh.storage.expired() or version != fresh.version:
             self.fresh.pop(array.start, None)
             return None

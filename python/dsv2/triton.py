@@ -162,13 +162,15 @@ def _is_wish(wish: Any) -> bool:
 def _activated(options: dict[str, Any], wishes: Mapping[str, Any]) -> Active:
     active = Active(options)
     config = triton.runtime.driver
-    before, nvidia, prune = config._active, backends["nvidia"], autotuner.Autotuner.prune_configs
+    before, nvidia = config._active, backends["nvidia"]
+    prune, run = autotuner.Autotuner.prune_configs, autotuner.Autotuner.run
     backends["nvidia"] = Backend(compiler=Compiler, driver=nvidia.driver)
     config.set_active(Driver(active))
     autotuner.Autotuner.prune_configs = _chooser(prune, dict(wishes))
+    autotuner.Autotuner.run = _remembering_apart(run)
 
     def undo() -> None:
-        autotuner.Autotuner.prune_configs = prune
+        autotuner.Autotuner.prune_configs, autotuner.Autotuner.run = prune, run
         backends["nvidia"] = nvidia
         config._active = before
 
@@ -177,6 +179,20 @@ def _activated(options: dict[str, Any], wishes: Mapping[str, Any]) -> Active:
         active._undo.append(active.shadow.watch_torch())
     _ACTIVE.append(active)
     return active
+
+
+def _remembering_apart(run: Callable[..., Any]) -> Callable[..., Any]:
+    """In place of `Autotuner.run`: what was chosen before, on a GPU or with other wishes, is not chosen now, nor this then."""
+    chosen: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+    def run_apart(tuner: Any, *args: Any, **kwargs: Any) -> Any:
+        before, tuner.cache = tuner.cache, chosen.setdefault(tuner, {})
+        try:
+            return run(tuner, *args, **kwargs)
+        finally:
+            tuner.cache = before
+
+    return run_apart
 
 
 def _chooser(prune: Callable[..., Any], wanted: dict[str, Any]) -> Callable[..., Any]:
@@ -198,7 +214,7 @@ def _chooser(prune: Callable[..., Any], wanted: dict[str, Any]) -> Callable[...,
             said.add(tuner)
             how = "as asked" if name in wanted else "the first"
             warnings.warn(
-                f"{name} is not tuned on the emulator; it takes {how} of {len(configs)}: {fits[0]}", AutotuneWarning, stacklevel=4
+                f"{name} is not tuned on the emulator; it takes {how} of {len(configs)}: {fits[0]}", AutotuneWarning, stacklevel=5
             )
         return fits[:1]
 

@@ -76,7 +76,6 @@ def test_an_empty_grid_launches_nothing(runs):
     ],
 )
 def test_autotune_takes_one_configuration_and_says_which(wish, block, said):
-    kernels.tuned.cache.clear()
     x, out = np.zeros(300, np.float32), np.zeros(300, np.float32)
     wishes = {} if wish is None else {"tuned": wish}
     with activate("sm_80", autotune=wishes), pytest.warns(AutotuneWarning, match=said):
@@ -85,7 +84,6 @@ def test_autotune_takes_one_configuration_and_says_which(wish, block, said):
 
 
 def test_a_configuration_that_is_not_there_is_named():
-    kernels.tuned.cache.clear()
     with (
         activate("sm_80", autotune={"tuned": {"BLOCK": 32}}),
         pytest.raises(LaunchError, match="tuned has no such configuration as {'BLOCK': 32}"),
@@ -161,6 +159,14 @@ def test_tensors_elsewhere_are_refused(runs):
 
 
 @needs_torch
+def test_tensors_of_inference_mode_are_not_watched(runs):
+    with torch.inference_mode():
+        x, out = torch.empty(16), torch.ones(16)
+        kernels.copy[(1,)](x, out, 16, BLOCK=16)
+        assert (out == x).all() or torch.isnan(x).any()
+
+
+@needs_torch
 def test_what_torch_empty_made_is_unwritten_until_it_is_written(runs):
     x, out = torch.empty(64), torch.empty(64)
     with pytest.raises(UnwrittenError, match="what is stored in global memory depends on bytes that nobody wrote, .*kernels_triton.py"):
@@ -200,10 +206,10 @@ def test_deactivation_leaves_triton_as_it_was():
     from triton.backends import backends
     from triton.runtime import autotuner
 
-    before = triton.runtime.driver._active, backends["nvidia"], autotuner.Autotuner.prune_configs, torch and torch.empty
+    before = triton.runtime.driver._active, backends["nvidia"], autotuner.Autotuner.prune_configs, autotuner.Autotuner.run, torch and torch.empty
     with activate("sm_80"):
         assert triton.runtime.driver._active is not before[0]
-    assert (triton.runtime.driver._active, backends["nvidia"], autotuner.Autotuner.prune_configs, torch and torch.empty) == before
+    assert (triton.runtime.driver._active, backends["nvidia"], autotuner.Autotuner.prune_configs, autotuner.Autotuner.run, torch and torch.empty) == before
 
 
 def test_wrong_requests_are_one_line():

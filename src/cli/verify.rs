@@ -122,5 +122,12 @@ fn candidates(args: &VerifyArgs) -> Result<Vec<(&'static dyn Backend, Precision)
         None => backend.precisions().to_vec(),
     };
     let of_backend = |backend| types(backend).into_iter().map(move |dtype| (backend, dtype));
-    Ok(backends.into_iter().flat_map(of_backend).collect())
+    let candidates: Vec<_> = backends.into_iter().flat_map(of_backend).collect();
+    // Of nothing everything would pass.
+    match args.dtype {
+        Some(dtype) if candidates.is_empty() => {
+            Err(Error::request("--dtype", "a type of the emulator, f32 or bf16", dtype))
+        }
+        _ => Ok(candidates),
+    }
 }

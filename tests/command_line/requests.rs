@@ -55,6 +55,7 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
         ),
         (&["verify", "--backend", "emulated", "--races"], &["--backend", "--races", "cannot be used with"]),
         (&["verify", "--races", "--sums", "wide"], &["--races", "--sums", "cannot be used with"]),
+        (&["verify", "--sums", "wide", "--dtype", "f64"], &["--dtype", "f32 or bf16", "f64"]),
         (&["verify", "--sums", "aligned"], &["--sums", "aligned-8-2", "aligned-16-2"]),
         (&["verify", "--case", "no-such-*"], &["--case", "expected a pattern that matches a golden case", "no-such-*"]),
         (&["verify", "--case", "["], &["--case", "expected a pattern of *, ? and [..]", "\"[\""]),

@@ -38,7 +38,7 @@ pub enum Sampling {
     TopP {
         /// What logits are divided by.
         temperature: f32,
-        /// From 0 (as greedy) to 1 (all tokens).
+        /// From 0 (the likeliest; the first of those whose probabilities are one number in fp32) to 1 (all tokens).
         top_p: f32,
         /// Another seed, other tokens.
         seed: u64,
@@ -190,13 +190,16 @@ impl Generation<'_> {
     /// its tokens are the same to the bit.
     ///
     /// # Errors
-    /// As [`CausalLm::generate`]. The texts cannot go on after an error.
+    /// As [`CausalLm::generate`]. The texts cannot go on after an error. While a step is captured, what other threads ask of
+    /// the device is refused: on one device one thread generates.
     pub fn step(&mut self, tap: Option<&mut dyn Tap>) -> Result<Option<Array1<i64>>> {
         if self.step == self.options.max_new_tokens || (self.step > 0 && self.finished.iter().all(|done| *done)) {
             return Ok(None);
         }
         let model = self.model.model();
-        let captures = self.options.captures(model.config(), model.dialect(), model.settings())?;
+        // What follows the end of a text may be no token: then a pass refuses it, where it comes to that.
+        let filler_is_a_token = (0..model.config().vocab_size as i64).contains(&self.filler());
+        let captures = filler_is_a_token && self.options.captures(model.config(), model.dialect(), model.settings())?;
         let next: Array1<i64> = if captures && tap.is_none() && self.step > 0 {
             let decode = match self.decode.take() {
                 Some(decode) => decode,

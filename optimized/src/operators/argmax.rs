@@ -26,7 +26,7 @@ pub fn argmax(variant: Variant, logits: &Tensor, tokens: &Tensor) -> Result<()> 
 /// # Errors
 /// As [`argmax`].
 pub fn argmax_shared(scratch: &Scratch, logits: &Tensor, tokens: &Tensor) -> Result<()> {
-    launch(Variant::Tuned, Some(scratch), logits, tokens)
+    scratch.after(launch(Variant::Tuned, Some(scratch), logits, tokens))
 }
 
 /// How many f32 numbers [`argmax_shared`] takes of its [`Scratch`].

@@ -226,7 +226,11 @@ impl<'a> Product<'a> {
             }
         };
         let kernel = Kernel::new("gemm", format!("gemm_{name}_{element}"));
-        self.out.0.device().launch(&kernel, grid, &[self.argument(split)?])
+        let launch = self.out.0.device().launch(&kernel, grid, &[self.argument(split)?]);
+        match scratch {
+            Some(scratch) => scratch.after(launch),
+            None => launch,
+        }
     }
 
     /// How many blocks share a tile. Whatever it is, the bits are the same.

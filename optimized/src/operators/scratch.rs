@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{Device, Element, Result, Tensor};
 
 /// Room for the parts of one launch, and counters of which blocks have come. One serves all launches of a device's stream:
-/// a launch leaves nothing in it that the next one needs.
+/// a launch leaves nothing in it that the next one needs, also one that failed.
 #[derive(Clone, Debug)]
 pub struct Scratch {
     parts: Tensor,
@@ -26,6 +26,15 @@ impl Scratch {
         // Each launch finds them at zero, and leaves them at zero.
         device.fill(arrivals.address(), 0, arrivals.len() * arrivals.element().bytes())?;
         Ok(Scratch { parts, arrivals })
+    }
+
+    /// What a launch that uses it came to. After one that failed the counters may stand anywhere: they are put back.
+    pub(super) fn after(&self, launch: Result<()>) -> Result<()> {
+        launch.inspect_err(|_| {
+            let bytes = self.arrivals.len() * self.arrivals.element().bytes();
+            // On a device that has failed for good there is nothing to put back.
+            let _ = self.arrivals.device().fill(self.arrivals.address(), 0, bytes);
+        })
     }
 
     /// Where the parts and the counters are, if there is room for `results` results of `numbers` f32 numbers each.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dsv2_optimized::operators::gemm::{batched, linear, linear_shared};
 use dsv2_optimized::operators::scratch::Scratch;
-use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
+use dsv2_optimized::{Device, Element, Error, Result, Tensor, Variant};
 use ndarray::{Array1, Array2, Array3, Axis, concatenate, s, stack};
 
 use crate::harness::{Case, Output, output, random, round, upload};
@@ -136,6 +136,23 @@ impl Linear {
         let alone = room()?;
         linear(variant, &x, &weight, bias.as_ref(), &alone)?;
         let mut outputs = vec![];
+        // A launch that fails between others, with an operand of which the second half was never written.
+        if device.name() == "emulator" {
+            let (scratch, half) = (Scratch::new(device, 1 << 20)?, Tensor::empty(device, element, &[m, k])?);
+            let other = upload(device, element, &random("other", [m, k], 1.0))?;
+            for column in 0..m {
+                let place = half.narrow(0, column..column + 1)?.narrow(1, 0..k / 2)?;
+                place.write_f32(&vec![1.0; k / 2])?;
+            }
+            let (got, expected) = (room()?, room()?);
+            linear_shared(&scratch, &x, &weight, bias.as_ref(), &got)?;
+            if linear_shared(&scratch, &half, &weight, bias.as_ref(), &got).is_ok() {
+                return Err(Error::operand("linear_shared", "x", "a refusal of what was never written", "none"));
+            }
+            linear_shared(&scratch, &other, &weight, bias.as_ref(), &got)?;
+            linear(variant, &other, &weight, bias.as_ref(), &expected)?;
+            outputs.push(Output::same("after one that failed", &got, &expected)?);
+        }
         for (name, numbers) in [("shared", 1 << 20), ("with no room", 4)] {
             let scratch = Scratch::new(device, numbers)?;
             for _ in 0..2 {
