@@ -3,8 +3,8 @@
 //   out_t = (sum_j weights[t, j] * rows[places[t, j]]) + shared_t                  combine                    (20)
 //   h_t = out_t + residual_t,  y_t = rms_norm(h_t)                                 combine_add_rms_norm
 //
-// The sum is fp32 in order of rising place, that is of rising expert, and rounded; then the shared experts' row is added, and
-// that is rounded: just where Transformers and DeepSeek's own code round. A place of -1 (a token that was dropped by that expert) counts nothing, whatever its weight.
+// The sum is fp32 by rising place, that is by rising expert, and rounded; then the shared experts' row is added, and that is
+// rounded: where Transformers and DeepSeek round. A place of -1 (the expert dropped the token) counts nothing at any weight.
 //
 // rows: [N k, D]; places, weights: [N, k]; shared (or null), out, residual, h, y: [N, D]. The second does in one launch, to the
 // bit, what the first and add_rms_norm of rms_norm.cu do in two: out, rounded, is never stored.

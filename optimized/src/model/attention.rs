@@ -110,6 +110,12 @@ impl Attention {
         })
     }
 
+    /// W^UK \[H,n,c\] and W^UV \[H,v,c\]: views of `kv_b_proj`.
+    fn w_uk_and_w_uv(&self) -> Result<(Tensor, Tensor)> {
+        let w = self.kv_b_proj.reshape(&[self.heads, self.nope + self.value, self.latent])?;
+        Ok((w.narrow(1, 0..self.nope)?, w.narrow(1, self.nope..self.nope + self.value)?))
+    }
+
     /// u = W^O o: \[N,D\] -> \[N,D\]. The new latents and keys are put into `pages`.
     pub(super) fn forward(
         &self,

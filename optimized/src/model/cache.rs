@@ -33,6 +33,13 @@ struct Sequence {
     length: usize,
 }
 
+impl Sequence {
+    /// The place of token `at`, which has a page.
+    fn slot(&self, at: usize, page_size: usize) -> i32 {
+        self.pages[at / page_size] * page_size as i32 + (at % page_size) as i32
+    }
+}
+
 /// Where the new tokens of a forward pass go, and what they see.
 #[derive(Debug)]
 pub(super) struct Placement {
@@ -180,25 +187,14 @@ impl LatentCache {
     /// If the pages do not suffice; then nothing has changed.
     pub(super) fn reserve(&mut self, tokens: usize) -> Result<Tensor> {
         let pages = tokens.div_ceil(self.page_size);
-        let wanted = |sequence: &Sequence| pages.saturating_sub(sequence.pages.len());
-        let lacking: usize = self.sequences.iter().map(wanted).sum();
-        if lacking > self.free.len() {
-            let found = format!("{} free of {} tokens", self.free.len(), self.page_size);
-            return Err(Error::operand("LatentCache", "pages", format!("{lacking} for {tokens} tokens"), found));
-        }
-        for sequence in &mut self.sequences {
-            let at = self.free.len() - wanted(sequence);
-            sequence.pages.extend(self.free.split_off(at).into_iter().rev());
-        }
+        self.extend_to(&|_| pages, format_args!("{tokens} tokens"))?;
         let table: Vec<i32> = self.sequences.iter().flat_map(|sequence| sequence.pages[..pages].to_vec()).collect();
         Tensor::from_i32(&self.device, &[self.batch(), pages], &table)
     }
 
     /// The place of the next token of each sequence, which has a page for it.
     pub(super) fn next_slots(&self) -> Vec<i32> {
-        let (page, place) = (|at: usize| at / self.page_size, |at: usize| (at % self.page_size) as i32);
-        let slot = |s: &Sequence| s.pages[page(s.length)] * self.page_size as i32 + place(s.length);
-        self.sequences.iter().map(slot).collect()
+        self.sequences.iter().map(|sequence| sequence.slot(sequence.length, self.page_size)).collect()
     }
 
     /// A layer's pages.
@@ -247,29 +243,36 @@ impl LatentCache {
         result
     }
 
+    /// Gives each sequence as many pages as it should have in all, which is for so many tokens.
+    ///
+    /// # Errors
+    /// If the pages do not suffice; then nothing has changed.
+    fn extend_to(&mut self, pages: &dyn Fn(&Sequence) -> usize, tokens: std::fmt::Arguments<'_>) -> Result<()> {
+        let lacking = |sequence: &Sequence| pages(sequence).saturating_sub(sequence.pages.len());
+        let wanted: usize = self.sequences.iter().map(lacking).sum();
+        if wanted > self.free.len() {
+            let found = format!("{} free of {} tokens", self.free.len(), self.page_size);
+            return Err(Error::operand("LatentCache", "pages", format!("{wanted} for {tokens}"), found));
+        }
+        for sequence in &mut self.sequences {
+            let at = self.free.len() - lacking(sequence);
+            sequence.pages.extend(self.free.split_off(at).into_iter().rev());
+        }
+        Ok(())
+    }
+
     /// Finds places for `new` more tokens of each sequence. They count as cached after [`LatentCache::advance`].
     ///
     /// # Errors
     /// If the pages do not suffice; then nothing has changed.
     pub(super) fn place(&mut self, new: usize) -> Result<Placement> {
         let page_size = self.page_size;
-        let lacking =
-            |sequence: &Sequence| (sequence.length + new).div_ceil(page_size).saturating_sub(sequence.pages.len());
-        let wanted: usize = self.sequences.iter().map(lacking).sum();
-        if wanted > self.free.len() {
-            let found = format!("{} free of {page_size} tokens", self.free.len());
-            return Err(Error::operand("LatentCache", "pages", format!("{wanted} for {new} more tokens"), found));
-        }
-        for sequence in &mut self.sequences {
-            let at = self.free.len() - lacking(sequence);
-            sequence.pages.extend(self.free.split_off(at).into_iter().rev());
-        }
-        let slot =
-            |sequence: &Sequence, t: usize| sequence.pages[t / page_size] * page_size as i32 + (t % page_size) as i32;
+        let pages = |sequence: &Sequence| (sequence.length + new).div_ceil(page_size);
+        self.extend_to(&pages, format_args!("{new} more tokens"))?;
         let slots: Vec<i32> = self
             .sequences
             .iter()
-            .flat_map(|sequence| (sequence.length..sequence.length + new).map(move |t| slot(sequence, t)))
+            .flat_map(|sequence| (sequence.length..sequence.length + new).map(move |t| sequence.slot(t, page_size)))
             .collect();
         let columns = self.sequences.iter().map(|sequence| sequence.pages.len()).max().unwrap_or(0);
         let padded = |sequence: &Sequence| {

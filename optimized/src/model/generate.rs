@@ -113,8 +113,12 @@ pub struct Generation<'a> {
     model: &'a CausalLm,
     options: GenerateOptions,
     cache: LatentCache,
-    /// \[B,T\]: which tokens are no padding, with those of the next pass.
+    /// \[B,S\]: which tokens of the prompt are no padding. What follows them is none.
     real: Array2<bool>,
+    /// What follows the end of a text.
+    filler: i64,
+    /// Whether steps after the prompt are captured.
+    captures: bool,
     /// \[B,S\]: those of the next pass.
     tokens: Array2<i64>,
     finished: Vec<bool>,
@@ -170,11 +174,16 @@ impl CausalLm {
         let plan = options.plan(config, dialect, settings, batch, length, padded)?;
         plan::check("generate", device, plan.cache.saturating_add(plan.workspace))?;
         let CacheSize { tokens, page_size, .. } = options.cache(batch, length);
+        let filler = config.pad_token_id.or(config.eos_token_ids().first().copied()).unwrap_or(0);
+        // The filler may be no token: then a pass refuses it, where it comes to that.
+        let is_token = (0..config.vocab_size as i64).contains(&filler);
         Ok(Generation {
             model: self,
             options: *options,
             cache: LatentCache::new(config, device, settings.element, batch, tokens, page_size)?,
             real,
+            filler,
+            captures: is_token && options.captures(config, dialect, settings)?,
             tokens: prompt.clone(),
             finished: vec![false; batch],
             step: 0,
@@ -196,11 +205,7 @@ impl Generation<'_> {
         if self.step == self.options.max_new_tokens || (self.step > 0 && self.finished.iter().all(|done| *done)) {
             return Ok(None);
         }
-        let model = self.model.model();
-        // What follows the end of a text may be no token: then a pass refuses it, where it comes to that.
-        let filler_is_a_token = (0..model.config().vocab_size as i64).contains(&self.filler());
-        let captures = filler_is_a_token && self.options.captures(model.config(), model.dialect(), model.settings())?;
-        let next: Array1<i64> = if captures && tap.is_none() && self.step > 0 {
+        let next: Array1<i64> = if self.captures && tap.is_none() && self.step > 0 {
             let decode = match self.decode.take() {
                 Some(decode) => decode,
                 None => self.capture()?,
@@ -213,16 +218,13 @@ impl Generation<'_> {
             // What was captured does not see this pass.
             self.decode = None;
             let chosen = self.pass(tap)?;
-            let filler = self.filler();
-            let next = |(done, token): (&bool, i32)| if *done { filler } else { i64::from(token) };
+            let next = |(done, token): (&bool, i32)| if *done { self.filler } else { i64::from(token) };
             self.finished.iter().zip(chosen).map(next).collect()
         };
-        let ends = model.config().eos_token_ids();
+        let ends = self.model.model().config().eos_token_ids();
         self.finished.iter_mut().zip(&next).for_each(|(done, token)| *done |= ends.contains(token));
         self.step += 1;
         self.tokens = next.clone().insert_axis(Axis(1));
-        let shape = (self.finished.len(), self.real.ncols() + 1);
-        self.real = Array2::from_shape_fn(shape, |at| self.real.get(at).is_none_or(|x| *x));
         Ok(Some(next))
     }
 
@@ -231,19 +233,20 @@ impl Generation<'_> {
         self.decode.as_ref().map(Decode::logits)
     }
 
-    /// What follows the end of a text.
-    fn filler(&self) -> i64 {
-        let config = self.model.model().config();
-        config.pad_token_id.or(config.eos_token_ids().first().copied()).unwrap_or(0)
+    /// \[B,T\]: which tokens are no padding, with those of the next pass.
+    fn real_so_far(&self) -> Array2<bool> {
+        let shape = (self.real.nrows(), self.real.ncols() + self.step);
+        Array2::from_shape_fn(shape, |at| self.real.get(at).is_none_or(|real| *real))
     }
 
     /// The tokens that are chosen by a pass that may be looked at.
     fn pass(&mut self, tap: Option<&mut dyn Tap>) -> Result<Vec<i32>> {
+        let real = self.real_so_far();
         let input = CausalLmInput {
             input: ModelInput {
-                position_ids: Some(positions_of_real_tokens(&self.real, self.tokens.ncols())),
+                position_ids: Some(positions_of_real_tokens(&real, self.tokens.ncols())),
                 tokens: Tokens::InputIds(self.tokens.clone()),
-                attention_mask: Some(AttentionMask::Padding(self.real.clone())),
+                attention_mask: Some(AttentionMask::Padding(real)),
             },
             logits_to_keep: LogitsToKeep::Last(1),
             labels: None,
@@ -278,7 +281,7 @@ impl Generation<'_> {
         };
         let sequences = Sequences {
             tokens: integers(self.tokens.iter().map(token).collect())?,
-            positions: integers(positions_of_real_tokens(&self.real, 1).iter().map(token).collect())?,
+            positions: integers(positions_of_real_tokens(&self.real_so_far(), 1).iter().map(token).collect())?,
             lengths: integers(lengths.iter().map(|length| (length + 1) as i32).collect())?,
             slots: integers(slots)?,
             ended: integers(self.finished.iter().map(|done| i32::from(*done)).collect())?,
@@ -297,7 +300,7 @@ impl Generation<'_> {
             }
         };
         let ends = self.model.model().config().eos_token_ids().iter().filter_map(|end| i32::try_from(*end).ok());
-        let (ends, filler, sampling) = (ends.collect(), self.filler() as i32, self.options.sampling);
+        let (ends, filler, sampling) = (ends.collect(), self.filler as i32, self.options.sampling);
         Decode::capture(self.model, &self.cache, Start { sequences, mask, ends, filler, sampling })
     }
 

@@ -61,8 +61,7 @@ impl Attention {
         let per_head = |x: &Tensor, width: usize| x.reshape(&[tokens, self.heads, width])?.permute(&[1, 0, 2]);
         let q_nope = q.narrow(2, 0..self.nope)?.permute(&[1, 0, 2])?;
         let q = &q.unflatten(0, &[batch, new])?;
-        let w = self.kv_b_proj.reshape(&[self.heads, self.nope + self.value, self.latent])?;
-        let (w_uk, w_uv) = (w.narrow(1, 0..self.nope)?, w.narrow(1, self.nope..self.nope + self.value)?);
+        let (w_uk, w_uv) = self.w_uk_and_w_uv()?;
 
         let latent_shape = [batch, new, self.heads, self.latent];
         let q_latent = Tensor::empty(q.device(), q.element(), &latent_shape)?;

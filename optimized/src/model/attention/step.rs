@@ -82,8 +82,7 @@ impl Attention {
 
         // Head by head: [H,B,·] views of token-major tensors.
         let per_head = |x: &Tensor, width: usize| x.reshape(&[batch, self.heads, width])?.permute(&[1, 0, 2]);
-        let w = self.kv_b_proj.reshape(&[self.heads, self.nope + self.value, self.latent])?;
-        let (w_uk, w_uv) = (w.narrow(1, 0..self.nope)?, w.narrow(1, self.nope..self.nope + self.value)?);
+        let (w_uk, w_uv) = self.w_uk_and_w_uv()?;
         let q_nope = q.narrow(2, 0..self.nope)?.permute(&[1, 0, 2])?;
         batched(variant, &q_nope, &w_uk.permute(&[0, 2, 1])?, &per_head(q_latent, self.latent)?)?;
         mla_decode(
