@@ -7,7 +7,7 @@
 //! budget by it. A dump that is right as it came costs nothing more.
 
 mod loaded;
-
+mod pairs;
 mod places;
 mod reading;
 mod restated;
@@ -19,7 +19,6 @@ use dsv2_reference::stage::convention::place::{self, Turn};
 use dsv2_reference::stage::table::{CACHED_K_PE, K_PE, Q_PE};
 use dsv2_reference::stage::{self, Stage};
 use indexmap::IndexMap;
-use ndarray::{Axis, concatenate};
 
 use super::dump::{Dump, Recognised, order};
 use super::request::Request;
@@ -185,23 +184,9 @@ impl Placed {
                 }
             }
         }
-        for [first, second] in &dump.pairs {
-            let swapped = self.says.get(first).is_some_and(|says| says.contains(&OTHER_ORDER));
-            if swapped || !(judged.fails(first) || judged.fails(second)) {
-                continue;
-            }
-            let Some([a, b]) = other_order(dump.trace.get(first), dump.trace.get(second)) else { continue };
-            let read = |name: &String, values| {
-                let (values, mut says) = first_reading(name, values, truth.trace.get(name), &truth.rows, heads);
-                says.push(OTHER_ORDER);
-                (name.clone(), values, says)
-            };
-            let (a, b) = (read(first, a), read(second, b));
-            let pair: Trace = [&a, &b].into_iter().map(|(name, values, _)| (name.clone(), values.clone())).collect();
-            if judged.explains(request, truth, &pair, &[first.as_str(), second.as_str()])? {
-                found.retain(|(name, ..)| name != first && name != second);
-                found.extend([a, b]);
-            }
+        for turned in self.turned_pairs(request, dump, truth, judged)? {
+            found.retain(|(name, ..)| turned.iter().all(|(part, ..)| part != name));
+            found.extend(turned);
         }
         let any = !found.is_empty();
         for (name, values, says) in found {
@@ -257,9 +242,7 @@ impl Placed {
     }
 
     fn put(&mut self, name: &str, values: Values, says: Vec<&'static str>) {
-        let others = self.trace.iter().filter(|(other, _)| *other != name);
-        let others: Vec<_> = others.map(|(name, values)| (name.to_owned(), values.clone())).collect();
-        self.trace = others.into_iter().chain([(name.to_owned(), values)]).collect();
+        self.trace = std::mem::take(&mut self.trace).with(name, values);
         self.says.insert(name.to_owned(), says);
     }
 
@@ -284,22 +267,10 @@ const ROTATED: [&str; 3] = [Q_PE, K_PE, CACHED_K_PE];
 const DISAGREES: &str =
     "its halves would be right if the other of queries and keys were in halves, too; it is judged as it came";
 
-/// What is said of two stages in one tensor, if the second comes first.
-const OTHER_ORDER: &str = "in one tensor with another stage, the second before the first";
-
 /// A stage whose halves were brought into pairs, as it was before.
 fn in_halves_again(values: &Values) -> Option<Values> {
     let Values::Real(dtype, a) = values else { return None };
     Some(Values::Real(*dtype, halves_of_pairs(a)?))
-}
-
-/// Two stages that came side by side in one tensor, if they are in it the other way round.
-fn other_order(first: Option<&Values>, second: Option<&Values>) -> Option<[Values; 2]> {
-    let (Values::Real(dtype, a), Values::Real(_, b)) = (first?, second?) else { return None };
-    let last = Axis(a.ndim().checked_sub(1)?);
-    let whole = concatenate(last, &[a.view(), b.view()]).ok()?;
-    let (b, a) = whole.view().split_at(last, b.len_of(last));
-    Some([a, b].map(|part| Values::Real(*dtype, part.to_owned())))
 }
 
 #[cfg(test)]

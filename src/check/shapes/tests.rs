@@ -11,6 +11,8 @@ use crate::golden::GoldenCases;
 use crate::inputs::{Inputs, Tokens};
 use crate::trace::Trace;
 
+mod joined_caches;
+
 const TYPES: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
 fn golden(name: &str) -> Case {

@@ -5,7 +5,7 @@ use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis, IxDyn, Slice, concatenate};
 
 use crate::case::Case;
-use crate::check::align::OTHER_ORDER;
+use crate::check::align::pairs::OTHER_ORDER;
 use crate::values::Values;
 
 pub type Stages = IndexMap<String, Values>;
