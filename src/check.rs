@@ -27,6 +27,7 @@ mod request;
 mod shapes;
 pub mod shards;
 mod truth;
+mod whole;
 
 use std::path::Path;
 
@@ -36,10 +37,9 @@ use indexmap::IndexMap;
 use crate::case::Case;
 use crate::error::Result;
 use crate::judge::Verdict;
-use crate::memory::{self, Need, Size};
+use crate::memory::{Need, Size};
 use crate::planned::{self, Planned};
 use crate::precision::Precision;
-use crate::taps::has_8_bits;
 use crate::trace::Trace;
 use align::Aligned;
 pub use conclusion::{Conclusion, Inconclusive};
@@ -124,21 +124,12 @@ pub fn need_by_stage(case: &Case, candidates: &Candidates) -> Result<Need> {
     candidates.need(case).map(|size| Need { size: Size(size), less: LESS })
 }
 
-/// About so much memory [`check`] needs for these files, which it reads whole.
+/// About so much memory [`check`] needs for these files, which it reads whole; with known bugs tried on it, if it is to be `explained`.
 ///
 /// # Errors
 /// If a file cannot be read, or a large tensor of it is far from any shape that its stage could have.
-pub fn need_whole<'a>(case: &Case, files: impl IntoIterator<Item = &'a Path>) -> Result<Need> {
-    let of_model = stages_of_model(case);
-    let elements = files.into_iter().try_fold(0_u64, |sum, file| {
-        dump::size::elements(file, &of_model).map(|elements| sum.saturating_add(elements))
-    })?;
-    let planned = planned::stages(case, AttentionForm::Expanded, Precision::F64);
-    // the dump, the truth, what takes the place of it, what each stage should be, and a plain run: all in f64, some twice
-    // (where the weights have 8 bits, a dump that fails is judged once more, beside what came of it and what it was)
-    let each = if has_8_bits(case)? { 80 } else { 64 };
-    let size = elements.saturating_mul(each).saturating_add(memory::at_a_time(&planned).saturating_mul(24));
-    Ok(Need { size: Size(size), less: LESS })
+pub fn need_whole<'a>(case: &Case, files: impl IntoIterator<Item = &'a Path>, explained: bool) -> Result<Need> {
+    whole::need(case, files, explained).map(|size| Need { size: Size(size), less: LESS })
 }
 
 /// A dump in a file, to be [`check`]ed. Of tensors that are named as stages which the model lacks, the large ones are not decoded.

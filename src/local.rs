@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use dsv2_metrics::{Comparison, Metrics, are_few};
 use dsv2_reference::model::attention::AttentionForm;
@@ -41,7 +42,7 @@ pub struct Local {
     budgets: Budgets,
     exact: BTreeSet<String>,
     /// The stages of the candidate that took the place of the reference's.
-    teacher: Trace,
+    teacher: Arc<Trace>,
     /// The stages whose truth is that of another computation than the reference's from the trace's inputs of them.
     otherwise: BTreeSet<String>,
 }
@@ -53,23 +54,34 @@ impl Local {
     /// # Errors
     /// If the reference refuses the case.
     pub fn of(case: &Case, candidate: &Trace, model: &Trace, precision: Precision, cache: CacheFormat) -> Result<Self> {
-        Self::assuming(case, candidate, model, precision, cache, &Assumed::default())
+        let teacher = usable(candidate, model, &case.config, &ComparedRows::of(&case.inputs));
+        Self::taught_by(Arc::new(teacher), case, model, precision, cache, &Assumed::default())
     }
 
-    /// The same where some tokens are taken to have gone to certain experts, of which the trace says nothing.
+    /// Of the same candidate, where some tokens are taken to have gone to certain experts, of which it says nothing.
     ///
     /// # Errors
     /// As [`Local::of`].
     pub fn assuming(
+        &self,
         case: &Case,
-        candidate: &Trace,
+        model: &Trace,
+        precision: Precision,
+        cache: CacheFormat,
+        assumed: &Assumed,
+    ) -> Result<Self> {
+        Self::taught_by(self.teacher.clone(), case, model, precision, cache, assumed)
+    }
+
+    fn taught_by(
+        teacher: Arc<Trace>,
+        case: &Case,
         model: &Trace,
         precision: Precision,
         cache: CacheFormat,
         assumed: &Assumed,
     ) -> Result<Self> {
         let rows = ComparedRows::of(&case.inputs);
-        let teacher = usable(candidate, model, &case.config, &rows);
         // weights of experts are compared with the help of the logits, even if the trace does not hold these
         let wanted = |name: &str| model.get(name).is_some() || is_choice(name);
         let plain_run = |choices: Option<&Trace>, draw| {
@@ -80,34 +92,44 @@ impl Local {
                 draw,
                 attention: form(draw, &teacher),
                 stages: Some(&wanted),
-                teacher: Some(&teacher),
+                teacher: Some(&*teacher),
                 replay: choices,
             };
             Reference.run(case, &settings, &mut NoTap)
         };
-        let plain_runs =
-            |choices: Option<&Trace>| (0..draws(case)).map(|draw| plain_run(choices, draw)).collect::<Result<Vec<_>>>();
         let truth_run = || taught(case, &teacher, &wanted, assumed);
         let layers = 0..case.config.num_hidden_layers;
         let open = layers.filter(|layer| case.config.is_moe_layer(*layer, case.dialect));
         let all_held = open.map(|layer| stage::name(TOPK_INDICES, layer)).all(|name| teacher.get(&name).is_some());
-        let (truth, plain) = if all_held {
+        let (truth, first, choices) = if all_held {
             // Each run has parts that use one processor only; side by side they fill the others.
-            let (truth, plain) = std::thread::scope(|scope| {
-                match std::thread::Builder::new().spawn_scoped(scope, || plain_runs(None)) {
-                    Ok(plain) => (truth_run(), plain.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+            let (truth, first) = std::thread::scope(|scope| {
+                match std::thread::Builder::new().spawn_scoped(scope, || plain_run(None, 0)) {
+                    Ok(first) => (truth_run(), first.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
                     // There are no threads to be had.
-                    Err(_) => (truth_run(), plain_runs(None)),
+                    Err(_) => (truth_run(), plain_run(None, 0)),
                 }
             });
-            (truth?, plain?)
+            (truth?, first?, None)
         } else {
             // A token that goes elsewhere is no noise: the plain run goes where the truth goes.
             let truth = truth_run()?;
-            let plain = plain_runs(Some(&truth.choices()))?;
-            (truth, plain)
+            let choices = truth.choices();
+            let first = plain_run(Some(&choices), 0)?;
+            (truth, first, Some(choices))
         };
-        let mut noise = noise(&plain, &truth, &rows);
+        let is_of_step = |name: &str| teacher.get(name).is_some_and(|got| is_cached_by_step(case, name, got.shape()));
+        // of one plain run after the other it is kept how far off it is, and its cache, if that has two parts
+        let (mut plain, mut off, mut run) = (Vec::new(), Vec::new(), first);
+        for draw in 1..=draws(case) {
+            off.push(distances(&run, &truth, &rows));
+            run.retain(is_of_step);
+            plain.push(std::mem::take(&mut run));
+            if draw < draws(case) {
+                run = plain_run(choices.as_ref(), draw)?;
+            }
+        }
+        let mut noise = root_mean_squares(&off);
         let usual = |name: &str| usual_noise(name, teacher.get(name).and_then(Values::dtype), &case.config, precision);
         noise.iter_mut().for_each(|(name, noise)| noise.l2 = noise.l2.max(usual(name)));
         // what is cached before the new tokens has come through the whole model
@@ -432,12 +454,23 @@ const AFFORDABLE: u64 = 1 << 24;
 
 /// How far each stage of the `plain` runs is from the truth, in the mean.
 pub fn noise(plain: &[Trace], truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
-    let of = |(name, want): (&str, &Values)| {
-        let seen: Option<Vec<Metrics>> =
-            plain.iter().map(|plain| Some(rows.measure(name, plain.get(name)?, want)?.metrics)).collect();
-        Some((name.to_owned(), root_mean_square(&seen?)))
-    };
+    root_mean_squares(&plain.iter().map(|plain| distances(plain, truth, rows)).collect::<Vec<_>>())
+}
+
+/// How far each stage of a run is from the truth, as far as it has them.
+fn distances(run: &Trace, truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
+    let of = |(name, want): (&str, &Values)| Some((name.to_owned(), rows.measure(name, run.get(name)?, want)?.metrics));
     truth.iter().filter_map(of).collect()
+}
+
+/// The means of what is known of several runs, of the stages that all of them have.
+fn root_mean_squares(seen: &[IndexMap<String, Metrics>]) -> IndexMap<String, Metrics> {
+    let names = seen.first().into_iter().flat_map(IndexMap::keys);
+    let of = |name: &String| {
+        let of_all: Option<Vec<Metrics>> = seen.iter().map(|run| run.get(name).copied()).collect();
+        Some((name.clone(), root_mean_square(&of_all?)))
+    };
+    names.filter_map(of).collect()
 }
 
 /// The same, which in one measure is no less than is `usual`.

@@ -58,7 +58,9 @@ use crate::judge::Verdict;
 use crate::trace::Trace;
 use expected::{Expected, Judged};
 use measured::TRUTH;
+pub use need::of_runs;
 pub use plain_dump::PlainDump;
+use plain_dump::plain;
 pub use ranks::Sources;
 use runs::Way;
 
@@ -99,6 +101,19 @@ impl Candidates {
         Ok(Candidates { joined, expected, ..self })
     }
 
+    /// Whether it is known before any of them is decoded that they have to be read whole. (Of others that may show, if they fail.)
+    ///
+    /// # Errors
+    /// If they hold caches of different tokens.
+    pub fn are_read_whole(&self, case: &Case) -> Result<bool> {
+        let Some(joined) = self.joined.as_ref().filter(|_| is_fed_so(case)) else { return Ok(true) };
+        let Some((meant, tensors)) = plain(&self.files, &joined.first.tensors, case)? else { return Ok(true) };
+        let has_more = tensors.beyond_vocabulary.is_some()
+            || meant.last_tokens.is_some()
+            || tensors.stages.values().any(|tensor| tensor.extra_rows.is_some());
+        Ok(self.expected.is_some() && has_more)
+    }
+
     /// About so many bytes it takes to judge them stage by stage; nothing, if they cannot be.
     ///
     /// # Errors
@@ -129,9 +144,12 @@ impl Candidates {
 
 /// Whether a case can be judged so. (Runs share the work of Rayon's threads: this must be none of them, which would wait for itself.)
 pub fn can_judge(request: &Request) -> bool {
-    let inputs = &request.case.inputs;
-    let at_once = inputs.packed.is_none() || inputs.past() == 0;
-    request.expected.is_none() && at_once && rayon::current_thread_index().is_none()
+    request.expected.is_none() && is_fed_so(&request.case) && rayon::current_thread_index().is_none()
+}
+
+/// Whether what is fed can be judged so: not sequences end to end, after a cache.
+fn is_fed_so(case: &Case) -> bool {
+    case.inputs.packed.is_none() || case.inputs.past() == 0
 }
 
 /// Judges a dump; nothing, if it asks for a second look that needs all of it. The hint on a failure is left out unless `hints`

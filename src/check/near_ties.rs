@@ -7,7 +7,8 @@
 //!
 //! * they bring everything within its budget: a pass, and it is said what was assumed;
 //! * a row is off that no near tie can have moved, or by more than they can: a failure;
-//! * neither in [`MOST_RUNS`](search::MOST_RUNS) runs: nobody knows, and it is said which tensors would tell.
+//! * neither in [`MOST_RUNS`](search::MOST_RUNS) runs, of which [no more is kept](most_kept) than was planned: nobody knows, and it is
+//!   said which tensors would tell.
 
 mod moves;
 mod reach;
@@ -31,11 +32,11 @@ use crate::error::Result;
 use crate::judge::{self, Disposition, Verdict};
 use crate::local::{Local, factors};
 use crate::rows::ComparedRows;
-use crate::taps::Assumed;
 use crate::trace::Trace;
 use crate::values::fit;
 use moves::{Accepted, Moves};
 use reach::{Span, choice_of};
+pub use search::most_kept;
 use search::{Found, Search};
 
 /// What is searched.
@@ -74,9 +75,8 @@ const ROUNDS: usize = 3;
 /// If the reference refuses the case.
 pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local>) -> Result<Followed> {
     let case = &request.case;
-    let local =
-        |assumed: &Assumed| Local::assuming(case, &dump.trace, &truth.trace, dump.precision, request.cache, assumed);
-    let first = first.map_or_else(|| local(&Assumed::default()), Ok)?;
+    let by_itself = || Local::of(case, &dump.trace, &truth.trace, dump.precision, request.cache);
+    let first = first.map_or_else(by_itself, Ok)?;
     let verdict = judged(case, dump, truth, &first)?;
     if verdict.passes() {
         return Ok(Followed { local: first, verdict, assumed: Vec::new(), inconclusive: None });
@@ -91,7 +91,7 @@ pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local
     };
     let mut search = Search::new(&question);
     let mut accepted = Accepted::default();
-    let (mut now, mut failing) = (None, failing(&verdict));
+    let (mut now, mut failing) = (None::<Local>, failing(&verdict));
     let open = failing.clone();
     let as_it_is =
         |local, inconclusive| Followed { local, verdict: verdict.clone(), assumed: Vec::new(), inconclusive };
@@ -105,10 +105,12 @@ pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local
             true => search.explain(&names, local_now.trace(), local_now.budgets(), &mut accepted)?,
             false => Found::Refuted(Vec::new()),
         };
+        // what it should be by what was assumed before is not kept beside what it should be by what is assumed now
+        let nothing_assumed = now.take().is_none();
         match found {
             Found::Settled => {}
             // what was assumed before may be wrong
-            Found::Refuted(rows) if now.is_none() => {
+            Found::Refuted(rows) if nothing_assumed => {
                 let verdict = with_worst_of(&rows, verdict, dump, &first);
                 return Ok(Followed { local: first, verdict, assumed: Vec::new(), inconclusive: None });
             }
@@ -117,7 +119,8 @@ pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local
                 return Ok(as_it_is(first, Some(why)));
             }
         }
-        let mut settled = local(&accepted.assumed(&question))?;
+        let assumed = accepted.assumed(&question);
+        let mut settled = first.assuming(case, &truth.trace, dump.precision, request.cache, &assumed)?;
         settled.judge_otherwise_as(&first);
         let verdict = judged(case, dump, truth, &settled)?;
         if verdict.passes() {

@@ -86,23 +86,32 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         candidate: args.candidate.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", "),
         expected: args.expected.as_deref().map(shown),
     };
+    let read_whole;
+    let need_whole = |case: &Case| check::need_whole(case, args.candidate.iter().map(PathBuf::as_path), args.explain);
     let checked = {
         let candidates = Candidates::open(&args.candidate, args.shards.as_ref(), &request.case)?;
         let candidates = match &args.expected {
             Some(expected) => candidates.against(expected)?,
             None => candidates,
         };
-        plan(check::need_by_stage(&request.case, &candidates)?, args.memory_limit)?;
+        read_whole = candidates.are_read_whole(&request.case)?;
+        let need = match read_whole {
+            true => need_whole(&request.case)?,
+            false => check::need_by_stage(&request.case, &candidates)?,
+        };
+        plan(need, args.memory_limit)?;
         let mut progress = Progress::of_something_slow();
         let mut reached = |done, of, what: &str| progress.reached(done, of, what);
-        check::check_files(&request, &candidates, true, &mut reached)?
+        if read_whole { None } else { check::check_files(&request, &candidates, true, &mut reached)? }
     };
     // mutants are held against the dump, all of it
     let checked = checked.filter(|checked| !(args.explain && checked.conclusion() == Conclusion::Fail));
     let checked = match checked {
         Some(checked) => checked,
         None => {
-            plan(check::need_whole(&request.case, args.candidate.iter().map(PathBuf::as_path))?, args.memory_limit)?;
+            if !read_whole {
+                plan(need_whole(&request.case)?, args.memory_limit)?;
+            }
             request.expected = args.expected.as_deref().map(Trace::read).transpose()?;
             let read = |file: &PathBuf| Ok((shown(file), check::read(&request.case, file)?));
             let files = args.candidate.iter().map(read).collect::<Result<Vec<_>>>()?;

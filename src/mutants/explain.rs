@@ -14,7 +14,7 @@ mod trial;
 use dsv2_reference::model::cache::CacheFormat;
 use dsv2_reference::tap::NoTap;
 
-pub use named::{Named, are_too_many, named, suspects, work};
+pub use named::{Named, are_too_many, may_be_tried, named, suspects, work};
 pub use trial::{Distance, Distances, Trials};
 
 use super::{Mutant, catalogue};

@@ -2,6 +2,7 @@
 
 mod folder;
 mod plan;
+mod whole;
 
 use std::sync::Mutex;
 

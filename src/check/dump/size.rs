@@ -1,5 +1,6 @@
 //! How much a dump takes, before any of it is decoded.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use dsv2_reference::stage::convention::name::{OtherName, other_name, unwrapped};
@@ -28,18 +29,49 @@ pub fn is_left(name: &str, elements: u64, planned: &IndexMap<String, Planned>) -
     elements > SMALL && meant.peek().is_some() && meant.all(|stage| !planned.contains_key(&stage))
 }
 
-/// How many elements of a file are decoded: those of the tensors that are named as stages. `planned` are the stages of the model.
+/// What is decoded of files.
+#[derive(Debug, Default)]
+pub struct Elements {
+    /// The elements of all tensors that are named as stages.
+    pub in_files: u64,
+    /// Those of them that are judged: the rows that belong to tokens, of the layers that are asked for.
+    pub judged: u64,
+    /// The names of these tensors.
+    pub names: BTreeSet<String>,
+}
+
+impl Elements {
+    /// And those of another file.
+    pub fn add(&mut self, other: Elements) {
+        self.in_files = self.in_files.saturating_add(other.in_files);
+        self.judged = self.judged.saturating_add(other.judged);
+        self.names.extend(other.names);
+    }
+
+    fn tensor(&mut self, name: String, elements: u64, judged: u64) {
+        self.in_files = self.in_files.saturating_add(elements);
+        self.judged = self.judged.saturating_add(judged);
+        self.names.insert(name);
+    }
+}
+
+/// How much of a file is decoded. `planned` are the stages of the model, and `asked_for` those of them that are judged, in the
+/// shapes that they are judged in.
 ///
 /// # Errors
 /// If the file cannot be read, or a large tensor of it is far from any shape that its stage could have.
-pub fn elements(path: &Path, planned: &IndexMap<String, Planned>) -> Result<u64> {
+pub fn elements(
+    path: &Path,
+    planned: &IndexMap<String, Planned>,
+    asked_for: &IndexMap<String, Planned>,
+) -> Result<Elements> {
     let file = TensorFile::open(path)?;
-    let mut all = 0_u64;
+    let mut all = Elements::default();
     for name in file.names().iter().filter(|name| is_named(name)) {
         let Some((_, shape)) = file.lies_as(name) else {
             // nobody knows: as if all of it were F32
             let bytes = std::fs::metadata(path).map_err(Error::io(path, "read"))?.len();
-            return Ok(bytes / 4);
+            return Ok(Elements { in_files: bytes / 4, judged: bytes / 4, ..Elements::default() });
         };
         let elements = shape.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64));
         if let Some(own) = planned.get(canonical(name))
@@ -51,7 +83,13 @@ pub fn elements(path: &Path, planned: &IndexMap<String, Planned>) -> Result<u64>
         if is_left(name, elements, planned) {
             continue;
         }
-        all = all.saturating_add(elements);
+        let bare = unwrapped(name).map_or_else(|| canonical(name).to_owned(), |(bare, _)| bare);
+        let judged = match (asked_for.get(&bare), planned.contains_key(&bare)) {
+            (Some(own), _) => elements.min(own.elements()),
+            (None, true) => 0,
+            (None, false) => elements,
+        };
+        all.tensor(bare, elements, judged);
     }
     Ok(all)
 }
@@ -73,7 +111,9 @@ mod tests {
         file.finish().unwrap();
         let planned = Planned { dtype: Some(Dtype::F32), shape: vec![1, 4, 8] };
         let planned = IndexMap::from([("lm_head".to_owned(), planned)]);
-        elements(&path, &planned).err().map(|error| error.to_string().replace(&path.display().to_string(), "DUMP"))
+        elements(&path, &planned, &planned)
+            .err()
+            .map(|error| error.to_string().replace(&path.display().to_string(), "DUMP"))
     }
 
     #[test]
@@ -90,7 +130,11 @@ mod tests {
         file.finish().unwrap();
         let planned = Planned { dtype: Some(Dtype::F32), shape: shape.to_vec() };
         let planned = IndexMap::from([("model.norm".to_owned(), planned)]);
-        assert_eq!(elements(&path, &planned).unwrap(), 1 << 21);
+        let found = elements(&path, &planned, &IndexMap::default()).unwrap();
+        assert_eq!((found.in_files, found.judged), (1 << 21, 0), "it is read, and of no layer that is asked for");
+        let part = Planned { dtype: Some(Dtype::F32), shape: vec![1, 1 << 17, 8] };
+        let found = elements(&path, &planned, &IndexMap::from([("model.norm".to_owned(), part)])).unwrap();
+        assert_eq!((found.in_files, found.judged), (1 << 21, 1 << 20), "half of its rows belong to tokens");
         let dump = Trace::read_but(&path, |name, elements| is_left(name, elements, &planned)).unwrap();
         assert_eq!(dump.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["model.norm"]);
         assert_eq!(dump.unread(), ["model.layers.77.mlp", "module.model.layers.77"]);

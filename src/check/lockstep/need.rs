@@ -44,7 +44,7 @@ pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64>
     let planned = &planned::stages(case, AttentionForm::Expanded, Precision::F64);
     let tensors = stages_of(files, &sources.tensors, meant)?;
     let tensors: Vec<Tensor> = tensors.map_or_else(Vec::new, |tensors| tensors.stages.into_values().collect());
-    let runs = Runs::of(case, planned);
+    let runs = Runs::of(case, planned, Saturating(draws(case)));
     // what is kept: the routing, of the dump, the truth and what it should be; and of a layer, that of the plain runs
     let routing = Saturating(of_kinds(planned, &ROUTING));
     let layers = case.part.as_ref().map_or(case.config.num_hidden_layers, |part| part.layers.0.len());
@@ -63,6 +63,11 @@ pub fn need(case: &Case, files: &[TensorFile], sources: &Sources) -> Result<u64>
     let hinted = ((runs.wide + failing).max(count(2) * failing) + some_rows) * WIDE + runs.inputs + kept;
     let held = judged.max(hinted);
     Ok((held + held / count(BESIDE) + OWN).0)
+}
+
+/// About so many bytes runs in f64 and in a narrow type hold, side by side.
+pub fn of_runs(case: &Case, planned: &IndexMap<String, Planned>) -> u64 {
+    (Runs::of(case, planned, count(1)).in_layers() + OWN).0
 }
 
 /// What is kept as it is.
@@ -84,8 +89,8 @@ struct Runs {
 }
 
 impl Runs {
-    fn of(case: &Case, planned: &IndexMap<String, Planned>) -> Self {
-        let (config, plain, chunks) = (&case.config, Saturating(draws(case)), Chunk::all(case));
+    fn of(case: &Case, planned: &IndexMap<String, Planned>, plain: Count) -> Self {
+        let (config, chunks) = (&case.config, Chunk::all(case));
         let all = |of: &dyn Fn(&Chunk) -> Count| chunks.iter().map(of).fold(count(0), |sum, chunk| sum + chunk);
         let most = |of: &dyn Fn(&Chunk) -> Count| chunks.iter().map(of).max().unwrap_or(count(0));
         let layers = case.part.as_ref().map_or(0..config.num_hidden_layers, |part| part.layers.0.clone());

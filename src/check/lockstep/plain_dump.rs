@@ -11,6 +11,7 @@ use indexmap::IndexMap;
 
 use super::pieces::{Held, numbers, pieces};
 use super::ranks::Sources;
+use super::source::Source;
 use super::tensors::{Meant, Tensor, Tensors, meant_case, says_of_padding, stages_of};
 use crate::case::{Case, Part};
 use crate::check::align::Order;
@@ -51,15 +52,10 @@ impl PlainDump {
     /// If it cannot be read.
     pub fn open(files: &Rc<[TensorFile]>, sources: &Sources, request: &Request) -> Result<Option<(Self, Case)>> {
         let Sources { tensors, says, unread } = sources;
-        let meant = meant_case(tensors, &request.case)?;
-        let Some(Tensors { stages, recognised, pairs, beyond_vocabulary }) = stages_of(files, tensors, &meant)? else {
+        let Some((Meant { case, last_tokens }, tensors)) = plain(files, tensors, &request.case)? else {
             return Ok(None);
         };
-        let Meant { case, last_tokens } = meant;
-        let came = stages.iter().map(|(name, tensor)| (name.as_str(), tensor.source.shape.as_slice()));
-        if is_sequence_first(came, case.inputs.batch(), case.inputs.length()) {
-            return Ok(None);
-        }
+        let Tensors { stages, recognised, pairs, beyond_vocabulary } = tensors;
         let says = says.iter().cloned().chain(recognised).collect();
         let precision = by_most(stages.values().filter_map(|tensor| kind(tensor.source.element)));
         let assumed = case.config.notes(case.dialect);
@@ -225,6 +221,18 @@ impl PlainDump {
     pub fn lacks(&self, stage: &str) -> Error {
         Error::request("--candidate", format!("`{stage}` as before"), "none")
     }
+}
+
+/// What these tensors are, and what case they are of; nothing, if they are no plain dump, as their names, types and shapes tell.
+///
+/// # Errors
+/// If they hold caches of different tokens, or one cannot be read.
+pub fn plain(files: &[TensorFile], tensors: &[Source], case: &Case) -> Result<Option<(Meant, Tensors)>> {
+    let meant = meant_case(tensors, case)?;
+    let Some(found) = stages_of(files, tensors, &meant)? else { return Ok(None) };
+    let came = found.stages.iter().map(|(name, tensor)| (name.as_str(), tensor.source.shape.as_slice()));
+    let turned = is_sequence_first(came, meant.case.inputs.batch(), meant.case.inputs.length());
+    Ok(if turned { None } else { Some((meant, found)) })
 }
 
 /// The type of numbers; nothing, if they are whole ones.

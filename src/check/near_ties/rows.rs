@@ -2,7 +2,7 @@
 
 use dsv2_metrics::Metrics;
 use dsv2_reference::stage::Stage;
-use ndarray::ArrayD;
+use ndarray::{ArrayBase, ArrayD, CowArray, Data, IxDyn};
 
 use super::Question;
 use super::reach::Owner;
@@ -84,18 +84,19 @@ impl<'a> Held<'a> {
         Some(self.size(difference, self.lanes(&want).nth(at)?, &usual))
     }
 
-    fn want(&self, run: &Trace) -> Option<ArrayD<f64>> {
+    /// The stage in a run, which is copied only if it lies there in another order.
+    fn want<'b>(&self, run: &'b Trace) -> Option<CowArray<'b, f64, IxDyn>> {
         let want = run.get(self.name)?.real().filter(|want| want.shape() == self.got.shape())?;
-        Some(want.as_standard_layout().into_owned())
+        Some(want.as_standard_layout())
     }
 
-    fn lanes<'b>(&self, a: &'b ArrayD<f64>) -> std::slice::Chunks<'b, f64> {
+    fn lanes<'b, S: Data<Elem = f64>>(&self, a: &'b ArrayBase<S, IxDyn>) -> std::slice::Chunks<'b, f64> {
         let width = a.shape().last().copied().unwrap_or(1).max(1);
         a.as_slice().expect("row-major").chunks(width)
     }
 
     /// The usual size of a row, and of an element.
-    fn usual(&self, want: &ArrayD<f64>, compared: Option<&[bool]>) -> (f64, f64) {
+    fn usual(&self, want: &CowArray<'_, f64, IxDyn>, compared: Option<&[bool]>) -> (f64, f64) {
         let rows = self.lanes(want).enumerate().filter(|(at, _)| compared.is_none_or(|rows| rows[*at]));
         let (mut square, mut count, mut elements) = (0.0, 0_usize, 0_usize);
         for (_, row) in rows {

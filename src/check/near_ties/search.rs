@@ -5,6 +5,7 @@
 //! that is off comes first, since what it hears is least; sequences go side by side.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use dsv2_reference::stage::sibling;
 
@@ -21,6 +22,9 @@ use crate::trace::Trace;
 
 /// How often the reference is run for one dump. A bound on runs, not on time: a verdict must not depend on the machine.
 pub const MOST_RUNS: usize = 64;
+/// So many numbers are kept at most of how far moves take rows, or twice those of the stages that are off. A bound on memory that
+/// does not depend on the machine either.
+const MOST_KEPT: u64 = 1 << 23;
 /// An error this many times what near ties do is none of theirs.
 const GROSS: f64 = 2.0;
 
@@ -28,6 +32,12 @@ const GROSS: f64 = 2.0;
 const LAYERS: usize = 4;
 /// How many choices of each token are tried for that.
 const RANKS: usize = 3;
+
+/// How many numbers are kept at most of how far moves take rows, if stages of so many numbers are off.
+pub fn most_kept(off: u64) -> u64 {
+    // each run tries something for each row, and all moves together are one more
+    MOST_KEPT.min(off.saturating_mul(MOST_RUNS as u64 + 1)).max(off.saturating_mul(2))
+}
 
 /// What came of the search.
 pub enum Found {
@@ -90,7 +100,10 @@ impl<'a> Search<'a> {
             return Ok(Found::Refuted(gross));
         }
 
-        let (mut start, mut moves) = (start.clone(), moves);
+        let off = start.iter().filter(|(name, _)| failing.contains(name));
+        let off: Trace = off.map(|(name, values)| (name.to_owned(), values.clone())).collect();
+        let most_kept = most_kept(off.iter().map(|(_, values)| values.len() as u64).sum());
+        let (mut start, mut moves) = (Rc::new(off), moves);
         let mut settled_sequences = BTreeSet::new();
         let mut settled_nothing = true;
         loop {
@@ -124,7 +137,10 @@ impl<'a> Search<'a> {
                 for unit in units.iter_mut().filter(|unit| unit.state == State::Searching) {
                     unit.tried(&start_of_units, &run, &run_moves, question);
                 }
-                (start, moves) = (run, run_moves);
+                (start, moves) = (Rc::new(run), run_moves);
+                if units.iter().map(Unit::kept).sum::<u64>() > most_kept {
+                    return Ok(Found::Open);
+                }
                 let rows = refuted(&units);
                 if !rows.is_empty() {
                     return Ok(Found::Refuted(rows));

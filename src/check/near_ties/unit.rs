@@ -122,6 +122,12 @@ impl<'a> Unit<'a> {
         self.look_for_an_end(start, question);
     }
 
+    /// How many numbers are kept of how far moves take the row.
+    pub fn kept(&self) -> u64 {
+        let alone = self.alone.values().flatten();
+        alone.chain(&self.together).map(|row| row.len() as u64).sum()
+    }
+
     /// The nodes below the one that was tried last.
     fn grow(&mut self, excess: f64, moves: &Moves, question: &Question<'_>) {
         let (reaching, complete) = moves.reaching(&self.row.owner, self.span, question);

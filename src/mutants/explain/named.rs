@@ -65,6 +65,11 @@ pub fn suspects(
     applicable(case).filter(|mutant| acts_at(mutant, &between)).collect()
 }
 
+/// Whether there is time to try one, at least.
+pub fn may_be_tried(case: &Case) -> bool {
+    work(case) <= MOST_WORK
+}
+
 /// Whether it takes too long to try them.
 pub fn are_too_many(suspects: &[&Mutant], case: &Case) -> bool {
     suspects.len() as f64 * work(case) > MOST_WORK
