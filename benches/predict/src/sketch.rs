@@ -272,6 +272,10 @@ impl Graph for Recorded {
         if self.device.does == Does::Nothing {
             return Ok(());
         }
+        // Otherwise the context would stay as it is, and nobody would see it.
+        if state.part == Part::Advance && self.steps.iter().all(|(kernel, ..)| kernel.module != "advance") {
+            return Err(Error::operand("Step", "launch", "one of the module advance", "none"));
+        }
         let known: Vec<Key> = state.launches.iter().map(|launch| launch.key.clone()).collect();
         for step in &self.steps {
             match state.part {
