@@ -3,16 +3,20 @@
 //! What an operator cannot do without follows from its shape: each byte of its operands read once, each byte of its
 //! results written once, its additions and multiplications. On a GPU the time of each kernel is held against the time
 //! that this takes at the ceilings of the same GPU in the same run. On any machine the emulator counts what each kernel
-//! really asks for: these counts are exact, so that a later run shows every change of a kernel.
+//! really asks for: these counts are exact, so that a later run shows every change of a kernel. From them follows how long
+//! kernels and whole steps are predicted to take on cards that nobody has here.
 
 mod attention;
 mod case;
 mod ceilings;
 mod counts;
+mod decode;
 mod dense;
 mod gpu;
 mod head;
+mod ladder;
 mod mixture;
+mod predictions;
 mod step;
 
 use crate::bench::Bench;
@@ -28,10 +32,11 @@ const FAMILIES: [Family; 4] = [
     ("Logits", head::cases),
 ];
 
-/// Counts everywhere, times on a GPU.
+/// Counts and predictions everywhere, times on a GPU.
 pub fn run(bench: &mut Bench) {
     counts::run(bench);
     step::run(bench);
+    decode::run(bench);
     gpu::run(bench);
 }
 

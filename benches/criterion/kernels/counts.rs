@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use dsv2_bench_report::{Better, Measurement};
-use dsv2_optimized::{Device, Emulated, Library, Result};
+use dsv2_optimized::{Device, Result};
+use dsv2_predict::{Launch, Sketch};
 use ptx_emulator::profile::{Class, Profile};
 
 use super::case::{Case, Prepared, Scale};
+use super::ladder::Ladder;
+use super::predictions::{self, Prediction};
 use super::{FAMILIES, ratio, shape};
 use crate::bench::Bench;
 
@@ -32,9 +35,9 @@ const SECTOR: u64 = 32;
 
 impl Count {
     /// Of these launches together.
-    pub fn of(launches: &[(String, Profile)]) -> Self {
+    pub fn of<'a>(launches: impl IntoIterator<Item = &'a Profile>) -> Self {
         let mut count = Count::default();
-        for (_, profile) in launches {
+        for profile in launches {
             count.launches += 1;
             for line in &profile.lines {
                 let counts = line.counts;
@@ -74,32 +77,40 @@ impl Count {
     }
 }
 
-/// Counts every operator.
+/// Counts every operator, and predicts times from the counts.
 pub fn run(bench: &mut Bench) {
+    let mut ladder = Ladder::default();
     for (title, cases) in FAMILIES {
-        let mut rows = vec![];
+        let (mut rows, mut predicted) = (vec![], vec![]);
         for case in cases(Scale::Counts(bench.profile())) {
             if !bench.wants(&case.id()) {
                 continue;
             }
             match count(&case) {
-                Ok((prepared, count)) => {
+                Ok((prepared, launches)) => {
+                    let count = Count::of(launches.iter().map(|launch| &launch.profile));
                     count.keep(bench, &case.id());
                     rows.push(row(&case, &prepared, &count));
+                    let prediction = Prediction::new(&case, &prepared, &launches);
+                    prediction.keep(bench, &case.id());
+                    predicted.push(prediction.row(&case));
+                    ladder.add(&case, count, prediction);
                 }
                 Err(error) => bench.not_run(&case.id(), error),
             }
         }
         bench.table(&format!("{title}: what the kernels ask for, counted by the emulator"), COLUMNS, rows, &NOTES);
+        predictions::table(bench, title, predicted);
     }
+    ladder.table(bench);
 }
 
-fn count(case: &Case) -> Result<(Prepared, Count)> {
-    let emulated = Emulated::profiling(Library::embedded());
-    let device: Arc<dyn Device> = emulated.clone();
+fn count(case: &Case) -> Result<(Prepared, Vec<Launch>)> {
+    let sketch = Sketch::running();
+    let device: Arc<dyn Device> = sketch.clone();
     let prepared = case.prepare(&device, 1)?;
     (prepared.launch)()?;
-    Ok((prepared, Count::of(&emulated.profiles())))
+    Ok((prepared, sketch.launches()))
 }
 
 fn row(case: &Case, needed: &Prepared, count: &Count) -> Vec<String> {

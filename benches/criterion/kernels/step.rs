@@ -68,7 +68,7 @@ impl Step {
         generation.step(None)?;
         let work = Work::new(&config);
         let needed = work.step_bytes(work.visits(), (PROMPT + 1) as f64, 2.0);
-        Ok(Step { count: Count::of(&emulated.profiles()), needed })
+        Ok(Step { count: Count::of(emulated.profiles().iter().map(|(_, profile)| profile)), needed })
     }
 }
 

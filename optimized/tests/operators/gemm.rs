@@ -8,7 +8,7 @@ use dsv2_optimized::operators::scratch::Scratch;
 use dsv2_optimized::{Device, Element, Error, Result, Tensor, Variant};
 use ndarray::{Array1, Array2, Array3, Axis, concatenate, s, stack};
 
-use crate::harness::{Case, Output, output, random, round, upload};
+use crate::harness::{Case, Output, cut_off, output, random, round, upload};
 
 /// Type of the factors, type of the result.
 pub const TYPES: [(Element, Element); 3] =
@@ -96,13 +96,6 @@ impl Kernel {
         }
         Output::near("out", got, truth, plain.mapv(|x| round(x, self.made)))
     }
-}
-
-/// The nearest fp32 number towards zero.
-fn cut_off(x: f64) -> f64 {
-    let nearest = x as f32;
-    let beyond = f64::from(nearest).abs() > x.abs();
-    f64::from(if beyond { f32::from_bits(nearest.to_bits() - 1) } else { nearest })
 }
 
 #[derive(Clone, Copy)]

@@ -186,6 +186,13 @@ pub fn round(x: f64, element: Element) -> f64 {
     }
 }
 
+/// The nearest fp32 number towards zero.
+pub fn cut_off(x: f64) -> f64 {
+    let nearest = x as f32;
+    let beyond = f64::from(nearest).abs() > x.abs();
+    f64::from(if beyond { f32::from_bits(nearest.to_bits() - 1) } else { nearest })
+}
+
 /// Random numbers that bf16 holds exactly, so that one input serves every type: mean 0, and the same for the same name.
 pub fn random<S: IntoDimension>(name: &str, shape: S, std: f64) -> Array<f32, S::Dim> {
     let rules = format!(r#"{{"seed": 20, "rules": [{{"suffix": "", "std": {std}}}]}}"#);
