@@ -234,6 +234,7 @@ def test_in_place_reads_and_stores_of_different_lanes_need_a_barrier(rng, warps)
         for apart in (False, True):
             kernels.strike_out[(1,)](wrap(rng.random(32, np.float32)), BLOCK=32, APART=apart, num_warps=warps)
             assert bool(runs.last.races) is not apart
+            assert apart or warps > 1 or "both threads are of one warp" in repr(runs.last.races)
 
 
 def test_what_is_active_is_one_stack_of_one_thread():
