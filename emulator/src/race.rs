@@ -79,7 +79,8 @@
 //! for each thread of each block that wrote there; the address of an atomic operation costs 40. Shared memory is forgotten
 //! with its block, the rest with the launch.
 //! For a second run the global memory that a launch stores to is kept as it was, at twice its size; beyond 256 MiB of it,
-//! or a million words in question, there is none, and such reads count as used.
+//! or a million words in question, there is none, and such reads count as used. Each race whose outcome is open costs 80
+//! bytes; beyond eight million of them the reads count as used, too.
 //!
 //! # Speed
 //! About 10 million thread-instructions per second on a matrix product in tiles, which does little but access memory.

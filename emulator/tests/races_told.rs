@@ -70,6 +70,32 @@ fn lanes_that_store_different_sums_race() {
     assert!(!sum_of_squares(64, &[8, 4, 2, 1], &by_warp).races().is_empty());
 }
 
+/// A race of two instructions of one warp is told as what it is: a GPU that does not part the lanes has none.
+#[test]
+fn a_race_within_a_warp_says_that_a_barrier_of_the_warp_orders_it() {
+    // Each thread reads a word and stores to the one that is `apart` further on, of 64.
+    let told = |apart: u32, between: &str| {
+        let body = format!(
+            ".reg .b32 %r<5>; .reg .b64 %rd<5>; ld.param.u64 %rd1, [p0]; mov.u32 %r1, %tid.x;
+            mul.wide.u32 %rd2, %r1, 4; add.s64 %rd2, %rd1, %rd2; ld.global.b32 %r2, [%rd2]; {between}
+            add.u32 %r3, %r1, {apart}; and.b32 %r3, %r3, 63; mul.wide.u32 %rd3, %r3, 4; add.s64 %rd3, %rd1, %rd3;
+            st.global.b32 [%rd3], %r2; ret;"
+        );
+        let mut bench = Bench::new(&module(1, &body));
+        let args = [bench.put(&[0f32; 64]).into()];
+        let mut races = RaceDetector::new();
+        let grid = Grid::linear(1, 64);
+        bench.gpu.launch_watched(&bench.module, "kernel", grid, &args, Options::default(), &mut races).unwrap();
+        races.races().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let named = |race: &String| race.contains("both threads are of one warp") && race.contains("__syncwarp()");
+    let within = told(1, "");
+    assert!(within.iter().any(named), "{within:?}");
+    let across = told(32, "");
+    assert!(!across.is_empty() && !across.iter().any(named), "{across:?}");
+    assert!(told(1, "bar.sync 0;").is_empty());
+}
+
 /// Two warps with `code` after: `%r2` is a lane's number modulo 16, `%rd1` the address of a word for each 16 lanes of
 /// every warp, `%rd2` that of an own word in the second half of memory, `%p1` true in the first 16 lanes of warp 0.
 /// What is found: races, and reads whose value is not used.

@@ -43,6 +43,10 @@ fn what_is_thrown_away_is_silent() {
         "st.shared.u16 [%r3], 7; ld.shared.u32 %r4, [%r3]; prmt.b32 %r5, %r4, 0, 0x4410; st.global.u32 [%rd3], %r5;",
         "st.shared.u16 [%r3], 7; ld.shared.u32 %r4, [%r3]; bfe.u32 %r5, %r4, 3, 9; st.global.u32 [%rd3], %r5;",
         "st.shared.u16 [%r3], 7; ld.shared.u32 %r4, [%r3]; lop3.b32 %r5, %r4, 255, 9, 0xEA; st.global.u32 [%rd3], %r5;",
+        // One half of two numbers that are converted at once.
+        "ld.shared.f32 %f1, [%r3]; cvt.rn.satfinite.e4m3x2.f32 %h1, %f1, 0f3F800000; st.global.u8 [%rd3], %h1;",
+        "ld.shared.f32 %f1, [%r3]; cvt.rn.bf16x2.f32 %r4, 0f3F800000, %f1; shr.u32 %r5, %r4, 16; st.global.u32 [%rd3], %r5;",
+        "st.shared.u16 [%r3], 7; ld.shared.u32 %r4, [%r3]; cvt.rn.satfinite.e5m2x2.f16x2 %h1, %r4; st.global.u8 [%rd3], %h1;",
         // Overwritten before it is used, in the register and in memory.
         "ld.shared.u32 %r4, [%r3]; mov.u32 %r4, 5; st.global.u32 [%rd3], %r4;",
         "ld.shared.u32 %r4, [%r3]; st.shared.u32 [%r3], %r4; st.shared.u32 [%r3], 5; ld.shared.u32 %r5, [%r3];
@@ -75,6 +79,16 @@ fn what_decides_something_is_told_with_both_places() {
             "setp.lt.u32 %p1, %r4, 9; mov.u32 %r5, 0; @%p1 mov.u32 %r5, 1; st.global.u32 [%rd3], %r5;",
             Use::Output,
             "st.global.u32",
+        ),
+        (
+            "mov.b32 %f1, %r4; cvt.rn.satfinite.e4m3x2.f32 %h1, %f1, 0f3F800000; shr.u16 %h2, %h1, 15; st.global.u8 [%rd3], %h2;",
+            Use::Output,
+            "st.global.u8",
+        ),
+        (
+            "mov.b32 %f1, %r4; cvt.rn.f16x2.f32 %r5, 0f3F800000, %f1; cvt.rn.satfinite.e4m3x2.f16x2 %h1, %r5; st.global.u8 [%rd3], %h1;",
+            Use::Output,
+            "st.global.u8",
         ),
         ("and.b32 %r5, %r4, 31; shr.u32 %r6, 12, %r5; st.global.u32 [%rd3], %r6;", Use::Output, "st.global.u32"),
         ("and.b32 %r5, %r4, 4; add.u32 %r5, %r5, %r2; ld.shared.u32 %r6, [%r5];", Use::Address, "ld.shared.u32"),

@@ -24,6 +24,9 @@ class Finding:
 # What TF32 makes of numbers near 1: half a unit in the last place is 2^-11, 4.9e-4.
 TF32 = r"over-budget, l2 ([1-9]\.\de-04|[1-3]\.\de-03), .*"
 
+# A logarithm of sums is nearer than they are.
+TF32_OF_A_SUM = r"over-budget, l2 ([5-9]\.\de-05|[1-9]\.\de-04|[1-3]\.\de-03), .*"
+
 # The buffer of vLLM's top-k is stored at line 197 and read at line 241.
 READ = r"depends on bytes that nobody wrote, of global memory at \S+, read by _topk_topp_kernel at \S+topk_topp_triton\.py:241 "
 
@@ -52,7 +55,8 @@ FINDINGS = {
         "test_buffer_without_barrier.py",
         outputs={"renorm_probs": r"over-budget, (l2 .*, )?what is to be kept is 0, .*"},
         fault=r"_topk_topp_kernel at \S+topk_topp_triton\.py:\d+ [^:]*: (what is stored in global memory|a branch or a predicate) "
-        + READ + r".*",
+        + READ
+        + r".*",
         races=r"topk_topp_triton\.py:(197 .* and read at \S+topk_topp_triton\.py:241|241 .* and write at \S+topk_topp_triton\.py:197) ",
         unwritten=r"^_topk_topp_kernel at .*" + READ,
     ),
@@ -83,10 +87,18 @@ FINDINGS = {
         "Made chiefly for 16 bits; vLLM's experts take fp32 as well, and then multiply with 11 bits. With `TRITON_F32_DEFAULT=ieee` "
         "all of them pass.",
         "test_tf32.py",
-        outputs={"output": TF32, "lse": TF32},
+        outputs={"output": TF32, "lse": TF32_OF_A_SUM},
+    ),
+    "queries and probabilities in fp8": Finding(
+        "Where the cache is in fp8, its decode rounds the queries and the probabilities to fp8 as well (`q.to(K_Buffer.dtype.element_ty)`, "
+        "`p.to(v.dtype)` in decode_attention.py), so that tensor cores multiply fp8 with fp8. A choice, and no mistake; but an output is "
+        "then 1 to 3 % from the truth, where the contract, whose cache alone is in fp8, allows 0.4 % in bf16. For one GPU of AMD the "
+        "same file widens the keys instead.",
+        "test_fp8_queries.py",
+        outputs={"output": r"over-budget, l2 (9\.\de-03|[1-3]\.\de-02), .*"},
     ),
     "losses of 16 bits": Finding(
-        "The loss of each row is kept in the type of the logits, as PyTorch's own does (`F.cross_entropy`, `reduction=\"none\"`): with "
+        'The loss of each row is kept in the type of the logits, as PyTorch\'s own does (`F.cross_entropy`, `reduction="none"`): with '
         "logits in bf16 it is rounded to 8 bits after it was computed in fp32. The contract asks for fp32. Only the returned loss is "
         "meant, nothing is said of gradients.",
         "test_rounded_loss.py",

@@ -10,6 +10,8 @@ says something else.
 """
 
 import functools
+import inspect
+import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +82,7 @@ def adapter(
 
     def decorate(function: Callable) -> Callable:
         state: dict[str, Any] = {}
+        file = pathlib.Path(inspect.getfile(function)).name
 
         @functools.wraps(function)
         def called(**inputs: Any) -> Any:
@@ -103,7 +106,7 @@ def adapter(
             state["target"] = target
             row = {
                 "library": engine.wheel, "version": engine.version, "kernel": kernel, "language": language, "operator": operator,
-                "target": target, "workload": workload, "test": function.__name__, "note": note, "without": dict(without),
+                "target": target, "workload": workload, "test": function.__name__, "file": file, "note": note, "without": dict(without),
             }  # fmt: skip
             try:
                 test(workload)

@@ -105,7 +105,7 @@ def _line(rows: list[dict], numbers: dict[str, int], several: set[tuple]) -> str
     run = [row for row in rows if row["verdict"] != "not run"]
     head = f"| {first['library']} {first['version']} `{first['kernel']}` | `{first['operator']}` | {first['target']}"
     one = f" and {first['target']}" if (first["library"], first["test"]) in several else ""
-    command = f"`{_file(first)} -k '{first['test']}[{one}'`"
+    command = f"`{first['file']} -k '{first['test']}[{one}'`"
     if not run:
         return f"{head} | not run | | | | | | | {command} |"
     right = [row for row in run if row["verdict"] == "pass"]
@@ -142,12 +142,6 @@ def _same_bits(run: list[dict]) -> str:
     return "yes" if compared == len(run) else f"yes, of {compared} compared"
 
 
-def _file(row: dict) -> str:
-    return {"sglang": "test_sglang.py", "vllm": "test_vllm.py", "liger-kernel": "test_liger.py", "flashinfer-python": "test_flashinfer.py"}[
-        row["library"]
-    ]
-
-
 def _notes(kernels: dict[tuple, list[dict]]) -> list[str]:
     """What adapters do beside the call, and which workloads they leave out."""
     lines = []
@@ -166,7 +160,7 @@ def _finding(place: int, name: str, rows: list[dict]) -> str:
     where = [row for row in rows if row.get("finding") == name]
     kernels = ", ".join(dict.fromkeys(f"{row['library']} {row['version']} `{row['kernel']}`" for row in where))
     workloads = ", ".join(dict.fromkeys(row["workload"] for row in where))
-    tests = " ".join(dict.fromkeys(f"peers/kernels/{_file(row)}" for row in where))
+    tests = " ".join(dict.fromkeys(f"peers/kernels/{row['file']}" for row in where))
     names = " or ".join(dict.fromkeys(row["test"] for row in where))
     return (
         f'<a id="finding-{place}"></a>**{place}. {name[0].upper()}{name[1:]}** ({kernels}; {workloads}). {finding.text} '

@@ -47,3 +47,8 @@ def blocks_of_experts(topk_indices, block):
         ids += own
         experts += [expert] * (len(own) // block)
     return (torch.tensor(values, dtype=torch.int32) for values in (ids, experts, [len(ids)]))
+
+
+def side_by_side(ckv_cache, kpe_cache):
+    """Both caches of fp8 as one, latents first. (PyTorch on the CPU puts bytes side by side, but not fp8.)"""
+    return torch.cat([ckv_cache.view(torch.uint8), kpe_cache.view(torch.uint8)], -1).view(ckv_cache.dtype)

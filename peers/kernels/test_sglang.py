@@ -10,7 +10,9 @@ from judged import adapter
 from tables import blocks_of_experts, indptr, token_slots
 
 LOG2_E = math.log2(math.e)
-NVIDIA = {"is_cuda": lambda: True, "is_hip": lambda: False, "get_device_core_count": lambda *_: 108}
+NVIDIA = {
+    "is_cuda": lambda: True, "is_hip": lambda: False, "is_sm90_supported": lambda: False, "get_device_core_count": lambda *_: 108,
+}  # fmt: skip
 
 SGLANG = Engine(
     "sglang",
@@ -19,6 +21,7 @@ SGLANG = Engine(
         "sglang.kernels.ops.attention.score_mod", "sglang.kernels.ops.attention.decode_attention",
         "sglang.kernels.ops.attention.extend_attention", "sglang.kernels.ops.attention.merge_state",
         "sglang.kernels.ops.kvcache.mla_buffer", "sglang.kernels.ops.moe.fused_moe_triton_kernels",
+        "sglang.kernels.ops.gemm.fp8_kernel", "sglang.kernels.ops.quantization.fp8_kernel", "sglang.test.kernels.moe_align",
     ),
     values={
         "sglang.srt.utils": NVIDIA,

@@ -26,12 +26,14 @@ VLLM = Engine(
         "vllm.model_executor.layers.fused_moe.fused_moe", "vllm.model_executor.layers.fused_moe.moe_fused_mul_sum",
         "vllm.v1.sample.ops.topk_topp_triton", "vllm.model_executor.warmup.jit_warmup",
         "vllm.model_executor.warmup.jit_warmup_triton_helper", "vllm.utils.math_utils",
+        "vllm.model_executor.layers.quantization.utils.fp8_utils",
     ),
     values={
         "vllm.triton_utils": {"tl": tl, "triton": triton},
         "vllm.platforms": {"current_platform": NVIDIA},
         "vllm.utils.platform_utils": {"num_compute_units": lambda *_: 108},
-        "vllm.model_executor.layers.fused_moe.utils": {"resolve_moe_use_td": lambda: False},
+        "vllm.model_executor.layers.fused_moe.utils": {"resolve_moe_use_td": lambda: False, "enable_swap_ab": lambda *_: False},
+        "vllm.model_executor.layers.quantization.utils.quant_utils": {"get_fp8_min_max": lambda: (-448.0, 448.0)},
     },
 )  # fmt: skip
 

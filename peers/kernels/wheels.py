@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 KEPT = pathlib.Path(__file__).resolve().parents[2] / "target" / "kernels"
 
+# Beside the files of a wheel: which were asked for.
+WANTED = "wanted.txt"
+
 
 class NotRun(Exception):
     """Why a wheel could not be fetched. Its kernels are not run, and nothing is said of them then."""
@@ -37,7 +40,7 @@ class Wheel:
 WHEELS = {
     wheel.name: wheel
     for wheel in (
-        Wheel("sglang", "0.5.23", ("sglang/kernels/ops/*.py",)),
+        Wheel("sglang", "0.5.23", ("sglang/kernels/ops/*.py", "sglang/test/kernels/*.py")),
         Wheel(
             "vllm",
             "0.33.0",
@@ -45,6 +48,7 @@ WHEELS = {
                 "vllm/v1/attention/ops/*.py",
                 "vllm/v1/sample/ops/*.py",
                 "vllm/model_executor/layers/fused_moe/*.py",
+                "vllm/model_executor/layers/quantization/utils/*.py",
                 "vllm/model_executor/warmup/*.py",
                 "vllm/utils/*.py",
             ),
@@ -71,7 +75,8 @@ def folder(name: str) -> pathlib.Path:
     """Where a wheel's files are, after they have been fetched if need be. Raises NotRun."""
     wheel = WHEELS[name]
     kept = KEPT / f"{wheel.name}-{wheel.version}"
-    if not kept.is_dir():
+    # What was fetched when fewer files were needed lacks some.
+    if not (kept / WANTED).is_file() or (kept / WANTED).read_text() != "\n".join(wheel.files):
         _fetch(wheel, kept)
     return kept
 
@@ -89,6 +94,9 @@ def _fetch(wheel: Wheel, kept: pathlib.Path) -> None:
         with zipfile.ZipFile(found[0]) as archive:
             names = [name for name in archive.namelist() if any(fnmatch.fnmatch(name, pattern) for pattern in wheel.files)]
             archive.extractall(files, names)
+        (files / WANTED).write_text("\n".join(wheel.files))
+        if kept.is_dir():
+            kept.rename(pathlib.Path(work, "before"))
         files.rename(kept)
 
 

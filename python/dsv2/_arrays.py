@@ -80,7 +80,7 @@ def _bounds(array: np.ndarray) -> tuple[int, int]:
 
 
 def _numpy(array: np.ndarray) -> HostArray:
-    if array.dtype.hasobject:
+    if array.dtype.hasobject or array.dtype.kind in "USMm":
         raise LaunchError(f"an array of {array.dtype}: expected numbers")
     root: Any = array
     while isinstance(base := getattr(root, "base", None), np.ndarray) or type(base).__name__ == "DummyArray":
@@ -105,6 +105,16 @@ def _numpy(array: np.ndarray) -> HostArray:
 
 
 def _torch(tensor: Any) -> HostArray:
+    try:
+        return _in_memory(tensor)
+    except (RuntimeError, NotImplementedError) as error:
+        # Tensors that stand for others: nested ones, those of a transformation or of a compiler.
+        raise LaunchError(f"a {type(tensor).__name__} without memory of its own: {' '.join(str(error).split())[:100]}") from None
+
+
+def _in_memory(tensor: Any) -> HostArray:
+    if tensor.is_nested:
+        raise LaunchError("a nested tensor: expected one of one shape")
     kind = str(tensor.dtype).removeprefix("torch.")
     said = f"{kind}{list(tensor.shape)}"
     if tensor.device.type != "cpu":
@@ -114,10 +124,15 @@ def _torch(tensor: Any) -> HostArray:
     if tensor.is_conj() or tensor.is_neg():
         raise LaunchError(f"a tensor {said} with a conjugation or negation that is not carried out: .resolve_conj(), .resolve_neg()")
     storage = tensor.untyped_storage()
-    start = storage.data_ptr()
+    start, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
     pointer = tensor.data_ptr() or start
     nbytes = tensor.numel() * tensor.element_size()
-    return HostArray(tensor, pointer, start, start + storage.nbytes(), nbytes, tensor.is_contiguous(), True, said)
+    if nbytes:
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())) + 1
+        if not start or not start <= pointer <= pointer + last * tensor.element_size() <= end:
+            there = storage.nbytes() if start else 0
+            raise LaunchError(f"a {type(tensor).__name__} {said} of which {there} bytes are in memory: it needs more")
+    return HostArray(tensor, pointer, start, end, nbytes, tensor.is_contiguous(), True, said)
 
 
 class Transfer:

@@ -60,7 +60,10 @@ def layout(value: Any, address: Callable[[Any], int | None]) -> tuple[bytes, int
 
 def pack(parameter: Parameter, value: Any, address: Callable[[Any], int | None]) -> bytes:
     """The bytes of one argument, if it is of the parameter's type. `address` knows the arrays."""
-    data = _pack(parameter, value, address)
+    try:
+        data = _pack(parameter, value, address)
+    except (struct.error, OverflowError):
+        raise LaunchError(f"expected {parameter!r}, found {_said(value)}, which does not fit it") from None
     if len(data) != parameter.bytes:
         raise LaunchError(f"expected {parameter.bytes} bytes ({parameter!r}), found {len(data)} ({_said(value)})")
     return data

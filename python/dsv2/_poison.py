@@ -5,7 +5,6 @@ result of the call before) counts for nothing.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dsv2._shadow import MAKERS, watch
+from dsv2._shadow import MAKERS, bytes_of, filled_with, memory, watch
 
 # NaN in f16, bf16 and f32 (another one than arithmetic makes), and in the integers a number that is no index.
 PATTERNS = (b"\xa5\xff", b"\xda\x7f")
@@ -27,21 +26,19 @@ def poisoned(pattern: bytes) -> Iterator[None]:
     if torch is not None:
         makers = [(torch, name) for name in MAKERS] + [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
         undo.append(watch(makers, lambda tensor: _fill_torch(torch, tensor, pattern)))
+    filled_with.append(pattern)
     try:
         yield
     finally:
+        filled_with.pop()
         for end in reversed(undo):
             end()
-
-
-def _bytes(pattern: bytes, count: int) -> bytes:
-    return (pattern * -(-count // len(pattern)))[:count]
 
 
 def _fill_numpy(array: Any, pattern: bytes) -> None:
     if type(array) is np.ndarray and not array.dtype.hasobject and array.size:
         start, end = np.lib.array_utils.byte_bounds(array)
-        ctypes.memmove(start, _bytes(pattern, end - start), end - start)
+        memory(start, end)[:] = bytes_of(pattern, end - start)
 
 
 def _fill_torch(torch: Any, tensor: Any, pattern: bytes) -> None:
@@ -51,8 +48,8 @@ def _fill_torch(torch: Any, tensor: Any, pattern: bytes) -> None:
     if not storage.nbytes():
         return
     if tensor.device.type == "cpu":
-        # Past PyTorch: for `dsv2.triton` this memory stays unwritten.
-        ctypes.memmove(storage.data_ptr(), _bytes(pattern, storage.nbytes()), storage.nbytes())
+        # Past PyTorch, which counts its own writes: for `dsv2.triton` this memory stays unwritten.
+        memory(storage.data_ptr(), storage.data_ptr() + storage.nbytes())[:] = bytes_of(pattern, storage.nbytes())
     elif tensor.device.type == "cuda":
         whole = torch.tensor([], dtype=torch.uint8, device=tensor.device).set_(storage)
         whole[0::2], whole[1::2] = pattern[0], pattern[1]
@@ -63,7 +60,7 @@ def untouched(values: Any, pattern: bytes) -> np.ndarray:
     raw = raw_bytes(values)
     if values.dtype.itemsize < 2 or not raw.size:
         return np.zeros(len(raw), bool)
-    return (raw == np.frombuffer(_bytes(pattern, raw.shape[-1]), np.uint8)).all(-1)
+    return (raw == bytes_of(pattern, raw.shape[-1])).all(-1)
 
 
 def raw_bytes(values: Any) -> np.ndarray:

@@ -64,6 +64,8 @@ def numbers(what: str, value: Any) -> None:
         raise RequestError(f"{what}: expected numbers, found an array of {value.dtype}")
     if not is_tensor(value):
         return
+    if value.is_nested:
+        raise RequestError(f"{what}: expected a tensor of one shape, found a nested one")
     if value.device.type == "meta":
         raise RequestError(f"{what}: expected numbers, found a tensor on meta, which has none")
     if str(value.layout) != "torch.strided" or value.is_quantized:

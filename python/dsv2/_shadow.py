@@ -1,8 +1,10 @@
-"""Which bytes of PyTorch's storages nobody wrote yet: those of `torch.empty`, until PyTorch or a kernel writes them."""
+"""Which bytes of PyTorch's storages nobody wrote yet: those of `torch.empty`, until somebody writes them."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +85,18 @@ def watch(makers: list[tuple[Any, str]], note: Callable[[Any], None]) -> Callabl
     return undo
 
 
+# What `torch.empty` gives while somebody watches: bytes that nobody makes by chance, so that whatever is written there shows,
+# by whatever means. A few bytes may be alike by chance, so many not.
+PATTERN = os.urandom(4096)
+SURE = 8
+
+# The largest storage that is watched: as much as the device has.
+MOST = 1 << 32
+
+# What `dsv2.operators` fills such memory with while it judges, for looking at it later; the newest at the end.
+filled_with: list[bytes] = []
+
+
 def version_of(tensor: Any) -> int | None:
     """What PyTorch counts its writes with; None where it does not count: in tensors made in inference mode."""
     try:
@@ -91,13 +105,45 @@ def version_of(tensor: Any) -> int | None:
         return None
 
 
+def bytes_of(pattern: bytes, count: int, first: int = 0) -> np.ndarray:
+    """A pattern over and over, from some byte of it on."""
+    first %= len(pattern)
+    rolled = pattern[first:] + pattern[:first]
+    return np.frombuffer(rolled * -(-count // len(pattern)), np.uint8, count)
+
+
+def memory(start: int, end: int) -> np.ndarray:
+    """Bytes of the host."""
+    return np.ctypeslib.as_array((ctypes.c_ubyte * (end - start)).from_address(start))
+
+
+def stretches(which: np.ndarray, first: int) -> list[tuple[int, int]]:
+    """Where a row of truths is true, as addresses."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], which.astype(np.int8), [0]))))
+    return [(first + int(start), first + int(end)) for start, end in edges.reshape(-1, 2)]
+
+
 @dataclass
 class Fresh:
-    """A storage that `torch.empty` made: the version of its tensors when it was last looked at, and what is unwritten."""
+    """A storage that `torch.empty` made: where it begins, what it was filled with, the version of its tensors when it was last
+    looked at, and what is unwritten."""
 
     storage: Any
-    version: int
+    start: int
+    pattern: bytes
+    version: int | None
     blank: list[tuple[int, int]]
+
+    def look(self, version: int | None) -> None:
+        """Takes from what is unwritten all that holds something else by now."""
+        still = []
+        for start, end in self.blank:
+            same = memory(start, end) == bytes_of(self.pattern, end - start, start - self.start)
+            if same.all() and version == self.version:
+                still.append((start, end))
+            else:
+                still += [(a, b) for a, b in stretches(same, start) if b - a >= SURE]
+        self.blank, self.version = still, version
 
 
 class Shadow:
@@ -120,18 +166,22 @@ class Shadow:
         if type(tensor) is not sys.modules["torch"].Tensor or tensor.device.type != "cpu" or tensor.is_sparse or tensor.is_quantized:
             return
         self.fresh = {start: fresh for start, fresh in self.fresh.items() if not fresh.storage.expired()}
-        storage, version = tensor.untyped_storage(), version_of(tensor)
-        if storage.nbytes() and version is not None:
-            start = storage.data_ptr()
-            self.fresh[start] = Fresh(StorageWeakRef(storage), version, [(start, start + storage.nbytes())])
+        storage = tensor.untyped_storage()
+        if not 0 < storage.nbytes() <= MOST:
+            return
+        start, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+        pattern = filled_with[-1] if filled_with else PATTERN
+        # Past PyTorch, which counts its own writes.
+        memory(start, end)[:] = bytes_of(pattern, end - start)
+        self.fresh[start] = Fresh(StorageWeakRef(storage), start, pattern, version_of(tensor), [(start, end)])
 
     def _of(self, array: HostArray) -> Fresh | None:
-        """What is known of an array's storage, if nobody wrote to it by other means."""
+        """What is known of an array's storage."""
         fresh = self.fresh.get(array.start)
-        version = version_of(array.value)
-        if fresh is None or fresh.storage.expired() or version != fresh.version:
+        if fresh is None or fresh.storage.expired():
             self.fresh.pop(array.start, None)
             return None
+        fresh.look(version_of(array.value))
         return fresh
 
     def mark(self, transfer: Transfer) -> None:
@@ -153,8 +203,7 @@ class Shadow:
             for seen in (zeros, ones):
                 transfer.device.read_written(address, seen)
             # Nothing was put over what nobody wrote.
-            edges = np.flatnonzero(np.diff(np.concatenate(([0], (zeros != ones).astype(np.int8), [0]))))
-            fresh.blank = [(array.start + int(a), array.start + int(b)) for a, b in edges.reshape(-1, 2)]
+            fresh.blank = stretches(zeros != ones, array.start)
             if fresh.blank:
                 left[name] = sum(end - start for start, end in fresh.blank)
         return left

@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dsv2 import _dsv2, emulator
 from dsv2._checked import several
@@ -72,6 +73,9 @@ def ptx(
         raise CompileError(f"source: expected CUDA C++, or the name of a file of it, found {type(source).__name__}")
     include = several("include", include, (str, os.PathLike), "folders", CompileError)
     options = several("options", options, (str,), "words", CompileError)
+    for what, words in (("source", [source]), ("include", include), ("options", options)):
+        for word in words:
+            _plain(what, os.fspath(word))
     folders = _packages()
     nvcc = next((found for folder in folders if (found := folder / "bin" / "nvcc").is_file()), None)
     nvrtc = next((found for folder in folders for found in sorted((folder / "lib").glob("libnvrtc.so*"))), None)
@@ -100,6 +104,12 @@ def ptx(
     if nvrtc is not None:
         return _by_nvrtc(nvrtc, text, name, arch, headers, options)
     raise CompileError(f"no CUDA compiler is installed: {NVRTC} (or, for nvcc, {NVCC})")
+
+
+def _plain(what: str, text: Any) -> None:
+    """What a compiler of C can be handed: NVRTC would take a text for one that ends at its first zero."""
+    if isinstance(text, str) and ("\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text)):
+        raise CompileError(f"{what}: expected text, found a zero or a half of a surrogate pair in it")
 
 
 def _packages() -> list[Path]:

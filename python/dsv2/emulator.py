@@ -97,7 +97,10 @@ class Module(Mapping[str, "Kernel"]):
 
     def __init__(self, text: str):
         self.ptx = text
-        self._module = _dsv2.Module(text)
+        try:
+            self._module = _dsv2.Module(text)
+        except UnicodeEncodeError:
+            raise PtxError("source: expected text, found a half of a surrogate pair in it") from None
         self._kernels = {name: Kernel(self, name) for name in self._module.kernels}
 
     @property

@@ -113,7 +113,8 @@ def operator(
     A test fails if an output is wrong, missing (but for those that `outputs` leaves out) or of another type than the contract's,
     or holds what `torch.empty` or `numpy.empty` left in it, if an input was changed that is no output (clone it first where a
     kernel works in place), or if two calls with the same inputs give other bits (repeats=1: is not looked at).
-    batch_invariant: a row alone (a token, a sequence) must have the bits that it has among others.
+    batch_invariant: a row alone (a token, a sequence) must have the bits that it has among others. Of each workload the first, the
+    last and six rows between are tried; all of one with eight or fewer.
     report: is called with what `check` says of each workload, before the test fails over it.
     """
     known = contract(name)

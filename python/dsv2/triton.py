@@ -51,6 +51,8 @@ class wrap:
     def __init__(self, array: np.ndarray):
         if not isinstance(array, np.ndarray):
             raise LaunchError(f"wrap: expected an array of NumPy, found {type(array).__name__}")
+        if array.dtype.hasobject or array.dtype.kind in "USMm":
+            raise LaunchError(f"wrap: expected numbers, found an array of {array.dtype}")
         self.array = array
         self.dtype, self.shape, self.ndim = array.dtype, array.shape, array.ndim
 
@@ -130,8 +132,8 @@ def activate(
 
     races: look for accesses that nothing orders, and raise RaceError ("note": go on, they are in `Launch.races`). profile: count,
         see `Launch.profile`.
-    unwritten: bytes that nobody wrote, among them those of what `torch.empty` made meanwhile and neither kernels nor PyTorch
-        wrote since. "follow": UnwrittenError where they decide an address, a branch or an output; "stop": KernelFault where they
+    unwritten: bytes that nobody wrote, among them those of what `torch.empty` made meanwhile and nobody wrote since, by whatever
+        means. "follow": UnwrittenError where they decide an address, a branch or an output; "stop": KernelFault where they
         are read; "ignore": nothing.
     autotune: which configuration a kernel of `@triton.autotune` takes, by the kernel's name: its number, some of its values
         (`{"BLOCK": 64}`), or a function of `triton.Config`. Nothing is measured: without it, it is the first one. An

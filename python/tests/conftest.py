@@ -39,3 +39,12 @@ def agrees(got, truth, plain) -> bool:
 @pytest.fixture
 def rng():
     return np.random.default_rng(18)
+
+
+@pytest.fixture
+def runs():
+    """Triton on the emulator."""
+    from dsv2.triton import activate
+
+    with activate("sm_80") as runs:
+        yield runs

@@ -13,6 +13,7 @@ PTX = """.version 8.0
 .address_size 64
 .visible .entry nothing(.param .u64 x) { ret; }
 """
+NUMBER = PTX.replace("nothing(.param .u64 x)", "number(.param .f32 x)")
 
 
 def launch(**changed):
@@ -65,6 +66,12 @@ def test_a_launch(changed, said):
         (lambda: cuda.ptx(None), r"source: expected CUDA C\+\+, .* found NoneType"),
         (lambda: cuda.ptx("k();", include=5), "include: expected a list of folders, found 5"),
         (lambda: cuda.ptx("k();", options=[5]), "options: expected a list of words"),
+        (lambda: cuda.ptx("k();\0"), "source: expected text, found a zero"),
+        (lambda: cuda.ptx("k();", options=["-D\ud800"]), "options: expected text, .* a half of a surrogate pair"),
+        (lambda: cuda.ptx("k();", include=["a\0b"]), "include: expected text"),
+        (lambda: emulator.load("\ud800\n"), "source: expected text, found a half of a surrogate pair"),
+        (lambda: emulator.load(PTX)["nothing"].launch(np.array(["a"]), grid=1, block=1), "an array of <U1: expected numbers"),
+        (lambda: emulator.load(NUMBER)["number"].launch(10**400, grid=1, block=1), "argument 0 .*which does not fit it"),
         (lambda: dsv2.operator(["rmsnorm"]), r"operator \['rmsnorm'\]: expected one of"),
         (lambda: dsv2.operator("rmsnorm", repeats="2"), "repeats: expected a number of calls, 1 or more, found '2'"),
         (lambda: dsv2.operator("rmsnorm", repeats=0), "repeats: .* found 0"),
@@ -102,3 +109,12 @@ def test_a_driver(options, said):
 
     with pytest.raises(dsv2.Error, match=said):
         activate(**options)
+
+
+@need("triton")
+@pytest.mark.parametrize("array", [np.array([object()]), np.array(["a"]), np.zeros(3, "M8[s]")])
+def test_what_holds_no_numbers_cannot_be_wrapped(array):
+    from dsv2.triton import wrap
+
+    with pytest.raises(dsv2.Error, match="wrap: expected numbers, found an array of"):
+        wrap(array)

@@ -6,6 +6,8 @@ from conftest import have_cuda_compiler
 
 torch = pytest.importorskip("torch", reason="not installed: torch")
 
+from torch._subclasses import FakeTensorMode
+
 from dsv2 import KernelFault, LaunchError, cuda
 from dsv2.emulator import Struct, out, strided
 
@@ -55,6 +57,11 @@ def test_a_transposed_tensor_goes_only_if_the_kernel_knows(module):
     assert torch.equal(result, 2 * column)
 
 
+def _without_memory(tensor):
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 @pytest.mark.parametrize(
     ("make", "line"),
     [
@@ -62,12 +69,24 @@ def test_a_transposed_tensor_goes_only_if_the_kernel_knows(module):
         (lambda: torch.zeros(40, 2).to_sparse(), r"in layout torch.sparse_coo: expected torch.strided"),
         (lambda: torch.zeros(40, dtype=torch.complex64).conj(), r"a tensor complex64\[40\] with a conjugation"),
         (lambda: torch.zeros(40, 2)[:, 0], r"float32\[40\] has gaps"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "a nested tensor: expected one of one shape"),
+        (lambda: _without_memory(torch.zeros(40)), r"a Tensor float32\[40\] of which 0 bytes are in memory"),
+        (lambda: FakeTensorMode().from_tensor(torch.zeros(40)), r"a FakeTensor float32\[40\] of which 0 bytes are in memory"),
     ],
 )
 def test_a_tensor_that_cannot_go_is_one_line(module, make, line):
     with pytest.raises(LaunchError, match=line) as caught:
         module["halve"].launch(make(), torch.zeros(40), grid=1, block=40)
     assert "\n" not in str(caught.value) and "argument 0 (halve_param_0)" in str(caught.value)
+
+
+def test_a_tensor_of_a_transformation_cannot_go(module):
+    def halved(x):
+        module["halve"].launch(x, torch.zeros(40), grid=1, block=40)
+        return x
+
+    with pytest.raises(LaunchError, match=r"argument 0 \(halve_param_0\): a \w+ "):
+        torch.func.vmap(halved)(torch.zeros(3, 40))
 
 
 def test_what_requires_a_gradient_goes_too(module):

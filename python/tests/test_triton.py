@@ -15,15 +15,9 @@ except ImportError:
 import kernels_triton as kernels
 
 from dsv2 import KernelFault, LaunchError, PtxError
-from dsv2.triton import AutotuneWarning, UnwrittenError, activate, wrap
+from dsv2.triton import AutotuneWarning, activate, wrap
 
 needs_torch = need("torch")
-
-
-@pytest.fixture
-def runs():
-    with activate("sm_80") as runs:
-        yield runs
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90"])
@@ -158,41 +152,6 @@ def test_tensors_elsewhere_are_refused(runs):
         kernels.copy[(1,)](x, torch.zeros(16, device="meta"), 16, BLOCK=16)
 
 
-@needs_torch
-def test_tensors_of_inference_mode_are_not_watched(runs):
-    with torch.inference_mode():
-        x, out = torch.empty(16), torch.ones(16)
-        kernels.copy[(1,)](x, out, 16, BLOCK=16)
-        assert (out == x).all() or torch.isnan(x).any()
-
-
-@needs_torch
-def test_what_torch_empty_made_is_unwritten_until_it_is_written(runs):
-    x, out = torch.empty(64), torch.empty(64)
-    with pytest.raises(UnwrittenError, match="what is stored in global memory depends on bytes that nobody wrote, .*kernels_triton.py"):
-        kernels.copy[(1,)](x, out, 64, BLOCK=64)
-    x.zero_()
-    kernels.copy[(1,)](x, out[:32], 32, BLOCK=64)
-    assert runs.last.left == {"out": 128}
-    kernels.copy[(1,)](out[:32], x, 32, BLOCK=64)
-    with pytest.raises(UnwrittenError, match="depends on bytes that nobody wrote"):
-        kernels.copy[(1,)](out, x, 64, BLOCK=64)
-    with activate("sm_80", unwritten="ignore"):
-        kernels.copy[(1,)](torch.empty(64), x, 64, BLOCK=64)
-    with activate("sm_80", unwritten="stop"), pytest.raises(KernelFault, match="not initialised: byte 0 of x"):
-        kernels.copy[(1,)](torch.empty(64), x, 64, BLOCK=64)
-
-
-@needs_torch
-def test_memory_that_comes_again_is_another_tensor_s(runs):
-    target = torch.zeros(4096)
-    for _ in range(20):
-        torch.empty(4096)
-        again = torch.ones(4096)  # often at the same address
-        kernels.copy[(4,)](again, target, 4096, BLOCK=1024)
-        assert (target == 1).all()
-
-
 def test_a_kernel_runs_in_the_activation_that_is_active(runs):
     x = np.ones(16, np.float32)
     kernels.copy[(1,)](wrap(x), wrap(x.copy()), 16, BLOCK=16)
@@ -206,10 +165,22 @@ def test_deactivation_leaves_triton_as_it_was():
     from triton.backends import backends
     from triton.runtime import autotuner
 
-    before = triton.runtime.driver._active, backends["nvidia"], autotuner.Autotuner.prune_configs, autotuner.Autotuner.run, torch and torch.empty
+    before = (
+        triton.runtime.driver._active,
+        backends["nvidia"],
+        autotuner.Autotuner.prune_configs,
+        autotuner.Autotuner.run,
+        torch and torch.empty,
+    )
     with activate("sm_80"):
         assert triton.runtime.driver._active is not before[0]
-    assert (triton.runtime.driver._active, backends["nvidia"], autotuner.Autotuner.prune_configs, autotuner.Autotuner.run, torch and torch.empty) == before
+    assert (
+        triton.runtime.driver._active,
+        backends["nvidia"],
+        autotuner.Autotuner.prune_configs,
+        autotuner.Autotuner.run,
+        torch and torch.empty,
+    ) == before
 
 
 def test_wrong_requests_are_one_line():
@@ -263,6 +234,7 @@ def test_in_place_reads_and_stores_of_different_lanes_need_a_barrier(rng, warps)
         for apart in (False, True):
             kernels.strike_out[(1,)](wrap(rng.random(32, np.float32)), BLOCK=32, APART=apart, num_warps=warps)
             assert bool(runs.last.races) is not apart
+            assert apart or warps > 1 or "both threads are of one warp" in repr(runs.last.races)
 
 
 def test_what_is_active_is_one_stack_of_one_thread():

@@ -9,6 +9,7 @@
 
 mod log;
 mod memory;
+mod results;
 mod values;
 mod warp_wide;
 mod wmma;
@@ -209,8 +210,9 @@ impl<O: Observer> Block<'_, O> {
         let mut results = None;
         match flow.rule {
             Rule::Bitwise(data) if per_read.iter().skip(data).all(|lanes| *lanes == 0) => {
-                results = try_all(unknown, registers, flow, run, active);
+                results = results::by_trial(unknown, registers, flow, run, active);
             }
+            Rule::Packed => results = results::of_halves(unknown, flow),
             Rule::Gate { by, and } => {
                 let known = !unknown.lanes_of(Cell::Predicate(by.slot));
                 let decides = if and { !registers.test(by) } else { registers.test(by) };
@@ -233,67 +235,5 @@ impl<O: Observer> Block<'_, O> {
             let target = unknown.origins(*cell);
             lanes(touched).for_each(|lane| target[lane] = origins[lane]);
         }
-    }
-}
-
-/// The bits of each result that change when all unknown bits of each source are zeros or ones, in every combination;
-/// `None` if there are too many sources.
-fn try_all(
-    unknown: &Unknown,
-    registers: &mut Registers,
-    flow: &Flow,
-    run: &super::lanes::Lanes,
-    active: u32,
-) -> Option<Vec<[u64; LANES]>> {
-    let mut sources: Vec<Cell> = vec![];
-    for cell in &flow.reads {
-        if unknown.lanes_of(*cell) & active != 0 && !sources.iter().any(|other| is_same(*other, *cell)) {
-            sources.push(*cell);
-        }
-    }
-    if sources.len() > 4 {
-        return None;
-    }
-    let read = |registers: &Registers, cell: Cell| -> [u64; LANES] {
-        std::array::from_fn(|lane| match cell {
-            Cell::Data(register) => get(registers, register, lane),
-            Cell::Predicate(slot) => u64::from(registers.predicates[slot as usize] >> lane & 1),
-        })
-    };
-    let write = |registers: &mut Registers, cell: Cell, values: &[u64; LANES]| match cell {
-        Cell::Data(register) => (0..LANES).for_each(|lane| set(registers, register, lane, values[lane])),
-        Cell::Predicate(slot) => {
-            registers.predicates[slot as usize] =
-                (0..LANES).fold(0, |bits, lane| bits | (values[lane] as u32 & 1) << lane);
-        }
-    };
-    let touched: Vec<Cell> = sources.iter().chain(&flow.writes).copied().collect();
-    let saved: Vec<[u64; LANES]> = touched.iter().map(|cell| read(registers, *cell)).collect();
-    let mut first: Option<Vec<[u64; LANES]>> = None;
-    let mut changed = vec![[0; LANES]; flow.writes.len()];
-    for combination in 0..1u32 << sources.len() {
-        touched.iter().zip(&saved).for_each(|(cell, values)| write(registers, *cell, values));
-        for (index, cell) in sources.iter().enumerate() {
-            let (masks, values) = (read(&unknown.masks, *cell), saved[index]);
-            let ones = if combination >> index & 1 == 1 { u64::MAX } else { 0 };
-            let tried = std::array::from_fn(|lane| values[lane] & !masks[lane] | masks[lane] & ones);
-            write(registers, *cell, &tried);
-        }
-        run(registers, active);
-        let results: Vec<[u64; LANES]> = flow.writes.iter().map(|cell| read(registers, *cell)).collect();
-        let base = first.get_or_insert_with(|| results.clone());
-        for ((changed, result), base) in changed.iter_mut().zip(&results).zip(base.iter()) {
-            (0..LANES).for_each(|lane| changed[lane] |= result[lane] ^ base[lane]);
-        }
-    }
-    touched.iter().zip(&saved).for_each(|(cell, values)| write(registers, *cell, values));
-    Some(changed)
-}
-
-fn is_same(a: Cell, b: Cell) -> bool {
-    match (a, b) {
-        (Cell::Data(a), Cell::Data(b)) => a.slot == b.slot && (a.bits > 32) == (b.bits > 32),
-        (Cell::Predicate(a), Cell::Predicate(b)) => a == b,
-        _ => false,
     }
 }

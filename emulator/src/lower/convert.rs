@@ -1,6 +1,7 @@
 //! PTX manual, "Data Movement and Conversion Instructions: cvt", also the packed forms.
 
 use super::case::{Case, Lowered};
+use super::flow::Rule;
 use super::instruction::Op;
 use super::shapes::no_type;
 use super::slots::Constant;
@@ -177,6 +178,7 @@ fn packed(case: &mut Case, rounding: Option<Rounding>, satfinite: bool, relu: bo
     let words: Vec<&str> = case.modifiers().to_vec();
     let [to, from] = words[..] else { return Err("a conversion has two types".to_string()) };
     let rounding = rounding.ok_or("a rounding modifier is missing")?;
+    case.flow.rule = Rule::Packed;
     let (first, second) = (fp8(to), fp8(from));
     for word in [to, from] {
         case.take(word);

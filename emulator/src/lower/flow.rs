@@ -18,6 +18,9 @@ pub(crate) enum Rule {
     /// A bit of the result depends on one bit of each source at most, for given values of the sources behind the first
     /// so many: moves, logic, shifts, selections. Then what is unknown is found by trying.
     Bitwise(usize),
+    /// The result is two numbers in one register: the upper one comes of the first source, the lower one of the second, or each
+    /// of that half of the only source.
+    Packed,
     /// The result is joined with a predicate by "and" (or by "or"), and known where that decides.
     Gate { by: Pred, and: bool },
 }

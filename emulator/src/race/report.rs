@@ -71,7 +71,26 @@ impl fmt::Display for Race {
         if *apart > 0.0 {
             write!(f, "; the values differ by rounding, by {apart:.1e} of the larger one at most")?;
         }
-        if *count > 1 { write!(f, "; {count} such accesses") } else { Ok(()) }
+        if *count > 1 {
+            write!(f, "; {count} such accesses")?;
+        }
+        if self.is_within_a_warp() {
+            f.write_str(
+                "; both threads are of one warp, and by the rules of PTX its lanes are not in step: what orders them is \
+                 __syncwarp() between the two, in Triton tl.debug_barrier()",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Race {
+    /// Whether a barrier of one warp between the two instructions would order them: a GPU that does not part the lanes
+    /// carries them out one after the other without it, and compilers rely on that.
+    fn is_within_a_warp(&self) -> bool {
+        let (one, other) = (&self.first, &self.second);
+        let place = |party: &Party| (party.block, party.thread / 32);
+        place(one) == place(other) && (one.line, &one.opcode) != (other.line, &other.opcode)
     }
 }
 

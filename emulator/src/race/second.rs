@@ -16,9 +16,11 @@ use crate::Space;
 use crate::exec::unknown::USED;
 use crate::observe::Words;
 
-/// More words than this are not followed, and no more races are kept until their outcome is known: all these reads
-/// count as used.
+/// More words than this are not followed: all reads of them count as used.
 const MOST: usize = 1 << 20;
+
+/// No more races than this are kept until their outcome is known; further reads count as used.
+const KEPT: usize = 1 << 23;
 
 /// So many reads of a word are kept; further ones of a thread count as used.
 const READS: usize = 1 << 10;
@@ -70,7 +72,7 @@ impl Second {
 
     /// Keeps a race until it is known whether the value is used; `false` if it must be told at once.
     pub(super) fn keep(&mut self, pending: Pending) -> bool {
-        let kept = pending.value != USED && self.pending.len() < MOST;
+        let kept = pending.value != USED && self.pending.len() < KEPT;
         if kept {
             self.pending.push(pending);
         }

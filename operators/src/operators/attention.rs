@@ -37,7 +37,9 @@ fn attend_pages<T: Real>(contract: &Contract, call: &Call, queries: Vec<usize>) 
     let mut output = Array3::zeros(q_nope.raw_dim());
     let mut lse = Array2::from_elem((q_nope.len_of(Axis(0)), q_nope.len_of(Axis(1))), T::neg_infinity());
     for (sequence, pages) in tables.iter().enumerate() {
-        let [keys, k_pe] = [&ckv_cache, &kpe_cache].map(|cache| gathered(cache, pages).mapv_into(|x| x * kv_scale));
+        // Tensor cores do not multiply fp8 with wider numbers: what is stored in fp8 becomes an operand of the queries' type.
+        let [keys, k_pe] =
+            [&ckv_cache, &kpe_cache].map(|cache| call.operand(gathered(cache, pages).mapv_into(|x| x * kv_scale)));
         let new = queries[sequence]..queries[sequence + 1];
         if new.len() > keys.nrows() && !keys.is_empty() {
             let expected = format!("at most {} new tokens in sequence {sequence}, as many as it has", keys.nrows());
