@@ -69,6 +69,9 @@ const GIVEN: &[Given] = &[
     ("moe_experts_fp8", "elsewhere", "scales of w2 of the block beside", |inputs| {
         change(inputs, "w2_scale", |scale| rolled(scale, 2));
     }),
+    ("moe_experts_fp8", "one sign", "the weights of experts 2 % too large", |inputs| {
+        change(inputs, "topk_weights", |weights| weights * 1.02);
+    }),
     ("quantize_fp8_groups", "DeepSeek-V2", "groups that begin one too late", |inputs| {
         change(inputs, "x", |x| rolled(x, 1));
     }),
