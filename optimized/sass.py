@@ -27,7 +27,8 @@ PACKAGES = {"ptxas": "nvidia-cuda-nvcc==13.0.88", "nvdisasm": "nvidia-cuda-nvdis
 TABLE = KERNELS / "sass.txt"
 
 # Kernels whose products are made by tensor cores. All others do without, those in fp32 for their bits.
-TENSOR_CORES = ["gemm*_tuned_bf16", "gate_up*_tuned_bf16", "down*_tuned_bf16", "mla_prefill*_tuned_bf16", "mla_decode*_tuned_bf16"]
+TENSOR_CORES = ["gemm*_tuned_bf16", "linear_*_tuned_bf16", "absorb_*_tuned_bf16", "gate_up*_tuned_bf16", "down*_tuned_bf16",
+                "mla_prefill*_tuned_bf16", "mla_decode*_tuned_bf16"]
 # Kernels that may have local memory, and why.
 LOCAL = {
     "rotary_naive_f32": "the slow path of CUDA's sine, which is why there is a tuned one",

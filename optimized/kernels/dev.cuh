@@ -149,6 +149,10 @@ template <int THREADS> __device__ __forceinline__ float block_sum(float x, float
 
 // ---- blocks that share a result ----
 
+// What other blocks stored may be stale in this multiprocessor's cache: from the one that all share.
+__device__ __forceinline__ float load_past_cache(const float* from) { return __ldcg(from); }
+__device__ __forceinline__ bf16 load_past_cache(const bf16* from) { return {__ldcg(&from->bits)}; }
+
 // Whether this block is the last of `all` that come here, in every thread. What the others stored before is to be seen then,
 // but not by way of this multiprocessor's cache. `arrivals` is zero before the first and after the last.
 __device__ __forceinline__ bool arrives_last(u32* arrivals, u32 all) {

@@ -85,3 +85,27 @@ __device__ __forceinline__ void sort_pairs(const int* indices, int* offsets, int
         __syncwarp();
     }
 }
+
+// ---- few pairs: a block of any size, which counts for each pair how many come before it ----
+
+__device__ __forceinline__ void sort_few_pairs(const int* indices, int* offsets, int* order, int* places, int pairs,
+                                               int experts) {
+    #pragma unroll 1
+    for (int p = threadIdx.x; p < pairs; p += blockDim.x) {
+        int bin = bin_of(indices[p], experts), place = 0;
+        #pragma unroll 4
+        for (int q = 0; q < pairs; q++) {
+            int other = bin_of(indices[q], experts);
+            place += other < bin || (other == bin && q < p);
+        }
+        order[place] = p;
+        places[p] = bin < experts ? place : -1;
+    }
+    #pragma unroll 1
+    for (int bin = threadIdx.x; bin <= experts; bin += blockDim.x) {
+        int place = 0;
+        #pragma unroll 4
+        for (int q = 0; q < pairs; q++) place += bin_of(indices[q], experts) < bin;
+        offsets[bin] = place;
+    }
+}

@@ -34,6 +34,7 @@ macro_rules! modules {
 }
 
 modules!(
+    "absorb",
     "advance",
     "argmax",
     "combine",
@@ -44,6 +45,8 @@ modules!(
     "generated",
     "latent",
     "latent_read",
+    "linear_norm",
+    "linear_route",
     "loss",
     "merge",
     "mla_decode",

@@ -3,21 +3,21 @@
 //! ```text
 //! rotary, embedding, norm
 //! each layer   [q, kv_a]                     one product                              linear_shared
-//!              (q_a_layernorm, q_b_proj)     where queries have a latent              rms_norm, linear_shared
-//!              norm, rotation, cache         latents, keys and queries                latent_cache_write
-//!              W_UK                          queries in the latent space              batched
+//!              (and q_a_layernorm; q_b_proj) where queries have a latent              linear_rms_norm, linear_shared
+//!              W_UK; norm, rotation, cache   queries in the latent space; latents,
+//!                                            keys and queries                         latent_cache_write_beside
 //!              attention                     on the pages, splits then their sum      mla_decode, two launches
 //!              W_UV                                                                   batched
-//!              o_proj                                                                 linear_shared
-//!              addition, norm                                                         add_rms_norm
-//!   experts    router                                                                 linear_shared
-//!              best experts, sorted                                                   route_and_sort
+//!              o_proj, addition, norm                                                 linear_add_rms_norm
+//!   experts    router, best experts, sorted                                           linear_route_and_sort
 //!              gate, up                      the shared experts are one more          gate_up
 //!              down                                                                   down
 //!              sum, addition, norm           the next layer's norm                    combine_add_rms_norm
-//!   dense      gate, up, product, down, addition and norm
+//!   dense      gate; up; product; down, addition and norm
 //! logits, choice, advance
 //! ```
+//!
+//! With many sequences a last block of a product does not go on with what is behind it: that is a launch of its own then.
 //!
 //! Every operator gives to the bit what those of [`Model::forward`](super::Model::forward) give, which may be looked at: the
 //! tests hold both to one result. All room is taken before the capture; nothing comes from the host but the first step's
@@ -39,7 +39,7 @@ use crate::operators::advance::{Sequences, advance};
 use crate::operators::argmax::{self, argmax_shared};
 use crate::operators::embedding::embedding;
 use crate::operators::gemm::{linear_shared, shared_numbers};
-use crate::operators::rms_norm::{add_rms_norm, rms_norm};
+use crate::operators::rms_norm::rms_norm;
 use crate::operators::rotary::rotary;
 use crate::operators::sample::sample;
 use crate::operators::scratch::Scratch;
@@ -221,9 +221,8 @@ impl Step<'_> {
         let first = model.layers.first().map_or(&model.norm, |layer| &layer.input_layernorm);
         rms_norm(variant, hidden, first, eps, normed)?;
         for (i, layer) in model.layers.iter().enumerate() {
-            let attention = layer.self_attn.step(room, self.start, self.cache.layer(i), self.scratch)?;
-            let gain = &layer.post_attention_layernorm;
-            add_rms_norm(variant, attention, hidden, gain, eps, hidden, normed)?;
+            let stream = [hidden, &layer.post_attention_layernorm];
+            layer.self_attn.step(room, self.start, self.cache.layer(i), self.scratch, stream, eps)?;
             let next = model.layers.get(i + 1).map_or(&model.norm, |layer| &layer.input_layernorm);
             layer.mlp.step(normed, &room.feed_forward, self.scratch, [hidden, next], eps)?;
         }

@@ -3,6 +3,7 @@
 use super::weights::Loader;
 use super::{Products, Settings};
 use crate::operators::gemm::{linear, linear_by_library, linear_shared};
+use crate::operators::rms_norm::{linear_add_rms_norm, linear_rms_norm};
 use crate::operators::scratch::Scratch;
 use crate::{Result, Tensor};
 
@@ -46,6 +47,29 @@ impl Linear {
     /// The same into `out`, by our own kernels, with several blocks for each tile where there are few.
     pub(super) fn forward_shared(&self, scratch: &Scratch, x: &Tensor, out: &Tensor) -> Result<()> {
         linear_shared(scratch, x, &self.weight, self.bias.as_ref(), out)
+    }
+
+    /// [`Linear::forward_shared`] into `out`, then the norm of its first columns into `y`.
+    pub(super) fn forward_norm(
+        &self,
+        scratch: &Scratch,
+        x: &Tensor,
+        out: &Tensor,
+        [gain, y]: [&Tensor; 2],
+        eps: f32,
+    ) -> Result<()> {
+        linear_rms_norm(scratch, x, &self.weight, self.bias.as_ref(), out, gain, eps, y)
+    }
+
+    /// The same, added to `stream`; the norm of the sum goes into `y`.
+    pub(super) fn forward_add_norm(
+        &self,
+        scratch: &Scratch,
+        x: &Tensor,
+        [stream, gain, y]: [&Tensor; 3],
+        eps: f32,
+    ) -> Result<()> {
+        linear_add_rms_norm(scratch, x, &self.weight, self.bias.as_ref(), stream, gain, eps, stream, y)
     }
 
     /// x W^T + b: \[N,in\] -> \[N,out\].

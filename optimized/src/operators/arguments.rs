@@ -40,6 +40,12 @@ impl Arguments {
         self
     }
 
+    /// Others after them.
+    pub(super) fn followed_by(mut self, others: Arguments) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     /// Anything else.
     pub(super) fn and(mut self, argument: impl Into<Arg>) -> Self {
         self.0.push(argument.into());

@@ -2,7 +2,9 @@
 
 use ptx_emulator::Grid;
 
+use super::gemm::product::{Product, Tuned};
 use super::router::{RoutingRule, route};
+use super::scratch::Scratch;
 use super::{Arguments, Operand, Variant};
 use crate::{Element, Error, Result, Tensor};
 
@@ -69,6 +71,41 @@ pub fn route_and_sort(
     let shared = (experts + 1 + rule.groups()) as u32 * (THREADS / 32) * 4;
     let args = args.tensors([offsets, order, places]).sizes([tokens]).and(rule.arg());
     args.launch(logits, "route", format!("{operator}_tuned_f32"), Grid::linear(1, THREADS).with_shared(shared))
+}
+
+/// [`linear_shared`](super::gemm::linear_shared) and then [`route_and_sort`], to the bit; in one launch for few tokens:
+/// x \[N,D\], weight \[E,D\] -> logits \[N,E\] in fp32, and what is made of them.
+///
+/// # Errors
+/// As those.
+#[expect(clippy::too_many_arguments, reason = "an operator has as many operands as it has")]
+pub fn linear_route_and_sort(
+    scratch: &Scratch,
+    x: &Tensor,
+    weight: &Tensor,
+    rule: &RoutingRule,
+    logits: &Tensor,
+    indices: &Tensor,
+    weights: &Tensor,
+    offsets: &Tensor,
+    order: &Tensor,
+    places: &Tensor,
+) -> Result<()> {
+    let (operator, experts) = ("linear_route_and_sort", rule.experts());
+    let product = Product::linear(operator, x, weight, None, logits)?;
+    rule.operands(operator, logits, indices, weights)?;
+    check(operator, indices, experts, offsets, order, places)?;
+    match product.going_on(scratch)? {
+        Some((Tuned { name, grid, product }, counter)) if experts <= FEW[1] => {
+            let args = Arguments::default().and(product).and(rule.arg());
+            let args = args.tensors([indices, weights, offsets, order, places]).and(counter);
+            scratch.after(args.launch(x, "linear_route", format!("linear_route_{name}"), grid))
+        }
+        _ => {
+            product.launch(Variant::Tuned, Some(scratch))?;
+            route_and_sort(logits, rule, indices, weights, offsets, order, places)
+        }
+    }
 }
 
 /// How many pairs there are.

@@ -2,6 +2,7 @@
 
 use ptx_emulator::Grid;
 
+use super::gemm::product::{Product, Tuned};
 use super::{Arguments, Operand, Variant};
 use crate::{Element, Error, Result, Tensor};
 
@@ -34,42 +35,112 @@ pub fn latent_cache_write(
     q_pe: Option<&Tensor>,
 ) -> Result<()> {
     const OPERATOR: &str = "latent_cache_write";
+    let write = check(OPERATOR, kv_a, weight, eps, cos, sin, slots, cache, [compressed_kv, k_pe], q_pe)?;
+    let Write { args, tokens, pairs } = write;
+    if tokens == 0 {
+        return Ok(());
+    }
+    let grid = match variant {
+        Variant::Naive => Grid::linear((tokens + pairs).div_ceil(128) as u32, 128),
+        Variant::Tuned => Grid::linear(blocks(tokens, pairs, 128) as u32, 128),
+    };
+    args.launch(kv_a, "latent", format!("{OPERATOR}_{variant}_{}", kv_a.element()), grid)
+}
+
+/// [`latent_cache_write`] to the cache, turning the queries, and [`batched`](super::gemm::batched), to the bit; in one launch for
+/// few rows, whose parts must not meet: nothing that one of the two writes may be what the other reads.
+///
+/// # Errors
+/// As those.
+#[expect(clippy::too_many_arguments, reason = "an operator has as many operands as it has")]
+pub fn latent_cache_write_beside(
+    kv_a: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    cos: &Tensor,
+    sin: &Tensor,
+    slots: &Tensor,
+    cache: &Tensor,
+    q_pe: &Tensor,
+    [a, b, out]: [&Tensor; 3],
+) -> Result<()> {
+    const OPERATOR: &str = "latent_cache_write_beside";
+    let write = check(OPERATOR, kv_a, weight, eps, cos, sin, slots, cache, [None; 2], Some(q_pe))?;
+    let product = Product::batched(OPERATOR, a, b, out)?;
+    Operand::new(OPERATOR, "a", a).element(kv_a.element())?;
+    let Write { args, tokens, pairs } = write;
+    let together = match out.is_empty() || tokens == 0 {
+        true => None,
+        // There are kernels of small tiles, and for the layout that absorption has.
+        false => Some(product.tuned(None)?).filter(|tuned| BESIDE.contains(&&*tuned.name)),
+    };
+    let Some(Tuned { name, mut grid, product: argument }) = together else {
+        latent_cache_write(Variant::Tuned, kv_a, weight, eps, cos, sin, slots, cache, None, None, Some(q_pe))?;
+        return product.launch(Variant::Tuned, None);
+    };
+    let [x, y, z] = grid.blocks;
+    let layers = blocks(tokens, pairs, grid.threads[0] as usize).div_ceil((x * y) as usize);
+    grid.blocks = [x, y, z + layers as u32];
+    let args = Arguments::default().and(argument).sizes([layers]).followed_by(args);
+    args.launch(kv_a, "absorb", format!("absorb_{name}"), grid)
+}
+
+/// The products that a write can be beside, by the endings of their names.
+const BESIDE: [&str; 2] = ["columns_tuned_f32", "columns_few_tuned_bf16"];
+
+/// Operands that fit, as the arguments of a kernel; and the pairs of the queries.
+struct Write {
+    args: Arguments,
+    tokens: usize,
+    pairs: usize,
+}
+
+/// Blocks of so many threads that write: a warp for each token, and a thread for each pair of the queries.
+fn blocks(tokens: usize, pairs: usize, threads: usize) -> usize {
+    tokens.div_ceil(threads / 32) + pairs.div_ceil(threads)
+}
+
+#[expect(clippy::too_many_arguments, reason = "an operator has as many operands as it has")]
+fn check(
+    operator: &'static str,
+    kv_a: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    cos: &Tensor,
+    sin: &Tensor,
+    slots: &Tensor,
+    cache: &Tensor,
+    [compressed_kv, k_pe]: [Option<&Tensor>; 2],
+    q_pe: Option<&Tensor>,
+) -> Result<Write> {
     let element = kv_a.element();
-    let [tokens, width] = Operand::new(OPERATOR, "kv_a", kv_a).real()?.contiguous_rows()?.axes()?;
-    let [rank] = Operand::new(OPERATOR, "weight", weight).element(element)?.contiguous()?.axes()?;
+    let [tokens, width] = Operand::new(operator, "kv_a", kv_a).real()?.contiguous_rows()?.axes()?;
+    let [rank] = Operand::new(operator, "weight", weight).element(element)?.contiguous()?.axes()?;
     let rope = width.checked_sub(rank).filter(|rope| rope % 2 == 0).ok_or_else(|| {
         let expected = format!("{rank} columns for the latent and an even number for the key");
-        Error::operand(OPERATOR, "kv_a", expected, format!("{:?}", kv_a.shape()))
+        Error::operand(operator, "kv_a", expected, format!("{:?}", kv_a.shape()))
     })?;
     for (name, table) in [("cos", cos), ("sin", sin)] {
-        Operand::new(OPERATOR, name, table).element(Element::F32)?.shape(&[tokens, rope / 2])?.contiguous()?;
+        Operand::new(operator, name, table).element(Element::F32)?.shape(&[tokens, rope / 2])?.contiguous()?;
     }
-    Operand::new(OPERATOR, "slots", slots).element(Element::I32)?.shape(&[tokens])?.contiguous()?;
-    let [pages, page_size, _] = Operand::new(OPERATOR, "cache", cache).element(element)?.contiguous_rows()?.axes()?;
+    Operand::new(operator, "slots", slots).element(Element::I32)?.shape(&[tokens])?.contiguous()?;
+    let [pages, page_size, _] = Operand::new(operator, "cache", cache).element(element)?.contiguous_rows()?.axes()?;
     if page_size == 0 || cache.shape()[2] != width {
         let expected = format!("[pages, page_size, {width}] with a page_size of at least 1");
-        return Err(Error::operand(OPERATOR, "cache", expected, format!("{:?}", cache.shape())));
+        return Err(Error::operand(operator, "cache", expected, format!("{:?}", cache.shape())));
     }
     for (name, output, columns) in [("compressed_kv", compressed_kv, rank), ("k_pe", k_pe, rope)] {
         if let Some(output) = output {
-            Operand::new(OPERATOR, name, output).element(element)?.shape(&[tokens, columns])?.contiguous()?;
+            Operand::new(operator, name, output).element(element)?.shape(&[tokens, columns])?.contiguous()?;
         }
     }
     let heads = match q_pe {
         None => 0,
         Some(q_pe) => {
-            let [_, heads, _] = Operand::new(OPERATOR, "q_pe", q_pe).element(element)?.contiguous_rows()?.axes()?;
-            Operand::new(OPERATOR, "q_pe", q_pe).shape(&[tokens, heads, rope])?;
+            let [_, heads, _] = Operand::new(operator, "q_pe", q_pe).element(element)?.contiguous_rows()?.axes()?;
+            Operand::new(operator, "q_pe", q_pe).shape(&[tokens, heads, rope])?;
             heads
         }
-    };
-    if tokens == 0 {
-        return Ok(());
-    }
-    let grid = match variant {
-        Variant::Naive => Grid::linear((tokens + tokens * heads * rope / 2).div_ceil(128) as u32, 128),
-        // A warp for each token, and a thread for each pair of the queries.
-        Variant::Tuned => Grid::linear((tokens.div_ceil(4) + (tokens * heads * rope / 2).div_ceil(128)) as u32, 128),
     };
     let steps = |axis: usize| q_pe.map_or(0, |q_pe| q_pe.strides()[axis] as i64);
     let args = Arguments::default()
@@ -87,7 +158,7 @@ pub fn latent_cache_write(
         .and(steps(0))
         .and(steps(1))
         .sizes([heads]);
-    args.launch(kv_a, "latent", format!("{OPERATOR}_{variant}_{element}"), grid)
+    Ok(Write { args, tokens, pairs: tokens * heads * rope / 2 })
 }
 
 #[cfg(test)]

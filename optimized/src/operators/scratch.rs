@@ -42,4 +42,9 @@ impl Scratch {
         let room = results <= self.arrivals.len() && results.saturating_mul(numbers) <= self.parts.len();
         room.then(|| [self.parts.address(), self.arrivals.address()])
     }
+
+    /// Where the counter of a result is, if there are so many.
+    pub(super) fn counter(&self, result: usize) -> Option<u64> {
+        (result < self.arrivals.len()).then(|| self.arrivals.address() + 4 * result as u64)
+    }
 }

@@ -3,6 +3,7 @@
 //!
 //! `cargo test -p dsv2-optimized --test operators -- router` runs what has `router` in its name.
 
+mod absorb;
 mod advance;
 #[path = "../support/mutants.rs"]
 mod archive;
@@ -19,6 +20,8 @@ mod harness;
 mod latent;
 mod latent_read;
 mod library;
+mod linear_norm;
+mod linear_route;
 mod loss;
 mod merge;
 mod mixture;
@@ -59,6 +62,9 @@ fn cases() -> Vec<Arc<Case>> {
         combine::cases(),
         mixture::cases(),
         gemm::cases(),
+        absorb::cases(),
+        linear_norm::cases(),
+        linear_route::cases(),
         generated::cases(),
         swiglu::cases(),
         mla_decode::cases(),
@@ -74,7 +80,8 @@ fn cases() -> Vec<Arc<Case>> {
 }
 
 /// The modules with kernels that use tensor cores, and the ways in which those of a card may add up besides the emulator's own.
-const TENSOR_CORES: [&str; 4] = ["experts", "gemm", "mla_decode", "mla_prefill"];
+const TENSOR_CORES: [&str; 7] =
+    ["absorb", "experts", "gemm", "linear_norm", "linear_route", "mla_decode", "mla_prefill"];
 const SUMS: [(&str, Summation); 2] = [
     ("aligned-8-2", Summation::Aligned { terms: 8, extra_bits: 2 }),
     ("aligned-16-2", Summation::Aligned { terms: 16, extra_bits: 2 }),

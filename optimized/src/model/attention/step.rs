@@ -3,9 +3,8 @@
 use super::{Attention, LATENT_NORM_EPS, Query};
 use crate::model::decode::{Room, Sizes, Start, Take};
 use crate::operators::gemm::batched;
-use crate::operators::latent::latent_cache_write;
+use crate::operators::latent::latent_cache_write_beside;
 use crate::operators::mla_decode::{mla_decode, workspace};
-use crate::operators::rms_norm::rms_norm;
 use crate::operators::scratch::Scratch;
 use crate::{Element, Result, Tensor, Variant};
 
@@ -24,8 +23,6 @@ pub(in crate::model) struct AttentionRoom<T> {
     lse: T,
     /// \[B,H,v\]
     heads: T,
-    /// \[B,D\]
-    output: T,
 }
 
 impl<T> AttentionRoom<T> {
@@ -46,45 +43,50 @@ impl<T> AttentionRoom<T> {
             workspace: take(Element::F32, &[workspace(Variant::Tuned, by_head, rope, capacity)])?,
             lse: take(Element::F32, &by_head[..3])?,
             heads: take(element, &[batch, heads, config.v_head_dim])?,
-            output: take(element, &[batch, config.hidden_size])?,
         })
     }
 }
 
 impl Attention {
-    /// u = W^O o of a token of each sequence: \[B,D\]. The new latents and keys are put into `pages`.
-    pub(in crate::model) fn step<'a>(
+    /// u = W^O o of a token of each sequence, \[B,D\], is added to `stream`, and that is normed with the gain of what comes next,
+    /// into `normed`. The new latents and keys are put into `pages`.
+    pub(in crate::model) fn step(
         &self,
-        room: &'a Room<Tensor>,
+        room: &Room<Tensor>,
         start: &Start,
         pages: &Tensor,
         scratch: &Scratch,
-    ) -> Result<&'a Tensor> {
+        [stream, gain_of_next]: [&Tensor; 2],
+        eps: f32,
+    ) -> Result<()> {
         let (variant, sequences) = (Variant::Tuned, &start.sequences);
         let Room { normed, cos, sin, attention, .. } = room;
-        let AttentionRoom { qkv_a, low_rank, q_latent, context_latent, workspace, lse, heads, output } = attention;
+        let AttentionRoom { qkv_a, low_rank, q_latent, context_latent, workspace, lse, heads } = attention;
         let batch = qkv_a.shape()[0];
-        self.qkv_a.forward_shared(scratch, normed, qkv_a)?;
         let first = qkv_a.narrow(1, 0..self.of_query)?;
         let q = match (&self.query, low_rank) {
             (Query::LowRank(projections), Some((compressed, q))) => {
-                rms_norm(variant, &first, &projections.q_a_layernorm, LATENT_NORM_EPS, compressed)?;
+                let norm = [&projections.q_a_layernorm, compressed];
+                self.qkv_a.forward_norm(scratch, normed, qkv_a, norm, LATENT_NORM_EPS)?;
                 projections.q_b_proj.forward_shared(scratch, compressed, q)?;
                 q
             }
-            _ => &first,
+            _ => {
+                self.qkv_a.forward_shared(scratch, normed, qkv_a)?;
+                &first
+            }
         };
         let q = q.unflatten(1, &[self.heads, self.nope + self.rope])?;
         let q_pe = q.narrow(2, self.nope..self.nope + self.rope)?;
         let kv_a = qkv_a.narrow(1, self.of_query..qkv_a.shape()[1])?;
-        let (gain, slots) = (&self.kv_a_layernorm, &sequences.slots);
-        latent_cache_write(variant, &kv_a, gain, LATENT_NORM_EPS, cos, sin, slots, pages, None, None, Some(&q_pe))?;
-
         // Head by head: [H,B,·] views of token-major tensors.
         let per_head = |x: &Tensor, width: usize| x.reshape(&[batch, self.heads, width])?.permute(&[1, 0, 2]);
         let (w_uk, w_uv) = self.w_uk_and_w_uv()?;
         let q_nope = q.narrow(2, 0..self.nope)?.permute(&[1, 0, 2])?;
-        batched(variant, &q_nope, &w_uk.permute(&[0, 2, 1])?, &per_head(q_latent, self.latent)?)?;
+        let absorbed = [&q_nope, &w_uk.permute(&[0, 2, 1])?, &per_head(q_latent, self.latent)?];
+        let (gain, slots) = (&self.kv_a_layernorm, &sequences.slots);
+        latent_cache_write_beside(&kv_a, gain, LATENT_NORM_EPS, cos, sin, slots, pages, &q_pe, absorbed)?;
+
         mla_decode(
             variant,
             q_latent,
@@ -99,7 +101,7 @@ impl Attention {
             lse,
         )?;
         batched(variant, &per_head(context_latent, self.latent)?, &w_uv, &per_head(heads, self.value)?)?;
-        self.o_proj.forward_shared(scratch, &heads.reshape(&[batch, self.heads * self.value])?, output)?;
-        Ok(output)
+        let heads = heads.reshape(&[batch, self.heads * self.value])?;
+        self.o_proj.forward_add_norm(scratch, &heads, [stream, gain_of_next, normed], eps)
     }
 }

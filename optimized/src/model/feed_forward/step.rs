@@ -3,10 +3,8 @@
 use super::{FeedForward, MixtureOfExperts, Mlp, SharedExperts};
 use crate::model::decode::{Sizes, Take};
 use crate::operators::combine::combine_add_rms_norm;
-use crate::operators::dispatch::route_and_sort;
+use crate::operators::dispatch::linear_route_and_sort;
 use crate::operators::experts::{down, gate_up};
-use crate::operators::gemm::linear_shared;
-use crate::operators::rms_norm::add_rms_norm;
 use crate::operators::scratch::Scratch;
 use crate::operators::swiglu::gated;
 use crate::{Element, Error, Result, Tensor, Variant};
@@ -23,8 +21,6 @@ struct DenseRoom<T> {
     /// \[B,I\]
     gate: T,
     up: T,
-    /// \[B,D\]
-    output: T,
 }
 
 #[derive(Debug)]
@@ -52,11 +48,7 @@ impl<T> FeedForwardRoom<T> {
         let mut room = FeedForwardRoom { dense: None, experts: None };
         if (0..config.num_hidden_layers).any(|layer| !config.is_moe_layer(layer, dialect)) {
             let width = config.intermediate_size;
-            room.dense = Some(DenseRoom {
-                gate: take(element, &[batch, width])?,
-                up: take(element, &[batch, width])?,
-                output: take(element, &[batch, hidden])?,
-            });
+            room.dense = Some(DenseRoom { gate: take(element, &[batch, width])?, up: take(element, &[batch, width])? });
         }
         if config.has_moe_layers(dialect) {
             let (experts, k, width) = (config.num_experts(), config.experts_per_token()?, config.moe_intermediate_size);
@@ -94,10 +86,7 @@ impl FeedForward {
         eps: f32,
     ) -> Result<()> {
         match (self, &room.dense, &room.experts) {
-            (FeedForward::Dense(mlp), Some(room), _) => {
-                mlp.step(normed, room, scratch)?;
-                add_rms_norm(Variant::Tuned, &room.output, stream, gain, eps, stream, normed)
-            }
+            (FeedForward::Dense(mlp), Some(room), _) => mlp.step(normed, room, scratch, [stream, gain], eps),
             (FeedForward::Experts(experts), _, Some(room)) => {
                 let shared = experts.step(normed, room, scratch)?;
                 let ExpertsRoom { y, places, weights, .. } = room;
@@ -109,12 +98,19 @@ impl FeedForward {
 }
 
 impl Mlp {
-    fn step(&self, x: &Tensor, room: &DenseRoom<Tensor>, scratch: &Scratch) -> Result<()> {
-        let DenseRoom { gate, up, output } = room;
-        self.gate_proj.forward_shared(scratch, x, gate)?;
-        self.up_proj.forward_shared(scratch, x, up)?;
+    fn step(
+        &self,
+        normed: &Tensor,
+        room: &DenseRoom<Tensor>,
+        scratch: &Scratch,
+        [stream, gain]: [&Tensor; 2],
+        eps: f32,
+    ) -> Result<()> {
+        let DenseRoom { gate, up } = room;
+        self.gate_proj.forward_shared(scratch, normed, gate)?;
+        self.up_proj.forward_shared(scratch, normed, up)?;
         gated(Variant::Tuned, self.activation, gate, up, gate)?;
-        self.down_proj.forward_shared(scratch, gate, output)
+        self.down_proj.forward_add_norm(scratch, gate, [stream, gain, normed], eps)
     }
 }
 
@@ -122,8 +118,8 @@ impl MixtureOfExperts {
     /// A row for each token and expert, in `room`; and what the shared experts made.
     fn step<'a>(&self, x: &Tensor, room: &'a ExpertsRoom<Tensor>, scratch: &Scratch) -> Result<Option<&'a Tensor>> {
         let ExpertsRoom { logits, indices, weights, offsets, order, places, h, y, shared } = room;
-        linear_shared(scratch, x, &self.gate, None, logits)?;
-        route_and_sort(logits, &self.rule, indices, weights, offsets, order, places)?;
+        let gate = &self.gate;
+        linear_route_and_sort(scratch, x, gate, &self.rule, logits, indices, weights, offsets, order, places)?;
         let shared = match (&self.shared_experts, shared) {
             (Some(SharedExperts::Expert { gate_up, down }), Some((h, y))) => Some((gate_up, h, down, y)),
             _ => None,
