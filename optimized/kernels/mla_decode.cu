@@ -9,19 +9,20 @@
 // too: query s sees t < lengths[b] - S + s + 1; with a mask [B,S,T], all t < lengths[b] that it does not forbid. A
 // query that sees nothing gives out = 0, lse = -inf.
 //
-// Context is split every SPLIT keys, counted from the sequence's start, and the splits' results are added in their
-// order: what a sequence gets depends on nothing but itself.
+// A sequence's keys are split, in parts whose length follows from the sequence's and the number of heads (`split_of`), and the
+// splits' results are added in their order: what a sequence gets depends on nothing but itself.
 //
-// Bytes: B T (c+r) sizeof(T) for each tile of rows (16, or 64), and 4 (c+2) B S H for each split, written and read.
-// Flops: 2 B S H T (2c+r).
+// Bytes: B T (c+r) sizeof(T) for each tile of rows (16, or 64), and 4 (c+2) B S H for each split, written and read, if there
+// is more than one. Flops: 2 B S H T (2c+r).
 //
 // The ladder, and what each step changes:
-//   naive        a warp for each row (a token and a head) reads all keys of its sequence and keeps its scores in memory
-//   tuned bf16   16 or 64 rows share each tile of keys in shared memory; softmax goes along with the tiles, so that
-//                no score is stored; the splits of the context are blocks of their own; tensor cores
-//   tuned f32    the same with 16 rows and fused multiply-adds
-//   combine      adds up the splits of the tuned kernels, many at once
-#include "mla_decode.cuh"
+//   naive            a warp for each row (a token and a head) reads all keys of its sequence and keeps its scores in memory
+//   few_tuned bf16   16 rows share each tile of keys in shared memory; softmax goes along with the tiles, so that no score is
+//                    stored; the splits of the context are blocks of their own, and the one that comes last adds them up;
+//                    tensor cores; the queries stay in registers
+//   tuned bf16       the same with 64 rows, and a warp has twice as many: each key that it loads from shared memory serves both
+//   tuned f32        the same with 16 rows and fused multiply-adds
+#include "mla_decode_f32.cuh"
 
 // ---- naive: a warp for each row; scores, then weights, are kept in the workspace [B,S,H,capacity] ----
 
@@ -60,264 +61,201 @@ template <typename T> __device__ void naive(const Problem<T>& p) {
 
 // ---- tuned: a block for a split of a sequence and a tile of rows, which share each tile of keys in shared memory ----
 
-extern __shared__ __align__(16) unsigned char dynamic[];
-
-// bf16: 16 rows, or 64 where there are many; four warps for every 16. Of a tile of 32 keys each of the four multiplies
-// 8 keys with the queries, and then, once all scores are there, the weights with a quarter of the columns.
+// bf16: four warps for 16 rows, or for 32. Each of the four adds up a quarter of the columns of a tile's products. Then the four
+// parts are added up, by each warp those of 8 keys; and then, once all scores are there, each warp makes all weights and
+// multiplies them with a quarter of the columns.
 const int KEYS = 32;
-// Rows of scores: four in a row of 32 banks, so that pairs of neighbours are read and written without conflicts.
-const int SCORES = KEYS + 8;
+// Steps of 16 columns that a warp has at most, and how many of them are done without looking whether there are more.
+const int STEPS = MAX_WIDTH / 64, STRIDE_OF_STEPS = 3;
+// Bytes of a warp's 16 x 8 products: 16 of each lane.
+const int PART = 16 * WARP;
 
-__device__ void tuned(const Problem<bf16>& p) {
-    __shared__ long long slots[SPLIT];
-    Block<bf16, KEYS> block = {p};
-    // Whole steps of 64 columns; the 8 more put neighbouring rows into different banks.
-    int stride = (p.width() + 63) / 64 * 64 + 8;
-    if (!begin(block, stride, (bf16*)dynamic, slots)) return;
-    float* scores = (float*)(block.queries + block.rows() * stride);
+template <int ROWS, int STAGES> __device__ __forceinline__ void tuned(const Problem<bf16>& p) {
+    const int TILES = ROWS > 16 ? 2 : 1, BLOCK = ROWS / TILES / 16 * 4 * WARP;
+    // Four chains of products, so that one need not wait for the one before.
+    const int PAIRS = 2 / TILES;
+    // The steps whose queries are in registers.
+    const int HELD = TILES == 1 ? STEPS : STEPS - 1;
+    // Queries lie in the places of the last tiles until they are in registers.
+    const int EARLY = STAGES - (ROWS + KEYS - 1) / KEYS;
+    __shared__ float2 scales[ROWS];
+    // How many keys a row sees.
+    __shared__ int limits[ROWS];
+    Block<bf16, ROWS, BLOCK, KEYS, STAGES> block = {p};
+    // The 8 more put neighbouring rows into different banks.
+    int steps = (p.width() + 64 * STRIDE_OF_STEPS - 1) / (64 * STRIDE_OF_STEPS) * STRIDE_OF_STEPS, stride = steps * 64 + 8;
+    if (!block.begin((bf16*)dynamic, stride)) return;
 
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = warp / 4, quarter = warp % 4;
-    // This thread's two rows (g and g + 8 of its group's 16) and first of two columns of every 8.
-    int row[2] = {group * 16 + lane / 4, group * 16 + lane / 4 + 8}, column = lane % 4 * 2, token[2];
-    #pragma unroll
-    for (int r = 0; r < 2; r++) token[r] = min(block.first_row + row[r], p.rows() - 1) / p.heads;
-    float sums[16][4] = {};
-    Softmax<bf16> softmax[2];
-    #pragma unroll 1
-    for (int number = 0; block.has(number); number++) {
-        turn_to(block, number);
-        const bf16* tile = block.tile(number);
+    // This thread's first row of two (g and g + 8) of every 16, and first of two columns of every 8.
+    int row = group * TILES * 16 + lane / 4, column = lane % 4 * 2;
+    if (threadIdx.x < ROWS) limits[threadIdx.x] = p.seen(block.token(threadIdx.x), block.length());
 
-        // Four chains of products, so that one need not wait for the one before.
-        float products[4][4] = {};
-        u32 queries = shared_address(block.queries + (group * 16 + lane % 16) * stride + lane / 16 * 8);
-        u32 keys = shared_address(tile + (quarter * 8 + lane % 8) * stride + lane / 8 * 8);
-        #pragma unroll 3
-        for (int i = 0; i < p.width(); i += 64, queries += 128, keys += 128) {
-            #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                u32 key[4], query[4];
-                load_tiles(key, keys + half * 64);
-                load_tiles(query, queries + half * 64);
-                multiply_add(products[half * 2], query, key[0], key[1]);
-                load_tiles(query, queries + half * 64 + 32);
-                multiply_add(products[half * 2 + 1], query, key[2], key[3]);
-            }
-        }
+    if (p.width() < steps * 64) clear_padding(block.tiles, STAGES * KEYS, p.width(), stride);
+    bf16* queries = block.tile(EARLY);
+    block.load_queries(queries);
+    commit_copies();
+    #pragma unroll 1
+    for (int i = 0; i < EARLY; i++) {
+        block.load_tile(block.start + i * KEYS, i);
+        commit_copies();
+    }
+    wait_copies<EARLY>();
+    __syncthreads();
+    // Behind the tiles, of each 16 rows, for the warp of each 8 keys: the parts of each warp, of which the first becomes their
+    // sum. Then what registers do not hold of the queries.
+    u32 parts = shared_address(block.tile(STAGES)) + group * TILES * 16 * PART + lane * 16;
+    u32 others = shared_address(block.tile(STAGES)) + (ROWS * PART + warp * (STEPS - HELD) * TILES * PART) + lane * 16;
+    u32 query[TILES][HELD][4];
+    #pragma unroll
+    for (int s = 0; s < STEPS; s++) {
+        if (s % STRIDE_OF_STEPS == 0 && s >= steps) break;
         #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float x[2];
+        for (int m = 0; m < TILES; m++) {
+            int at = ((group * TILES + m) * 16 + lane % 16) * stride + (quarter * steps + s) * 16 + lane / 16 * 8;
+            u32 fragment[4];
+            load_tiles(fragment, shared_address(queries + at));
+            if (s >= HELD) store_shared(others + ((s - HELD) * TILES + m) * PART, fragment);
             #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                int i = r * 2 + j, t = block.start + number * KEYS + quarter * 8 + column + j;
-                float product = (products[0][i] + products[1][i]) + (products[2][i] + products[3][i]);
-                x[j] = p.weigh(product, block.b, token[r], t, block.length);
+            for (int i = 0; i < 4; i++)
+                if (s < HELD) query[m][s][i] = fragment[i];
+        }
+    }
+    if (EARLY < STAGES - 1) {
+        // Nobody reads the queries any more.
+        __syncthreads();
+        #pragma unroll 1
+        for (int i = EARLY; i < STAGES - 1; i++) {
+            block.load_tile(block.start + i * KEYS, i);
+            commit_copies();
+        }
+    }
+
+    float sums[TILES][16][4] = {};
+    Softmax<bf16> softmax[TILES][2];
+    int place = 0;
+    #pragma unroll 1
+    for (int first = block.start; first < block.end; first += KEYS) {
+        // Every thread's copies of the tile are there, and nobody reads the tile before any more: its place is free.
+        wait_copies<STAGES - 2>();
+        __syncthreads();
+        int next = first + (STAGES - 1) * KEYS;
+        if (next < block.end) block.load_tile(next, place == 0 ? STAGES - 1 : place - 1);
+        commit_copies();
+        const bf16* tile = block.tile(place);
+        place = place + 1 < STAGES ? place + 1 : 0;
+
+        u32 keys = shared_address(tile + (lane / 16 * 8 + lane % 8) * stride + quarter * steps * 16 + lane / 8 % 2 * 8);
+        #pragma unroll
+        for (int half = 0; half < 2; half += PAIRS) {
+            float products[TILES][PAIRS * 2][4] = {};
+            #pragma unroll
+            for (int s = 0; s < STEPS; s++) {
+                if (s % STRIDE_OF_STEPS == 0 && s >= steps) break;
+                #pragma unroll
+                for (int pair = 0; pair < PAIRS; pair++) {
+                    u32 key[4];
+                    load_tiles(key, keys + (half + pair) * 32 * stride + s * 32);
+                    #pragma unroll
+                    for (int m = 0; m < TILES; m++) {
+                        u32 fragment[4];
+                        if (s >= HELD) load_shared(fragment, others + ((s - HELD) * TILES + m) * PART);
+                        #pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            if (s < HELD) fragment[i] = query[m][s][i];
+                        multiply_add(products[m][pair * 2], fragment, key[0], key[1]);
+                        multiply_add(products[m][pair * 2 + 1], fragment, key[2], key[3]);
+                    }
+                }
             }
-            *(float2*)(scores + row[r] * SCORES + quarter * 8 + column) = make_float2(x[0], x[1]);
+            #pragma unroll
+            for (int m = 0; m < TILES; m++)
+                #pragma unroll
+                for (int j = 0; j < PAIRS * 2; j++)
+                    store_shared(parts + ((m * 4 + half * 2 + j) * 4 + quarter) * PART, products[m][j]);
+        }
+        __syncthreads();
+        #pragma unroll
+        for (int m = 0; m < TILES; m++) {
+            float part[4][4], x[4];
+            u32 mine = parts + (m * 4 + quarter) * 4 * PART;
+            #pragma unroll
+            for (int i = 0; i < 4; i++) load_shared(part[i], mine + i * PART);
+            #pragma unroll
+            for (int i = 0; i < 4; i++) x[i] = ((part[0][i] + part[1][i]) + (part[2][i] + part[3][i])) * p.scale;
+            // The first row sees no more than the others: most tiles are seen by all.
+            if (p.mask || first + KEYS > limits[0]) {
+                #pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int at = row + m * 16 + i / 2 * 8, t = first + quarter * 8 + column + i % 2;
+                    bool seen = t < limits[at];
+                    if (p.mask && seen) x[i] = masked(x[i], p.bias(block.b(), block.token(at), t));
+                    if (!seen) x[i] = NEVER;
+                }
+            }
+            store_shared(mine, x);
         }
         __syncthreads();
 
-        // Each of the four warps makes all weights of the group, in the form in which mma takes them.
-        u32 weights[2][4];
+        // Each of the four warps makes all weights of its rows, in the form in which mma takes them.
+        u32 weights[TILES][2][4];
         #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float x[8], high = softmax[r].max;
+        for (int m = 0; m < TILES; m++) {
+            float x[4][4];
             #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float2 pair = *(const float2*)(scores + row[r] * SCORES + i * 8 + column);
-                x[i * 2] = pair.x, x[i * 2 + 1] = pair.y;
-                high = fmaxf(high, fmaxf(pair.x, pair.y));
-            }
-            float factor = softmax[r].raise_to(quad_max(high));
+            for (int i = 0; i < 4; i++) load_shared(x[i], parts + (m * 4 + i) * 4 * PART);
             #pragma unroll
-            for (int i = 0; i < 8; i++) x[i] = softmax[r].weigh(x[i]);
-            #pragma unroll
-            for (int i = 0; i < 4; i++) weights[i / 2][i % 2 * 2 + r] = pack_bf16(x[i * 2], x[i * 2 + 1]);
-            // Once the largest score was there, nothing changes any more: most tiles.
-            if (__any_sync(ALL_LANES, factor != 1.0f)) {
+            for (int r = 0; r < 2; r++) {
+                float high = softmax[m][r].max;
                 #pragma unroll
-                for (int n = 0; n < 16; n++) sums[n][r * 2] *= factor, sums[n][r * 2 + 1] *= factor;
+                for (int i = 0; i < 4; i++) high = fmaxf(high, fmaxf(x[i][r * 2], x[i][r * 2 + 1]));
+                float factor = softmax[m][r].raise_to(quad_max(high));
+                #pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float first = softmax[m][r].weigh(x[i][r * 2]), second = softmax[m][r].weigh(x[i][r * 2 + 1]);
+                    weights[m][i / 2][i % 2 * 2 + r] = pack_bf16(first, second);
+                }
+                // Once the largest score was there, nothing changes any more: most tiles.
+                if (__any_sync(ALL_LANES, factor != 1.0f)) {
+                    #pragma unroll
+                    for (int n = 0; n < 16; n++) sums[m][n][r * 2] *= factor, sums[m][n][r * 2 + 1] *= factor;
+                }
             }
         }
         u32 values = shared_address(tile + lane % 16 * stride + quarter * (MAX_LATENT / 4) + lane / 16 * 8);
         #pragma unroll
         for (int n = 0; n < 16; n += 2) {
-            if (quarter * (MAX_LATENT / 4) + n * 8 >= p.latent) break;
+            // A row of a tile has whole steps of 64 columns.
+            if (n % 8 == 0 && quarter * (MAX_LATENT / 4) + n * 8 >= p.latent) break;
             #pragma unroll
             for (int step = 0; step < 2; step++) {
                 u32 value[4];
                 load_tiles_transposed(value, values + (step * 16 * stride + n * 8) * 2);
-                multiply_add(sums[n], weights[step], value[0], value[1]);
-                multiply_add(sums[n + 1], weights[step], value[2], value[3]);
-            }
-        }
-    }
-    #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float sum = quad_sum(softmax[r].sum);
-        if (block.first_row + row[r] >= p.rows()) continue;
-        long long part = p.part(block.b, block.split, block.first_row + row[r]);
-        float* to = p.part_sums(part);
-        #pragma unroll
-        for (int n = 0; n < 16; n++) {
-            int at = quarter * (MAX_LATENT / 4) + n * 8 + column;
-            if (at < p.padded()) *(float2*)(to + at) = make_float2(sums[n][r * 2], sums[n][r * 2 + 1]);
-        }
-        if (quarter == 0 && column == 0) p.part_scale(part)[0] = softmax[r].max, p.part_scale(part)[1] = sum;
-    }
-}
-
-// f32: four warps, 16 rows, tiles of 16 keys. Each warp multiplies every fourth pack of columns; 8 threads for each row
-// add the four parts and make the weights; then each thread multiplies them with 4 columns.
-const int ROWS_F32 = 16, KEYS_F32 = 16;
-// Rows of these many floats: what a warp writes or reads at once is in different banks.
-const int PARTS = KEYS_F32 + 8, WEIGHTS = ROWS_F32 + 4;
-
-__device__ void tuned(const Problem<float>& p) {
-    __shared__ long long slots[SPLIT];
-    __shared__ float parts[4][ROWS_F32 * PARTS];
-    __shared__ __align__(16) float weights[KEYS_F32 * WEIGHTS];
-    __shared__ float factors[ROWS_F32];
-    Block<float, KEYS_F32> block = {p};
-    // An odd number of packs, so that neighbouring rows are in different banks.
-    int stride = (p.width() + 3) / 4 * 4 + ((p.width() + 3) / 4 % 2 == 0 ? 4 : 0);
-    if (!begin(block, stride, (float*)dynamic, slots)) return;
-
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    int row = threadIdx.x / 8, eighth = threadIdx.x % 8, column = threadIdx.x * 4;
-    int token = min(block.first_row + row, p.rows() - 1) / p.heads;
-    float sums[ROWS_F32][4] = {};
-    Softmax<float> softmax;
-    #pragma unroll 1
-    for (int number = 0; block.has(number); number++) {
-        turn_to(block, number);
-        const float* tile = block.tile(number);
-
-        // This thread: rows lane / 8 + i * 4, keys lane % 8 + j * 8.
-        float products[4][2] = {};
-        const float *queries = block.queries + lane / 8 * stride, *keys = tile + lane % 8 * stride;
-        #pragma unroll 1
-        for (int c = warp * 4; c < p.width(); c += 16)
-            add_products(products, queries + c, 4 * stride, keys + c, 8 * stride);
-        #pragma unroll
-        for (int i = 0; i < 4; i++)
-            #pragma unroll
-            for (int j = 0; j < 2; j++) parts[warp][(lane / 8 + i * 4) * PARTS + lane % 8 + j * 8] = products[i][j];
-        __syncthreads();
-
-        float x[2], high = softmax.max;
-        #pragma unroll
-        for (int j = 0; j < 2; j++) {
-            int at = row * PARTS + eighth + j * 8, t = block.start + number * KEYS_F32 + eighth + j * 8;
-            float product = (parts[0][at] + parts[1][at]) + (parts[2][at] + parts[3][at]);
-            x[j] = p.weigh(product, block.b, token, t, block.length);
-            high = fmaxf(high, x[j]);
-        }
-        float factor = softmax.raise_to(warp_max<8>(high));
-        #pragma unroll
-        for (int j = 0; j < 2; j++) weights[(eighth + j * 8) * WEIGHTS + row] = softmax.weigh(x[j]);
-        if (eighth == 0) factors[row] = factor;
-        __syncthreads();
-
-        if (column < p.latent) {
-            #pragma unroll
-            for (int i = 0; i < ROWS_F32; i++)
                 #pragma unroll
-                for (int k = 0; k < 4; k++) sums[i][k] *= factors[i];
-            #pragma unroll 2
-            for (int key = 0; key < KEYS_F32; key++) {
-                float value[4], weight[4];
-                load_pack(tile + key * stride + column, value);
-                #pragma unroll
-                for (int i = 0; i < ROWS_F32; i++) {
-                    if (i % 4 == 0) load_pack(weights + key * WEIGHTS + i, weight);
-                    #pragma unroll
-                    for (int k = 0; k < 4; k++) sums[i][k] += weight[i % 4] * value[k];
+                for (int m = 0; m < TILES; m++) {
+                    multiply_add(sums[m][n], weights[m][step], value[0], value[1]);
+                    multiply_add(sums[m][n + 1], weights[m][step], value[2], value[3]);
                 }
             }
         }
     }
-    float sum = warp_sum<8>(softmax.sum);
-    if (eighth == 0 && block.first_row + row < p.rows()) {
-        float* to = p.part_scale(p.part(block.b, block.split, block.first_row + row));
-        to[0] = softmax.max, to[1] = sum;
-    }
-    #pragma unroll
-    for (int i = 0; i < ROWS_F32; i++) {
-        if (block.first_row + i >= p.rows()) break;
-        float* to = p.part_sums(p.part(block.b, block.split, block.first_row + i)) + column;
-        if (column < p.latent) store_pack(to, sums[i]);
-    }
-}
-
-// The splits of a row, added up from the first to the last: a block for each row. Of 128 splits at a time each thread makes
-// one weight; then each adds up the sums of 4 columns, 8 splits under way at once: the longest chain of loads that wait for
-// each other is that of the lengths and the scales, and then one for every 8 splits.
-template <typename T> __device__ void combine(const Problem<T>& p) {
-    __shared__ float partial[THREADS / WARP];
-    __shared__ float weights[THREADS];
-    int row = blockIdx.x, b = blockIdx.y, column = threadIdx.x * 4;
-    int splits = (max(p.lengths[b], 0) + SPLIT - 1) / SPLIT;
-    float high = NEVER;
-    #pragma unroll 1
-    for (int split = threadIdx.x; split < splits; split += THREADS)
-        high = fmaxf(high, p.part_scale(p.part(b, split, row))[0]);
-    high = warp_max(high);
-    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = high;
+    // Nobody reads a tile or the queries any more, and no copy is on its way.
+    wait_copies<0>();
     __syncthreads();
+    float* rows = (float*)dynamic;
+    const int PITCH = decltype(block)::PITCH;
     #pragma unroll
-    for (int warp = 0; warp < THREADS / WARP; warp++) high = fmaxf(high, partial[warp]);
-
-    float base = base_of(high), sums[4] = {}, sum = 0.0f;
-    #pragma unroll 1
-    for (int first = 0; first < splits; first += THREADS) {
-        int count = min(THREADS, splits - first);
-        // Nobody reads the weights before these any more, and nobody the maxima.
-        __syncthreads();
-        if (threadIdx.x < count) {
-            const float* scale = p.part_scale(p.part(b, first + threadIdx.x, row));
-            float weight = power<T>(scale[0] - base);
-            weights[threadIdx.x] = weight;
-            sum += weight * scale[1];
-        }
-        __syncthreads();
-        if (column >= p.latent) continue;
-        long long step = (long long)p.rows() * p.padded();
-        const float* from = p.part_sums(p.part(b, first, row)) + column;
-        int split = 0;
-        #pragma unroll 1
-        for (; split + 8 <= count; split += 8) {
-            float part[8][4];
-            #pragma unroll
-            for (int i = 0; i < 8; i++) load_pack(from + (split + i) * step, part[i]);
-            #pragma unroll
-            for (int i = 0; i < 8; i++)
-                #pragma unroll
-                for (int k = 0; k < 4; k++) sums[k] += weights[split + i] * part[i][k];
-        }
-        #pragma unroll 1
-        for (; split < count; split++) {
-            float part[4];
-            load_pack(from + split * step, part);
-            #pragma unroll
-            for (int k = 0; k < 4; k++) sums[k] += weights[split] * part[k];
-        }
-    }
-    __syncthreads();
-    sum = block_sum<THREADS>(sum, partial);
-    long long at = (long long)b * p.rows() + row;
-    #pragma unroll
-    for (int k = 0; k < 4; k++) sums[k] = high == NEVER ? 0.0f : sums[k] / sum;
-    T* out = p.out + at * p.latent + column;
-    if (column + 4 <= p.latent && p.latent % 4 == 0) {
-        if (sizeof(T) == 4) store_pack((float*)out, sums);
-        else *(uint2*)out = make_uint2(pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]));
-    } else {
+    for (int m = 0; m < TILES; m++) {
         #pragma unroll
-        for (int k = 0; k < 4; k++)
-            if (column + k < p.latent) out[k] = from_float<T>(sums[k]);
+        for (int n = 0; n < 16; n++)
+            store_fragment(rows, PITCH, (group * TILES + m) * 16, quarter * (MAX_LATENT / 4) + n * 8, sums[m][n]);
+        #pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float sum = quad_sum(softmax[m][r].sum);
+            if (quarter == 0 && column == 0) scales[row + m * 16 + r * 8] = make_float2(softmax[m][r].max, sum);
+        }
     }
-    if (threadIdx.x == 0) p.lse[at] = log_sum(high, sum);
+    block.give(rows, scales);
 }
 
 #define ENTRY(NAME, LAUNCHED, T, FUNCTION)                                                                            \
@@ -325,15 +263,16 @@ template <typename T> __device__ void combine(const Problem<T>& p) {
                           const T* q_pe, long long pe_batch, long long pe_token, long long pe_head, const T* cache,   \
                           const int* block_table, const int* lengths, const float* mask, long long mask_batch,        \
                           long long mask_token, float scale, int batch, int tokens, int heads, int latent, int rope,  \
-                          int max_pages, int page_size, float* workspace, T* out, float* lse) {                       \
+                          int max_pages, int page_size, int most_splits, float* workspace, u32* arrivals, T* out,     \
+                          float* lse) {                                                                               \
         FUNCTION(Problem<T>{q_latent, latent_batch, latent_token, latent_head, q_pe, pe_batch, pe_token, pe_head,     \
                             cache, block_table, lengths, mask, mask_batch, mask_token, scale, batch, tokens, heads,   \
-                            latent, rope, max_pages, page_size, workspace, out, lse});                                \
+                            latent, rope, max_pages, page_size, most_splits, workspace, arrivals, out, lse});         \
     }
 
 ENTRY(mla_decode_naive_f32, THREADS, float, naive)
 ENTRY(mla_decode_naive_bf16, THREADS, bf16, naive)
 ENTRY(mla_decode_tuned_f32, THREADS, float, tuned)
-ENTRY(mla_decode_tuned_bf16, 4 * THREADS, bf16, tuned)
-ENTRY(mla_decode_combine_f32, THREADS, float, combine)
-ENTRY(mla_decode_combine_bf16, THREADS, bf16, combine)
+ENTRY(mla_decode_tuned_bf16, 256, bf16, (tuned<64, 3>))
+// Few rows: more keys on their way.
+ENTRY(mla_decode_few_tuned_bf16, 128, bf16, (tuned<16, 4>))

@@ -3,12 +3,55 @@
 #include "attention.cuh"
 #include "tile.cuh"
 
-const int SPLIT = 256;
-// Columns of the output that the tuned kernels hold, and threads that hold them.
-const int MAX_LATENT = 512;
+// Columns of the output that the tuned kernels hold, and those of a key.
+const int MAX_LATENT = 512, MAX_WIDTH = 576;
+// Threads of the naive and of the f32 kernel.
 const int THREADS = 128;
 // Threads that copy a key.
 const int LANES = 8;
+
+extern __shared__ __align__(16) unsigned char dynamic[];
+
+// The keys of a split of the shortest contexts, and twice that with more than MANY_HEADS; a split of N keys is one of at most
+// N / SHARE.
+const int SPLIT = 256, MANY_HEADS = 64, SHARE = 16;
+// How many splits are added up at once.
+const int FAN = 8;
+
+// How many keys a split has, for it is known from the sequence's length and the model's heads alone: the fewest, and twice as
+// many whenever there would be too many splits. What a split leaves costs as much as reading 3.6 keys for each head, so splits
+// should be long; and they are all that the multiprocessors can share of a single sequence, so there should be many.
+__device__ __forceinline__ int split_of(int length, int heads) {
+    int keys = heads > MANY_HEADS ? 2 * SPLIT : SPLIT;
+    #pragma unroll 1
+    while (length > (long long)keys * (keys / SHARE)) keys *= 2;
+    return keys;
+}
+
+// 16 bytes to an address in shared memory, and of it.
+__device__ __forceinline__ void store_shared(u32 to, const float (&from)[4]) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(from[0]), "f"(from[1]), "f"(from[2]),
+                 "f"(from[3]) : "memory");
+}
+__device__ __forceinline__ void store_shared(u32 to, const u32 (&from)[4]) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(from[0]), "r"(from[1]), "r"(from[2]),
+                 "r"(from[3]) : "memory");
+}
+__device__ __forceinline__ void load_shared(u32 (&to)[4], u32 from) {
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
+}
+
+// 16 bytes as `copy_async`, and 16 of every STEP behind them, as far as `left` bytes go. Without branches.
+template <int STEP, int AT, int END>
+__device__ __forceinline__ void copy_every(u32 shared, const void* global, int bytes, int left) {
+    if constexpr (AT < END) {
+        asm volatile("{ .reg .pred there; setp.gt.s32 there, %3, %4;\n"
+                     "@there cp.async.cg.shared.global [%0 + %4], [%1 + %4], 16, %2; }"
+                     ::"r"(shared), "l"(global), "r"(bytes), "r"(left), "n"(AT) : "memory");
+        copy_every<STEP, AT + STEP, END>(shared, global, bytes, left);
+    }
+}
 
 template <typename T> struct Problem {
     const T* q_latent;
@@ -21,8 +64,10 @@ template <typename T> struct Problem {
     const float* mask;
     long long mask_batch, mask_token;
     float scale;
-    int batch, tokens, heads, latent, rope, max_pages, page_size;
+    int batch, tokens, heads, latent, rope, max_pages, page_size, most_splits;
+    // Parts, and for each tile of rows of each sequence so many counters as there may be splits: zero before and after.
     float* workspace;
+    u32* arrivals;
     T* out;
     float* lse;
 
@@ -36,83 +81,207 @@ template <typename T> struct Problem {
     __device__ __forceinline__ const T* query_pe(int b, int row) const {
         return q_pe + b * pe_batch + row / heads * pe_token + row % heads * pe_head;
     }
-    __device__ __forceinline__ const T* key(int b, int t) const {
-        long long page = block_table[(long long)b * max_pages + t / page_size];
-        return cache + (page * page_size + t % page_size) * width();
+    // Which key of the whole cache is key t of sequence b.
+    __device__ __forceinline__ int slot(int b, int t) const {
+        return block_table[(long long)b * max_pages + t / page_size] * page_size + t % page_size;
+    }
+    __device__ __forceinline__ const T* key(int b, int t) const { return cache + (long long)slot(b, t) * width(); }
+    // How many keys of a sequence a token sees, but for those that a mask forbids.
+    __device__ __forceinline__ int seen(int token, int length) const {
+        return mask ? length : length - tokens + token + 1;
+    }
+    __device__ __forceinline__ float bias(int b, int token, int t) const {
+        return mask[b * mask_batch + token * mask_token + t];
     }
     // x_t of a product of query and key.
     __device__ __forceinline__ float weigh(float product, int b, int token, int t, int length) const {
-        if (t >= (mask ? length : length - tokens + token + 1)) return NEVER;
-        return masked(product * scale, mask ? mask[b * mask_batch + token * mask_token + t] : 0.0f);
+        if (t >= seen(token, length)) return NEVER;
+        return masked(product * scale, mask ? bias(b, token, t) : 0.0f);
     }
 
-    // The result of a split for a row: the largest x and the sum of all exp(x - largest); and the sums of the latents
-    // with these weights. They take whole packs, so that a kernel need not look where a row ends.
-    __device__ __forceinline__ long long splits() const { return (capacity() + SPLIT - 1) / SPLIT; }
+    // What a split leaves of a row: the largest x and the sum of all exp(x - largest); and the sums of the latents with these
+    // weights. They take whole packs, so that a kernel need not look where a row ends.
     __device__ __forceinline__ long long part(int b, int split, int row) const {
-        return (b * splits() + split) * rows() + row;
+        return ((long long)b * most_splits + split) * rows() + row;
     }
     __device__ __forceinline__ float* part_sums(long long part) const { return workspace + part * padded(); }
-    __device__ __forceinline__ float* part_scale(long long part) const {
-        return workspace + batch * splits() * rows() * padded() + part * 2;
+    __device__ __forceinline__ float2* part_scale(long long part) const {
+        return (float2*)(workspace + (long long)batch * most_splits * rows() * padded()) + part;
     }
     __device__ __forceinline__ int padded() const { return (latent + 3) / 4 * 4; }
+
+    // Four columns of a row's result, of its sums and of the largest x and the sum of weights that belong to them.
+    __device__ __forceinline__ void finish(int b, int row, int column, float (&sums)[4], float2 scale) const {
+        long long at = (long long)b * rows() + row;
+        #pragma unroll
+        for (int k = 0; k < 4; k++) sums[k] = scale.x == NEVER ? 0.0f : sums[k] / scale.y;
+        T* to = out + at * latent + column;
+        if (latent % 4 == 0) {
+            if (sizeof(T) == 4) store_pack((float*)to, sums);
+            else *(uint2*)to = make_uint2(pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]));
+        } else {
+            #pragma unroll
+            for (int k = 0; k < 4; k++)
+                if (column + k < latent) to[k] = from_float<T>(sums[k]);
+        }
+        if (column == 0) lse[at] = log_sum(scale.x, scale.y);
+    }
 };
 
-// What the tuned kernels have in common: a block's place in the problem, and its shared memory, where a row of width
-// numbers takes `stride`. Columns from `width` on are zero. There are 8 threads for each row.
-template <typename T, int KEYS> struct Block {
+// What the tuned kernels have in common: a block's place in the problem, its keys on their way into shared memory, and what
+// becomes of its sums. A row of shared memory takes `stride` numbers; those from `width` on are zero.
+template <typename T, int ROWS, int BLOCK, int KEYS, int STAGES> struct Block {
+    // Rows of sums in shared memory: pairs that a warp writes at once are in different banks.
+    static const int PITCH = MAX_LATENT + 8;
     const Problem<T>& p;
-    const long long* slots;
-    T *tiles, *queries;
-    int stride, b, split, first_row, start, end, length;
+    T* tiles;
+    int stride, start, end;
+    // Where the cache has the key of this lane's number in the tile that is copied next, which must be the next one.
+    int slot;
 
-    __device__ __forceinline__ int rows() const { return blockDim.x / 8; }
-    __device__ __forceinline__ bool has(int number) const { return number * KEYS < end - start; }
-    __device__ __forceinline__ T* tile(int number) const { return tiles + number % 2 * KEYS * stride; }
+    __device__ __forceinline__ static int b() { return blockIdx.z; }
+    __device__ __forceinline__ static int split() { return blockIdx.y; }
+    __device__ __forceinline__ static int first_row() { return blockIdx.x * ROWS; }
 
-    // Where the split's keys are in the cache; each is looked up once. There are none from `end` on.
-    __device__ __forceinline__ void find_keys(long long* found) {
-        #pragma unroll 1
-        for (int i = threadIdx.x; i < end - start; i += blockDim.x) found[i] = p.key(b, start + i) - p.cache;
-        slots = found;
+    __device__ __forceinline__ int length() const { return max(p.lengths[b()], 0); }
+    // How many splits the sequence has; one if it has no keys.
+    __device__ __forceinline__ int splits() const {
+        int keys = split_of(length(), p.heads);
+        return max((length() + keys - 1) / keys, 1);
     }
-    __device__ __forceinline__ void load_queries() const {
+
+    // False if the sequence ends before it.
+    __device__ __forceinline__ bool begin(T* shared, int of_row) {
+        int keys = split_of(length(), p.heads);
+        start = split() * keys, end = min(start + keys, length());
+        if (split() >= splits()) return false;
+        tiles = shared, stride = of_row;
+        find(start);
+        return true;
+    }
+    __device__ __forceinline__ bool has(int row) const { return first_row() + row < p.rows(); }
+    // Whose row it is; behind the last one, that one's.
+    __device__ __forceinline__ int token(int row) const { return min(first_row() + row, p.rows() - 1) / p.heads; }
+    __device__ __forceinline__ T* tile(int place) const { return tiles + place * KEYS * stride; }
+
+    // Each key is looked up once by each warp. There are none from `end` on.
+    __device__ __forceinline__ void find(int first) {
+        int lane = threadIdx.x % WARP, t = first + lane;
+        slot = lane < KEYS && t < end ? p.slot(b(), t) : 0;
+    }
+    __device__ __forceinline__ void load_queries(T* queries) const {
         #pragma unroll 1
-        for (int i = threadIdx.x / WARP; i < rows(); i += blockDim.x / WARP) {
-            bool there = first_row + i < p.rows();
-            int row = there ? first_row + i : 0;
-            const T *latent = p.query(b, row), *pe = p.query_pe(b, row);
-            copy_row<WARP>(queries + i * stride, latent, p.latent, there, packs(latent, p.latent));
+        for (int i = threadIdx.x / WARP; i < ROWS; i += BLOCK / WARP) {
+            int row = has(i) ? first_row() + i : 0;
+            const T *latent = p.query(b(), row), *pe = p.query_pe(b(), row);
+            copy_row<WARP>(queries + i * stride, latent, p.latent, has(i), packs(latent, p.latent));
             bool packed = packs(pe, p.rope) && packs(queries + i * stride, p.latent);
-            copy_row<WARP>(queries + i * stride + p.latent, pe, p.rope, there, packed);
+            copy_row<WARP>(queries + i * stride + p.latent, pe, p.rope, has(i), packed);
         }
     }
-    __device__ __forceinline__ void load_tile(int number) const {
+    // The tile of KEYS keys from `first` on; 8 lanes for a key, so that all of them have the same number of packs: 9 of the 72
+    // of 576 bf16.
+    __device__ __forceinline__ void load_tile(int first, int place) {
+        const int SIZE = Pack<T>::SIZE;
         bool packed = packs(p.cache, p.width());
-        // 8 lanes for a key, so that all of them have the same number of packs: 9 of the 72 of 576 bf16.
-        #pragma unroll 1
-        for (int i = threadIdx.x / LANES; i < KEYS; i += blockDim.x / LANES) {
-            int key = number * KEYS + i;
-            bool there = start + key < end;
-            copy_row<LANES>(tile(number) + i * stride, p.cache + (there ? slots[key] : 0), p.width(), there, packed);
+        int lane = threadIdx.x % LANES;
+        #pragma unroll
+        for (int pass = 0; pass < KEYS; pass += BLOCK / LANES) {
+            int i = pass + threadIdx.x / LANES;
+            bool there = first + i < end;
+            const T* key = p.cache + (long long)__shfl_sync(ALL_LANES, slot, i) * p.width();
+            T* to = tile(place) + i * stride;
+            if (!packed) {
+                copy_row<LANES>(to, key, p.width(), there, false);
+                continue;
+            }
+            const int BYTES = sizeof(T);
+            copy_every<LANES * 16, 0, MAX_WIDTH * BYTES>(shared_address(to + lane * SIZE), key + lane * SIZE,
+                                                         there ? 16 : 0, (p.width() - lane * SIZE) * BYTES);
         }
-        commit_copies();
+        find(first + KEYS);
+    }
+
+    // work(row, column) for every four columns of the block's rows, by 128 threads for each row.
+    template <typename Work> __device__ __forceinline__ void each_pack(Work work) const {
+        const int LINE = MAX_LATENT / 4;
+        int column = threadIdx.x % LINE * 4;
+        #pragma unroll 1
+        for (int row = threadIdx.x / LINE; row < ROWS && has(row); row += BLOCK / LINE)
+            if (column < p.padded()) work(row, column);
+    }
+
+    // What all threads have put into shared memory, `sums` and `scales` of each row, is the result if there is one split.
+    // If there are more it is left for the block of these rows that comes last.
+    __device__ __forceinline__ void give(const float* sums, float2* scales) const {
+        int splits = this->splits();
+        __syncthreads();
+        each_pack([&](int row, int column) {
+            float pack[4];
+            load_pack(sums + row * PITCH + column, pack);
+            long long part = p.part(b(), split(), first_row() + row);
+            if (splits == 1) {
+                p.finish(b(), first_row() + row, column, pack, scales[row]);
+            } else {
+                store_pack(p.part_sums(part) + column, pack);
+                if (column == 0) *p.part_scale(part) = scales[row];
+            }
+        });
+        if (splits > 1) add_up(splits, scales);
+    }
+
+    // Adds up the splits of the block's rows as a tree: FAN neighbours, in their order, by the one of their blocks that comes
+    // last; it goes on with the sum, in the place of the first, as if that were a split. Who comes last changes no bit. What
+    // others have left is not in this multiprocessor's cache.
+    __device__ __forceinline__ void add_up(int splits, float2* scales) const {
+        __shared__ float weights[FAN][ROWS];
+        u32* arrivals = p.arrivals + ((long long)b() * gridDim.x + blockIdx.x) * p.most_splits;
+        #pragma unroll 1
+        for (int step = 1, level = 0; step < splits; step *= FAN, level++) {
+            int first = split() / (step * FAN) * (step * FAN), members = min((splits - first + step - 1) / step, FAN);
+            if (members == 1) continue;
+            if (!arrives_last(arrivals + first + level, members)) return;
+            bool is_result = step * FAN >= splits;
+            long long part = p.part(b(), first, first_row()), next = (long long)step * p.rows();
+            if (threadIdx.x < ROWS && has(threadIdx.x)) {
+                float2 scale[FAN];
+                float high = NEVER, sum = 0.0f;
+                #pragma unroll
+                for (int i = 0; i < FAN; i++) {
+                    if (i >= members) break;
+                    scale[i] = __ldcg(p.part_scale(part + i * next + threadIdx.x));
+                    high = fmaxf(high, scale[i].x);
+                }
+                #pragma unroll
+                for (int i = 0; i < FAN; i++) {
+                    if (i >= members) break;
+                    float weight = power<T>(scale[i].x - base_of(high));
+                    weights[i][threadIdx.x] = weight;
+                    sum += weight * scale[i].y;
+                }
+                scales[threadIdx.x] = make_float2(high, sum);
+                if (!is_result) *p.part_scale(part + threadIdx.x) = make_float2(high, sum);
+            }
+            __syncthreads();
+            each_pack([&](int row, int column) {
+                float* from = p.part_sums(part + row) + column;
+                float4 left[FAN];
+                #pragma unroll
+                for (int i = 0; i < FAN; i++) {
+                    if (i >= members) break;
+                    left[i] = __ldcg((const float4*)(from + i * next * p.padded()));
+                }
+                float sums[4] = {};
+                #pragma unroll
+                for (int i = 0; i < FAN; i++) {
+                    if (i >= members) break;
+                    float weight = weights[i][row];
+                    sums[0] += weight * left[i].x, sums[1] += weight * left[i].y;
+                    sums[2] += weight * left[i].z, sums[3] += weight * left[i].w;
+                }
+                if (is_result) p.finish(b(), first_row() + row, column, sums, scales[row]);
+                else store_pack(from, sums);
+            });
+        }
     }
 };
-
-// A block's part of the problem, or false if the sequence ends before it.
-template <typename T, int KEYS>
-__device__ __forceinline__ bool begin(Block<T, KEYS>& block, int stride, T* shared, long long* slots) {
-    block.b = blockIdx.z, block.split = blockIdx.y, block.first_row = blockIdx.x * block.rows();
-    block.length = block.p.lengths[block.b];
-    block.start = block.split * SPLIT, block.end = min(block.start + SPLIT, block.length);
-    if (block.start >= block.length) return false;
-    block.stride = stride, block.tiles = shared, block.queries = shared + 2 * KEYS * stride;
-    block.find_keys(slots);
-    clear_padding(block.tiles, 2 * KEYS + block.rows(), block.p.width(), stride);
-    block.load_queries();
-    __syncthreads();
-    block.load_tile(0);
-    return true;
-}

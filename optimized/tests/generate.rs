@@ -273,7 +273,7 @@ fn a_captured_step_takes_no_memory_and_copies_nothing_but_its_tokens() {
     let (direct, low_rank) = (json!({"q_lora_rank": null}), json!({}));
     // With few sequences the last block of a product goes on with what is behind it; with more that is a launch of its own.
     for (change, batch, of_layer) in
-        [(&direct, 1, 10), (&direct, 4, 10), (&low_rank, 3, 11), (&direct, 5, 12), (&low_rank, 5, 14)]
+        [(&direct, 1, 9), (&direct, 4, 9), (&low_rank, 3, 10), (&direct, 5, 11), (&low_rank, 5, 13)]
     {
         let launches = |layers: usize| {
             let mut change = change.clone();

@@ -3,8 +3,9 @@
 use dsv2_optimized::operators::latent::latent_cache_write;
 use dsv2_optimized::operators::latent_read::{Pages, latent_cache_read};
 use dsv2_optimized::operators::merge::merge;
-use dsv2_optimized::operators::mla_decode::{mla_decode, workspace};
+use dsv2_optimized::operators::mla_decode::{mla_decode, shared};
 use dsv2_optimized::operators::mla_prefill::mla_prefill;
+use dsv2_optimized::operators::scratch::Scratch;
 use dsv2_optimized::{Element, Result, Tensor};
 
 use super::case::{Case, Data, Kind, Model, Scale};
@@ -101,9 +102,9 @@ fn of_decode(kind: Kind, model: Model, sizes: [usize; 2]) -> Case {
         let Cached { cache, table, lengths } = Cached::new(data, c + r, sizes)?;
         let query = |width| data.numbers(&[batch, 1, heads, width], 1.0);
         let (q_latent, q_pe) = (query(c)?, query(r)?);
-        let needed = workspace(data.variant, [batch, 1, heads, c], r, keys.next_multiple_of(PAGE));
-        // What it writes there is no result.
-        let scratch = data.partly_written(Element::F32, &[needed], 0)?;
+        let capacity = keys.next_multiple_of(PAGE);
+        let (numbers, counters) = shared(data.variant, [batch, 1, heads, c], r, capacity);
+        let scratch = Scratch::with_counters(cache.device(), numbers, counters)?;
         let out = data.room(&[batch, 1, heads, c])?;
         let lse = data.room_of(Element::F32, &[batch, 1, heads])?;
         let (variant, scale) = (data.variant, ((c + r) as f32).powf(-0.5));

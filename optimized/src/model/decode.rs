@@ -6,7 +6,7 @@
 //!              (and q_a_layernorm; q_b_proj) where queries have a latent              linear_rms_norm, linear_shared
 //!              W_UK; norm, rotation, cache   queries in the latent space; latents,
 //!                                            keys and queries                         latent_cache_write_beside
-//!              attention                     on the pages, splits then their sum      mla_decode, two launches
+//!              attention                     on the pages                             mla_decode
 //!              W_UV                                                                   batched
 //!              o_proj, addition, norm                                                 linear_add_rms_norm
 //!   experts    router, best experts, sorted                                           linear_route_and_sort
@@ -39,6 +39,7 @@ use crate::operators::advance::{Sequences, advance};
 use crate::operators::argmax::{self, argmax_shared};
 use crate::operators::embedding::embedding;
 use crate::operators::gemm::{linear_shared, shared_numbers};
+use crate::operators::mla_decode;
 use crate::operators::rms_norm::rms_norm;
 use crate::operators::rotary::rotary;
 use crate::operators::sample::sample;
@@ -103,9 +104,9 @@ impl<T> Room<T> {
     }
 }
 
-/// The numbers that blocks leave for each other, in the operator that takes most.
-fn scratch_numbers(sizes: Sizes) -> usize {
-    let Sizes { config, dialect, element, batch, .. } = sizes;
+/// The numbers and the counters that blocks leave for each other, in the operator that takes most.
+fn scratch_room(sizes: Sizes) -> (usize, usize) {
+    let Sizes { config, dialect, element, batch, capacity } = sizes;
     let &DeepseekV2Config { hidden_size: hidden, num_attention_heads: heads, kv_lora_rank: latent, .. } = config;
     let of_query = heads * config.qk_head_dim();
     let first = config.q_lora_rank.unwrap_or(of_query) + latent + config.qk_rope_head_dim;
@@ -118,7 +119,10 @@ fn scratch_numbers(sizes: Sizes) -> usize {
         }
     }
     let of_products = products.into_iter().map(|(n, k)| shared_numbers(element, [batch, n, k])).max().unwrap_or(0);
-    of_products.max(argmax::shared_numbers(batch, config.vocab_size))
+    let of_products = of_products.max(argmax::shared_numbers(batch, config.vocab_size));
+    let by_head = [batch, 1, heads, latent];
+    let (numbers, counters) = mla_decode::shared(Variant::Tuned, by_head, config.qk_rope_head_dim, capacity);
+    (of_products.max(numbers), Scratch::RESULTS.max(counters))
 }
 
 /// The bytes of a step's room, and of what is the same for all steps.
@@ -132,8 +136,8 @@ pub(super) fn bytes(sizes: Sizes, pages: usize, masked: bool, draws: usize) -> R
     Room::new(sizes, &mut count)?;
     let integers = batch.saturating_mul(5 + pages + if draws > 0 { 2 + draws } else { 0 });
     let of_mask = if masked { batch.saturating_mul(capacity) } else { 0 };
-    let (ends, scratch) = (config.eos_token_ids().len(), scratch_numbers(sizes));
-    let words = [integers, of_mask, scratch, Scratch::RESULTS, ends, config.qk_rope_head_dim / 2];
+    let (ends, (scratch, counters)) = (config.eos_token_ids().len(), scratch_room(sizes));
+    let words = [integers, of_mask, scratch, counters, ends, config.qk_rope_head_dim / 2];
     // A tensor of nothing takes a byte.
     all = all.saturating_add([ends, scratch].into_iter().filter(|length| *length == 0).count());
     Ok(words.into_iter().fold(all, |sum, words| sum.saturating_add(words.saturating_mul(4))))
@@ -174,7 +178,8 @@ impl Decode {
         let capacity = pages * cache.page_size();
         let sizes = Sizes { config, dialect, element, batch, capacity };
         let room = Room::new(sizes, &mut |element, shape| Tensor::empty(device, element, shape))?;
-        let scratch = Scratch::new(device, scratch_numbers(sizes))?;
+        let (numbers, counters) = scratch_room(sizes);
+        let scratch = Scratch::with_counters(device, numbers, counters)?;
         let ends = Tensor::from_i32(device, &[start.ends.len()], &start.ends)?;
         // What these turn by does not depend on how long a text is.
         let frequencies = model.frequencies.of_call(0, &mut 0);

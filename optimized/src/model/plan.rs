@@ -230,7 +230,8 @@ impl Workspace<'_> {
         sum([self.real(&[cached, latent + rope]), keys_and_values, wide(&[self.rows(), heads])])
     }
 
-    /// `Attention::attend_absorbed`: queries and results in the latent space, and the decode kernel's own workspace.
+    /// `Attention::attend_absorbed`: queries and results in the latent space, and what the decode kernel's blocks leave for
+    /// each other.
     fn absorbed(&self) -> usize {
         let &DeepseekV2Config { num_attention_heads: heads, kv_lora_rank: latent, .. } = self.config;
         let (batch, new) = (self.cache.batch, self.pass.new);
@@ -240,7 +241,11 @@ impl Workspace<'_> {
         let shape = [batch, new, heads, latent];
         let scratch = match most {
             usize::MAX => usize::MAX,
-            _ => wide(&[mla_decode::workspace(self.settings.variant, shape, self.config.qk_rope_head_dim, capacity)]),
+            _ => {
+                let rope = self.config.qk_rope_head_dim;
+                let (numbers, counters) = mla_decode::shared(self.settings.variant, shape, rope, capacity);
+                sum([wide(&[numbers]), wide(&[counters])])
+            }
         };
         sum([self.real(&[self.rows(), heads, 2 * latent]), scratch, wide(&[self.rows(), heads])])
     }

@@ -3,29 +3,69 @@
 use ptx_emulator::Grid;
 
 use super::mla_prefill::check_mask;
+use super::scratch::Scratch;
 use super::{Arguments, Operand, Variant};
 use crate::{Element, Error, Result, Tensor};
 
 const OPERATOR: &str = "mla_decode";
 
-/// The tuned kernels cut every context after so many keys, counted from its start.
-pub const SPLIT: usize = 256;
-
 /// What the tuned kernels have room for: numbers of a latent, and of a latent with its key. The published models have
 /// exactly these. Above, the naive kernels run.
 const WIDEST: (usize, usize) = (512, 576);
 
-/// How many f32 numbers [`mla_decode`] needs as its workspace.
+/// The keys of a split of the shortest contexts, and twice that with more than so many heads; a split of N keys is one of at
+/// most N / SHARE. As in the kernels.
+const SPLIT: usize = 256;
+const MANY_HEADS: usize = 64;
+const SHARE: usize = 16;
+
+/// So many blocks of few rows a GPU works on at the same time: one on each multiprocessor of the largest, whose shared memory
+/// has room for no more.
+const BLOCKS: usize = 132;
+
+fn shortest_split(heads: usize) -> usize {
+    if heads > MANY_HEADS { 2 * SPLIT } else { SPLIT }
+}
+
+/// How many keys a split of a sequence has, for it is known from the sequence's length and the model's heads alone: 256, or
+/// 512 with more than 64 heads, and twice as many whenever there would be more splits than a sixteenth of that.
+///
+/// What a sequence gets does not depend on its batch, because nothing else decides in which parts its keys are summed.
+pub fn split_of(length: usize, heads: usize) -> usize {
+    let mut keys = shortest_split(heads);
+    while length > keys.saturating_mul(keys / SHARE) {
+        keys *= 2;
+    }
+    keys
+}
+
+/// The most splits of a sequence of at most `capacity` keys: of the longest one, or of the longest with shorter splits.
+fn most_splits(capacity: usize, heads: usize) -> usize {
+    let keys = split_of(capacity, heads);
+    let before = if keys > shortest_split(heads) { keys / 2 / SHARE } else { 1 };
+    capacity.div_ceil(keys).max(before)
+}
+
+/// How many f32 numbers and how many counters of its [`Scratch`] [`mla_decode`] needs.
 ///
 /// `[batch, tokens, heads, latent]` is the shape of `q_latent`, `rope` the width of `q_pe`, `capacity` the number of
-/// keys for which a row of the block table has room. What is in the workspace need not be kept between calls.
-pub fn workspace(variant: Variant, [batch, tokens, heads, latent]: [usize; 4], rope: usize, capacity: usize) -> usize {
+/// keys for which a row of the block table has room.
+pub fn shared(
+    variant: Variant,
+    [batch, tokens, heads, latent]: [usize; 4],
+    rope: usize,
+    capacity: usize,
+) -> (usize, usize) {
     let rows = batch * tokens * heads;
     match possible(variant, latent, rope) {
-        // All scores.
-        Variant::Naive => rows * capacity,
-        // Of each split, the sums of the latents, the largest score, and the sum of the weights.
-        Variant::Tuned => rows * capacity.div_ceil(SPLIT) * (latent.next_multiple_of(4) + 2),
+        // All scores. Counters are not needed, but no tensor is of nothing.
+        Variant::Naive => (rows * capacity, 1),
+        // Of each split, the sums of the latents, the largest score, and the sum of the weights. Counters are for as many
+        // tiles as there are when each has the fewest rows.
+        Variant::Tuned => {
+            let splits = most_splits(capacity, heads);
+            (rows * splits * (latent.next_multiple_of(4) + 2), batch * (tokens * heads).div_ceil(FEW.rows) * splits)
+        }
     }
 }
 
@@ -45,8 +85,8 @@ pub fn workspace(variant: Variant, [batch, tokens, heads, latent]: [usize; 4], r
 /// below half the lowest finite number. A query that sees nothing has out = 0 and lse = -inf.
 ///
 /// # Errors
-/// If shapes or types do not fit, the workspace is smaller than [`workspace`] says, or the launch fails. What the block
-/// table and the lengths hold is the caller's business.
+/// If shapes or types do not fit, there is less room than [`shared`] says, or the launch fails. What the block table and
+/// the lengths hold is the caller's business.
 #[expect(clippy::too_many_arguments, reason = "an operator has as many operands as it has")]
 pub fn mla_decode(
     variant: Variant,
@@ -57,7 +97,7 @@ pub fn mla_decode(
     lengths: &Tensor,
     mask: Option<&Tensor>,
     scale: f32,
-    scratch: &Tensor,
+    scratch: &Scratch,
     out: &Tensor,
     lse: &Tensor,
 ) -> Result<()> {
@@ -77,31 +117,28 @@ pub fn mla_decode(
     operand("out", out).element(element)?.shape(&[batch, tokens, heads, latent])?.contiguous()?;
     operand("lse", lse).element(Element::F32)?.shape(&[batch, tokens, heads])?.contiguous()?;
     let capacity = max_pages * page_size;
-    let needed = workspace(variant, [batch, tokens, heads, latent], rope, capacity);
-    operand("workspace", scratch).element(Element::F32)?.contiguous()?;
-    if scratch.len() < needed || !scratch.address().is_multiple_of(16) {
-        let found = format!("{} at {:#x}", scratch.len(), scratch.address());
-        return Err(Error::operand(OPERATOR, "workspace", format!("{needed} numbers on 16 bytes"), found));
-    }
+    let (numbers, counters) = shared(variant, [batch, tokens, heads, latent], rope, capacity);
+    let Some([parts, arrivals]) = scratch.room(numbers, counters) else {
+        let expected = format!("room for {numbers} numbers and {counters} counters");
+        return Err(Error::operand(OPERATOR, "scratch", expected, "less"));
+    };
 
     let rows = batch * tokens * heads;
     if rows == 0 {
         return Ok(());
     }
     let args = Arguments::default().strided(q_latent, 3).strided(q_pe, 3).tensors([cache, block_table, lengths]);
-    let args = args.mask(mask).and(scale).sizes([batch, tokens, heads, latent, rope, max_pages, page_size]);
-    let args = args.tensors([scratch, out, lse]);
-    let launch = |kernel: &str, grid| args.launch(q_latent, OPERATOR, format!("{OPERATOR}_{kernel}_{element}"), grid);
-    match possible(variant, latent, rope) {
-        Variant::Naive => launch("naive", Grid::linear(rows.div_ceil(4) as u32, 128)),
+    let splits = most_splits(capacity, heads);
+    let args = args.mask(mask).and(scale).sizes([batch, tokens, heads, latent, rope, max_pages, page_size, splits]);
+    let args = args.and(parts).and(arrivals).tensors([out, lse]);
+    let (kernel, grid) = match possible(variant, latent, rope) {
+        Variant::Naive => ("naive", Grid::linear(rows.div_ceil(4) as u32, 128)),
         Variant::Tuned => {
-            if capacity > 0 {
-                launch("tuned", split_grid(element, [batch, tokens * heads, latent + rope], capacity))?;
-            }
-            let grid = Grid { blocks: [(tokens * heads) as u32, batch as u32, 1], threads: [128, 1, 1], shared: 0 };
-            launch("combine", grid)
+            let tile = Tile::of(element, [batch, tokens * heads], splits);
+            (tile.name, tile.grid(element, [batch, tokens * heads, latent + rope], splits))
         }
-    }
+    };
+    scratch.after(args.launch(q_latent, OPERATOR, format!("{OPERATOR}_{kernel}_{element}"), grid))
 }
 
 /// The variant that can run these dimensions.
@@ -109,20 +146,48 @@ fn possible(variant: Variant, latent: usize, rope: usize) -> Variant {
     if latent > WIDEST.0 || latent + rope > WIDEST.1 { Variant::Naive } else { variant }
 }
 
-/// A block for each tile of rows, split and sequence. Blocks that read the same keys are neighbours.
-fn split_grid(element: Element, [batch, rows, width]: [usize; 3], capacity: usize) -> Grid {
-    // Rows of a block; bytes of a row of shared memory, with its padding; keys of a tile; scores. As in the kernels.
-    let (tile, row, keys, scores) = match element {
-        Element::F32 => (16, 16 * (width.div_ceil(4) | 1), 16, 0),
-        _ => {
-            let tile = if rows > 32 { 64 } else { 16 };
-            (tile, 2 * (width.next_multiple_of(64) + 8), 32, tile * 40 * 4)
+/// The rows that a block has, and how; as in the kernels.
+struct Tile {
+    rows: usize,
+    threads: usize,
+    /// Keys at a time, and how many times that are in shared memory.
+    keys: usize,
+    stages: usize,
+    name: &'static str,
+}
+
+const F32: Tile = Tile { rows: 16, threads: 128, keys: 16, stages: 2, name: "tuned" };
+const MANY: Tile = Tile { rows: 64, threads: 256, keys: 32, stages: 3, name: "tuned" };
+const FEW: Tile = Tile { rows: 16, threads: 128, keys: 32, stages: 4, name: "few_tuned" };
+
+impl Tile {
+    /// Many rows share what is read of the cache; but a block has few where even those do not keep a GPU busy. A row's bits
+    /// are the same in both.
+    fn of(element: Element, [batch, rows]: [usize; 2], splits: usize) -> Self {
+        match element {
+            Element::F32 => F32,
+            _ if rows <= 2 * FEW.rows || batch * rows.div_ceil(FEW.rows) * splits <= BLOCKS => FEW,
+            _ => MANY,
         }
-    };
-    Grid {
-        blocks: [rows.div_ceil(tile) as u32, capacity.div_ceil(SPLIT) as u32, batch as u32],
-        threads: [tile as u32 * 8, 1, 1],
-        shared: ((2 * keys + tile) * row + scores) as u32,
+    }
+
+    /// A block for each tile of rows, split and sequence. Blocks that read the same keys are neighbours.
+    fn grid(&self, element: Element, [batch, rows, width]: [usize; 3], splits: usize) -> Grid {
+        // Bytes of a row, with its padding; and what is behind the tiles of keys: of f32 the queries, of bf16 the products of
+        // a tile of keys, and of many rows an eighth of the queries of which registers hold the rest.
+        let (row, behind) = match element {
+            Element::F32 => (16 * (width.div_ceil(4) | 1), self.rows * 16 * (width.div_ceil(4) | 1)),
+            _ => {
+                (2 * (width.next_multiple_of(192) + 8), self.rows * 512 + if self.rows == MANY.rows { 8192 } else { 0 })
+            }
+        };
+        // In the end the sums of all rows lie there.
+        let shared = (self.stages * self.keys * row + behind).max(self.rows * (WIDEST.0 + 8) * 4);
+        Grid {
+            blocks: [rows.div_ceil(self.rows) as u32, splits as u32, batch as u32],
+            threads: [self.threads as u32, 1, 1],
+            shared: shared as u32,
+        }
     }
 }
 
@@ -134,8 +199,8 @@ mod tests {
     /// The error of a call in which one tensor has another shape than it should.
     fn error(change: impl Fn(&mut [Vec<usize>; 8])) -> Result<String> {
         let device: std::sync::Arc<dyn Device> = Emulated::new(Library::embedded());
-        let needed = workspace(Variant::Tuned, [2, 1, 3, 8], 4, 32);
-        // q_latent, q_pe, cache, block_table, lengths, workspace, out, lse
+        let (needed, counters) = shared(Variant::Tuned, [2, 1, 3, 8], 4, 32);
+        // q_latent, q_pe, cache, block_table, lengths, scratch, out, lse
         let mut shapes = [
             vec![2, 1, 3, 8],
             vec![2, 1, 3, 4],
@@ -151,7 +216,8 @@ mod tests {
         let integer = |i: usize| Tensor::empty(&device, Element::I32, &shapes[i]);
         let (q_latent, q_pe, cache) = (real(0)?, real(1)?, real(2)?);
         let (table, lengths) = (integer(3)?, integer(4)?);
-        let (scratch, out, lse) = (real(5)?, real(6)?, real(7)?);
+        let (out, lse) = (real(6)?, real(7)?);
+        let scratch = Scratch::with_counters(&device, shapes[5][0], counters)?;
         let variant = Variant::Tuned;
         mla_decode(variant, &q_latent, &q_pe, &cache, &table, &lengths, None, 1.0, &scratch, &out, &lse)
             .map_or_else(|error| Ok(error.to_string()), |()| Ok("none".into()))
@@ -168,8 +234,23 @@ mod tests {
             "mla_decode: cache: expected the shape [5, 16, 12], found [5, 16, 11]"
         );
         assert_eq!(error(|shapes| shapes[4] = vec![3])?, "mla_decode: lengths: expected the shape [2], found [3]");
-        let small = error(|shapes| shapes[5] = vec![59])?;
-        assert!(small.starts_with("mla_decode: workspace: expected 60 numbers on 16 bytes, found 59 at"), "{small}");
+        assert_eq!(
+            error(|shapes| shapes[5] = vec![59])?,
+            "mla_decode: scratch: expected room for 60 numbers and 2 counters, found less"
+        );
         Ok(())
+    }
+
+    #[test]
+    fn no_sequence_within_the_capacity_has_more_splits() {
+        for heads in [16, 128] {
+            let mut most = 1;
+            for length in 0..300_000usize {
+                most = most.max(length.div_ceil(split_of(length, heads)));
+                assert_eq!(most_splits(length, heads), most, "{length} keys, {heads} heads");
+            }
+        }
+        let splits = |heads| [4096, 4097, 16_384, 131_072usize].map(|keys| keys.div_ceil(split_of(keys, heads)));
+        assert_eq!([splits(16), splits(128)], [[16, 9, 32, 64], [8, 9, 32, 64]]);
     }
 }

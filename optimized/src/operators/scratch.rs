@@ -21,11 +21,24 @@ impl Scratch {
     /// # Errors
     /// If there is no room on the device.
     pub fn new(device: &Arc<dyn Device>, numbers: usize) -> Result<Self> {
+        Self::with_counters(device, numbers, Self::RESULTS)
+    }
+
+    /// The same, with so many counters.
+    ///
+    /// # Errors
+    /// If there is no room on the device.
+    pub fn with_counters(device: &Arc<dyn Device>, numbers: usize, counters: usize) -> Result<Self> {
         let parts = Tensor::empty(device, Element::F32, &[numbers])?;
-        let arrivals = Tensor::empty(device, Element::I32, &[Self::RESULTS])?;
+        let arrivals = Tensor::empty(device, Element::I32, &[counters])?;
         // Each launch finds them at zero, and leaves them at zero.
         device.fill(arrivals.address(), 0, arrivals.len() * arrivals.element().bytes())?;
         Ok(Scratch { parts, arrivals })
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        self.parts.device()
     }
 
     /// What a launch that uses it came to. After one that failed the counters may stand anywhere: they are put back.
@@ -39,7 +52,12 @@ impl Scratch {
 
     /// Where the parts and the counters are, if there is room for `results` results of `numbers` f32 numbers each.
     pub(super) fn places(&self, results: usize, numbers: usize) -> Option<[u64; 2]> {
-        let room = results <= self.arrivals.len() && results.saturating_mul(numbers) <= self.parts.len();
+        self.room(results.saturating_mul(numbers), results)
+    }
+
+    /// The same for so many numbers and counters in all.
+    pub(super) fn room(&self, numbers: usize, counters: usize) -> Option<[u64; 2]> {
+        let room = numbers <= self.parts.len() && counters <= self.arrivals.len();
         room.then(|| [self.parts.address(), self.arrivals.address()])
     }
 

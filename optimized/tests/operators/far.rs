@@ -8,8 +8,9 @@ use dsv2_optimized::operators::embedding::embedding;
 use dsv2_optimized::operators::gemm::linear;
 use dsv2_optimized::operators::latent::latent_cache_write;
 use dsv2_optimized::operators::latent_read::{Pages, latent_cache_read};
-use dsv2_optimized::operators::mla_decode::{mla_decode, workspace};
+use dsv2_optimized::operators::mla_decode::{mla_decode, shared};
 use dsv2_optimized::operators::mla_prefill::mla_prefill;
+use dsv2_optimized::operators::scratch::Scratch;
 use dsv2_optimized::{Device, Element, Error, Result, Tensor, Variant};
 
 use crate::harness::{Case, KINDS, OnGpu, Output, output, random, upload};
@@ -159,8 +160,8 @@ fn decode_far_pages(device: &Arc<dyn Device>, element: Element, variant: Variant
     let q_latent = tensor(device, element, "q_latent", &[1, 1, heads, latent])?;
     let q_pe = tensor(device, element, "q_pe", &[1, 1, heads, rope])?;
     let lengths = integers(device, &[1], [150])?;
-    let needed = workspace(variant, [1, 1, heads, latent], rope, 3 * 64);
-    let scratch = Tensor::empty(device, Element::F32, &[needed])?;
+    let (numbers, counters) = shared(variant, [1, 1, heads, latent], rope, 3 * 64);
+    let scratch = Scratch::with_counters(device, numbers, counters)?;
     let attend = |cache: &Tensor, before| -> Result<[Tensor; 2]> {
         let out = output(device, element, &[1, 1, heads, latent])?;
         let lse = output(device, Element::F32, &[1, 1, heads])?;

@@ -112,6 +112,7 @@ fn main() {
     trials.extend(mutants::trials(&cases));
     trials.extend(recipe::trials());
     trials.extend(sample::trials());
+    trials.extend(mla_decode::trials());
     match Cuda::new(Library::embedded()) {
         Ok(gpu) => {
             let gpu: Arc<dyn Device> = gpu;

@@ -1,11 +1,14 @@
 //! Attention on a paged cache of latents: lengths around tiles and splits, odd sizes, pages in any order, masks; what
-//! is not a sequence's own is NaN (cache) or nonsense (block table). A sequence alone, in a batch and in another order.
+//! is not a sequence's own is NaN (cache) or nonsense (block table). A sequence alone, in a batch, in another order, and
+//! with room for more keys, all with the same scratch.
 
 use std::sync::Arc;
 
-use dsv2_optimized::operators::mla_decode::{mla_decode, workspace};
-use dsv2_optimized::{Device, Element, Result, Tensor, Variant};
+use dsv2_optimized::operators::mla_decode::{mla_decode, shared};
+use dsv2_optimized::operators::scratch::Scratch;
+use dsv2_optimized::{Device, Element, Emulated, Library, Result, Tensor, Variant};
 use dsv2_reference::Real;
+use libtest_mimic::{Failed, Trial};
 use ndarray::{Array2, Array3, Array4, Axis, s};
 
 use crate::attention::{attend, bias, same_sequence};
@@ -30,18 +33,39 @@ const ROWS: &[Row] = &[
     ([1, 2, 520, 72, 16], &[20], false, false),
 ];
 
-/// Contexts beyond 64 K: numbers of keys, pages and bytes that 16 bits do not hold.
-const LONG: &[Row] =
-    &[([1, 1, 12, 4, 16], &[65_700], false, false), ([1, 1, 16, 4, 128], &[65_537, 3, 66_000], false, false)];
+/// With so many columns in the block table that blocks have many rows: few rows each would be more blocks than a GPU has room
+/// for.
+const CROWDED: &[Row] = &[
+    ([3, 12, 16, 8, 16], &[70], false, true),
+    ([3, 12, 16, 8, 16], &[2, 300], true, false),
+    ([1, 63, 64, 16, 16], &[40, 290], false, false),
+    ([1, 65, 16, 8, 16], &[513, 512, 600], false, false),
+    ([1, 65, 512, 64, 32], &[75], false, true),
+];
+const CROWD: usize = 200_000;
+
+/// Contexts around the longest one that is split every 256 keys, and beyond 64 K: sums of splits in two steps and in three;
+/// numbers of keys, pages and bytes that 16 bits do not hold.
+const LONG: &[Row] = &[
+    ([1, 2, 12, 4, 16], &[4097, 4096], false, false),
+    ([1, 1, 12, 4, 16], &[140_000], false, false),
+    ([1, 1, 16, 4, 128], &[65_537, 3, 66_000], false, false),
+];
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
     // The cheap ones first, for all kernels.
-    for &([tokens, heads, latent, rope, page_size], lengths, masked, watched) in ROWS.iter().chain(LONG) {
+    let with_room = |rows: &'static [Row], room: usize| rows.iter().map(move |row| (row, room));
+    for (row, room) in with_room(ROWS, 0).chain(with_room(CROWDED, CROWD)).chain(with_room(LONG, 0)) {
+        let &([tokens, heads, latent, rope, page_size], lengths, masked, watched) = row;
         for (element, variant) in KINDS {
-            let input = Input { tokens, heads, latent, rope, page_size, masked, element, variant };
+            if room > 0 && variant == Variant::Naive {
+                continue;
+            }
+            let input = Input { tokens, heads, latent, rope, page_size, room, masked, element, variant };
             let mask = if masked { ",mask" } else { "" };
-            let shape = format!("S={tokens},H={heads},c={latent},r={rope},page={page_size},T={lengths:?}{mask}");
+            let room = if room > 0 { ",room" } else { "" };
+            let shape = format!("S={tokens},H={heads},c={latent},r={rope},page={page_size},T={lengths:?}{mask}{room}");
             cases.push(Case {
                 name: format!("mla_decode/{variant}/{element}/{shape}"),
                 module: "mla_decode",
@@ -53,7 +77,7 @@ pub fn cases() -> Vec<Case> {
     // Few rows and many: the kernels have tiles of 16 and of 64.
     for (tokens, heads, latent, rope) in [(2, 3, 12, 4), (4, 12, 64, 16)] {
         for (element, variant) in KINDS {
-            let input = Input { tokens, heads, latent, rope, page_size: 16, masked: false, element, variant };
+            let input = Input { tokens, heads, latent, rope, page_size: 16, room: 0, masked: false, element, variant };
             cases.push(Case {
                 name: format!("mla_decode/{variant}/{element}/alone_in_a_batch_permuted/S={tokens},H={heads}"),
                 module: "mla_decode",
@@ -65,6 +89,40 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
+/// What is counted, not compared.
+pub fn trials() -> Vec<Trial> {
+    vec![Trial::test("counts/mla_decode/instructions_and_bytes_for_each_key", instructions_and_bytes_for_each_key)]
+}
+
+/// Of the widths of the published models, with few heads in a block and many. The bytes are those of the cache.
+fn instructions_and_bytes_for_each_key() -> std::result::Result<(), Failed> {
+    const KEYS: usize = 1024;
+    // (heads, room, instructions of warps for each key, bytes read for each byte of the cache)
+    for (heads, room, instructions, times) in [(16, 0, 100.0, 1.2), (128, 0, 700.0, 8.9), (128, 9000, 620.0, 2.95)] {
+        let emulated = Emulated::profiling(Library::embedded());
+        let (element, variant) = (Element::Bf16, Variant::Tuned);
+        let input =
+            Input { tokens: 1, heads, latent: 512, rope: 64, page_size: 64, room, masked: false, element, variant };
+        input.attend(&input.scratch(&(emulated.clone() as _), &[KEYS])?, &[KEYS], 0)?;
+        let (mut found, mut read, mut conflicts) = (0, 0, 0);
+        for line in emulated.profiles().iter().flat_map(|(_, profile)| &profile.lines) {
+            found += line.counts.warp_instructions;
+            read += line.counts.global.read;
+            conflicts += line.counts.bank_conflicts();
+        }
+        let (found, read) = (found as f64 / KEYS as f64, read as f64 / (KEYS * 576 * 2) as f64);
+        if found > instructions || !(1.0..=times).contains(&read) || conflicts > 0 {
+            let expected = format!("at most {instructions} instructions and {times} times the cache");
+            return Err(format!(
+                "{heads} heads: {found:.1} instructions for each key, {read:.3} times the cache, {conflicts} bank \
+                 conflicts, expected {expected}"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
 #[derive(Clone, Copy)]
 struct Input {
     tokens: usize,
@@ -72,6 +130,8 @@ struct Input {
     latent: usize,
     rope: usize,
     page_size: usize,
+    /// For how many more keys than the longest sequence has the block table has columns, at least.
+    room: usize,
     masked: bool,
     element: Element,
     variant: Variant,
@@ -103,8 +163,23 @@ impl Input {
         2.0 / ((self.latent + self.rope) as f32).sqrt()
     }
 
+    /// Columns of a block table for sequences of these lengths.
+    fn columns(&self, lengths: &[usize]) -> usize {
+        let longest = lengths.iter().max().copied().unwrap_or(0);
+        longest.div_ceil(self.page_size) + 2 + self.room.div_ceil(self.page_size)
+    }
+
+    /// Room for attention of all tokens of these sequences.
+    fn scratch(&self, device: &Arc<dyn Device>, lengths: &[usize]) -> Result<Scratch> {
+        let Input { tokens, heads, latent, rope, page_size, variant, .. } = *self;
+        let shape = [lengths.len(), tokens, heads, latent];
+        let (numbers, counters) = shared(variant, shape, rope, self.columns(lengths) * page_size);
+        Scratch::with_counters(device, numbers, counters)
+    }
+
     /// The operator's results out \[B,S,H,c\] and lse \[B,S,H\] for the tokens from `first` on.
-    fn attend(&self, device: &Arc<dyn Device>, lengths: &[usize], first: usize) -> Result<(Tensor, Tensor)> {
+    fn attend(&self, scratch: &Scratch, lengths: &[usize], first: usize) -> Result<(Tensor, Tensor)> {
+        let device = scratch.device();
         let Input { tokens, heads, latent, rope, page_size, element, variant, .. } = *self;
         let (batch, width) = (lengths.len(), latent + rope);
         let sequences: Vec<Sequence> = lengths.iter().map(|length| self.sequence(*length)).collect();
@@ -112,7 +187,7 @@ impl Input {
         // Pages in a scattered order; what belongs to nobody is NaN, and a page number of nobody is nonsense.
         let taken: usize = lengths.iter().map(|length| length.div_ceil(page_size)).sum();
         let pages = (taken + 2) | 1;
-        let max_pages = lengths.iter().max().map_or(0, |longest| longest.div_ceil(page_size)) + 2;
+        let max_pages = self.columns(lengths);
         let mut cache = Array2::from_elem((pages * page_size, width), f32::NAN);
         let mut table = vec![2_147_480_000; batch * max_pages];
         let mut next = 0;
@@ -149,18 +224,16 @@ impl Input {
         let mask = upload(device, Element::F32, &mask)?.narrow(1, first..tokens)?;
         let tokens = tokens - first;
 
-        let needed = workspace(variant, [batch, tokens, heads, latent], rope, max_pages * page_size);
-        let scratch = Tensor::empty(device, Element::F32, &[needed])?;
         let out = output(device, element, &[batch, tokens, heads, latent])?;
         let lse = output(device, Element::F32, &[batch, tokens, heads])?;
         let mask = self.masked.then_some(&mask);
         let scale = self.scale();
-        mla_decode(variant, &q_latent, &q_pe, &cache, &table, &counts, mask, scale, &scratch, &out, &lse)?;
+        mla_decode(variant, &q_latent, &q_pe, &cache, &table, &counts, mask, scale, scratch, &out, &lse)?;
         Ok((out, lse))
     }
 
     fn judge(&self, device: &Arc<dyn Device>, lengths: &[usize]) -> Result<Vec<Output>> {
-        let (out, lse) = self.attend(device, lengths, 0)?;
+        let (out, lse) = self.attend(&self.scratch(device, lengths)?, lengths, 0)?;
         let (true_out, true_lse) = self.formula::<f64>(lengths, |x| x);
         let (plain_out, plain_lse) = self.formula(lengths, |x: f32| round(x.into(), self.element) as f32);
         Ok(vec![
@@ -185,20 +258,24 @@ impl Input {
         (out, lse)
     }
 
-    /// What a sequence gets is the same to the bit alone, again, in a batch, and in another order; and so is what its
-    /// last token gets without the others.
+    /// What a sequence gets is the same to the bit alone, again, in a batch, in another order, and with so much room that
+    /// blocks have many rows; and so is what its last token gets without the others. One scratch serves all.
     fn same_in_any_company(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
         let lengths = [300, 2, 257, 64];
+        let roomy = Input { room: if self.variant == Variant::Tuned { CROWD } else { 100 }, ..*self };
+        let scratch = roomy.scratch(device, &lengths)?;
         let mut outputs = vec![];
-        let batch = self.attend(device, &lengths, 0)?;
-        let permuted = self.attend(device, &[64, 300, 2, 257], 0)?;
+        let batch = self.attend(&scratch, &lengths, 0)?;
+        let permuted = self.attend(&scratch, &[64, 300, 2, 257], 0)?;
+        let crowded = roomy.attend(&scratch, &lengths, 0)?;
         for (b, length) in lengths.iter().enumerate() {
-            let alone = self.attend(device, &[*length], 0)?;
-            outputs.extend(same_sequence("again", &self.attend(device, &[*length], 0)?, 0, &alone)?);
+            let alone = self.attend(&scratch, &[*length], 0)?;
+            outputs.extend(same_sequence("again", &self.attend(&scratch, &[*length], 0)?, 0, &alone)?);
             outputs.extend(same_sequence("in a batch", &batch, b, &alone)?);
             outputs.extend(same_sequence("permuted", &permuted, (b + 1) % 4, &alone)?);
+            outputs.extend(same_sequence("with more room", &crowded, b, &alone)?);
             let last = self.tokens - 1..self.tokens;
-            let one = self.attend(device, &[*length], last.start)?;
+            let one = self.attend(&scratch, &[*length], last.start)?;
             outputs.extend(same_sequence(
                 "last token",
                 &one,

@@ -7,8 +7,9 @@ use crate::model::linear::product;
 use crate::model::tap::Scope;
 use crate::operators::gemm::batched;
 use crate::operators::latent_read::{Pages, absorbed_scores, latent_cache_read, score_weights, weighted_values};
-use crate::operators::mla_decode::{mla_decode, workspace};
+use crate::operators::mla_decode::{mla_decode, shared};
 use crate::operators::mla_prefill::{attention_weights, mla_prefill};
+use crate::operators::scratch::Scratch;
 use crate::{Element, Result, Tensor};
 
 impl Attention {
@@ -82,8 +83,8 @@ impl Attention {
             }
         }
         let capacity = pages.block_table.shape()[1] * pages.cache.shape()[1];
-        let scratch = workspace(variant, [batch, new, self.heads, self.latent], self.rope, capacity);
-        let scratch = Tensor::empty(q.device(), Element::F32, &[scratch])?;
+        let (numbers, counters) = shared(variant, [batch, new, self.heads, self.latent], self.rope, capacity);
+        let scratch = Scratch::with_counters(q.device(), numbers, counters)?;
         let lse = Tensor::empty(q.device(), Element::F32, &[batch, new, self.heads])?;
         mla_decode(
             variant,

@@ -4,7 +4,7 @@ use super::{Attention, LATENT_NORM_EPS, Query};
 use crate::model::decode::{Room, Sizes, Start, Take};
 use crate::operators::gemm::batched;
 use crate::operators::latent::latent_cache_write_beside;
-use crate::operators::mla_decode::{mla_decode, workspace};
+use crate::operators::mla_decode::mla_decode;
 use crate::operators::scratch::Scratch;
 use crate::{Element, Result, Tensor, Variant};
 
@@ -18,7 +18,6 @@ pub(in crate::model) struct AttentionRoom<T> {
     /// \[B,1,H,c\]: queries, and results.
     q_latent: T,
     context_latent: T,
-    workspace: T,
     /// \[B,1,H\] f32
     lse: T,
     /// \[B,H,v\]
@@ -27,7 +26,7 @@ pub(in crate::model) struct AttentionRoom<T> {
 
 impl<T> AttentionRoom<T> {
     pub(in crate::model) fn new(sizes: Sizes, take: Take<T>) -> Result<Self> {
-        let Sizes { config, element, batch, capacity, .. } = sizes;
+        let Sizes { config, element, batch, .. } = sizes;
         let (heads, latent, rope) = (config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim);
         let of_query = heads * config.qk_head_dim();
         let first = config.q_lora_rank.unwrap_or(of_query) + latent + rope;
@@ -40,7 +39,6 @@ impl<T> AttentionRoom<T> {
             },
             q_latent: take(element, &by_head)?,
             context_latent: take(element, &by_head)?,
-            workspace: take(Element::F32, &[workspace(Variant::Tuned, by_head, rope, capacity)])?,
             lse: take(Element::F32, &by_head[..3])?,
             heads: take(element, &[batch, heads, config.v_head_dim])?,
         })
@@ -61,7 +59,7 @@ impl Attention {
     ) -> Result<()> {
         let (variant, sequences) = (Variant::Tuned, &start.sequences);
         let Room { normed, cos, sin, attention, .. } = room;
-        let AttentionRoom { qkv_a, low_rank, q_latent, context_latent, workspace, lse, heads } = attention;
+        let AttentionRoom { qkv_a, low_rank, q_latent, context_latent, lse, heads } = attention;
         let batch = qkv_a.shape()[0];
         let first = qkv_a.narrow(1, 0..self.of_query)?;
         let q = match (&self.query, low_rank) {
@@ -96,7 +94,7 @@ impl Attention {
             &sequences.lengths,
             start.mask.as_ref(),
             self.softmax_scale,
-            workspace,
+            scratch,
             context_latent,
             lse,
         )?;
