@@ -9,7 +9,7 @@
 // too: query s sees t < lengths[b] - S + s + 1; with a mask [B,S,T], all t < lengths[b] that it does not forbid. A
 // query that sees nothing gives out = 0, lse = -inf.
 //
-// A sequence's keys are split, in parts whose length follows from the sequence's and the number of heads (`split_of`), and the
+// A sequence's keys are split, in parts which begin and end where the number of heads alone says (`Splits`), and the
 // splits' results are added in their order: what a sequence gets depends on nothing but itself.
 //
 // Bytes: B T (c+r) sizeof(T) for each tile of rows (16, or 64), and 4 (c+2) B S H for each split, written and read, if there

@@ -12,20 +12,33 @@ const int LANES = 8;
 
 extern __shared__ __align__(16) unsigned char dynamic[];
 
-// The keys of a split of the shortest contexts, and twice that with more than MANY_HEADS; a split of N keys is one of at most
-// N / SHARE.
+// The keys of the first splits, and twice that with more than MANY_HEADS; those of N keys end at N * (N / SHARE), and twice as
+// long ones follow.
 const int SPLIT = 256, MANY_HEADS = 64, SHARE = 16;
 // How many splits are added up at once.
 const int FAN = 8;
 
-// How many keys a split has, for it is known from the sequence's length and the model's heads alone: the fewest, and twice as
-// many whenever there would be too many splits. What a split leaves costs as much as reading 3.6 keys for each head, so splits
-// should be long; and they are all that the multiprocessors can share of a single sequence, so there should be many.
-__device__ __forceinline__ int split_of(int length, int heads) {
-    int keys = heads > MANY_HEADS ? 2 * SPLIT : SPLIT;
+// Where splits begin and end follows from their place and the model's heads alone, so that whoever asks, with whatever behind
+// it, gets the same sums. What a split leaves costs as much as reading 3.6 keys for each head, so splits should be long; and
+// they are all that the multiprocessors can share of a single sequence, so there should be many.
+struct Splits {
+    // Of the splits of one length: the first key, how many keys each has, and the first key behind them.
+    long long first = 0;
+    int keys;
+
+    __device__ __forceinline__ explicit Splits(int heads) : keys(heads > MANY_HEADS ? 2 * SPLIT : SPLIT) {}
+    __device__ __forceinline__ long long behind() const { return (long long)keys * (keys / SHARE); }
+    __device__ __forceinline__ int count() const { return (int)((behind() - first) / keys); }
+    __device__ __forceinline__ void become_longer() { first = behind(), keys *= 2; }
+};
+
+// How many splits a sequence has; one if it has no keys.
+__device__ __forceinline__ int splits_of(int length, int heads) {
+    Splits splits(heads);
+    int before = 0;
     #pragma unroll 1
-    while (length > (long long)keys * (keys / SHARE)) keys *= 2;
-    return keys;
+    for (; length > splits.behind(); splits.become_longer()) before += splits.count();
+    return max(before + (int)((length - splits.first + splits.keys - 1) / splits.keys), 1);
 }
 
 // 16 bytes to an address in shared memory, and of it.
@@ -144,17 +157,17 @@ template <typename T, int ROWS, int BLOCK, int KEYS, int STAGES> struct Block {
     __device__ __forceinline__ static int first_row() { return blockIdx.x * ROWS; }
 
     __device__ __forceinline__ int length() const { return max(p.lengths[b()], 0); }
-    // How many splits the sequence has; one if it has no keys.
-    __device__ __forceinline__ int splits() const {
-        int keys = split_of(length(), p.heads);
-        return max((length() + keys - 1) / keys, 1);
-    }
+    __device__ __forceinline__ int splits() const { return splits_of(length(), p.heads); }
 
     // False if the sequence ends before it.
     __device__ __forceinline__ bool begin(T* shared, int of_row) {
-        int keys = split_of(length(), p.heads);
-        start = split() * keys, end = min(start + keys, length());
         if (split() >= splits()) return false;
+        Splits splits(p.heads);
+        int place = split();
+        #pragma unroll 1
+        for (; place >= splits.count(); splits.become_longer()) place -= splits.count();
+        start = (int)splits.first + place * splits.keys;
+        end = (int)min((long long)start + splits.keys, (long long)length());
         tiles = shared, stride = of_row;
         find(start);
         return true;

@@ -13,8 +13,8 @@ const OPERATOR: &str = "mla_decode";
 /// exactly these. Above, the naive kernels run.
 const WIDEST: (usize, usize) = (512, 576);
 
-/// The keys of a split of the shortest contexts, and twice that with more than so many heads; a split of N keys is one of at
-/// most N / SHARE. As in the kernels.
+/// The keys of the first splits, and twice that with more than so many heads; those of N keys end at N * (N / SHARE), and
+/// twice as long ones follow. As in the kernels.
 const SPLIT: usize = 256;
 const MANY_HEADS: usize = 64;
 const SHARE: usize = 16;
@@ -23,27 +23,21 @@ const SHARE: usize = 16;
 /// has room for no more.
 const BLOCKS: usize = 132;
 
-fn shortest_split(heads: usize) -> usize {
-    if heads > MANY_HEADS { 2 * SPLIT } else { SPLIT }
-}
-
-/// How many keys a split of a sequence has, for it is known from the sequence's length and the model's heads alone: 256, or
-/// 512 with more than 64 heads, and twice as many whenever there would be more splits than a sixteenth of that.
+/// How many splits a sequence of so many keys has: of 256 keys, or 512 with more than 64 heads, and twice as long whenever a
+/// sixteenth of that many have been.
 ///
-/// What a sequence gets does not depend on its batch, because nothing else decides in which parts its keys are summed.
-pub fn split_of(length: usize, heads: usize) -> usize {
-    let mut keys = shortest_split(heads);
-    while length > keys.saturating_mul(keys / SHARE) {
-        keys *= 2;
+/// Where they begin and end depends neither on the batch nor on the tokens behind: so neither does what a token gets.
+fn splits_of(length: usize, heads: usize) -> usize {
+    let mut keys = if heads > MANY_HEADS { 2 * SPLIT } else { SPLIT };
+    let (mut splits, mut first) = (0, 0);
+    loop {
+        let behind = keys.saturating_mul(keys / SHARE);
+        if length <= behind {
+            return splits + (length - first).div_ceil(keys);
+        }
+        splits += (behind - first) / keys;
+        (first, keys) = (behind, 2 * keys);
     }
-    keys
-}
-
-/// The most splits of a sequence of at most `capacity` keys: of the longest one, or of the longest with shorter splits.
-fn most_splits(capacity: usize, heads: usize) -> usize {
-    let keys = split_of(capacity, heads);
-    let before = if keys > shortest_split(heads) { keys / 2 / SHARE } else { 1 };
-    capacity.div_ceil(keys).max(before)
 }
 
 /// How many f32 numbers and how many counters of its [`Scratch`] [`mla_decode`] needs.
@@ -63,7 +57,7 @@ pub fn shared(
         // Of each split, the sums of the latents, the largest score, and the sum of the weights. Counters are for as many
         // tiles as there are when each has the fewest rows.
         Variant::Tuned => {
-            let splits = most_splits(capacity, heads);
+            let splits = splits_of(capacity, heads).max(1);
             (rows * splits * (latent.next_multiple_of(4) + 2), batch * (tokens * heads).div_ceil(FEW.rows) * splits)
         }
     }
@@ -128,7 +122,7 @@ pub fn mla_decode(
         return Ok(());
     }
     let args = Arguments::default().strided(q_latent, 3).strided(q_pe, 3).tensors([cache, block_table, lengths]);
-    let splits = most_splits(capacity, heads);
+    let splits = splits_of(capacity, heads).max(1);
     let args = args.mask(mask).and(scale).sizes([batch, tokens, heads, latent, rope, max_pages, page_size, splits]);
     let args = args.and(parts).and(arrivals).tensors([out, lse]);
     let (kernel, grid) = match possible(variant, latent, rope) {
@@ -242,15 +236,11 @@ mod tests {
     }
 
     #[test]
-    fn no_sequence_within_the_capacity_has_more_splits() {
+    fn a_longer_sequence_has_the_splits_of_a_shorter_one_and_longer_ones() {
+        let splits = |heads| [0, 1, 4096, 4097, 16_384, 16_385, 131_072].map(|keys| splits_of(keys, heads));
+        assert_eq!([splits(16), splits(128)], [[0, 1, 16, 17, 40, 41, 120], [0, 1, 8, 9, 32, 33, 112]]);
         for heads in [16, 128] {
-            let mut most = 1;
-            for length in 0..300_000usize {
-                most = most.max(length.div_ceil(split_of(length, heads)));
-                assert_eq!(most_splits(length, heads), most, "{length} keys, {heads} heads");
-            }
+            assert!((0..300_000).all(|keys| (0..2).contains(&(splits_of(keys + 1, heads) - splits_of(keys, heads)))));
         }
-        let splits = |heads| [4096, 4097, 16_384, 131_072usize].map(|keys| keys.div_ceil(split_of(keys, heads)));
-        assert_eq!([splits(16), splits(128)], [[16, 9, 32, 64], [8, 9, 32, 64]]);
     }
 }

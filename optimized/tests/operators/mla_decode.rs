@@ -1,7 +1,8 @@
 //! Attention on a paged cache of latents: lengths around tiles and splits, odd sizes, pages in any order, masks; what
 //! is not a sequence's own is NaN (cache) or nonsense (block table). A sequence alone, in a batch, in another order, and
-//! with room for more keys, all with the same scratch.
+//! with room for more keys, all with the same scratch; tokens of a chunk without those behind them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use dsv2_optimized::operators::mla_decode::{mla_decode, shared};
@@ -86,6 +87,16 @@ pub fn cases() -> Vec<Case> {
             });
         }
     }
+    for (element, variant) in KINDS {
+        let input =
+            Input { tokens: 4, heads: 2, latent: 12, rope: 4, page_size: 64, room: 0, masked: false, element, variant };
+        cases.push(Case {
+            name: format!("mla_decode/{variant}/{element}/a_token_of_a_chunk_as_at_the_end_of_its_cache"),
+            module: "mla_decode",
+            watched: false,
+            run: Box::new(move |device| input.same_at_the_end_of_its_cache(device)),
+        });
+    }
     cases
 }
 
@@ -103,7 +114,7 @@ fn instructions_and_bytes_for_each_key() -> std::result::Result<(), Failed> {
         let (element, variant) = (Element::Bf16, Variant::Tuned);
         let input =
             Input { tokens: 1, heads, latent: 512, rope: 64, page_size: 64, room, masked: false, element, variant };
-        input.attend(&input.scratch(&(emulated.clone() as _), &[KEYS])?, &[KEYS], 0)?;
+        input.attend(&input.scratch(&(emulated.clone() as _), &[KEYS])?, &[KEYS])?;
         let (mut found, mut read, mut conflicts) = (0, 0, 0);
         for line in emulated.profiles().iter().flat_map(|(_, profile)| &profile.lines) {
             found += line.counts.warp_instructions;
@@ -177,8 +188,13 @@ impl Input {
         Scratch::with_counters(device, numbers, counters)
     }
 
-    /// The operator's results out \[B,S,H,c\] and lse \[B,S,H\] for the tokens from `first` on.
-    fn attend(&self, scratch: &Scratch, lengths: &[usize], first: usize) -> Result<(Tensor, Tensor)> {
+    /// The operator's results out \[B,S,H,c\] and lse \[B,S,H\] of all tokens.
+    fn attend(&self, scratch: &Scratch, lengths: &[usize]) -> Result<(Tensor, Tensor)> {
+        self.attend_of(0..self.tokens, scratch, lengths)
+    }
+
+    /// Of these alone: as if nobody knew of the tokens behind them yet.
+    fn attend_of(&self, which: Range<usize>, scratch: &Scratch, lengths: &[usize]) -> Result<(Tensor, Tensor)> {
         let device = scratch.device();
         let Input { tokens, heads, latent, rope, page_size, element, variant, .. } = *self;
         let (batch, width) = (lengths.len(), latent + rope);
@@ -201,7 +217,8 @@ impl Input {
         }
         let cache = upload(device, element, &cache)?.reshape(&[pages, page_size, width])?;
         let table = Tensor::from_i32(device, &[batch, max_pages], &table)?;
-        let counts: Vec<i32> = lengths.iter().map(|length| *length as i32).collect();
+        let behind = tokens - which.end;
+        let counts: Vec<i32> = lengths.iter().map(|length| length.saturating_sub(behind) as i32).collect();
         let counts = Tensor::from_i32(device, &[batch], &counts)?;
 
         // The latent part comes head by head, the other from the middle of wider rows.
@@ -213,16 +230,16 @@ impl Input {
             by_head.slice_mut(s![.., b, .., ..]).assign(&of_head);
             wide.slice_mut(s![b, .., .., gap..]).assign(&sequence.query.slice(s![.., .., latent..]));
         }
-        let q_latent = upload(device, element, &by_head)?.permute(&[1, 2, 0, 3])?.narrow(1, first..tokens)?;
-        let q_pe = upload(device, element, &wide)?.narrow(3, gap..gap + rope)?.narrow(1, first..tokens)?;
+        let q_latent = upload(device, element, &by_head)?.permute(&[1, 2, 0, 3])?.narrow(1, which.clone())?;
+        let q_pe = upload(device, element, &wide)?.narrow(3, gap..gap + rope)?.narrow(1, which.clone())?;
 
         let longest = lengths.iter().max().copied().unwrap_or(0);
         let mut mask = Array3::from_elem((batch, tokens, longest), f32::NAN);
         for (b, sequence) in sequences.iter().enumerate() {
             mask.slice_mut(s![b, .., ..lengths[b]]).assign(&sequence.bias);
         }
-        let mask = upload(device, Element::F32, &mask)?.narrow(1, first..tokens)?;
-        let tokens = tokens - first;
+        let mask = upload(device, Element::F32, &mask)?.narrow(1, which.clone())?;
+        let tokens = which.len();
 
         let out = output(device, element, &[batch, tokens, heads, latent])?;
         let lse = output(device, Element::F32, &[batch, tokens, heads])?;
@@ -233,7 +250,7 @@ impl Input {
     }
 
     fn judge(&self, device: &Arc<dyn Device>, lengths: &[usize]) -> Result<Vec<Output>> {
-        let (out, lse) = self.attend(&self.scratch(device, lengths)?, lengths, 0)?;
+        let (out, lse) = self.attend(&self.scratch(device, lengths)?, lengths)?;
         let (true_out, true_lse) = self.formula::<f64>(lengths, |x| x);
         let (plain_out, plain_lse) = self.formula(lengths, |x: f32| round(x.into(), self.element) as f32);
         Ok(vec![
@@ -258,30 +275,41 @@ impl Input {
         (out, lse)
     }
 
+    /// What some tokens get, with the others and without them.
+    fn same_without_others(&self, which: Range<usize>, scratch: &Scratch, length: usize) -> Result<Vec<Output>> {
+        let (out, lse) = self.attend(scratch, &[length])?;
+        let among_others = (out.narrow(1, which.clone())?, lse.narrow(1, which.clone())?);
+        let alone = self.attend_of(which, scratch, &[length])?;
+        Ok(same_sequence("without others", &alone, 0, &among_others)?.into())
+    }
+
+    /// A token in a chunk gets the same to the bit as if its cache ended with it, also where the chunk's last token has
+    /// longer splits than its first one.
+    fn same_at_the_end_of_its_cache(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
+        const LENGTH: usize = 4098;
+        let scratch = self.scratch(device, &[LENGTH])?;
+        self.same_without_others(0..1, &scratch, LENGTH)
+    }
+
     /// What a sequence gets is the same to the bit alone, again, in a batch, in another order, and with so much room that
-    /// blocks have many rows; and so is what its last token gets without the others. One scratch serves all.
+    /// blocks have many rows; and so is what its first and its last token get without the others. One scratch serves all.
     fn same_in_any_company(&self, device: &Arc<dyn Device>) -> Result<Vec<Output>> {
         let lengths = [300, 2, 257, 64];
         let roomy = Input { room: if self.variant == Variant::Tuned { CROWD } else { 100 }, ..*self };
         let scratch = roomy.scratch(device, &lengths)?;
         let mut outputs = vec![];
-        let batch = self.attend(&scratch, &lengths, 0)?;
-        let permuted = self.attend(&scratch, &[64, 300, 2, 257], 0)?;
-        let crowded = roomy.attend(&scratch, &lengths, 0)?;
+        let batch = self.attend(&scratch, &lengths)?;
+        let permuted = self.attend(&scratch, &[64, 300, 2, 257])?;
+        let crowded = roomy.attend(&scratch, &lengths)?;
         for (b, length) in lengths.iter().enumerate() {
-            let alone = self.attend(&scratch, &[*length], 0)?;
-            outputs.extend(same_sequence("again", &self.attend(&scratch, &[*length], 0)?, 0, &alone)?);
+            let alone = self.attend(&scratch, &[*length])?;
+            outputs.extend(same_sequence("again", &self.attend(&scratch, &[*length])?, 0, &alone)?);
             outputs.extend(same_sequence("in a batch", &batch, b, &alone)?);
             outputs.extend(same_sequence("permuted", &permuted, (b + 1) % 4, &alone)?);
             outputs.extend(same_sequence("with more room", &crowded, b, &alone)?);
-            let last = self.tokens - 1..self.tokens;
-            let one = self.attend(&scratch, &[*length], last.start)?;
-            outputs.extend(same_sequence(
-                "last token",
-                &one,
-                0,
-                &(alone.0.narrow(1, last.clone())?, alone.1.narrow(1, last)?),
-            )?);
+            for which in [0..1, self.tokens - 1..self.tokens] {
+                outputs.extend(self.same_without_others(which, &scratch, *length)?);
+            }
         }
         Ok(outputs)
     }
