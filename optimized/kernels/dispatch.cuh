@@ -1,4 +1,4 @@
-// What sorts pairs of token and expert by expert: one block of 1024 threads, behind whatever has made them.
+// What sorts pairs of token and expert by expert: one block, behind whatever has made them.
 #pragma once
 #include "dev.cuh"
 

@@ -25,9 +25,9 @@ const int STRETCH = 8;
 // are neighbours, so that a weight comes from DRAM once.
 //
 //                 tile           stages   shared   registers   blocks on an A100's multiprocessor (164 KB)
-//   tuned_f32     32 x 64 x 32   4        48 KB    64          3: shared memory
-//   tuned_bf16    128 x 64 x 64  3        72 KB    166         2: shared memory
-//   few_.._bf16   16 x 32 x 64   6        36 KB    48          4: shared memory; 80 KB of weights under way
+//   tuned_f32     32 x 64 x 32   4        48 KB    80          3: shared memory
+//   tuned_bf16    128 x 64 x 64  3        72 KB    255         2: shared memory
+//   few_.._bf16   16 x 32 x 64   6        36 KB    54          4: shared memory; 80 KB of weights under way
 //
 // Where rows are aligned the emulator counts no bank conflict and no sector that is not needed. tuned_bf16 asks the L2
 // cache for a byte every 43 flops, and issues 6.7 instructions (of PTX) for each mma, 0.4 of them ldmatrix: less than

@@ -13,7 +13,7 @@
 // splits' results are added in their order: what a sequence gets depends on nothing but itself.
 //
 // Bytes: B T (c+r) sizeof(T) for each tile of rows (16, or 64), and 4 (c+2) B S H for each split, written and read, if there
-// is more than one. Flops: 2 B S H T (2c+r).
+// is more than one (once more for each sum of eight). Flops: 2 B S H T (2c+r).
 //
 // The ladder, and what each step changes:
 //   naive            a warp for each row (a token and a head) reads all keys of its sequence and keeps its scores in memory

@@ -79,7 +79,7 @@ pub fn latent_cache_write_beside(
         return product.launch(Variant::Tuned, None);
     };
     let [x, y, z] = grid.blocks;
-    let layers = blocks(tokens, pairs, grid.threads[0] as usize).div_ceil((x * y) as usize);
+    let layers = blocks(tokens, pairs, grid.threads[0] as usize).div_ceil(x as usize * y as usize);
     grid.blocks = [x, y, z + layers as u32];
     let args = Arguments::default().and(argument).sizes([layers]).followed_by(args);
     args.launch(kv_a, "absorb", format!("absorb_{name}"), grid)

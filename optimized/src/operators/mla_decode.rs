@@ -23,8 +23,8 @@ const SHARE: usize = 16;
 /// has room for no more.
 const BLOCKS: usize = 132;
 
-/// How many splits a sequence of so many keys has: of 256 keys, or 512 with more than 64 heads, and twice as long whenever a
-/// sixteenth of that many have been.
+/// How many splits a sequence of so many keys has: of 256 keys, or 512 with more than 64 heads, and twice as long ones from
+/// where those of N keys end, key N N / 16.
 ///
 /// Where they begin and end depends neither on the batch nor on the tokens behind: so neither does what a token gets.
 fn splits_of(length: usize, heads: usize) -> usize {
@@ -50,15 +50,17 @@ pub fn shared(
     rope: usize,
     capacity: usize,
 ) -> (usize, usize) {
-    let rows = batch * tokens * heads;
+    let rows = batch.saturating_mul(tokens).saturating_mul(heads);
     match possible(variant, latent, rope) {
         // All scores. Counters are not needed, but no tensor is of nothing.
-        Variant::Naive => (rows * capacity, 1),
+        Variant::Naive => (rows.saturating_mul(capacity), 1),
         // Of each split, the sums of the latents, the largest score, and the sum of the weights. Counters are for as many
         // tiles as there are when each has the fewest rows.
         Variant::Tuned => {
             let splits = splits_of(capacity, heads).max(1);
-            (rows * splits * (latent.next_multiple_of(4) + 2), batch * (tokens * heads).div_ceil(FEW.rows) * splits)
+            let tiles = tokens.saturating_mul(heads).div_ceil(FEW.rows).saturating_mul(batch);
+            let numbers = rows.saturating_mul(splits).saturating_mul(latent.next_multiple_of(4) + 2);
+            (numbers, tiles.saturating_mul(splits))
         }
     }
 }
@@ -80,7 +82,7 @@ pub fn shared(
 ///
 /// # Errors
 /// If shapes or types do not fit, there is less room than [`shared`] says, or the launch fails. What the block table and
-/// the lengths hold is the caller's business.
+/// the lengths hold is the caller's business: a length beyond the room also leaves the scratch unfit for what comes next.
 #[expect(clippy::too_many_arguments, reason = "an operator has as many operands as it has")]
 pub fn mla_decode(
     variant: Variant,

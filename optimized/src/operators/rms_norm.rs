@@ -69,7 +69,8 @@ pub fn linear_rms_norm(
 }
 
 /// [`linear_shared`](super::gemm::linear_shared) and then [`add_rms_norm`], to the bit; in one launch for few rows: x \[M,K\],
-/// weight \[N,K\], bias \[N\], residual \[M,N\], gain \[N\] -> h \[M,N\] (may be `residual` itself), y \[M,N\].
+/// weight \[N,K\], bias \[N\], residual \[M,N\], gain \[N\] -> h \[M,N\] (may be `residual` itself), y
+/// \[M,N\] (none of the others: with more rows the product has its place there first).
 ///
 /// # Errors
 /// As those.
