@@ -36,17 +36,21 @@ SGLANG = Engine(
     findings={"empty sequences": "an empty sequence", "odd sizes": "TF32"},
 )  # fmt: skip
 def test_decode(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_last_page_len=None, splits=4):
-    forward = SGLANG.function("kernels.ops.attention.decode_attention", "decode_attention_fwd")
-    width = ckv_cache.shape[-1]
     slots = token_slots(kv_indptr, kv_indices, ckv_cache.shape[1], kv_last_page_len)
-    buffer = torch.cat([ckv_cache, kpe_cache], -1).flatten(0, 1)[:, None]
-    batch, heads, _ = q_nope.shape
+    return decode(q_nope, q_pe, torch.cat([ckv_cache, kpe_cache], -1), slots, sm_scale, 1.0, splits)
+
+
+def decode(q_nope, q_pe, cache, slots, sm_scale, kv_scale, splits):
+    """On a cache of latents and keys side by side, in which `slots` are those of each sequence."""
+    forward = SGLANG.function("kernels.ops.attention.decode_attention", "decode_attention_fwd")
+    batch, heads, width = q_nope.shape
+    buffer = cache.flatten(0, 1)[:, None]
     output = torch.empty_like(q_nope)
     partial, lse = torch.empty(batch, heads, splits, width), torch.empty(batch, heads, splits)
     used = torch.tensor([max(1, min(splits, len(own) // 32)) for own in slots], dtype=torch.int32)
     queries = torch.cat([q_nope, q_pe], -1)
     forward(
-        queries, buffer, buffer[..., :width], output, indptr(slots), torch.cat(slots), partial, lse, used, splits, sm_scale, 1.0, 1.0
+        queries, buffer, buffer[..., :width], output, indptr(slots), torch.cat(slots), partial, lse, used, splits, sm_scale, kv_scale, kv_scale
     )  # fmt: skip
     return output
 

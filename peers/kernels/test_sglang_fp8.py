@@ -3,8 +3,8 @@
 import torch
 import triton.language as tl
 from judged import adapter
-from tables import blocks_of_experts, indptr, side_by_side, token_slots
-from test_sglang import SGLANG
+from tables import blocks_of_experts, side_by_side, token_slots
+from test_sglang import SGLANG, decode
 
 E4M3 = torch.float8_e4m3fn
 BLOCKS = [128, 128]
@@ -43,19 +43,8 @@ def test_set_mla_kv_buffer_fp8(kv_c, k_pe, slot_mapping, ckv_cache, kpe_cache, k
     findings={"*": "queries and probabilities in fp8", "empty sequences": "an empty sequence"},
 )  # fmt: skip
 def test_decode_fp8(q_nope, q_pe, ckv_cache, kpe_cache, kv_indptr, kv_indices, sm_scale, kv_scale, kv_last_page_len=None, splits=4):
-    forward = SGLANG.function("kernels.ops.attention.decode_attention", "decode_attention_fwd")
-    width = ckv_cache.shape[-1]
     slots = token_slots(kv_indptr, kv_indices, ckv_cache.shape[1], kv_last_page_len)
-    buffer = side_by_side(ckv_cache, kpe_cache).flatten(0, 1)[:, None]
-    batch, heads, _ = q_nope.shape
-    output = torch.empty_like(q_nope)
-    partial, lse = torch.empty(batch, heads, splits, width), torch.empty(batch, heads, splits)
-    used = torch.tensor([max(1, min(splits, len(own) // 32)) for own in slots], dtype=torch.int32)
-    queries = torch.cat([q_nope, q_pe], -1)
-    forward(
-        queries, buffer, buffer[..., :width], output, indptr(slots), torch.cat(slots), partial, lse, used, splits, sm_scale, kv_scale, kv_scale
-    )  # fmt: skip
-    return output
+    return decode(q_nope, q_pe, side_by_side(ckv_cache, kpe_cache), slots, sm_scale, kv_scale, splits)
 
 
 GROUPS_ARE_WHOLE = "its host code wants widths that are multiples of 128"
