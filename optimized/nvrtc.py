@@ -11,11 +11,16 @@ PTX of NVRTC 12.4 is version 8.4, which drivers from 550 on accept.
 
 A mutant is a kernel that one edit of its source makes wrong; kernels/mutants.toml lists them. Its PTX holds one kernel
 that the edit changes and no others, so that it can be put in its place. All are in one archive, kernels/mutants.tar.xz:
-they are nearly the same text many times, 4 MB that become 0.2.
+they are nearly the same text many times, 4 MB that become 0.2. To compile all of them takes minutes, so kernels/mutants.sum
+has a hash of each with all that it was made of: where that is as it was, it is taken as it lies in the archive.
+
+    python optimized/nvrtc.py --anew                    compiles all mutants, whatever mutants.sum says; also with --check
 """
 
 import argparse
+import hashlib
 import io
+import json
 import lzma
 import re
 import sys
@@ -27,16 +32,17 @@ from functools import cache
 from os.path import relpath
 from pathlib import Path
 
-from compiler import COUNTED, Compiler, Problem, with_headers
+from compiler import COUNTED, OPTIONS, TARGET, VERSION, Compiler, Problem, with_headers
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE / "kernels"
-PTX, MUTANTS = KERNELS / "ptx", KERNELS / "mutants.tar.xz"
+PTX, MUTANTS, SUMS = KERNELS / "ptx", KERNELS / "mutants.tar.xz", KERNELS / "mutants.sum"
 # What is compiled by its name only, and compared with `--check`: the emulator's tests, the ceilings of the benchmarks.
 ELSEWHERE = [HERE.parent / "emulator" / "tests" / "ptx", HERE.parent / "benches" / "criterion" / "kernels"]
 
 # How often a file is compiled at most, see `settle`.
 RUNS = 16
+INCLUDE = re.compile(r'(?m)^\s*#\s*include "([^"]+)"')
 ENTRY = re.compile(r"(?ms)^(?:\.visible )?\.entry (\w+)\(.*?^\}\n")
 COLUMNS = ["kernel", *(f"registers {gpu}" for gpu in COUNTED), "spill bytes", "stack bytes", "static shared bytes"]
 
@@ -158,11 +164,17 @@ def read_mutants() -> list[dict[str, str]]:
     return mutants
 
 
-def mutate(compiler: Compiler, originals: dict[Path, str], mutant: dict[str, str]) -> str:
-    """The PTX of a mutant: that of its module with the edit, with one of the kernels that the edit changes."""
+def module_of(mutant: dict[str, str]) -> Path:
+    """The source that a mutant is an edit of, or of whose headers."""
     source = KERNELS / f"{mutant['module']}.cu"
     if not source.exists():
         raise Problem(f"expected a module of kernels/, found {mutant['module']}")
+    return source
+
+
+def mutate(compiler: Compiler, originals: dict[Path, str], mutant: dict[str, str]) -> str:
+    """The PTX of a mutant: that of its module with the edit, with one of the kernels that the edit changes."""
+    source = module_of(mutant)
     original = originals.get(place(source))
     if original is None:
         raise Problem(f"its module {mutant['module']} does not compile")
@@ -188,25 +200,45 @@ def mutate(compiler: Compiler, originals: dict[Path, str], mutant: dict[str, str
     return without_places(ENTRY.sub(lambda entry: entry[0] if entry[1] == kernel else "", ptx))
 
 
+def summed(mutant: dict[str, str], ptx: str) -> str:
+    """A line of mutants.sum: a hash of the PTX of a mutant and of all that it is made of and by."""
+    source = module_of(mutant)
+    texts, included, names = with_headers(source), {}, [source.name]
+    while names:
+        name = names.pop()
+        if name in texts and name not in included:
+            included[name] = texts[name]
+            names += INCLUDE.findall(texts[name])
+    made_by = [VERSION, OPTIONS, TARGET, *((HERE / name).read_text() for name in ("nvrtc.py", "compiler.py"))]
+    whole = json.dumps([made_by, sorted(included.items()), sorted(mutant.items()), ptx])
+    return f"{hashlib.sha256(whole.encode()).hexdigest()}  {mutant['name']}"
+
+
 def without_places(ptx: str) -> str:
     """PTX without comments and source lines: an edit moves them in what it does not concern, here and in mutants."""
     return re.sub(r"(?m)^\s*(\.loc\s.*|//.*)?\n", "", ptx)
 
 
-def everything(compiler: Compiler, attempts: Attempts) -> dict[Path, str]:
+def everything(compiler: Compiler, attempts: Attempts, anew: bool) -> dict[Path, str]:
     """All that is made of kernels/, by its place."""
+    sums = set(SUMS.read_text().splitlines()) if SUMS.exists() and not anew else set()
+
     def make(mutant: dict[str, str]) -> str:
         try:
+            there = held(mutant_place(mutant))
+            if there is not None and summed(mutant, there) in sums:
+                return there
             return settle(mutant_place(mutant), lambda: mutate(compiler, originals, mutant))
         except Problem as problem:
             raise Problem(f"mutants.toml: {mutant['name']}: {problem}") from None
 
     sources, mutants = sorted(KERNELS.glob("*.cu")), read_mutants()
     originals = compiled(compiler, attempts, sources)
-    edited = attempts.map(make, mutants)
+    edited = [(mutant, text) for mutant, text in zip(mutants, attempts.map(make, mutants)) if text is not None]
     return {
         **originals,
-        **{mutant_place(mutant): text for mutant, text in zip(mutants, edited)},
+        **{mutant_place(mutant): text for mutant, text in edited},
+        SUMS: "".join(f"{summed(mutant, text)}\n" for mutant, text in edited),
         KERNELS / "resources.txt": table(compiler, attempts, sources),
     }
 
@@ -257,6 +289,7 @@ def check(made: dict[Path, str], gone: list[Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with what is there")
+    parser.add_argument("--anew", action="store_true", help="compile also the mutants that mutants.sum says are as they were")
     parser.add_argument("--resources", action="store_true", help="show registers, spills and shared memory")
     parser.add_argument("sources", nargs="*", type=Path, metavar="FILE.cu")
     arguments = parser.parse_args()
@@ -269,7 +302,7 @@ def main() -> None:
     if arguments.sources:
         made = compiled(compiler, attempts, arguments.sources)
     else:
-        made, folders = everything(compiler, attempts), [PTX]
+        made, folders = everything(compiler, attempts, arguments.anew), [PTX]
         if arguments.check:
             elsewhere = [source for folder in ELSEWHERE for source in sorted(folder.glob("*.cu"))]
             made |= compiled(compiler, attempts, elsewhere)

@@ -78,9 +78,9 @@ fn what_an_earlier_chunk_cached_is_not_held_against_itself() {
             let mut without = dump.clone();
             without.retain(|name| !name.ends_with("attn.k_pe") && !name.ends_with("kv_a_layernorm"));
             for dump in [dump, without] {
-                let (stepwise, whole) = both(&mut request, &dump);
+                let (stepwise, whole, verdict) = both(&mut request, &dump);
                 assert!(stepwise.is_none_or(|stepwise| stepwise == whole), "{what}, {precision}: {whole}");
-                assert!(check_without_hint(&request).unwrap().verdict.passes(), "{what}, {precision}: {whole}");
+                assert!(verdict.passes(), "{what}, {precision}: {whole}");
                 let wrong = wrong
                     .iter()
                     .filter(|(keys, _)| keys.end < length || dump.get("model.layers.0.self_attn.k_pe").is_some());
@@ -88,9 +88,8 @@ fn what_an_earlier_chunk_cached_is_not_held_against_itself() {
                 for (keys, factor) in wrong.chain(&further[..usize::from(!request.case.inputs.cache_before)]) {
                     for cached in ["past_key_values.0.k_pe", "past_key_values.0.compressed_kv"] {
                         let dump = with_keys(&dump, cached, keys.clone(), *factor);
-                        let (stepwise, whole) = both(&mut request, &dump);
-                        let failure = check_without_hint(&request).unwrap();
-                        let failure = failure.verdict.first_failure().map(|of| of.stage.clone());
+                        let (stepwise, whole, verdict) = both(&mut request, &dump);
+                        let failure = verdict.first_failure().map(|of| of.stage.clone());
                         assert_eq!(failure.as_deref(), Some(cached), "{what}, {precision}: {keys:?} times {factor}");
                         if let Some(stepwise) = stepwise {
                             assert!(stepwise == whole, "{what}, {keys:?}:\n{stepwise}\nread whole:\n{whole}");
@@ -177,7 +176,7 @@ fn what_was_computed_from_unrounded_stages_is_judged_to_the_bit_as_if_it_were_re
             (name.to_owned(), if of_wide { wide.get(name).unwrap_or(values).clone() } else { values.clone() })
         });
         for dump in [rounded_copies(&wide, |_| false), rounded_copies(&scores, |_| false)] {
-            let (stepwise, whole) = both(&mut request, &dump);
+            let (stepwise, whole, _) = both(&mut request, &dump);
             let Some(stepwise) = stepwise else { continue };
             assert!(stepwise == whole, "{stepwise}\nread whole:\n{whole}");
             judged += 1;
