@@ -29,7 +29,7 @@
 template <typename T> __device__ void naive(const Problem<T>& p) {
     int at = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     if (at >= p.batch * p.rows()) return;
-    int lane = threadIdx.x % WARP, b = at / p.rows(), row = at % p.rows(), length = p.lengths[b];
+    int lane = threadIdx.x % WARP, b = at / p.rows(), row = at % p.rows(), length = p.length(b);
     const T *q_latent = p.query(b, row), *q_pe = p.query_pe(b, row);
     float *weights = p.workspace + p.capacity() * at, max = NEVER;
     #pragma unroll 1

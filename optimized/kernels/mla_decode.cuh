@@ -99,6 +99,10 @@ template <typename T> struct Problem {
         return block_table[(long long)b * max_pages + t / page_size] * page_size + t % page_size;
     }
     __device__ __forceinline__ const T* key(int b, int t) const { return cache + (long long)slot(b, t) * width(); }
+    // How many keys a sequence has: no more than the block table has places for. Blocks and counters are for these alone.
+    __device__ __forceinline__ int length(int b) const {
+        return (int)max(min((long long)lengths[b], capacity()), 0ll);
+    }
     // How many keys of a sequence a token sees, but for those that a mask forbids.
     __device__ __forceinline__ int seen(int token, int length) const {
         return mask ? length : length - tokens + token + 1;
@@ -129,7 +133,7 @@ template <typename T> struct Problem {
         #pragma unroll
         for (int k = 0; k < 4; k++) sums[k] = scale.x == NEVER ? 0.0f : sums[k] / scale.y;
         T* to = out + at * latent + column;
-        if (latent % 4 == 0) {
+        if (latent % 4 == 0 && (u64)out % (4 * sizeof(T)) == 0) {
             if (sizeof(T) == 4) store_pack((float*)to, sums);
             else *(uint2*)to = make_uint2(pack_bf16(sums[0], sums[1]), pack_bf16(sums[2], sums[3]));
         } else {
@@ -156,7 +160,7 @@ template <typename T, int ROWS, int BLOCK, int KEYS, int STAGES> struct Block {
     __device__ __forceinline__ static int split() { return blockIdx.y; }
     __device__ __forceinline__ static int first_row() { return blockIdx.x * ROWS; }
 
-    __device__ __forceinline__ int length() const { return max(p.lengths[b()], 0); }
+    __device__ __forceinline__ int length() const { return p.length(b()); }
     __device__ __forceinline__ int splits() const { return splits_of(length(), p.heads); }
 
     // False if the sequence ends before it.

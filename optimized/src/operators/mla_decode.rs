@@ -73,8 +73,8 @@ pub fn shared(
 /// ```
 ///
 /// q_latent \[B,S,H,c\] and q_pe \[B,S,H,r\] (rows anywhere), cache \[pages,page_size,c+r\], block_table
-/// \[B,max_pages\] (page of each run of `page_size` keys), lengths \[B\] (keys of each sequence; 0 is allowed; no more
-/// than there is room for), mask f32 \[B or 1,S or 1,T\] (rows anywhere; T no less than any length) -> out \[B,S,H,c\],
+/// \[B,max_pages\] (page of each run of `page_size` keys), lengths \[B\] (keys of each sequence; 0 is allowed; one
+/// that is more than the block table has room for counts as that room), mask f32 \[B or 1,S or 1,T\] (rows anywhere; T no less than any length) -> out \[B,S,H,c\],
 /// lse f32 \[B,S,H\].
 ///
 /// Query s sees the keys t < length - S + s + 1. With a mask it sees all t < length but those whose entry is at or
@@ -82,7 +82,7 @@ pub fn shared(
 ///
 /// # Errors
 /// If shapes or types do not fit, there is less room than [`shared`] says, or the launch fails. What the block table and
-/// the lengths hold is the caller's business: a length beyond the room also leaves the scratch unfit for what comes next.
+/// the lengths hold is the caller's business.
 #[expect(clippy::too_many_arguments, reason = "an operator has as many operands as it has")]
 pub fn mla_decode(
     variant: Variant,

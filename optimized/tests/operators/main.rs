@@ -26,6 +26,7 @@ mod loss;
 mod merge;
 mod mixture;
 mod mla_decode;
+mod mla_decode_edges;
 mod mla_prefill;
 mod mutants;
 mod recipe;
@@ -68,6 +69,7 @@ fn cases() -> Vec<Arc<Case>> {
         generated::cases(),
         swiglu::cases(),
         mla_decode::cases(),
+        mla_decode_edges::cases(),
         mla_prefill::cases(),
         merge::cases(),
         embedding::cases(),
