@@ -11,13 +11,12 @@ mod pairs;
 mod places;
 mod reading;
 mod restated;
+mod rotated;
 mod unrounded;
 
 use std::collections::BTreeMap;
 
-use dsv2_reference::stage::convention::place::{self, Turn};
-use dsv2_reference::stage::table::{CACHED_K_PE, K_PE, Q_PE};
-use dsv2_reference::stage::{self, Stage};
+use dsv2_reference::stage::Stage;
 use indexmap::IndexMap;
 
 use super::dump::{Dump, Recognised, order};
@@ -30,10 +29,10 @@ use crate::local::Local;
 use crate::trace::Trace;
 use crate::values::Values;
 pub use loaded::may_be_rounded;
-use places::halves_of_pairs;
 pub use reading::{
     Order, all_readings, first_reading, has_other_readings, in_rows, is_in_order, order_of, readings_in,
 };
+pub use rotated::{ALONE_IN_HALVES, ALONE_IN_PAIRS, are_mixed};
 pub use unrounded::{HALF, says_not_rounded, says_wider};
 
 /// How often readings are tried anew: one that was wrong may have hidden another.
@@ -56,6 +55,7 @@ pub struct Aligned {
 pub fn align(request: &Request, mut dump: Dump, mut truth: Truth) -> Result<Aligned> {
     let mut placed = Placed::new(request, &dump.trace, &truth);
     if request.expected.is_some() {
+        placed.read_rotated_alike(&truth, None);
         dump.recognised.extend(placed.recognised());
         return Ok(Aligned { dump: Dump { trace: placed.trace, ..dump }, truth, local: None });
     }
@@ -79,8 +79,8 @@ pub fn align(request: &Request, mut dump: Dump, mut truth: Truth) -> Result<Alig
         }
         judged = Judged::new(request, &dump, &truth, &placed.trace)?;
     }
-    let disagree = placed.forget_disagreeing(&dump.trace, &truth);
-    if placed.forget_unexplained(&dump.trace, &truth, &judged) || disagree {
+    let as_it_came = placed.forget_unexplained(&dump.trace, &truth, &judged);
+    if placed.read_rotated_alike(&truth, Some(&judged)) || as_it_came {
         judged = Judged::new(request, &dump, &truth, &placed.trace)?;
     }
     dump.recognised.extend(placed.recognised());
@@ -218,29 +218,6 @@ impl Placed {
         any
     }
 
-    /// Goes back to the order in which stages came that are multiplied with each other, number by number, or copied from each
-    /// other, where one would be in halves and another in pairs: each may be a right tensor, but no program has both. Says
-    /// whether there were some.
-    fn forget_disagreeing(&mut self, dump: &Trace, truth: &Truth) -> bool {
-        let halves = place::says(Turn::Halves);
-        let in_halves = |name: &str| self.says.get(name).is_some_and(|says| says.contains(&halves));
-        let in_pairs = |name: &str| {
-            let as_model = |name| Some(dump.get(name)?.shape().last() > Some(&2) && truth.trace.get(name).is_some());
-            self.says.contains_key(name) && !in_halves(name) && as_model(name).unwrap_or(false)
-        };
-        let disagreeing = self.says.iter().filter(|(name, _)| disagrees(name, in_halves, in_pairs));
-        let disagreeing: Vec<(String, Vec<&'static str>)> = disagreeing
-            .map(|(name, says)| (name.clone(), says.iter().copied().filter(|says| *says != halves).collect()))
-            .collect();
-        for (name, mut says) in disagreeing.iter().cloned() {
-            if let Some(values) = self.trace.get(&name).and_then(in_halves_again) {
-                says.push(DISAGREES);
-                self.put(&name, values, says);
-            }
-        }
-        !disagreeing.is_empty()
-    }
-
     fn put(&mut self, name: &str, values: Values, says: Vec<&'static str>) {
         self.trace = std::mem::take(&mut self.trace).with(name, values);
         self.says.insert(name.to_owned(), says);
@@ -250,27 +227,6 @@ impl Placed {
         let all = self.says.iter().flat_map(|(name, says)| says.iter().map(move |says| Recognised::new(name, says)));
         all.collect()
     }
-}
-
-/// Whether a stage is in halves that is multiplied with one in pairs, or copied from it: no program has both.
-pub fn disagrees(stage: &str, in_halves: impl Fn(&str) -> bool, in_pairs: impl Fn(&str) -> bool) -> bool {
-    let rotated = Stage::parse(stage).filter(|stage| ROTATED.contains(&stage.kind));
-    let partners = |layer| ROTATED.map(|kind| stage::name(kind, layer));
-    let layer = rotated.and_then(|stage| stage.layer).filter(|_| in_halves(stage));
-    layer.is_some_and(|layer| partners(layer).iter().any(|partner| in_pairs(partner)))
-}
-
-/// Rotated queries and keys, which are multiplied with each other, and the copy of the keys.
-const ROTATED: [&str; 3] = [Q_PE, K_PE, CACHED_K_PE];
-
-/// What is said of a stage that would be right in halves, where what it is multiplied with is not.
-const DISAGREES: &str =
-    "its halves would be right if the other of queries and keys were in halves, too; it is judged as it came";
-
-/// A stage whose halves were brought into pairs, as it was before.
-fn in_halves_again(values: &Values) -> Option<Values> {
-    let Values::Real(dtype, a) = values else { return None };
-    Some(Values::Real(*dtype, halves_of_pairs(a)?))
 }
 
 #[cfg(test)]

@@ -12,11 +12,13 @@ use indexmap::IndexSet;
 pub use fp8::{FITS_FP8, fits_fp8};
 pub use hint::{Hint, facts, said};
 
+use super::align;
 use super::dump::Dump;
 use super::judge::Judged;
 use super::request::Request;
 use super::truth::Truth;
 use crate::error::Result;
+use crate::judge::StageVerdict;
 use crate::trace::Trace;
 
 /// What is said.
@@ -37,7 +39,7 @@ pub struct Told {
 /// If the config's way of routing is impossible.
 pub fn explain(request: &Request, dump: &Dump, truth: &Truth, judged: &Judged, hints: bool) -> Result<Told> {
     let case = &request.case;
-    let hint = match (judged.verdict.first_failure(), &judged.local) {
+    let mut hint = match (judged.verdict.first_failure(), &judged.local) {
         (Some(failed), Some(local)) if hints => {
             // what was assumed of the tokens' experts is as good for a mutant, if it chooses no others
             let choices = if judged.assumed.is_empty() { Trace::default() } else { local.trace().choices() };
@@ -46,8 +48,20 @@ pub fn explain(request: &Request, dump: &Dump, truth: &Truth, judged: &Judged, h
         }
         _ => None,
     };
+    if let Some(says) =
+        judged.verdict.first_failure().filter(|_| hints).and_then(|failed| in_another_order(failed, dump))
+    {
+        hint.get_or_insert_default().says.insert(0, says);
+    }
     let names: IndexSet<&str> = dump.trace.iter().map(|(name, _)| name).collect();
     Ok(Told { hint, ..what_is_lacking(&names, &truth.names, &case.config) })
+}
+
+/// What is said of a wrong stage whose numbers would be right, were they in the order of the others.
+fn in_another_order(failed: &StageVerdict, dump: &Dump) -> Option<String> {
+    let alone = [align::ALONE_IN_HALVES, align::ALONE_IN_PAIRS];
+    let of_this = dump.recognised.iter().filter(|says| says.stage == failed.stage);
+    of_this.map(|says| &says.layout).find(|layout| alone.contains(&layout.as_str())).cloned()
 }
 
 /// What a dump of these tensors lacks, of a model that has the stages `names`.

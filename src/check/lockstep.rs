@@ -160,7 +160,7 @@ fn is_fed_so(case: &Case) -> bool {
 pub fn check(request: &Request, dump: &PlainDump, hints: bool, reached: Reached<'_>) -> Result<Option<Checked>> {
     let Some(mut measured) = runs::measure(request, dump, &Way::of(dump), &mut *reached)? else { return Ok(None) };
     let case = &request.case;
-    if measured.halves_disagree(dump) {
+    if measured.halves_are_mixed(dump) {
         return Ok(None);
     }
     let mut verdict = measured.verdict(request)?;

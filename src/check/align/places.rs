@@ -96,7 +96,7 @@ fn reshaped<A: Clone>(a: &ArrayD<A>, shape: &[usize]) -> Option<ArrayD<A>> {
 }
 
 /// x[0], x[r/2], x[1], x[r/2 + 1], .. along the last axis, if that is of even length.
-fn pairs_of_halves<A: Clone>(a: &ArrayD<A>) -> Option<ArrayD<A>> {
+pub fn pairs_of_halves<A: Clone>(a: &ArrayD<A>) -> Option<ArrayD<A>> {
     let last = Axis(a.ndim().checked_sub(1)?);
     let width = a.len_of(last);
     (width.is_multiple_of(2) && width > 0).then_some(())?;

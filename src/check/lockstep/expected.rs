@@ -115,6 +115,9 @@ pub fn judge(request: &Request, dump: &PlainDump, expected: &Expected, reached: 
         *noise = own.get(stage).map_or(*noise, |own| noise.zip(own, |a, b| a + b));
     }
     let Passes { names, readings, .. } = passes;
+    if align::are_mixed(dump.names(), |name| planned.get(name)?.shape.last().copied(), &readings) {
+        return Ok(None);
+    }
     // in the order of the model
     let in_model = |name: &str| planned.contains_key(name) && (dump.holds(name) || is_compared_with_help_of(name));
     for (name, source) in expected.stages.iter().filter(|(name, _)| in_model(name)) {

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dsv2_metrics::{Comparison, Metrics, Spread};
 use dsv2_reference::DeepseekV2Config;
-use dsv2_reference::stage::convention::place::{self, Turn};
 use dsv2_reference::stage::table::{MLP, ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
 use dsv2_reference::stage::{self, Stage, flow, forward_order};
 use indexmap::{IndexMap, IndexSet};
@@ -229,16 +228,10 @@ impl Measured {
             })
     }
 
-    /// Whether of the rotated stages of a layer, which are multiplied with each other or copied, some are read in halves and some
-    /// are not: no program has both.
-    pub fn halves_disagree(&self, dump: &PlainDump) -> bool {
-        let halves = place::says(Turn::Halves);
-        let in_halves = |name: &str| self.readings.iter().any(|(read, says)| read == name && *says == halves);
-        let in_pairs = |name: &str| {
-            let width = self.stages.get(name).and_then(|stage| stage.shape.last());
-            dump.holds(name) && !in_halves(name) && width > Some(&2)
-        };
-        self.readings.iter().any(|(name, _)| align::disagrees(name, in_halves, in_pairs))
+    /// Whether of what is rotated some is read in halves and some is not: no program has both.
+    pub fn halves_are_mixed(&self, dump: &PlainDump) -> bool {
+        let width = |name: &str| self.stages.get(name).and_then(|stage| stage.shape.last().copied());
+        align::are_mixed(dump.names(), width, &self.readings)
     }
 
     /// The last stage that is none of routing, and what was measured of it.

@@ -1,4 +1,5 @@
 mod engines;
+mod orders;
 mod otherwise;
 mod ranks;
 
