@@ -18,7 +18,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use dsv2::backend::{OnDevice, Precision, Reference, Streaming};
 use dsv2::case::Layers;
 use dsv2::golden::GoldenCases;
@@ -41,7 +41,7 @@ pub struct Ended {
 /// Does what a command line asks for, the first word of which is the program's name.
 pub fn run<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Ended {
     let refused = |message: &str| Ended { output: Err(Text::message(message)), status: 2 };
-    match Cli::try_parse_from(args) {
+    match parsed(args) {
         Ok(cli) => match cli.run() {
             Ok(Done { output, conforms }) => Ended { output: Ok(output), status: u8::from(!conforms) },
             Err(error) => refused(&error.to_string()),
@@ -55,6 +55,19 @@ pub fn run<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Ende
             refused(text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: "))
         }
     }
+}
+
+/// What a command line says.
+fn parsed<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Result<Cli, clap::Error> {
+    let matches = numbers_may_be_negative(Cli::command()).try_get_matches_from(args)?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// So that `--seed -1` is refused for its value, and not for an option `-1` that nobody meant.
+fn numbers_may_be_negative(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg })
+        .mut_subcommands(numbers_may_be_negative)
 }
 
 /// Is this implementation DeepSeek-V2, and if not, which stage is wrong and by how much?

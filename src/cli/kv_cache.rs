@@ -20,7 +20,7 @@ pub struct KvCacheArgs {
     #[arg(long, value_parser = PRESETS)]
     preset: Option<String>,
     /// Memory for caches, in units of 10^9 bytes
-    #[arg(long, value_name = "GB", default_value_t = 10.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "GB", default_value_t = 10.0)]
     memory: f64,
     /// Sequences that share the memory
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use dsv2_foreign::list;
 use dsv2_reference::file;
 use dsv2_text::{ChatOptions, Message};
 use serde_json::Value;
@@ -49,8 +50,10 @@ impl Prompt {
         let expected = || "a string, or an object with `prompt` or `messages`".to_owned();
         match serde_json::from_str(line).map_err(|error| (expected(), error.to_string()))? {
             Value::String(text) => Ok(Prompt::Text(text)),
-            Value::Object(object) => match (object.get("prompt"), object.get("messages")) {
-                (Some(Value::String(text)), None) => Ok(Prompt::Text(text.clone())),
+            Value::Object(mut object) => match (object.remove("prompt"), object.remove("messages")) {
+                // A setting or a tool would have no effect.
+                _ if !object.is_empty() => Err((expected(), format!("{}, too", list(object.keys(), 5)))),
+                (Some(Value::String(text)), None) => Ok(Prompt::Text(text)),
                 (None, Some(messages)) => match Message::list(&messages.to_string()) {
                     Ok(messages) => Ok(Prompt::Messages(messages)),
                     Err(error) => Err(("messages".to_owned(), error.to_string())),

@@ -65,6 +65,17 @@ fn fp8_is_refused_where_the_checkpoint_has_no_such_weights() {
 }
 
 #[test]
+fn a_config_of_fp8_over_weights_of_other_types_is_said() {
+    let room = Room::of("untied-fused");
+    change_config(&room, |config| config["quantization_config"] = json!({"quant_method": "fp8"}));
+    let note = "note: config.json's quantization_config says fp8, but no weight that was looked for is in 8 bits: all are read as \
+                they are\n";
+    let said = run(&mut room.trace()).stderr;
+    assert!(said.contains(note), "{said}");
+    assert!(!run(&mut Room::of("fp8-blocks").trace()).stderr.contains("in 8 bits"));
+}
+
+#[test]
 fn what_was_not_read_or_taken_for_something_else_is_said() {
     let room = Room::of("untied-fused");
     let said = run(&mut room.trace()).stderr;

@@ -295,6 +295,7 @@ fn prompts_at_fault_are_refused_in_a_line() {
         ("line 2", refused("d.jsonl", b"\"fine\"\n{\"prompt\": 3}\n")),
         ("not by wizard", refused("e.jsonl", role)),
         ("messages", refused("f.jsonl", br#"{"messages": "hello"}"#)),
+        ("line 1, found max_tokens, too", refused("h.jsonl", br#"{"prompt": "a", "max_tokens": 3}"#)),
     ];
     for (named, line) in lines {
         assert!(line.contains(named), "{named}: {line}");

@@ -72,6 +72,7 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
         (&["kv-cache", "--memory=-1"], &["--memory", "expected 0 to 9000000 (GB)", "-1"]),
         (&["kv-cache", "--memory", "NaN"], &["--memory", "expected 0 to 9000000 (GB)", "NaN"]),
         (&["kv-cache", "--batch", "0"], &["--batch", "expected one sequence or more", "0"]),
+        (&["generate", "--prompt", "a", "--seed", "-1"], &["invalid value '-1'", "--seed"]),
         (&["trace", "--cache", "fp4"], &["--cache", "plain", "six-bit", "fp4"]),
         (&["materialize", "v2"], &["<DIR>"]),
     ] {

@@ -28,7 +28,7 @@ pub fn wrong(place: &Place, target: &Target, command: &str, ran: &Ran) -> io::Re
         Some(format!("a harmful character: {}", quoted()))
     } else if !is_json && longest > LONGEST_LINE {
         Some(format!("a line of {longest} characters: {}", quoted()))
-    } else if is_json && serde_json::from_str::<Value>(said).is_err() {
+    } else if is_json && serde_json::Deserializer::from_str(said).into_iter::<Value>().any(|value| value.is_err()) {
         Some(format!("no JSON: {}", quoted()))
     } else if ran.status == 2 && (said.is_empty() || said.contains('\n') || !names_what_is_wrong(target, said)) {
         Some(format!("no line that names what is wrong: {}", quoted()))
@@ -45,7 +45,8 @@ fn names_what_is_wrong(target: &Target, line: &str) -> bool {
     if name.ends_with(".index.json") && path.parent().is_some_and(|folder| line.contains(&*folder.to_string_lossy())) {
         return true;
     }
-    let part = ["config: ", "weight `", "input `", "golden case `", "plot \""];
+    let part =
+        ["config: ", "weight `", "input `", "golden case `", "plot \"", "tokenizer: ", "chat template: ", "prompt: "];
     line.contains(&*name)
         || part.iter().any(|begin| line.contains(begin))
         || line.trim_start_matches("dsv2: ").starts_with("--")

@@ -29,6 +29,13 @@ const RESULTS: &str = r#"{"format": 1, "runs": [{"command": "cargo bench", "comm
 "plots": [{"section": "cache", "title": "a plot", "file": "plot", "x": {"label": "x", "log": false}, "y": {"label": "y", "log": true},
 "series": [{"name": "one", "points": [[1.0, 2.0], [3.0, 40.0]]}]}], "not_run": [{"what": "this", "why": "that"}]}]}"#;
 
+const TRANSCRIPTS: &str = r#"{"request": {"prompt": "The router", "temperature": 0, "max_tokens": 5}, "response": {"choices": [{"text": " gives each expert a score", "token_ids": [626, 411, 723, 260, 517], "finish_reason": "length"}], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}}}
+{"request": {"messages": [{"role": "user", "content": "What is MLA?"}], "temperature": 0, "max_tokens": 5}, "response": {"choices": [{"message": {"role": "assistant", "content": " MLA is Multi"}, "token_ids": [935, 34, 279, 574, 597], "finish_reason": "length"}]}}
+"#;
+
+const PROMPTS: &str =
+    r#"{"messages": [{"role": "system", "content": "be short"}, {"role": "user", "content": "What is MLA?"}]}"#;
+
 /// A file to damage, and the commands that read it. `ROOM` stands for the folder.
 pub struct Target {
     /// Below the folder.
@@ -55,8 +62,11 @@ const MUTANTS: &str = "mutants --mutant norm_* --dtype f32 --golden ROOM/golden"
 const REPORT: &str = "bench-report ROOM/results.json ROOM/out/bench";
 const COMPARE: &str = "bench-compare ROOM/results.json ROOM/old.json";
 
+const CHECK_TEXT: &str = "check-text --model ROOM/text --dtype f32 ROOM/answers.jsonl";
+const GENERATE: &str = "generate --model ROOM/text --prompts ROOM/prompts.jsonl --greedy --max-new-tokens 2 --json";
+
 /// Every kind of file. Those that are cheap to read come up more often.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 24] = [
     Target { file: "model/config.json", commands: &[TRACE, CHECK, KV_CACHE, KV_CACHE] },
     Target { file: "model/config.json", commands: &[KV_CACHE] },
     Target { file: "model/generation_config.json", commands: &[TRACE, CHECK] },
@@ -75,6 +85,12 @@ pub const TARGETS: [Target; 18] = [
     Target { file: "waivers.toml", commands: &[WAIVED] },
     Target { file: "results.json", commands: &[REPORT, COMPARE] },
     Target { file: "results.json", commands: &[COMPARE] },
+    Target { file: "answers.jsonl", commands: &[CHECK_TEXT] },
+    Target { file: "prompts.jsonl", commands: &[GENERATE] },
+    Target { file: "text/tokenizer.json", commands: &[CHECK_TEXT, GENERATE] },
+    Target { file: "text/tokenizer_config.json", commands: &[CHECK_TEXT, GENERATE] },
+    Target { file: "text/chat_template.jinja", commands: &[CHECK_TEXT, GENERATE] },
+    Target { file: "text/generation_config.json", commands: &[GENERATE] },
 ];
 
 /// The folder.
@@ -111,6 +127,12 @@ impl Place {
             let entry = entry?;
             copy(entry.path(), &format!("sharded/{}", entry.file_name().to_string_lossy()))?;
         }
+        for entry in fs::read_dir(Path::new(REPOSITORY).join("text/model"))? {
+            let entry = entry?;
+            copy(entry.path(), &format!("text/{}", entry.file_name().to_string_lossy()))?;
+        }
+        fs::write(place.file("answers.jsonl"), TRANSCRIPTS)?;
+        fs::write(place.file("prompts.jsonl"), PROMPTS)?;
         fs::write(place.file("waivers.toml"), WAIVERS)?;
         fs::write(place.file("model/generation_config.json"), GENERATION)?;
         fs::write(place.file("results.json"), RESULTS)?;

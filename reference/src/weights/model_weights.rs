@@ -105,6 +105,13 @@ impl ModelWeights {
         if head == Head::CausalLm && config.tie_word_embeddings && needed(EMBEDDING) {
             weights.tie()?;
         }
+        let in_8_bits = |place: &Place| weights.checkpoint.file_dtype(&place.tensor) == Some(FileDtype::F8_E4M3);
+        if weights.fp8.is_some() && !weights.places.is_empty() && !weights.places.values().any(in_8_bits) {
+            weights.notes.push(
+                "config.json's quantization_config says fp8, but no weight that was looked for is in 8 bits: all are read as they are"
+                    .into(),
+            );
+        }
         let is_activation_scale = |name: &&String| ACTIVATION_SCALES.iter().any(|end| name.ends_with(end));
         let (static_scales, others): (Vec<_>, Vec<_>) =
             names.iter().filter(|name| !taken.contains(*name)).partition(is_activation_scale);
