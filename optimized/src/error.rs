@@ -63,6 +63,9 @@ pub enum Error {
         /// Every race with both of its places.
         races: String,
     },
+    /// A rank of several cannot go on, or has failed.
+    #[error(transparent)]
+    Ranks(#[from] crate::collective::emulated::Fault),
     /// A library has no such module or kernel.
     #[error("no kernel {entry} in the module {module}")]
     NoKernel {

@@ -15,6 +15,7 @@
 
 #![deny(missing_docs)]
 
+pub mod collective;
 pub mod device;
 mod error;
 pub mod library;

@@ -8,6 +8,7 @@
 //! | `feed_forward` | 2.2 | the gated MLP, the mixture of experts |
 //! | [`head`] | | logits, loss, classification |
 //! | [`generate`] | | greedy decoding and sampling |
+//! | [`parallel`] | 2.2.2 | the model over several ranks |
 //! | [`plan`] | | how much memory all this takes |
 //! | [`tap`] | | the hook at every stage |
 //!
@@ -23,6 +24,7 @@ pub mod head;
 mod inputs;
 mod linear;
 mod mask;
+pub mod parallel;
 pub mod plan;
 pub mod rotary;
 mod settings;
@@ -61,6 +63,8 @@ pub struct Model {
     layers: Vec<Layer>,
     norm: Tensor,
     frequencies: Frequencies,
+    /// Whether no other rank has a part of it.
+    whole: bool,
 }
 
 #[derive(Debug)]
@@ -85,7 +89,8 @@ impl Model {
         settings: Settings,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        let mut loader = Loader { config, dialect, source: Source::Host(weights), device, settings, progress };
+        let mut loader =
+            Loader { config, dialect, source: Source::Host(weights), device, settings, share: None, progress };
         loader.check("Model::load", None)?;
         Model::load_from(&mut loader)
     }
@@ -114,6 +119,7 @@ impl Model {
             dialect,
             settings,
             device: device.clone(),
+            whole: loader.share.is_none(),
         })
     }
 

@@ -7,6 +7,8 @@
 mod forms;
 mod step;
 
+use std::sync::Arc;
+
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::layer_path;
@@ -14,6 +16,7 @@ use dsv2_reference::stage::layer_path;
 use super::Settings;
 use super::cache::Placement;
 use super::linear::Linear;
+use super::parallel::Share;
 use super::rotary::softmax_scale;
 use super::tap::Scope;
 use super::weights::Loader;
@@ -39,6 +42,8 @@ pub(super) struct Attention {
     o_proj: Linear,
     softmax_scale: f32,
     layer: usize,
+    /// What a rank has of the heads, if there are several.
+    share: Option<Arc<Share>>,
     /// H, n, r, v, c
     heads: usize,
     nope: usize,
@@ -102,6 +107,7 @@ impl Attention {
             o_proj: Linear::load(loader, &format!("{path}.o_proj"), hidden_size, heads * value, attention_bias)?,
             softmax_scale: softmax_scale(config, dialect)?,
             layer,
+            share: loader.share.clone(),
             heads,
             nope,
             rope,
@@ -139,6 +145,9 @@ impl Attention {
         let by_sequence = [batch, new, self.heads * self.value];
         tap.show("attn_output", || out.reshape(&by_sequence))?;
         let output = self.o_proj.forward(settings, &out.reshape(&[batch * new, self.heads * self.value])?)?;
+        if let Some(share) = &self.share {
+            share.sum(&format!("{}.self_attn.o_proj", layer_path(self.layer)), &output)?;
+        }
         tap.show("o_proj", || output.reshape(&[batch, new, output.shape()[1]]))?;
         Ok(output)
     }

@@ -13,15 +13,18 @@
 //!
 //! The shared experts are one more expert, as wide as all of them, which every token visits.
 
+mod spread;
 mod step;
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use dsv2_reference::config::TopkMethod;
 use dsv2_reference::stage::layer_path;
 use dsv2_reference::{Activation, DeepseekV2Config, Dialect};
 
 use super::linear::Linear;
+use super::parallel::Share;
 use super::tap::Scope;
 use super::weights::Loader;
 use super::{Products, Settings};
@@ -46,6 +49,9 @@ pub(super) struct Mlp {
     up_proj: Linear,
     down_proj: Linear,
     activation: Activation,
+    path: String,
+    /// What a rank has of the columns, if there are several and what it makes of them is to be summed here.
+    share: Option<Arc<Share>>,
 }
 
 #[derive(Debug)]
@@ -59,6 +65,9 @@ pub(super) struct MixtureOfExperts {
     down: Tensor,
     shared_experts: Option<SharedExperts>,
     activation: Activation,
+    path: String,
+    /// What a rank has of the experts, if there are several.
+    share: Option<Arc<Share>>,
 }
 
 #[derive(Debug)]
@@ -79,19 +88,24 @@ impl FeedForward {
         let &mut Loader { config, dialect, .. } = loader;
         let path = format!("{}.mlp", layer_path(layer));
         if !config.is_moe_layer(layer, dialect) {
-            return Ok(FeedForward::Dense(Box::new(Mlp::load(loader, &path, config.intermediate_size)?)));
+            let mlp = Mlp::load(loader, &path, config.intermediate_size)?;
+            return Ok(FeedForward::Dense(Box::new(Mlp { share: loader.share.clone(), ..mlp })));
         }
+        let share = loader.share.clone();
         let (experts, hidden, width) = (config.num_experts(), config.hidden_size, config.moe_intermediate_size);
+        let here = share.as_ref().map_or(0..experts, |share| share.experts_of(experts));
         Ok(FeedForward::Experts(Box::new(MixtureOfExperts {
             gate: loader.load(&format!("{path}.gate.weight"), &[experts, hidden])?,
             rule: rule(config, dialect)?,
-            gate_up: loader.experts(&path, experts, &["gate_proj", "up_proj"], [width, hidden])?,
-            down: loader.experts(&path, experts, &["down_proj"], [hidden, width])?,
+            gate_up: loader.experts(&path, here.clone(), &["gate_proj", "up_proj"], [width, hidden])?,
+            down: loader.experts(&path, here, &["down_proj"], [hidden, width])?,
             shared_experts: match config.n_shared_experts {
                 None => None,
                 Some(_) => Some(SharedExperts::load(loader, &format!("{path}.shared_experts"))?),
             },
             activation: activation(config)?,
+            path,
+            share,
         })))
     }
 
@@ -137,6 +151,8 @@ impl Mlp {
             up_proj: Linear::load(loader, &format!("{path}.up_proj"), width, hidden, bias)?,
             down_proj: Linear::load(loader, &format!("{path}.down_proj"), hidden, width, bias)?,
             activation: activation(config)?,
+            path: path.to_owned(),
+            share: None,
         })
     }
 
@@ -152,6 +168,9 @@ impl Mlp {
         show("up_proj", &up)?;
         gated(settings.variant, self.activation, &gate, &up, &gate)?;
         let down = self.down_proj.forward(settings, &gate)?;
+        if let Some(share) = &self.share {
+            share.sum(&self.path, &down)?;
+        }
         show("down_proj", &down)?;
         Ok(down)
     }
@@ -193,6 +212,9 @@ impl MixtureOfExperts {
             reweigh(&logits, &self.rule, &indices, &weights)?;
         }
         gate.show("topk_weights", || Ok(weights.clone()))?;
+        if let Some(share) = &self.share {
+            return self.forward_spread(share, [x, &indices, &weights], [batch, new], settings, tap);
+        }
 
         let (offsets, order) = (of(Element::I32, &[experts + 1])?, of(Element::I32, &[tokens * k])?);
         let places = of(Element::I32, &[tokens * k])?;

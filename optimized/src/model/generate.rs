@@ -183,7 +183,7 @@ impl CausalLm {
             cache: LatentCache::new(config, device, settings.element, batch, tokens, page_size)?,
             real,
             filler,
-            captures: is_token && options.captures(config, dialect, settings)?,
+            captures: is_token && self.model().whole && options.captures(config, dialect, settings)?,
             tokens: prompt.clone(),
             finished: vec![false; batch],
             step: 0,

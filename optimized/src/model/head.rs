@@ -3,18 +3,17 @@
 mod causal_lm;
 mod classifier;
 
-use super::Model;
 use super::tap::{Scope, Tap};
 use crate::operators::embedding::embedding;
-use crate::{Element, Result, Tensor};
+use crate::{Element, Result, Tensor, Variant};
 pub use causal_lm::{CausalLm, CausalLmInput};
 pub use classifier::SequenceClassifier;
 
 /// Some rows of \[N,D\]; looking up rows of a table is what an embedding does.
-fn gather(model: &Model, hidden: &Tensor, rows: &[i32]) -> Result<Tensor> {
+pub(super) fn gather(variant: Variant, hidden: &Tensor, rows: &[i32]) -> Result<Tensor> {
     let rows = Tensor::from_i32(hidden.device(), &[rows.len()], rows)?;
     let picked = Tensor::empty(hidden.device(), hidden.element(), &[rows.len(), hidden.shape()[1]])?;
-    embedding(model.settings.variant, &rows, hidden, &picked)?;
+    embedding(variant, &rows, hidden, &picked)?;
     Ok(picked)
 }
 

@@ -1,5 +1,6 @@
 //! Weights on the device: taken one by one from a checkpoint, or generated where they are, in the type of the computation.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use dsv2_reference::config::Head;
@@ -8,6 +9,7 @@ use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect, Dtype, Tensor as Stored};
 use half::bf16;
 
+use super::parallel::Share;
 use super::{Settings, plan};
 use crate::operators::generated::fill_generated;
 use crate::{Device, Element, Error, Result, Tensor};
@@ -28,6 +30,8 @@ pub(super) struct Loader<'a> {
     pub(super) source: Source<'a>,
     pub(super) device: &'a Arc<dyn Device>,
     pub(super) settings: Settings,
+    /// What a rank has of the model, if there are several. The config is that of its heads and columns.
+    pub(super) share: Option<Arc<Share>>,
     /// Told after each weight how many bytes it has on the device.
     pub(super) progress: &'a mut dyn FnMut(usize),
 }
@@ -38,7 +42,9 @@ impl Loader<'_> {
     pub(super) fn check(&self, operation: &'static str, head: Option<Head>) -> Result<()> {
         self.config.validate(self.dialect)?;
         self.settings.check(self.device)?;
-        plan::check(operation, self.device, plan::weights(self.config, self.dialect, head, self.settings.element))
+        let all = plan::weights(self.config, self.dialect, head, self.settings.element);
+        let elsewhere = self.share.as_ref().map_or(0, |share| share.numbers_elsewhere(self.config, self.dialect));
+        plan::check(operation, self.device, all.saturating_sub(elsewhere.saturating_mul(self.settings.element.bytes())))
     }
 
     /// A weight of a checkpoint.
@@ -78,18 +84,18 @@ impl Loader<'_> {
         }
     }
 
-    /// The matrices of all experts in one tensor \[E, rows, columns\]; `parts` are laid below each other.
+    /// The matrices of some experts in one tensor \[E, rows, columns\]; `parts` are laid below each other.
     pub(super) fn experts(
         &mut self,
         path: &str,
-        experts: usize,
+        experts: Range<usize>,
         parts: &[&str],
         [rows, columns]: [usize; 2],
     ) -> Result<Tensor> {
-        let all = Tensor::empty(self.device, self.settings.element, &[experts, parts.len() * rows, columns])?;
-        for expert in 0..experts {
+        let all = Tensor::empty(self.device, self.settings.element, &[experts.len(), parts.len() * rows, columns])?;
+        for (number, expert) in experts.enumerate() {
             for (index, part) in parts.iter().enumerate() {
-                let place = all.narrow(0, expert..expert + 1)?.narrow(1, index * rows..(index + 1) * rows)?;
+                let place = all.narrow(0, number..number + 1)?.narrow(1, index * rows..(index + 1) * rows)?;
                 self.load_into(&format!("{path}.experts.{expert}.{part}.weight"), &[rows, columns], &place)?;
             }
         }

@@ -7,13 +7,16 @@ use dsv2_reference::model::ModelInput;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::causal_lm::LogitsToKeep;
 use dsv2_reference::model::loss::{CausalLmLabels, IGNORE_INDEX};
+use dsv2_reference::paper::parallel::Shard;
 use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{DeepseekV2Config, Dialect};
 
 use super::{again, gather, show_loss};
+use crate::collective::emulated::Rank;
 use crate::model::cache::LatentCache;
 use crate::model::linear::product;
+use crate::model::parallel::{Layout, Share};
 use crate::model::tap::{Scope, Tap};
 use crate::model::weights::{Loader, Source};
 use crate::model::{Model, Settings};
@@ -52,7 +55,8 @@ impl CausalLm {
         settings: Settings,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        CausalLm::load_from(Loader { config, dialect, source: Source::Host(weights), device, settings, progress })
+        let source = Source::Host(weights);
+        CausalLm::load_from(Loader { config, dialect, source, device, settings, share: None, progress })
     }
 
     /// The same with generated weights, to the bit, which the device makes: the host has no part in it.
@@ -67,7 +71,27 @@ impl CausalLm {
         settings: Settings,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        CausalLm::load_from(Loader { config, dialect, source: Source::Generated(weights), device, settings, progress })
+        let source = Source::Generated(weights);
+        CausalLm::load_from(Loader { config, dialect, source, device, settings, share: None, progress })
+    }
+
+    /// What a rank has of a model that is split as the layout says. Of `weights` no tensor is read whose part it has not.
+    ///
+    /// # Errors
+    /// As [`CausalLm::load`]; also if the model cannot be split so.
+    pub fn load_share(
+        config: &DeepseekV2Config,
+        dialect: Dialect,
+        weights: &dyn WeightSource,
+        (rank, layout): (&Rank, Layout),
+        settings: Settings,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        layout.check(config, dialect, rank.count())?;
+        let share = Share::new(layout, rank)?;
+        let (of_rank, part) = (share.tensor_rank().config(config)?, Shard::new(weights, share.tensor_rank()));
+        let (config, source, device, share) = (&of_rank, Source::Host(&part), rank.device(), Some(share));
+        CausalLm::load_from(Loader { config, dialect, source, device, settings, share, progress })
     }
 
     fn load_from(mut loader: Loader) -> Result<Self> {
@@ -109,7 +133,7 @@ impl CausalLm {
             let hidden = self.model.forward(&input.input, cache, form, again(&mut tap))?;
             let tap = &mut Scope::root(tap);
             let all = rows.iter().copied().eq(0..(batch * length) as i32);
-            let hidden = if all { hidden } else { gather(&self.model, &hidden, &rows)? };
+            let hidden = if all { hidden } else { gather(self.model.settings.variant, &hidden, &rows)? };
             let vocab = self.lm_head.shape()[0];
             let logits = Tensor::empty(hidden.device(), hidden.element(), &[rows.len(), vocab])?;
             product(self.model.settings, &hidden, &self.lm_head, None, &logits)?;

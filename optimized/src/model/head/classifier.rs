@@ -38,7 +38,8 @@ impl SequenceClassifier {
         settings: Settings,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        let mut loader = Loader { config, dialect, source: Source::Host(weights), device, settings, progress };
+        let mut loader =
+            Loader { config, dialect, source: Source::Host(weights), device, settings, share: None, progress };
         loader.check("SequenceClassifier::load", Some(Head::SequenceClassification))?;
         let model = Model::load_from(&mut loader)?;
         let score = loader.load("score.weight", &[config.num_labels(), config.hidden_size])?;
@@ -73,7 +74,7 @@ impl SequenceClassifier {
             let score = Tensor::empty(hidden.device(), hidden.element(), &[batch * length, columns])?;
             product(self.model.settings, &hidden, &self.score, None, &score)?;
             tap.show("score", || score.reshape(&[batch, length, columns]))?;
-            let pooled = gather(&self.model, &score, &rows)?;
+            let pooled = gather(self.model.settings.variant, &score, &rows)?;
             tap.show("pooled_logits", || Ok(pooled.clone()))?;
             let Some(labels) = labels else { return Ok((pooled, None)) };
             let loss = self.loss(&pooled, labels)?;
