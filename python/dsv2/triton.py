@@ -28,13 +28,15 @@ try:
     import triton
     from triton.backends import Backend, backends
     from triton.runtime import autotuner
+    from triton.runtime.jit import JITFunction
 except ImportError as error:
     raise ImportError(f"dsv2.triton needs triton 3.9 or newer (pip install triton): {error}") from None
 
 from dsv2._triton_driver import TARGETS, Compiler, Driver
+from dsv2._triton_errors import CompileError, ResourceError, in_one_line
 from dsv2._triton_launch import RaceError, UnwrittenError
 
-__all__ = ["Active", "AutotuneWarning", "RaceError", "UnwrittenError", "activate", "wrap"]
+__all__ = ["Active", "AutotuneWarning", "CompileError", "RaceError", "ResourceError", "UnwrittenError", "activate", "wrap"]
 
 # What is active, the newest at the end: each puts back what it found, so the newest goes first.
 _ACTIVE: list[Active] = []
@@ -166,13 +168,15 @@ def _activated(options: dict[str, Any], wishes: Mapping[str, Any]) -> Active:
     config = triton.runtime.driver
     before, nvidia = config._active, backends["nvidia"]
     prune, run = autotuner.Autotuner.prune_configs, autotuner.Autotuner.run
+    launch = JITFunction.run
     backends["nvidia"] = Backend(compiler=Compiler, driver=nvidia.driver)
     config.set_active(Driver(active))
     autotuner.Autotuner.prune_configs = _chooser(prune, dict(wishes))
     autotuner.Autotuner.run = _remembering_apart(run)
+    JITFunction.run = in_one_line(launch)
 
     def undo() -> None:
-        autotuner.Autotuner.prune_configs, autotuner.Autotuner.run = prune, run
+        autotuner.Autotuner.prune_configs, autotuner.Autotuner.run, JITFunction.run = prune, run, launch
         backends["nvidia"] = nvidia
         config._active = before
 
