@@ -91,7 +91,10 @@ def test_a_kernel_that_does_not_compile_is_told_with_its_innermost_line(launch, 
     ],
 )
 def test_arguments_that_do_not_fit_are_told_with_the_line_that_launches(launch, said):
-    with activate("sm_80"), pytest.raises(LaunchError, match=f"^launch of count at {HERE}:{launch.__code__.co_firstlineno}: {said}") as caught:
+    with (
+        activate("sm_80"),
+        pytest.raises(LaunchError, match=f"^launch of count at {HERE}:{launch.__code__.co_firstlineno}: {said}") as caught,
+    ):
         launch()
     assert "\n" not in str(caught.value)
 
