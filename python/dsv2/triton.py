@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dsv2 import emulator
+from dsv2._arrays import no_numbers
 from dsv2._checked import count, flag, one_of
 from dsv2._dsv2 import LaunchError
 from dsv2._shadow import Shadow
@@ -53,7 +54,7 @@ class wrap:
     def __init__(self, array: np.ndarray):
         if not isinstance(array, np.ndarray):
             raise LaunchError(f"wrap: expected an array of NumPy, found {type(array).__name__}")
-        if array.dtype.hasobject or array.dtype.kind in "USMm":
+        if no_numbers(array.dtype):
             raise LaunchError(f"wrap: expected numbers, found an array of {array.dtype}")
         self.array = array
         self.dtype, self.shape, self.ndim = array.dtype, array.shape, array.ndim
