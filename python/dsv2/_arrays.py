@@ -79,8 +79,13 @@ def _bounds(array: np.ndarray) -> tuple[int, int]:
     return np.lib.array_utils.byte_bounds(array) if array.size else (pointer, pointer)
 
 
+def no_numbers(dtype: np.dtype) -> bool:
+    """Whether a type of NumPy is of something else: objects, text, dates. Records may hold numbers."""
+    return dtype.hasobject or dtype.kind in "USMm"
+
+
 def _numpy(array: np.ndarray) -> HostArray:
-    if array.dtype.hasobject or array.dtype.kind in "USMm":
+    if no_numbers(array.dtype):
         raise LaunchError(f"an array of {array.dtype}: expected numbers")
     root: Any = array
     while isinstance(base := getattr(root, "base", None), np.ndarray) or type(base).__name__ == "DummyArray":

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dsv2._shadow import MAKERS, bytes_of, filled_with, memory, watch
+from dsv2._shadow import bytes_of, fill, filled_with, memory, storage_of, torch_makers, watch
 
 # NaN in f16, bf16 and f32 (another one than arithmetic makes), and in the integers a number that is no index.
 PATTERNS = (b"\xa5\xff", b"\xda\x7f")
@@ -24,13 +24,13 @@ def poisoned(pattern: bytes) -> Iterator[None]:
     torch = sys.modules.get("torch")
     undo = [watch([(np, "empty"), (np, "empty_like")], lambda array: _fill_numpy(array, pattern))]
     if torch is not None:
-        makers = [(torch, name) for name in MAKERS] + [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
-        undo.append(watch(makers, lambda tensor: _fill_torch(torch, tensor, pattern)))
-    filled_with.append(pattern)
+        undo.append(watch(torch_makers(torch), lambda tensor: _fill_torch(torch, tensor, pattern)))
+        filled_with.append(pattern)
     try:
         yield
     finally:
-        filled_with.pop()
+        if torch is not None:
+            filled_with.pop()
         for end in reversed(undo):
             end()
 
@@ -42,14 +42,11 @@ def _fill_numpy(array: Any, pattern: bytes) -> None:
 
 
 def _fill_torch(torch: Any, tensor: Any, pattern: bytes) -> None:
-    if type(tensor) is not torch.Tensor or tensor.is_sparse or tensor.is_quantized:
-        return
-    storage = tensor.untyped_storage()
-    if not storage.nbytes():
+    storage = storage_of(tensor)
+    if storage is None:
         return
     if tensor.device.type == "cpu":
-        # Past PyTorch, which counts its own writes: for `dsv2.triton` this memory stays unwritten.
-        memory(storage.data_ptr(), storage.data_ptr() + storage.nbytes())[:] = bytes_of(pattern, storage.nbytes())
+        fill(storage, pattern)
     elif tensor.device.type == "cuda":
         whole = torch.tensor([], dtype=torch.uint8, device=tensor.device).set_(storage)
         whole[0::2], whole[1::2] = pattern[0], pattern[1]

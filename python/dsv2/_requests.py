@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsv2._arrays import no_numbers
 from dsv2._dsv2 import RequestError
 from dsv2._tensors import is_tensor
 
@@ -60,7 +61,7 @@ def array(what: str, value: Any) -> None:
 
 def numbers(what: str, value: Any) -> None:
     """Of a tensor, that it has its numbers in a row in memory."""
-    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+    if isinstance(value, np.ndarray) and no_numbers(value.dtype):
         raise RequestError(f"{what}: expected numbers, found an array of {value.dtype}")
     if not is_tensor(value):
         return

@@ -14,7 +14,11 @@ import numpy as np
 
 from dsv2._arrays import HostArray, Transfer
 
-MAKERS = ("empty", "empty_like", "empty_strided", "empty_permuted")
+
+def torch_makers(torch: Any) -> list[tuple[Any, str]]:
+    """The functions of PyTorch that make tensors without values, as owner and name."""
+    functions = [(torch, name) for name in ("empty", "empty_like", "empty_strided", "empty_permuted")]
+    return [*functions, (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")]
 
 
 @dataclass
@@ -93,7 +97,8 @@ SURE = 8
 # The largest storage that is watched: as much as the device has.
 MOST = 1 << 32
 
-# What `dsv2.operators` fills such memory with while it judges, for looking at it later; the newest at the end.
+# What `dsv2.operators` fills such memory of PyTorch with while it judges, for looking at it later; the newest at the end. Then
+# nobody else fills it.
 filled_with: list[bytes] = []
 
 
@@ -115,6 +120,19 @@ def bytes_of(pattern: bytes, count: int, first: int = 0) -> np.ndarray:
 def memory(start: int, end: int) -> np.ndarray:
     """Bytes of the host."""
     return np.ctypeslib.as_array((ctypes.c_ubyte * (end - start)).from_address(start))
+
+
+def storage_of(tensor: Any) -> Any:
+    """The storage of what such a function made; None if it has none: subclasses, such as those of torch.compile, may have no memory."""
+    if type(tensor) is not sys.modules["torch"].Tensor or tensor.is_sparse or tensor.is_quantized:
+        return None
+    storage = tensor.untyped_storage()
+    return storage if storage.nbytes() else None
+
+
+def fill(storage: Any, pattern: bytes) -> None:
+    """Fills a storage on the CPU, past PyTorch, which counts its own writes."""
+    memory(storage.data_ptr(), storage.data_ptr() + storage.nbytes())[:] = bytes_of(pattern, storage.nbytes())
 
 
 def stretches(which: np.ndarray, first: int) -> list[tuple[int, int]]:
@@ -157,23 +175,20 @@ class Shadow:
         torch = sys.modules.get("torch")
         if torch is None:
             return lambda: None
-        return watch([(torch, name) for name in MAKERS] + [(torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")], self._note)
+        return watch(torch_makers(torch), self._note)
 
     def _note(self, tensor: Any) -> None:
         from torch.multiprocessing.reductions import StorageWeakRef
 
-        # Subclasses, such as those of torch.compile, may have no memory at all.
-        if type(tensor) is not sys.modules["torch"].Tensor or tensor.device.type != "cpu" or tensor.is_sparse or tensor.is_quantized:
-            return
         self.fresh = {start: fresh for start, fresh in self.fresh.items() if not fresh.storage.expired()}
-        storage = tensor.untyped_storage()
-        if not 0 < storage.nbytes() <= MOST:
+        storage = storage_of(tensor)
+        if storage is None or tensor.device.type != "cpu" or storage.nbytes() > MOST:
             return
-        start, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+        if not filled_with:
+            fill(storage, PATTERN)
         pattern = filled_with[-1] if filled_with else PATTERN
-        # Past PyTorch, which counts its own writes.
-        memory(start, end)[:] = bytes_of(pattern, end - start)
-        self.fresh[start] = Fresh(StorageWeakRef(storage), start, pattern, version_of(tensor), [(start, end)])
+        start = storage.data_ptr()
+        self.fresh[start] = Fresh(StorageWeakRef(storage), start, pattern, version_of(tensor), [(start, start + storage.nbytes())])
 
     def _of(self, array: HostArray) -> Fresh | None:
         """What is known of an array's storage."""

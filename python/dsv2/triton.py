@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dsv2 import emulator
+from dsv2._arrays import no_numbers
 from dsv2._checked import count, flag, one_of
 from dsv2._dsv2 import LaunchError
 from dsv2._shadow import Shadow
@@ -28,13 +29,15 @@ try:
     import triton
     from triton.backends import Backend, backends
     from triton.runtime import autotuner
+    from triton.runtime.jit import JITFunction
 except ImportError as error:
     raise ImportError(f"dsv2.triton needs triton 3.9 or newer (pip install triton): {error}") from None
 
 from dsv2._triton_driver import TARGETS, Compiler, Driver
+from dsv2._triton_errors import CompileError, ResourceError, in_one_line
 from dsv2._triton_launch import RaceError, UnwrittenError
 
-__all__ = ["Active", "AutotuneWarning", "RaceError", "UnwrittenError", "activate", "wrap"]
+__all__ = ["Active", "AutotuneWarning", "CompileError", "RaceError", "ResourceError", "UnwrittenError", "activate", "wrap"]
 
 # What is active, the newest at the end: each puts back what it found, so the newest goes first.
 _ACTIVE: list[Active] = []
@@ -51,7 +54,7 @@ class wrap:
     def __init__(self, array: np.ndarray):
         if not isinstance(array, np.ndarray):
             raise LaunchError(f"wrap: expected an array of NumPy, found {type(array).__name__}")
-        if array.dtype.hasobject or array.dtype.kind in "USMm":
+        if no_numbers(array.dtype):
             raise LaunchError(f"wrap: expected numbers, found an array of {array.dtype}")
         self.array = array
         self.dtype, self.shape, self.ndim = array.dtype, array.shape, array.ndim
@@ -166,13 +169,15 @@ def _activated(options: dict[str, Any], wishes: Mapping[str, Any]) -> Active:
     config = triton.runtime.driver
     before, nvidia = config._active, backends["nvidia"]
     prune, run = autotuner.Autotuner.prune_configs, autotuner.Autotuner.run
+    launch = JITFunction.run
     backends["nvidia"] = Backend(compiler=Compiler, driver=nvidia.driver)
     config.set_active(Driver(active))
     autotuner.Autotuner.prune_configs = _chooser(prune, dict(wishes))
     autotuner.Autotuner.run = _remembering_apart(run)
+    JITFunction.run = in_one_line(launch)
 
     def undo() -> None:
-        autotuner.Autotuner.prune_configs, autotuner.Autotuner.run = prune, run
+        autotuner.Autotuner.prune_configs, autotuner.Autotuner.run, JITFunction.run = prune, run, launch
         backends["nvidia"] = nvidia
         config._active = before
 
