@@ -1,40 +1,48 @@
 //! Each stage by itself: what the reference makes of a trace's own inputs of it, and how far off a plain implementation is
 //! on the same inputs.
 //!
-//! The reference runs once in f64 under a teacher: it computes a stage, the result is recorded, and then the trace's own
-//! value takes its place, so that all stages after it are computed from what the trace holds. A stage that the trace does
-//! not hold stays as computed, and the next one is then judged from further back ([`flow::sources`]). The same run in the
-//! trace's own precision, against the first, gives the noise that a budget is a multiple of. Where the trace does not say which
-//! experts a token went to, the second run goes where the first goes: a choice that could go either way is no noise, and must
-//! not widen a budget.
+//! The reference runs once in f64 under a teacher: it computes a stage, the result is recorded, and then the trace's own value
+//! takes its place, so that all stages after it are computed from what the trace holds. A stage that the trace does not hold stays
+//! as computed, and the next one is then judged from further back ([`flow::sources`]). The same run in the trace's own precision,
+//! against the first, gives the noise that a budget is a multiple of. Where the trace does not say which experts a token went to,
+//! the second run goes where the first goes: a choice that could go either way is no noise, and must not widen a budget.
+
+mod copies;
+mod noise;
+mod parts;
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::Arc;
 
-use dsv2_metrics::{Comparison, Metrics, are_few};
+use dsv2_metrics::Metrics;
+use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
-use dsv2_reference::stage::table::{KV_B_PROJ, LM_HEAD, NORM, SCORE, TOPK_INDICES};
-use dsv2_reference::stage::{self, Layout, Stage, flow};
+use dsv2_reference::stage::table::{LM_HEAD, NORM, SCORE, TOPK_INDICES};
+use dsv2_reference::stage::{self, Stage, flow};
 use dsv2_reference::tap::NoTap;
-use dsv2_reference::{DeepseekV2Config, Dtype};
 use indexmap::IndexMap;
-use ndarray::{ArrayD, Axis, Slice};
 
 use crate::backend::{Backend, Choice, Reference, Settings};
-use crate::budget::{self, Budgets, FACTORS, LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
+use crate::budget::{self, Budgets, FACTORS};
 use crate::case::Case;
 use crate::error::Result;
-use crate::inputs::AttentionMask;
 use crate::judge::routing::as_choice;
 use crate::judge::{LocalTruth, Truth};
 use crate::planned;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
-use crate::taps::{Assumed, storage};
+use crate::taps::Assumed;
 use crate::trace::Trace;
 use crate::values::Values;
+pub use copies::stored;
+use copies::{cached_before, is_same};
+pub(crate) use copies::{copied, is_cached_by_step, is_exact};
+use noise::{distances, form, root_mean_squares};
+pub(crate) use noise::{draws, root_mean_square, usual_noise, with_usual};
+pub use noise::{factors, noise, plain};
+use parts::Step;
+pub(crate) use parts::{Difference, Parts, Worst};
 
 /// The truth of each stage of a trace by itself.
 pub struct Local {
@@ -152,11 +160,8 @@ impl Local {
             .filter(|(name, got)| is_cached_by_step(case, name, got.shape()) && !copies.contains_key(name));
         let steps: IndexMap<&str, Values> = cached
             .filter_map(|(name, got)| {
-                let (of_part, off) = Step { case, name, got, usual: usual(name), factors, rows: &rows }.worst(
-                    truth.get(name)?,
-                    &plain,
-                    is_copy(name),
-                )?;
+                let step = Step { of: (case, name), got, truth: truth.get(name)?, plain: &plain, rows: &rows };
+                let (of_part, off) = step.worst(is_copy(name), usual(name), &factors)?;
                 noise.insert(name.to_owned(), off);
                 Some((name, of_part))
             })
@@ -257,31 +262,9 @@ pub fn taught(case: &Case, teacher: &Trace, wanted: Choice<'_>, assumed: &Assume
     Reference.run(case, &settings, &mut assumed.tap())
 }
 
-/// What rounding costs a stage in a narrow type as a rule, where the candidate has `written` it in a type.
-pub(crate) fn usual_noise(name: &str, written: Option<Dtype>, config: &DeepseekV2Config, precision: Precision) -> f64 {
-    let Some(narrow) = precision.narrow() else { return 0.0 };
-    match precision.stored(name) == narrow {
-        true => storage::usual_rounding(name, config, narrow),
-        // fp32 by definition, but written in the narrow type all the same, and so may be what it is computed from
-        false if written == Some(narrow) => 3.0 * storage::usual_rounding(name, config, narrow),
-        false => 0.0,
-    }
-}
-
 /// Whether it is a choice of experts.
 pub(crate) fn is_choice(name: &str) -> bool {
     Stage::parse(name).is_some_and(|stage| stage.kind == TOPK_INDICES)
-}
-
-/// How many times the noise a stage may be off by itself.
-pub fn factors(precision: Precision) -> Metrics {
-    if precision.narrow().is_some() { NARROW_LOCAL_FACTORS } else { LOCAL_FACTORS }
-}
-
-/// What a plain implementation computes in: an f64 candidate is held to what f32 can do, since parts of the model are fp32 by
-/// definition.
-pub fn plain(precision: Precision) -> Precision {
-    if precision == Precision::F64 { Precision::F32 } else { precision }
 }
 
 /// The stages of `candidate` that can stand in for the model's: of its shapes, and experts that exist, none twice. Rows that
@@ -314,174 +297,4 @@ pub(crate) fn usable_stage(
         }
         _ => None,
     }
-}
-
-/// Whether the stage must be bit-identical: a copy of what the trace holds, kept in the type of the computation.
-pub(crate) fn is_exact(name: &str, held: impl Fn(&str) -> bool, config: &DeepseekV2Config, cache: CacheFormat) -> bool {
-    let kept = |source: &String| cache == CacheFormat::Plain && held(source);
-    flow::is_copy(name) && flow::inputs(name, config, |_| true).iter().all(kept)
-}
-
-/// As a computation in `precision` stores the stage.
-pub fn stored(precision: Precision, name: &str, a: &ArrayD<f64>) -> Values {
-    let dtype = precision.stored(name);
-    let tensor = dsv2_reference::Tensor::from_values(dtype, a.shape(), a.iter().copied());
-    Values::Real(dtype, tensor.to_array())
-}
-
-/// What a copy of `a` should be: stored as the computation stores it, or left as it is, if that is what the trace `got`. What was
-/// cached before the new tokens is no copy of anything that the trace holds: it is left as the trace has it.
-pub(crate) fn copied(
-    case: &Case,
-    precision: Precision,
-    name: &str,
-    a: &ArrayD<f64>,
-    got: &Values,
-    rows: &ComparedRows,
-) -> Values {
-    let before = cached_before(case, name);
-    let new = |copy: Values| match before {
-        0 => copy,
-        _ => with_keys_of(got, &(0..before.min(a.len_of(Axis(1)))), &copy).unwrap_or(copy),
-    };
-    let as_it_is = new(Values::Real(precision.stored(name), a.clone()));
-    if is_same(name, got, &as_it_is, rows) { as_it_is } else { new(stored(precision, name, a)) }
-}
-
-/// A cache with some keys as the trace `got` has them; nothing, if that is of another shape.
-fn with_keys_of(got: &Values, keys: &Range<usize>, cache: &Values) -> Option<Values> {
-    let (Values::Real(dtype, cache), Values::Real(_, got)) = (cache, got.fit(cache.shape())?) else { return None };
-    let (mut cache, keys) = (cache.clone(), Slice::from(keys.clone()));
-    cache.slice_axis_mut(Axis(1), keys).assign(&got.slice_axis(Axis(1), keys));
-    Some(Values::Real(*dtype, cache))
-}
-
-/// Whether a cache of this shape holds what was there before a decoding step, and what is new: they are judged by themselves, for
-/// what was there before may be off by more.
-pub(crate) fn is_cached_by_step(case: &Case, name: &str, shape: &[usize]) -> bool {
-    let before = cached_before(case, name);
-    before > 0 && flow::is_copy(name) && shape.get(1).is_some_and(|&keys| keys > before)
-}
-
-/// The cache of a decoding step.
-struct Step<'a> {
-    case: &'a Case,
-    name: &'a str,
-    got: &'a Values,
-    usual: f64,
-    factors: Metrics,
-    rows: &'a ComparedRows,
-}
-
-impl Step<'_> {
-    /// What the cache should be in the worse of its two parts, as if the trace were right in the other, and the noise there. New
-    /// keys are left out if they are copies.
-    fn worst(&self, truth: &Values, plain: &[Trace], are_copies: bool) -> Option<(Values, Metrics)> {
-        let before = cached_before(self.case, self.name);
-        let keys = self.got.shape().get(1).copied()?;
-        let parts = [before..keys, 0..before].map(|right| {
-            let but_these = |cache: &Values| with_keys_of(self.got, &right, cache);
-            let want = but_these(truth)?;
-            let measure =
-                |trace: &Trace| Some(self.rows.measure(self.name, &but_these(trace.get(self.name)?)?, &want)?.metrics);
-            let noise = with_usual(&plain.iter().map(measure).collect::<Option<Vec<_>>>()?, self.usual);
-            let off = self.rows.measure(self.name, self.got, &want)?;
-            Some((times(&off, noise.zip(&self.factors, |noise, factor| noise * factor)), want, noise))
-        });
-        let [was_there, new] = parts;
-        let ((times, want, noise), new) = (was_there?, new?);
-        Some(if !are_copies && new.0 > times { (new.1, new.2) } else { (want, noise) })
-    }
-}
-
-/// How many times what it may be something is off, by the worst of the measures.
-pub(crate) fn times(off: &Comparison, may_be: Metrics) -> f64 {
-    let each = off.metrics.values().into_iter().zip(may_be.values());
-    let most = each.map(|(off, may_be)| if off == 0.0 { 0.0 } else { off / may_be }).fold(0.0, f64::max);
-    if off.nonfinite.is_some() { f64::INFINITY } else { most }
-}
-
-/// How many keys of this copy were cached before the tokens that are looked at.
-fn cached_before(case: &Case, name: &str) -> usize {
-    if Stage::parse(name).is_some_and(|stage| stage.layout == Layout::Keys) { case.inputs.past() } else { 0 }
-}
-
-/// Whether no number that is compared differs.
-fn is_same(name: &str, got: &Values, want: &Values, rows: &ComparedRows) -> bool {
-    rows.measure(name, got, want).is_some_and(|compared| !compared.differs())
-}
-
-/// The form of attention of a plain run: the candidate may have the other one, unless it holds what only this one computes.
-fn form(draw: u64, teacher: &Trace) -> AttentionForm {
-    let expands = |name: &str| Stage::parse(name).is_some_and(|stage| stage.kind == KV_B_PROJ);
-    match draw.is_multiple_of(2) || teacher.iter().any(|(name, _)| expands(name)) {
-        true => AttentionForm::Expanded,
-        false => AttentionForm::Absorbed,
-    }
-}
-
-/// How many plain runs tell how much noise there is: one, unless the model is so narrow, and the inputs so short, that the
-/// error of some stage is that of a few numbers. (Then a run costs nothing.)
-pub(crate) fn draws(case: &Case) -> u64 {
-    let config = &case.config;
-    let narrowest = [
-        config.hidden_size,
-        config.kv_lora_rank,
-        config.q_lora_rank.unwrap_or(config.hidden_size),
-        config.qk_rope_head_dim,
-        config.num_attention_heads * config.v_head_dim,
-        config.intermediate_size,
-        config.moe_intermediate_size,
-    ];
-    let tokens = case.inputs.batch() * case.inputs.length();
-    let masked = match &case.inputs.attention_mask {
-        Some(AttentionMask::Padding(attend)) => attend.iter().filter(|real| !**real).count(),
-        _ => 0,
-    };
-    let few = |width: usize| width < LEAST_WIDTH || are_few(((tokens - masked) * width) as f64);
-    let few = narrowest.into_iter().min().is_some_and(few);
-    let affordable = config.parameter_count() * (tokens as u64) < AFFORDABLE;
-    if few && affordable { DRAWS } else { 1 }
-}
-
-/// The relative error of w sums that may all nearly cancel has a mean square only from this w on: below, the worst row of one
-/// run says nothing about that of another, however many rows there are.
-const LEAST_WIDTH: usize = 3;
-/// How many plain runs of a small model are made.
-const DRAWS: u64 = 16;
-/// Weights times tokens of what is a small model.
-const AFFORDABLE: u64 = 1 << 24;
-
-/// How far each stage of the `plain` runs is from the truth, in the mean.
-pub fn noise(plain: &[Trace], truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
-    root_mean_squares(&plain.iter().map(|plain| distances(plain, truth, rows)).collect::<Vec<_>>())
-}
-
-/// How far each stage of a run is from the truth, as far as it has them.
-fn distances(run: &Trace, truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
-    let of = |(name, want): (&str, &Values)| Some((name.to_owned(), rows.measure(name, run.get(name)?, want)?.metrics));
-    truth.iter().filter_map(of).collect()
-}
-
-/// The means of what is known of several runs, of the stages that all of them have.
-fn root_mean_squares(seen: &[IndexMap<String, Metrics>]) -> IndexMap<String, Metrics> {
-    let names = seen.first().into_iter().flat_map(IndexMap::keys);
-    let of = |name: &String| {
-        let of_all: Option<Vec<Metrics>> = seen.iter().map(|run| run.get(name).copied()).collect();
-        Some((name.clone(), root_mean_square(&of_all?)))
-    };
-    names.filter_map(of).collect()
-}
-
-/// The same, which in one measure is no less than is `usual`.
-pub(crate) fn with_usual(seen: &[Metrics], usual: f64) -> Metrics {
-    let mut noise = root_mean_square(seen);
-    noise.l2 = noise.l2.max(usual);
-    noise
-}
-
-/// The mean of the noise of several runs.
-pub(crate) fn root_mean_square(seen: &[Metrics]) -> Metrics {
-    let squares = seen.iter().fold(Metrics::default(), |sum, seen| sum.zip(seen, |sum, x| sum + x * x));
-    Metrics::from_values(squares.values().map(|sum| (sum / seen.len() as f64).sqrt()))
 }

@@ -74,6 +74,17 @@ const ROUNDS: usize = 3;
 /// # Errors
 /// If the reference refuses the case.
 pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local>) -> Result<Followed> {
+    follow_within(most_kept, request, dump, truth, first)
+}
+
+/// The same, where of how far ties move tokens no more is kept than `most_kept` says.
+fn follow_within(
+    most_kept: fn(u64) -> u64,
+    request: &Request,
+    dump: &Dump,
+    truth: &Truth,
+    first: Option<Local>,
+) -> Result<Followed> {
     let case = &request.case;
     let by_itself = || Local::of(case, &dump.trace, &truth.trace, dump.precision, request.cache);
     let first = first.map_or_else(by_itself, Ok)?;
@@ -89,7 +100,7 @@ pub fn follow(request: &Request, dump: &Dump, truth: &Truth, first: Option<Local
         rows: &truth.rows,
         method: case.config.topk_method()?,
     };
-    let mut search = Search::new(&question);
+    let mut search = Search::new(&question, most_kept);
     let mut accepted = Accepted::default();
     let (mut now, mut failing) = (None::<Local>, failing(&verdict));
     let open = failing.clone();

@@ -18,7 +18,7 @@ use crate::check::Request;
 use crate::check::align::{self, Order};
 use crate::error::Result;
 use crate::judge::{self, Disposition, LocalTruth, Truth, Verdict};
-use crate::local::{factors, times, with_usual};
+use crate::local::{factors, with_usual};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
 use crate::trace::Trace;
@@ -109,9 +109,9 @@ impl Measured {
         self.noise.insert(name.to_owned(), with_usual(noise, usual));
     }
 
-    /// How many times what it may be off for sure a stage is off.
-    pub fn times(&self, noise: Metrics, off: &Comparison) -> f64 {
-        times(off, noise.zip(&self.factors, |noise, factor| noise * factor))
+    /// How many times the noise a stage may be off by itself.
+    pub fn factors(&self) -> &Metrics {
+        &self.factors
     }
 
     /// Whether the dump's experts are not its `mlp`: they are further from it than it may be from the truth.

@@ -52,13 +52,15 @@ pub enum Found {
 /// A search; it goes on from dump to dump of budgets, and counts its runs.
 pub struct Search<'a> {
     question: &'a Question<'a>,
+    /// How many numbers are kept at most, if stages of so many are off.
+    most_kept: fn(u64) -> u64,
     runs: usize,
 }
 
 impl<'a> Search<'a> {
-    /// Nothing was tried yet.
-    pub fn new(question: &'a Question<'a>) -> Self {
-        Search { question, runs: 0 }
+    /// Nothing was tried yet. Of how far moves take rows, no more is kept than `most_kept` says.
+    pub fn new(question: &'a Question<'a>, most_kept: fn(u64) -> u64) -> Self {
+        Search { question, most_kept, runs: 0 }
     }
 
     /// Looks for near ties that bring the `failing` stages within `budgets`, from `start` on, where they are off and nothing but
@@ -102,7 +104,7 @@ impl<'a> Search<'a> {
 
         let off = start.iter().filter(|(name, _)| failing.contains(name));
         let off: Trace = off.map(|(name, values)| (name.to_owned(), values.clone())).collect();
-        let most_kept = most_kept(off.iter().map(|(_, values)| values.len() as u64).sum());
+        let most_kept = (self.most_kept)(off.iter().map(|(_, values)| values.len() as u64).sum());
         let (mut start, mut moves) = (Rc::new(off), moves);
         let mut settled_sequences = BTreeSet::new();
         let mut settled_nothing = true;

@@ -3,9 +3,10 @@ use dsv2_reference::weights::WeightSource;
 use dsv2_reference::{Real, Tensor};
 use ndarray::{Array2, ArrayD, Axis};
 
+use super::{follow_within, most_kept};
 use crate::backend::{Backend, Reference, Settings};
 use crate::case::Case;
-use crate::check::{Checked, Conclusion, Request, check_without_hint};
+use crate::check::{Checked, Conclusion, Request, check_without_hint, dump, truth};
 use crate::golden::GoldenCases;
 use crate::inputs::LogitsToKeep;
 use crate::mutants::benign::benign;
@@ -229,4 +230,37 @@ fn an_undecided_dump_is_told_what_to_add() {
     let inconclusive = checked.inconclusive.unwrap();
     assert!(inconclusive.reason.contains("lm_head is over its budget"), "{}", inconclusive.reason);
     assert_eq!(inconclusive.add, [1, 2].map(super::choice_of));
+}
+
+#[test]
+fn a_search_that_would_keep_more_than_was_planned_leaves_the_dump_open() {
+    let subject = case("v2");
+    let weights = Wide::new(&subject);
+    let mut bitten = 0;
+    for benign in benign().filter(|benign| (benign.applies)(&subject, Precision::Bf16)) {
+        let Some(variant) = &benign.variant else { continue };
+        let mut tap = Planted::new(variant, &weights, Precision::Bf16).unwrap();
+        let candidate = run(&subject, Precision::Bf16, &logits, &mut tap);
+        let request = Request { precision: Some(Precision::Bf16), ..Request::new(case("v2"), candidate) };
+        let dump = dump::read(&request).unwrap();
+        let truth = truth::compute(&request, &dump).unwrap();
+        let within = |most: fn(u64) -> u64| follow_within(most, &request, &dump, &truth, None).unwrap();
+        let planned = within(most_kept);
+        if planned.assumed.is_empty() {
+            continue;
+        }
+        // what a run moves is kept of the rows that are off, and then it is more than nothing
+        let [nothing, everything] = [within(|_| 0), within(|_| u64::MAX)];
+        assert!(nothing.inconclusive.is_some() && nothing.assumed.is_empty(), "{}", benign.id);
+        assert!(everything.inconclusive.is_none() && everything.assumed == planned.assumed, "{}", benign.id);
+        bitten += 1;
+    }
+    assert!(bitten > 0, "no near tie was put to the test");
+}
+
+#[test]
+fn what_a_search_keeps_is_bounded_by_the_stages_that_are_off_or_by_what_is_planned_for_any() {
+    assert_eq!(most_kept(10), 650, "all that 64 runs and all moves together can tell");
+    assert_eq!(most_kept(1 << 20), 1 << 23, "no more than that");
+    assert_eq!(most_kept(1 << 23), 1 << 24, "but twice the stages that are off");
 }

@@ -1,5 +1,6 @@
+use dsv2_reference::Dtype;
 use dsv2_reference::tap::NoTap;
-use ndarray::{Slice, s};
+use ndarray::{Axis, Slice, concatenate, s};
 
 use dsv2_reference::stage::table::LM_HEAD;
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dsv2_metrics::{Comparing, Comparison, Metrics};
+use dsv2_metrics::Comparison;
 use dsv2_reference::round::RoundingTap;
 use dsv2_reference::stage::table::{EMBED_TOKENS, LAYER, O_PROJ};
 use dsv2_reference::stage::{self, Layout, Stage};
@@ -11,13 +11,13 @@ use dsv2_reference::tap::{StageValue, Tap};
 use ndarray::ArrayView1;
 
 use super::{Ahead, Comparer, Stopped, known};
-use crate::budget::{self, Spreading};
+use crate::budget;
 use crate::check::align;
 use crate::check::lockstep::measured::{Off, Stagewise};
 use crate::check::lockstep::pieces::{Held, numbers, taken};
 use crate::check::lockstep::station::{Computed, Ended};
 use crate::check::lockstep::visit::{Piece, Visit};
-use crate::local::{is_cached_by_step, is_choice, is_exact, stored, usual_noise, with_usual};
+use crate::local::{Difference, Parts, Worst, is_cached_by_step, is_choice, is_exact, stored, usual_noise};
 use crate::values::Values;
 
 /// What has been measured of a stage of which chunks are to come.
@@ -32,35 +32,11 @@ pub enum Open {
 pub struct Numbers {
     /// Which chunk was the last.
     chunk: usize,
-    /// Of a cache in a decoding step what was there before, and what is new; else all of it.
-    parts: Vec<Part>,
+    /// How far off it is, and the plain runs are.
+    parts: Parts,
     /// How far off the dump is in the tokens that are looked at, as it should be and as the computation stores that, if these must be
     /// bit-identical.
     copied: Option<[Difference; 2]>,
-}
-
-/// How far off the dump is in some rows, and the plain runs are: as if the dump were right in all others.
-struct Part {
-    noise: Vec<Comparing>,
-    off: Difference,
-}
-
-/// How far off the dump is, and how what it should be is spread.
-struct Difference(Comparing, Spreading);
-
-impl Difference {
-    fn of(stage: Stage, shape: &[usize]) -> Self {
-        Difference(Comparing::new(shape), Spreading::new(stage, shape))
-    }
-
-    /// The rows from `row` on; those count for which `compared` holds (all, if there is none).
-    fn add(&mut self, row: usize, got: &[f64], own: &[f64], compared: Option<&[bool]>) {
-        let Difference(off, spread) = self;
-        off.go_to(row);
-        off.add(got, own, compared);
-        spread.go_to(row);
-        spread.add(own, compared);
-    }
 }
 
 impl<'a> Comparer<'a> {
@@ -159,16 +135,12 @@ impl<'a> Comparer<'a> {
             _ => {
                 let is_taught = |source: &str| self.measured.taught.contains(source);
                 let is_copy = (self.way.given)(name) && is_exact(name, is_taught, config, self.request.cache);
-                let part = |_| Part {
-                    noise: self.to_plain.iter().map(|_| Comparing::new(&held.shape)).collect(),
-                    off: difference(),
-                };
-                let parts = (0..if is_cached_by_step(case, name, &held.shape) { 2 } else { 1 }).map(part).collect();
+                let are_two = is_cached_by_step(case, name, &held.shape);
+                let parts = Parts::of(*stage, &held.shape, self.to_plain.len(), are_two);
                 Numbers { chunk: 0, parts, copied: is_copy.then(|| [difference(), difference()]) }
             }
         };
         let Numbers { chunk, parts, copied } = &mut numbers_so_far;
-        let this = if parts.len() > 1 && visit.is_looked_at { 1 } else { 0 };
         let mut asked = visit.compared();
         let mut ask = || -> Result<(), Ended> {
             let Some(Piece { own, .. }) = asked.next() else { return Ok(()) };
@@ -183,14 +155,8 @@ impl<'a> Comparer<'a> {
             let (own, compared) = (numbers(&own), compared.as_deref().map(|rows| &rows[piece.clone()]));
             let plain: Vec<Values> = plain.into_iter().map(|plain| visit.widened(plain)).collect();
             let got = held.rows(piece.clone())?;
-            for (at, part) in parts.iter_mut().enumerate() {
-                let or_as_it_is = |rows| if at == this { rows } else { numbers(&got) };
-                for (noise, plain) in part.noise.iter_mut().zip(&plain) {
-                    noise.go_to(piece.start);
-                    noise.add(or_as_it_is(numbers(plain)), or_as_it_is(own), compared);
-                }
-                part.off.add(piece.start, numbers(&got), or_as_it_is(own), compared);
-            }
+            let plain: Vec<&[f64]> = plain.iter().map(numbers).collect();
+            parts.add((piece.start, visit.is_looked_at), (numbers(&got), own), &plain, compared);
             if let Some([as_it_is, as_stored]) = copied {
                 let stored = stored(precision, name, &ArrayView1::from(own).into_dyn().to_owned());
                 // of what was cached before, the dump does not hold the source
@@ -207,9 +173,9 @@ impl<'a> Comparer<'a> {
             self.open.insert(name.to_owned(), Open::Numbers(Box::new(numbers_so_far)));
             return Ok(chunk);
         }
-        let Numbers { mut parts, copied, .. } = numbers_so_far;
-        let copied = copied.map(|[Difference(as_it_is, spread_as_it_is), Difference(as_stored, spread_as_stored)]| {
-            let (as_it_is, as_stored) = (as_it_is.finish(), as_stored.finish());
+        let Numbers { parts, copied, .. } = numbers_so_far;
+        let copied = copied.map(|[as_it_is, as_stored]| {
+            let [(as_it_is, spread_as_it_is), (as_stored, spread_as_stored)] = [as_it_is.finish(), as_stored.finish()];
             let is_copy = !as_it_is.differs() || !as_stored.differs();
             match as_it_is.differs() {
                 true => (as_stored, spread_as_stored, is_copy),
@@ -218,19 +184,10 @@ impl<'a> Comparer<'a> {
         });
         // what was cached before a step is no copy of anything that the dump holds
         let has_more = case.inputs.past() > 0 && stage.layout == Layout::Keys;
-        if has_more && matches!(copied, Some((.., true))) {
-            parts.truncate(1);
-        }
+        let are_copies = has_more && matches!(copied, Some((.., true)));
         let usual = usual_noise(name, held.dtype, config, precision);
-        let parts = parts.into_iter().map(|Part { noise, off: Difference(off, spread) }| {
-            let noise: Vec<_> = noise.into_iter().map(|noise| noise.finish().metrics).collect();
-            (with_usual(&noise, usual), off.finish(), spread)
-        });
-        let worst = parts.reduce(|one, other| {
-            let times = |(noise, off, _): &(Metrics, Comparison, Spreading)| self.measured.times(*noise, off);
-            if times(&other) > times(&one) { other } else { one }
-        });
-        let Some((noise, off, spread)) = worst else { return Err(Stopped::Ended) };
+        let Some(worst) = parts.worst(are_copies, usual, self.measured.factors()) else { return Err(Stopped::Ended) };
+        let Worst { noise, off, spread, .. } = worst;
         self.measured.noise.insert(name.to_owned(), noise);
         let (off, spread, exact) = match copied {
             Some((copied, spread, is_copy)) if !(has_more && is_copy) => (copied, spread, true),
