@@ -22,6 +22,7 @@
 //   tuned_f32    a block for a tile of results: both factors go through shared memory, copied ahead of the work
 //   tuned_bf16   larger tiles, multiplied by tensor cores
 //   few_tuned    small tiles and more copies under way, for the few rows of decoding
+//   several_...  for 17 to 32 rows of many columns: tiles of as many rows, so that each weight is asked for once
 //   split        (of any tuned kernel) several blocks share the sums of a tile where its tiles are too few for the GPU
 #include "gemm.cuh"
 
@@ -51,3 +52,4 @@ KERNEL(128) gemm_naive_bf16(Product<bf16> p) { naive<bf16>(p); }
     KERNEL(64) PREFIX##few_tuned_bf16(Product<bf16> p) { few_tuned<bf16, COLUMNS>(p, blockIdx.z, AsItIs{}); }
 TUNED(false, gemm_)
 TUNED(true, gemm_columns_)
+KERNEL(64) gemm_several_tuned_bf16(Product<bf16> p) { tuned<bf16, 32, 64, 5, false>(p, blockIdx.z, AsItIs{}); }

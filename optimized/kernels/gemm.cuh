@@ -19,7 +19,7 @@ template <typename T> struct Product {
 // How many runs a stretch has.
 const int STRETCH = 8;
 
-// ---- tuned: a block for each tile of BM x BN results, a grid of (M / BM, N / BN, G splits), 2 BN threads ----
+// ---- tuned: a block for each tile of BM x BN results, a grid of (M / BM, N / BN, G splits) ----
 
 // Tiles of both factors, one run deep, are copied STAGES - 1 ahead of the multiplication. Blocks that share rows of b
 // are neighbours, so that a weight comes from DRAM once.
@@ -27,6 +27,7 @@ const int STRETCH = 8;
 //                 tile           stages   shared   registers   blocks on an A100's multiprocessor (164 KB)
 //   tuned_f32     32 x 64 x 32   4        48 KB    80          3: shared memory
 //   tuned_bf16    128 x 64 x 64  3        72 KB    255         2: shared memory
+//   several_bf16  32 x 64 x 64   5        60 KB    140         2: shared memory; 64 KB of weights under way
 //   few_.._bf16   16 x 32 x 64   6        36 KB    54          4: shared memory; 80 KB of weights under way
 //
 // Where rows are aligned the emulator counts no bank conflict and no sector that is not needed. tuned_bf16 asks the L2
@@ -106,7 +107,7 @@ template <> struct Few<bf16> {
 // last one of those that share it will.
 template <typename T, int BM, int BN, int STAGES, bool COLUMNS, typename Become>
 __device__ __forceinline__ bool tuned(const Product<T>& p, u32 z, const Become& become) {
-    const int THREADS = 2 * BN, SIZE = Pack<T>::SIZE, DEPTH = 8 * SIZE;
+    const int THREADS = Sums<T, BM, BN, COLUMNS>::THREADS, SIZE = Pack<T>::SIZE, DEPTH = 8 * SIZE;
     const int A_BYTES = BM * 128, STAGE = A_BYTES + BN * 128, PACKS = BM * BN / (4 * THREADS);
     extern __shared__ __align__(128) char shared[];
     u32 batch = z / p.splits, split = z % p.splits;

@@ -8,7 +8,7 @@ template <typename T, int BM, int BN, bool COLUMNS> struct Sums;
 
 // fp32: a warp has BM x 16 results, a thread every eighth row of 4 neighbouring columns.
 template <int BM, int BN, bool COLUMNS> struct Sums<float, BM, BN, COLUMNS> {
-    static const int ROWS = BM / 8;
+    static const int ROWS = BM / 8, THREADS = 2 * BN;
     // Rows of the finished tile, so far apart that no two threads that write at once meet in a bank.
     static const int PITCH = BN + 4;
     // Of all stretches that have ended, and of this one.
@@ -58,10 +58,10 @@ template <int BM, int BN, bool COLUMNS> struct Sums<float, BM, BN, COLUMNS> {
     }
 };
 
-// bf16: tensor cores. A warp has 64 x 32 results of a tile of 128 x 64, or 16 x 16 of one of 16 x 32.
+// bf16: tensor cores. A warp has 64 x 32 results of a tile of 128 x 64, 32 x 32 of one of 32 x 64, or 16 x 16 of one of 16 x 32.
 template <int BM, int BN, bool COLUMNS> struct Sums<bf16, BM, BN, COLUMNS> {
     static const int ROWS = BM > 64 ? BM / 2 : BM;
-    static const int TILES = ROWS / 16, PAIRS = BN / 2 / 16;
+    static const int TILES = ROWS / 16, PAIRS = BN / 2 / 16, THREADS = BM / ROWS * 2 * WARP;
     static const int PITCH = BN + 8;
     // As above; the fragments of a row of tiles one after another.
     float sum[TILES * 2 * PAIRS][4] = {}, stretch[TILES * 2 * PAIRS][4] = {};

@@ -58,7 +58,7 @@ pub fn batched(variant: Variant, a: &Tensor, b: &Tensor, out: &Tensor) -> Result
 
 /// How many f32 numbers [`linear_shared`] takes of its [`Scratch`] to share the sums of a product of sizes M, N and K.
 pub fn shared_numbers(element: Element, [m, n, k]: [usize; 3]) -> usize {
-    let Shares { tiles, blocks, numbers } = Tile::of(element, m).shares(element, [1, m, n, k]);
+    let Shares { tiles, blocks, numbers } = Tile::of(element, [1, m, n, k], false, true).shares(element, [1, m, n, k]);
     if blocks > 1 { tiles * numbers } else { 0 }
 }
 
@@ -129,10 +129,17 @@ mod tests {
         for (element, made) in
             [(Element::F32, Element::F32), (Element::Bf16, Element::Bf16), (Element::Bf16, Element::F32)]
         {
-            for (m, by_columns) in [(16, false), (16, true), (256, false), (256, true)] {
+            for (m, n, by_columns) in [
+                (16, 128, false),
+                (16, 128, true),
+                (32, 8192, false),
+                (32, 8192, true),
+                (256, 128, false),
+                (256, 128, true),
+            ] {
                 let emulated = Emulated::profiling(Library::embedded());
                 let device: Arc<dyn Device> = emulated.clone();
-                let (n, k) = (128, 256);
+                let k = 256;
                 let x = ones(&device, element, &[m, k]);
                 let weight = if by_columns {
                     ones(&device, element, &[k, n]).permute(&[1, 0]).expect("a view")

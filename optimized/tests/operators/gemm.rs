@@ -67,6 +67,21 @@ pub fn cases() -> Vec<Case> {
                     cases.push(case("linear_shared", m * n * k, format!("M={m},N={n},K={k}"), run));
                 }
             }
+            if variant == Variant::Tuned && made == Element::Bf16 {
+                // Of the tile for several rows, which so many columns get: some by sharing only.
+                let (m, n, k) = (17, 8131, 330);
+                let input = Linear { kernel, m, n, k, skipped: 8, bias: true, by_columns: false };
+                let (_, alone) =
+                    case("linear", m * n * k, format!("M={m},N={n},K={k}"), Box::new(move |device| input.run(device)));
+                cases.push((m * n * k, Case { watched: true, ..alone }));
+                let (m, n, k) = (29, 2754, 1030);
+                let input = Linear { kernel, m, n, k, skipped: 0, bias: true, by_columns: false };
+                let run = Box::new(move |device: &Arc<dyn Device>| input.shared(device));
+                cases.push(case("linear_shared", m * n * k, format!("M={m},N={n},K={k}"), run));
+                let rows = Rows { kernel, n: 8131, k: 72 };
+                let run = Box::new(move |device: &Arc<dyn Device>| rows.run(device));
+                cases.push(case("rows", usize::MAX, format!("N={},K={}", rows.n, rows.k), run));
+            }
             for (n, k) in [(24, 136), (9, 333)] {
                 let rows = Rows { kernel, n, k };
                 let run = Box::new(move |device: &Arc<dyn Device>| rows.run(device));
@@ -268,6 +283,8 @@ impl Rows {
             compare("alone, not aligned", &[row], 3)?;
         }
         compare("three of them", &[130, 1, 70], 0)?;
+        compare("thirty of them", &every[80..110], 0)?;
+        compare("thirty, not aligned", &every[101..131], 5)?;
         compare("forty of them", &every[80..120], 0)?;
         // The weight stored the other way round: other copies, the same sums.
         let by_columns = upload(device, self.kernel.element, &weight.t().as_standard_layout().to_owned())?;

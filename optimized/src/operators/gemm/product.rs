@@ -29,11 +29,13 @@ const BLOCKS: usize = 4 * 132;
 /// Runs of 128 bytes of a row in a stretch, which one block sums. As in the kernels.
 const STRETCH: usize = 8;
 
-/// A tile of results that a block computes: its rows and columns, the dynamic shared memory, the name of its kernels.
+/// A tile of results that a block computes: its rows and columns, for how many steps along K shared memory has room, the threads,
+/// and the name of its kernels.
 pub(super) struct Tile {
     rows: usize,
     columns: usize,
     stages: usize,
+    threads: u32,
     name: &'static str,
 }
 
@@ -45,9 +47,18 @@ pub(super) struct Shares {
 }
 
 impl Tile {
-    pub(super) fn of(element: Element, rows: usize) -> Self {
+    /// For a product of sizes G, M, N and K whose right side is as it is stored, or by columns; and whether blocks may share a
+    /// tile. Bits are the same in all.
+    pub(super) fn of(element: Element, sizes: [usize; 4], by_columns: bool, may_share: bool) -> Self {
+        let [_, rows, ..] = sizes;
+        let several = || {
+            let Shares { tiles, blocks, .. } = BF16_SEVERAL.shares(element, sizes);
+            !by_columns && tiles * if may_share { blocks } else { 1 } >= MANY
+        };
         match element {
-            Element::Bf16 if rows <= FEW => BF16_FEW,
+            Element::Bf16 if rows <= BF16_FEW.rows => BF16_FEW,
+            Element::Bf16 if rows <= BF16_SEVERAL.rows && several() => BF16_SEVERAL,
+            Element::Bf16 if rows <= BF16_SEVERAL.rows => BF16_FEW,
             Element::Bf16 => BF16,
             _ => F32,
         }
@@ -62,11 +73,15 @@ impl Tile {
     }
 }
 
-const F32: Tile = Tile { rows: 32, columns: 64, stages: 4, name: "tuned" };
-const BF16: Tile = Tile { rows: 128, columns: 64, stages: 3, name: "tuned" };
-const BF16_FEW: Tile = Tile { rows: 16, columns: 32, stages: 6, name: "few_tuned" };
-/// So many rows are still few: two small tiles below each other cost less than a large one that is a quarter full.
-const FEW: usize = 32;
+const F32: Tile = Tile { rows: 32, columns: 64, stages: 4, threads: 128, name: "tuned" };
+const BF16: Tile = Tile { rows: 128, columns: 64, stages: 3, threads: 128, name: "tuned" };
+const BF16_FEW: Tile = Tile { rows: 16, columns: 32, stages: 6, threads: 64, name: "few_tuned" };
+/// Asks for each weight once, where two small tiles below each other ask twice. By columns there is none: a head's part of W^UK is
+/// little, and in a launch with the cache's write.
+const BF16_SEVERAL: Tile = Tile { rows: 32, columns: 64, stages: 5, threads: 64, name: "several_tuned" };
+/// So many blocks of several rows, about one for each multiprocessor, are worth it: a block takes twice as long as one of few, so
+/// that fewer would be done later, by the predictions, though they ask for less.
+const MANY: usize = 128;
 
 /// So many rows of a result are sooner gone on with by the block that was last than by a launch of its own.
 const ONE_BLOCK: usize = 4;
@@ -196,14 +211,14 @@ impl<'a> Product<'a> {
     pub(in crate::operators) fn tuned(&self, scratch: Option<&Scratch>) -> Result<Tuned> {
         let [element, _] = self.types()?;
         let [g, m, n, _] = self.sizes;
-        let tile = Tile::of(element, m);
+        let tile = self.tile(element, scratch.is_some());
         let split = scratch.map_or(Split::NONE, |scratch| self.split(&tile, scratch));
         let blocks = [m.div_ceil(tile.rows), n.div_ceil(tile.columns), g * split.blocks];
         // A row of a tile is 128 bytes.
         let shared = tile.stages * (tile.rows + tile.columns) * 128;
         let columns = if self.b.1[2] == 1 { "" } else { "columns_" };
         Ok(Tuned {
-            grid: self.grid(blocks, 2 * tile.columns as u32)?.with_shared(shared as u32),
+            grid: self.grid(blocks, tile.threads)?.with_shared(shared as u32),
             name: format!("{columns}{}_{element}", tile.name),
             product: self.argument(split)?,
         })
@@ -217,10 +232,14 @@ impl<'a> Product<'a> {
         if m * n == 0 || m > ONE_BLOCK || self.b.1[2] != 1 {
             return Ok(None);
         }
-        let Shares { tiles, .. } = Tile::of(element, m).shares(element, self.sizes);
+        let Shares { tiles, .. } = self.tile(element, true).shares(element, self.sizes);
         // Behind the counters of the tiles.
         let Some(counter) = scratch.counter(tiles) else { return Ok(None) };
         Ok(Some((self.tuned(Some(scratch))?, counter)))
+    }
+
+    fn tile(&self, element: Element, may_share: bool) -> Tile {
+        Tile::of(element, self.sizes, self.b.1[2] != 1, may_share)
     }
 
     /// How many blocks share a tile. Whatever it is, the bits are the same.
