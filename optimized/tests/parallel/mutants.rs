@@ -57,6 +57,14 @@ fn stale(which: fn(&Call) -> bool, side: fn(&mut Call) -> &mut Tensor) -> Interf
     })
 }
 
+fn broadcast_from<const ROOT: usize>(call: &mut Call) {
+    call.operation = Operation::Broadcast { root: ROOT };
+}
+
+fn turn_ranks(call: &mut Call) {
+    call.ranks = call.ranks.iter().rev().copied().collect();
+}
+
 fn turn(counts: &mut [usize]) {
     counts.reverse();
 }
@@ -82,26 +90,8 @@ fn mutants() -> Vec<Mutant> {
         ("no sum on one rank", HEADS, times(|rank, call| sum(call) && rank == 1, 0)),
         ("a sum twice on one rank", HEADS, times(|rank, call| is(call, "2.mlp: sum") && rank == 0, 2)),
         ("the last sum lost on one rank", HEADS, times(|rank, call| is(call, "2.mlp: sum") && rank == 0, 0)),
-        (
-            "a sum of one rank",
-            HEADS,
-            change(
-                |_, call| sum(call),
-                |call| {
-                    call.operation = Operation::Broadcast { root: 0 };
-                },
-            ),
-        ),
-        (
-            "a sum of the other rank",
-            HEADS,
-            change(
-                |_, call| sum(call),
-                |call| {
-                    call.operation = Operation::Broadcast { root: 1 };
-                },
-            ),
-        ),
+        ("a sum of one rank", HEADS, change(|_, call| sum(call), broadcast_from::<0>)),
+        ("a sum of the other rank", HEADS, change(|_, call| sum(call), broadcast_from::<1>)),
         (
             "half of a sum",
             HEADS,
@@ -116,16 +106,7 @@ fn mutants() -> Vec<Mutant> {
                 },
             ),
         ),
-        (
-            "another operation on one rank",
-            HEADS,
-            change(
-                |rank, call| sum(call) && rank == 1,
-                |call| {
-                    call.operation = Operation::Broadcast { root: 0 };
-                },
-            ),
-        ),
+        ("another operation on one rank", HEADS, change(|rank, call| sum(call) && rank == 1, broadcast_from::<0>)),
         ("a sum over all ranks", BOTH, change(|_, call| sum(call), |call| call.ranks = [0, 1, 2, 3].into())),
         (
             "a sum over the other group",
@@ -174,32 +155,8 @@ fn mutants() -> Vec<Mutant> {
                 },
             ),
         ),
-        (
-            "the numbers of tokens swapped",
-            EXPERTS,
-            change(
-                |_, call| is(call, ": counts"),
-                |call| {
-                    call.ranks = {
-                        let mut ranks = call.ranks.to_vec();
-                        ranks.reverse();
-                        ranks.into()
-                    }
-                },
-            ),
-        ),
-        (
-            "tokens to the other rank",
-            EXPERTS,
-            change(
-                |_, call| is(call, ": tokens"),
-                |call| {
-                    let mut ranks = call.ranks.to_vec();
-                    ranks.reverse();
-                    call.ranks = ranks.into();
-                },
-            ),
-        ),
+        ("the numbers of tokens swapped", EXPERTS, change(|_, call| is(call, ": counts"), turn_ranks)),
+        ("tokens to the other rank", EXPERTS, change(|_, call| is(call, ": tokens"), turn_ranks)),
         ("no tokens", EXPERTS, times(|_, call| is(call, ": tokens"), 0)),
         ("tokens of an earlier pass", EXPERTS, stale(|call| is(call, ": tokens"), |call| &mut call.send)),
         ("no experts' numbers", EXPERTS, times(|_, call| is(call, ": experts"), 0)),
@@ -207,18 +164,7 @@ fn mutants() -> Vec<Mutant> {
         ("results to others", EXPERTS, change(|_, call| is(call, ": results"), mixed_up)),
         ("results put where earlier ones were", EXPERTS, stale(|call| is(call, ": results"), |call| &mut call.receive)),
         ("results of an earlier pass", EXPERTS, stale(|call| is(call, ": results"), |call| &mut call.send)),
-        (
-            "rows in another order",
-            EXPERTS,
-            change(
-                |_, call| is(call, ": rows"),
-                |call| {
-                    let mut ranks = call.ranks.to_vec();
-                    ranks.reverse();
-                    call.ranks = ranks.into();
-                },
-            ),
-        ),
+        ("rows in another order", EXPERTS, change(|_, call| is(call, ": rows"), turn_ranks)),
         ("no rows of others", EXPERTS, times(|_, call| is(call, ": rows"), 0)),
         ("rows of an earlier pass", EXPERTS, stale(|call| is(call, ": rows"), |call| &mut call.send)),
     ]

@@ -78,22 +78,32 @@ impl Placed {
         !others.is_empty()
     }
 
-    /// What is rotated, of the model's shapes, if it may be in either order.
+    /// What is rotated, of the model's shapes, if it may be in either order; nothing, if all of it is in one.
     fn rotated(&self, truth: &Truth, judged: Option<&Judged>) -> Vec<Rotated> {
         let halves = place::says(Turn::Halves);
-        let one = |(name, says): (&String, &Vec<&str>)| {
+        let may_be_either = |name: &str| {
             let (got, want) = (self.trace.get(name)?, truth.trace.get(name)?);
-            let width = *got.shape().last()?;
-            (is_rotated(name) && got.shape() == want.shape() && has_orders(width)).then_some(())?;
-            let in_halves = says.contains(&halves);
-            let off = truth.rows.measure(name, got, want)?;
-            // a copy is right in the order of what it was copied from, whichever that is
-            let is_copy = || flow::is_copy(name) && self.holds_source_of(name);
-            let passes = || judged.is_some_and(|judged| judged.passes(name)) && !is_copy();
-            let is_shown = in_halves || is_in_order(&off) || passes();
-            Some(Rotated { name: name.clone(), in_halves, is_shown })
+            Some(is_rotated(name) && got.shape() == want.shape() && has_orders(*got.shape().last()?))
         };
-        self.says.iter().filter_map(one).collect()
+        let of_model = self.says.iter().filter(|(name, _)| may_be_either(name).unwrap_or(false));
+        let all: Vec<(&str, bool)> = of_model.map(|(name, says)| (name.as_str(), says.contains(&halves))).collect();
+        if all.windows(2).all(|two| two[0].1 == two[1].1) {
+            return Vec::new();
+        }
+        let shown = |(name, in_halves): (&str, bool)| {
+            let is_shown = self.shows_order(name, in_halves, truth, judged)?;
+            Some(Rotated { name: name.to_owned(), in_halves, is_shown })
+        };
+        all.into_iter().filter_map(shown).collect()
+    }
+
+    /// Whether its numbers show the order that it is in; nothing, if they cannot be compared.
+    fn shows_order(&self, name: &str, in_halves: bool, truth: &Truth, judged: Option<&Judged>) -> Option<bool> {
+        let off = truth.rows.measure(name, self.trace.get(name)?, truth.trace.get(name)?)?;
+        // a copy is right in the order of what it was copied from, whichever that is
+        let is_copy = || flow::is_copy(name) && self.holds_source_of(name);
+        let passes = || judged.is_some_and(|judged| judged.passes(name)) && !is_copy();
+        Some(in_halves || is_in_order(&off) || passes())
     }
 
     fn holds_source_of(&self, copy: &str) -> bool {
