@@ -69,6 +69,7 @@ impl Tokenizer {
 
     fn new(json: &[u8], config: &Map<String, Value>, special: SpecialTokens, more: Vec<AddedToken>) -> Result<Self> {
         let refused = |error: tokenizers::Error| Error::tokenizer("a tokenizer.json of a known model", error);
+        checked(json)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(refused)?;
         // What a file says about cutting and padding is for whoever trained it.
         inner.with_truncation(None).map_err(refused)?;
@@ -200,6 +201,30 @@ impl Tokenizer {
     fn known(&self, id: i64) -> Result<u32> {
         let known = u32::try_from(id).ok().filter(|id| self.inner.id_to_token(*id).is_some());
         known.ok_or_else(|| Error::Token { id, size: self.vocabulary_size() })
+    }
+}
+
+/// That `tokenizers` refuses what it does not know of a tokenizer.json, as it panics
+///
+/// * where a decoder's part is no JSON,
+/// * at a damaged `Precompiled` normalizer, some at their first text. It belongs to tokenizers of other models (T5, XLM-R).
+///
+/// # Errors
+/// If it is one of these.
+fn checked(json: &[u8]) -> Result<()> {
+    let whole: Value = serde_json::from_slice(json).map_err(|error| Error::tokenizer("JSON", error))?;
+    match has_type(&whole["normalizer"], "Precompiled") {
+        true => Err(Error::tokenizer("a normalizer that a DeepSeek model may have", "Precompiled")),
+        false => Ok(()),
+    }
+}
+
+/// Whether this part, or one within it, is of a type.
+fn has_type(part: &Value, name: &str) -> bool {
+    match part {
+        Value::Object(fields) => part["type"] == name || fields.values().any(|within| has_type(within, name)),
+        Value::Array(parts) => parts.iter().any(|within| has_type(within, name)),
+        _ => false,
     }
 }
 

@@ -9,6 +9,7 @@ mod damage;
 mod held;
 mod place;
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -51,6 +52,11 @@ const PATIENCE: Duration = Duration::from_secs(40);
 
 /// What a process may take of memory, in KiB.
 const MEMORY: u64 = 6 << 20;
+
+thread_local! {
+    /// Where this thread panicked last, and with which words.
+    static PANICKED: RefCell<String> = const { RefCell::new(String::new()) };
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -143,7 +149,13 @@ fn supervise(arguments: &Arguments, mut from: u64, end: u64, done: &AtomicU64, f
 
 /// Does all runs here.
 fn work(arguments: &Arguments) -> std::io::Result<()> {
-    std::panic::set_hook(Box::new(|_| {}));
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        // The end of the path says which crate's line it is, on every machine.
+        let names: Vec<&str> = place.rsplit('/').take(4).collect();
+        let place = names.into_iter().rev().collect::<Vec<_>>().join("/");
+        PANICKED.with_borrow_mut(|panicked| *panicked = format!("{place}: {}", panic.payload_as_str().unwrap_or_default()));
+    }));
     let place = Place::new()?;
     let mut stdout = std::io::stdout();
     for seed in arguments.seed..arguments.seed.saturating_add(arguments.runs) {
@@ -160,7 +172,7 @@ fn work(arguments: &Arguments) -> std::io::Result<()> {
         let alone = rng.usize(..50) == 0 || command.starts_with("generate");
         let ran = std::panic::catch_unwind(|| if alone { process(&place, command) } else { call(&place, command) });
         let wrong = match ran {
-            Err(_) => Some("it panics".to_owned()),
+            Err(_) => Some(format!("it panics at {}", PANICKED.take())),
             Ok(_) if start.elapsed() > LONGEST => Some(format!("{:.0} s", start.elapsed().as_secs_f64())),
             Ok(ran) => held::wrong(&place, target, command, &ran)?,
         };

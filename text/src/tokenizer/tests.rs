@@ -119,3 +119,17 @@ fn streams_of_tokenizers_that_fall_back_to_bytes_say_what_decoding_says() {
         assert_eq!(said, tokenizer.decode(&ids, false).unwrap(), "{ids:?}");
     }
 }
+
+#[test]
+fn a_file_at_which_tokenizers_panics_is_refused() {
+    // A key without a value in the decoder, which it parses as if nothing could be wrong any more.
+    let torn = bytes().to_string().replace(r#""decoder":{"#, r#""decoder":{"a" "#);
+    let refused = Tokenizer::from_bytes(torn.as_bytes(), None).unwrap_err().to_string();
+    assert!(refused.starts_with("tokenizer: expected JSON, found expected `:` at line 1"), "{refused}");
+
+    let mut precompiled = bytes();
+    precompiled["normalizer"] =
+        json!({"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "not base 64"}]});
+    let refused = Tokenizer::from_bytes(precompiled.to_string().as_bytes(), None).unwrap_err().to_string();
+    assert_eq!(refused, "tokenizer: expected a normalizer that a DeepSeek model may have, found Precompiled");
+}
