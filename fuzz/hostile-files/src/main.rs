@@ -154,7 +154,8 @@ fn work(arguments: &Arguments) -> std::io::Result<()> {
         // The end of the path says which crate's line it is, on every machine.
         let names: Vec<&str> = place.rsplit('/').take(4).collect();
         let place = names.into_iter().rev().collect::<Vec<_>>().join("/");
-        PANICKED.with_borrow_mut(|panicked| *panicked = format!("{place}: {}", panic.payload_as_str().unwrap_or_default()));
+        PANICKED
+            .with_borrow_mut(|panicked| *panicked = format!("{place}: {}", panic.payload_as_str().unwrap_or_default()));
     }));
     let place = Place::new()?;
     let mut stdout = std::io::stdout();
