@@ -2,6 +2,7 @@
 
 mod by_layer;
 mod device;
+mod ranks;
 mod taps;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::trace::Trace;
 use taps::Taps;
 
 pub use device::OnDevice;
+pub use ranks::OnRanks;
 
 /// How to run a case.
 #[derive(Clone, Copy, Default)]

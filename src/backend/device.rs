@@ -121,10 +121,10 @@ impl Streaming for OnDevice {
 /// one for the word.
 const SHADOW_OF_RACES: u64 = 120;
 /// All kernels, parsed, and what a launch keeps of its threads.
-const OF_MODULES: u64 = 32 << 20;
+pub(super) const OF_MODULES: u64 = 32 << 20;
 
 /// What a run takes of a device: weights, cache, and the largest pass.
-fn device_memory(case: &Case, settings: &Settings<'_>) -> Result<u64> {
+pub(super) fn device_memory(case: &Case, settings: &Settings<'_>) -> Result<u64> {
     let element = element(settings.precision).unwrap_or(Element::F32);
     let inputs = &case.inputs;
     let cache = CacheSize { batch: inputs.batch(), tokens: inputs.length(), page_size: PAGE };
@@ -142,16 +142,16 @@ fn device_memory(case: &Case, settings: &Settings<'_>) -> Result<u64> {
     Ok(plan.total() as u64)
 }
 
-fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
+pub(super) fn sum(parts: impl IntoIterator<Item = u64>) -> u64 {
     parts.into_iter().fold(0, u64::saturating_add)
 }
 
 /// Whether a stage is inside a fused kernel, which never writes it.
-fn is_fused(stage: &str) -> bool {
+pub(super) fn is_fused(stage: &str) -> bool {
     Stage::parse(stage).is_some_and(|stage| [ATTN_SCORES, ATTN_WEIGHTS].contains(&stage.kind))
 }
 
-fn element(precision: Precision) -> Option<Element> {
+pub(super) fn element(precision: Precision) -> Option<Element> {
     match precision {
         Precision::F32 => Some(Element::F32),
         Precision::Bf16 => Some(Element::Bf16),
@@ -159,7 +159,7 @@ fn element(precision: Precision) -> Option<Element> {
     }
 }
 
-fn cannot_run(settings: &Settings<'_>) -> Option<String> {
+pub(super) fn cannot_run(settings: &Settings<'_>) -> Option<String> {
     let Settings { precision, cache, plain_errors, .. } = settings;
     if element(*precision).is_none() {
         return Some(format!("the kernels compute in f32 and bf16, not in {precision}"));
@@ -170,7 +170,7 @@ fn cannot_run(settings: &Settings<'_>) -> Option<String> {
     plain_errors.then(|| "the kernels make their own errors".to_owned())
 }
 
-fn cannot_run_case(case: &Case) -> Option<String> {
+pub(super) fn cannot_run_case(case: &Case) -> Option<String> {
     if matches!(&case.inputs.attention_mask, Some(AttentionMask::Additive(added)) if added.dim().1 > 1) {
         return Some("the kernels take a mask that is alike for all heads".to_owned());
     }
@@ -190,28 +190,13 @@ fn show(
     if let Some(reason) = cannot_run(settings).or_else(|| cannot_run_case(case)) {
         return Err(refused(reason));
     }
-    let batch = case.inputs.batch();
-    let forced = |trace| Forced::new(trace, case.inputs.tokens.dim());
-    let mut stages = Stages {
-        replay: settings.replay.map(forced),
-        teacher: settings.teacher.map(forced),
-        tap,
-        sink,
-        chosen: settings.stages,
-    };
+    let mut stages = Stages::new(case, settings, tap, sink);
     let model = Model::load(case, &device, ModelSettings::new(element, Variant::Tuned))?;
-    let capacity = case.inputs.length();
-    let mut cache = match case.use_cache {
-        true => Some(LatentCache::new(&case.config, &device, element, batch, capacity, PAGE)?),
-        false => None,
-    };
-    for chunk in case.inputs.chunks(&case.chunks)? {
-        model.forward(&chunk, cache.as_mut(), settings, &mut stages)?;
-    }
-    Ok(())
+    model.feed(case, settings, &mut stages)
 }
 
-enum Model {
+/// A model on a device, with what stands on it.
+pub(super) enum Model {
     CausalLm(CausalLm),
     Classifier(SequenceClassifier),
     Bare(DeviceModel),
@@ -227,6 +212,24 @@ impl Model {
             }
             Head::Bare => Model::Bare(DeviceModel::load(config, case.dialect, weights, device, settings, quiet)?),
         })
+    }
+
+    /// Runs a case, chunk by chunk.
+    pub(super) fn feed(&self, case: &Case, settings: &Settings<'_>, stages: &mut Stages<'_>) -> Result<()> {
+        let model = match self {
+            Model::CausalLm(model) => model.model(),
+            Model::Classifier(model) => model.model(),
+            Model::Bare(model) => model,
+        };
+        let (batch, capacity, element) = (case.inputs.batch(), case.inputs.length(), model.settings().element);
+        let mut cache = match case.use_cache {
+            true => Some(LatentCache::new(model.config(), model.device(), element, batch, capacity, PAGE)?),
+            false => None,
+        };
+        for chunk in case.inputs.chunks(&case.chunks)? {
+            self.forward(&chunk, cache.as_mut(), settings, stages)?;
+        }
+        Ok(())
     }
 
     fn forward(
@@ -258,7 +261,7 @@ impl Model {
 
 /// The judge's taps at the stages of a device: each stage is brought to the host, shown to them, and put back if one of
 /// them changed it.
-struct Stages<'a> {
+pub(super) struct Stages<'a> {
     replay: Option<Forced<'a>>,
     teacher: Option<Forced<'a>>,
     tap: &'a mut dyn AnyTap,
@@ -266,7 +269,13 @@ struct Stages<'a> {
     chosen: Option<super::Choice<'a>>,
 }
 
-impl Stages<'_> {
+impl<'a> Stages<'a> {
+    pub(super) fn new(case: &Case, settings: &Settings<'a>, tap: &'a mut dyn AnyTap, sink: &'a mut dyn AnyTap) -> Self {
+        let forced = |trace| Forced::new(trace, case.inputs.tokens.dim());
+        let (replay, teacher) = (settings.replay.map(forced), settings.teacher.map(forced));
+        Stages { replay, teacher, tap, sink, chosen: settings.stages }
+    }
+
     fn show(&mut self, name: &str, mut value: StageValue<'_, f32>) {
         if let Some(replay) = &mut self.replay {
             Tap::<f32>::stage(replay, name, again(&mut value));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use dsv2::backend::{Backend, OnDevice, Precision};
+use dsv2::backend::{Backend, OnDevice, OnRanks, Precision, Settings};
 use dsv2::memory::{self, Size};
 use dsv2::outcome::Item;
 use dsv2::report::model::{PassOrFail, Report, VerifyReport};
@@ -32,6 +32,9 @@ pub struct VerifyArgs {
     /// On the emulator, with tensor cores that add up in this way: how those of a card do is not documented
     #[arg(long, value_enum, value_name = "HOW", conflicts_with_all = ["races", "backend"])]
     sums: Option<Sums>,
+    /// The CUDA kernels over P times Q emulated devices: heads and columns in P parts, the experts in Q blocks
+    #[arg(long, value_name = "PxQ", conflicts_with_all = ["races", "backend", "sums"])]
+    ranks: Option<OnRanks>,
     /// Only this type: f64, f32 or bf16 [default: f64 and f32; on the kernels f32 and bf16]
     #[arg(long, value_name = "DTYPE", value_parser = precision)]
     dtype: Option<Precision>,
@@ -85,6 +88,9 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
         waivers: args.waivers.as_deref().map(Waivers::read).transpose()?.unwrap_or_default(),
     };
 
+    if args.ranks.is_some() {
+        some_case_runs(&plan)?;
+    }
     args.report.as_deref().map(set::check).transpose()?;
     let there_is = args.memory_limit.into_iter().chain(memory::available()).min();
     let (at_a_time, takes) = need::at_a_time(need::of_cases(&plan)?, there_is);
@@ -104,6 +110,23 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
     Ok(Done { output: for_people(&output), conforms })
 }
 
+/// That what is asked for can be done with one case at least: of nothing everything would pass.
+fn some_case_runs(plan: &Plan<'_>) -> Result<()> {
+    let mut why = None;
+    for name in &plan.cases {
+        let case = plan.golden.outline(name)?.case;
+        for &(backend, precision) in &plan.candidates {
+            let settings = Settings { precision, attention: plan.attention, ..Settings::default() };
+            match backend.cannot_run(&case, &settings) {
+                Some(reason) => why = why.or(Some(format!("{name}: {reason}"))),
+                None => return Ok(()),
+            }
+        }
+    }
+    let expected = "a split that one of the cases can have";
+    Err(Error::request("--ranks", expected, format!("none: {}", why.unwrap_or_default())))
+}
+
 /// What is asked for; else every backend there is, in every type that it has.
 fn candidates(args: &VerifyArgs) -> Result<Vec<(&'static dyn Backend, Precision)>> {
     if let (Some(BackendName::Cuda), Err(reason)) = (args.backend, OnDevice::gpu()) {
@@ -112,6 +135,8 @@ fn candidates(args: &VerifyArgs) -> Result<Vec<(&'static dyn Backend, Precision)
     let backends: Vec<&'static dyn Backend> = match (args.backend, args.sums) {
         _ if args.races => vec![&OnDevice::Emulator { races: true }],
         (_, Some(sums)) => vec![sums.backend()],
+        // One for the whole run of the program.
+        _ if args.ranks.is_some() => args.ranks.into_iter().map(|ranks| &*Box::leak(Box::new(ranks)) as _).collect(),
         (Some(name), _) => vec![name.backend()],
         (None, None) => BackendName::present().map(|name| name.backend() as _).collect(),
     };
