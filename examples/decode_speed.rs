@@ -11,7 +11,7 @@ use dsv2_reference::{DeepseekV2ForCausalLM, Dialect};
 use ndarray::Array2;
 
 /// How often each loop runs, in turn.
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 41;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -29,21 +29,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut decoder = OnHost::<f32>::load(&folder, Precision::F32)?;
     let rules = Rules::greedy(tokens);
 
-    let (mut bare_times, mut text_times) = (vec![], vec![]);
+    let mut pairs: Vec<(Duration, Duration)> = Vec::with_capacity(ROUNDS);
     for _ in 0..ROUNDS {
-        bare_times.push(timed(|| Ok(bare.generate(&ids, None, tokens).map(|_| ())?))?);
-        text_times.push(timed(|| {
+        let bare = timed(|| Ok(bare.generate(&ids, None, tokens).map(|_| ())?))?;
+        let text = timed(|| {
             Ok(generate(&folder, &mut decoder, std::slice::from_ref(&prompt), &rules, &mut Silent).map(|_| ())?)
-        })?);
+        })?;
+        pairs.push((bare, text));
     }
-    // the best time is the one that other programs disturbed least
-    let per_second = |times: Vec<Duration>| tokens as f64 / times.into_iter().min().unwrap_or_default().as_secs_f64();
-    let (bare, text) = (per_second(bare_times), per_second(text_times));
+    let per_second = |times: Vec<f64>| tokens as f64 / quartiles(times)[1];
+    let bare = per_second(pairs.iter().map(|(bare, _)| bare.as_secs_f64()).collect());
+    let text = per_second(pairs.iter().map(|(_, text)| text.as_secs_f64()).collect());
+    // The two of a round ran one after the other, so what slows the machine down for longer slows both.
+    let slower = quartiles(pairs.iter().map(|(bare, text)| text.as_secs_f64() / bare.as_secs_f64()).collect());
+    let [low, middle, high] = slower.map(|ratio| 100.0 * (ratio - 1.0));
     println!(
-        "bare loop {bare:.1} tokens/s, dsv2 generate {text:.1} tokens/s, which is {:+.1} %",
-        100.0 * (text / bare - 1.0)
+        "bare loop {bare:.1} tokens/s, dsv2 generate {text:.1} tokens/s: a round takes {middle:+.1} % longer ({low:+.1} to {high:+.1})"
     );
     Ok(())
+}
+
+/// Of `values`, the lower quartile, the median and the upper one.
+fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| values[(values.len() - 1) * quarter / 4])
 }
 
 fn timed(run: impl FnOnce() -> Result<(), Box<dyn std::error::Error>>) -> Result<Duration, Box<dyn std::error::Error>> {

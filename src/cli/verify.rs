@@ -88,9 +88,7 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
         waivers: args.waivers.as_deref().map(Waivers::read).transpose()?.unwrap_or_default(),
     };
 
-    if args.ranks.is_some() {
-        some_case_runs(&plan)?;
-    }
+    some_case_runs(&plan, args)?;
     args.report.as_deref().map(set::check).transpose()?;
     let there_is = args.memory_limit.into_iter().chain(memory::available()).min();
     let (at_a_time, takes) = need::at_a_time(need::of_cases(&plan)?, there_is);
@@ -111,7 +109,7 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
 }
 
 /// That what is asked for can be done with one case at least: of nothing everything would pass.
-fn some_case_runs(plan: &Plan<'_>) -> Result<()> {
+fn some_case_runs(plan: &Plan<'_>, args: &VerifyArgs) -> Result<()> {
     let mut why = None;
     for name in &plan.cases {
         let case = plan.golden.outline(name)?.case;
@@ -123,8 +121,11 @@ fn some_case_runs(plan: &Plan<'_>) -> Result<()> {
             }
         }
     }
-    let expected = "a split that one of the cases can have";
-    Err(Error::request("--ranks", expected, format!("none: {}", why.unwrap_or_default())))
+    let (option, expected) = match args.ranks {
+        Some(_) => ("--ranks", "a split that one of the cases can have"),
+        None => ("--case", "a case that can run as asked for"),
+    };
+    Err(Error::request(option, expected, format!("none: {}", why.unwrap_or_default())))
 }
 
 /// What is asked for; else every backend there is, in every type that it has.

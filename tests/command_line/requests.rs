@@ -58,6 +58,14 @@ fn what_there_is_not_is_refused_and_what_there_is_said() {
         (&["verify", "--sums", "wide", "--dtype", "f64"], &["--dtype", "f32 or bf16", "f64"]),
         (&["verify", "--sums", "aligned"], &["--sums", "aligned-8-2", "aligned-16-2"]),
         (&["verify", "--case", "no-such-*"], &["--case", "expected a pattern that matches a golden case", "no-such-*"]),
+        (
+            &["verify", "--case", "mask-4d-heads", "--backend", "emulated"],
+            &["--case", "expected a case that can run as asked for", "mask-4d-heads: "],
+        ),
+        (
+            &["verify", "--case", "one-token", "--ranks", "3x1"],
+            &["--ranks", "expected a split that one of the cases can have", "one-token: "],
+        ),
         (&["verify", "--case", "["], &["--case", "expected a pattern of *, ? and [..]", "\"[\""]),
         (&["verify", "--dtype", "f8"], &["--dtype", "expected f64, f32, tf32, f16, bf16 or fp8", "f8"]),
         (&["verify", "--attention", "flash"], &["--attention", "flash", "expanded", "absorbed"]),
