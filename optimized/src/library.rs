@@ -1,6 +1,9 @@
 //! The kernels' PTX: made ahead of time, embedded, loaded by a device when a kernel is first launched.
 
 use std::borrow::Cow;
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use ptx_emulator::Module;
 
 use crate::{Error, Result};
 
@@ -63,19 +66,42 @@ modules!(
 /// PTX by module, in the order in which it is searched: what was put in place of a kernel comes first.
 #[derive(Clone, Debug)]
 pub struct Library {
-    texts: Vec<(String, Cow<'static, str>)>,
+    texts: Vec<Arc<Text>>,
+}
+
+/// The PTX of a module.
+#[derive(Debug)]
+struct Text {
+    module: String,
+    ptx: Cow<'static, str>,
+    /// The names of its kernels.
+    entries: Vec<String>,
+    /// What the emulator makes of it, once for all devices and all clones of the library: a test, or a rank, has a device of its own,
+    /// and parsing took a tenth of a golden case's time.
+    parsed: OnceLock<std::result::Result<Arc<Module>, ptx_emulator::Error>>,
+}
+
+impl Text {
+    fn new(module: &str, ptx: Cow<'static, str>) -> Arc<Self> {
+        let names = ptx.split(".entry ").skip(1).filter_map(|rest| rest.split_once('('));
+        let entries = names.map(|(name, _)| name.to_owned()).collect();
+        Arc::new(Text { module: module.to_owned(), ptx, entries, parsed: OnceLock::new() })
+    }
 }
 
 impl Library {
     /// The kernels of this crate.
     pub fn embedded() -> Self {
-        Library { texts: MODULES.iter().map(|(name, text)| (name.to_string(), Cow::Borrowed(*text))).collect() }
+        static EMBEDDED: LazyLock<Library> = LazyLock::new(|| Library {
+            texts: MODULES.iter().map(|(name, ptx)| Text::new(name, Cow::Borrowed(*ptx))).collect(),
+        });
+        EMBEDDED.clone()
     }
 
     /// The same with other PTX for the kernels that `ptx` holds: how a changed kernel, or a mutant, is tried.
     #[must_use]
     pub fn with(mut self, module: &str, ptx: impl Into<Cow<'static, str>>) -> Self {
-        self.texts.insert(0, (module.to_string(), ptx.into()));
+        self.texts.insert(0, Text::new(module, ptx.into()));
         self
     }
 
@@ -84,11 +110,21 @@ impl Library {
     /// # Errors
     /// If none does.
     pub fn find(&self, kernel: &Kernel) -> Result<(usize, &str)> {
-        let entry = format!(".entry {}(", kernel.entry);
-        let found = self.texts.iter().position(|(name, text)| name == kernel.module && text.contains(&entry));
+        let holds = |text: &Arc<Text>| text.module == kernel.module && text.entries.contains(&kernel.entry);
+        let found = self.texts.iter().position(holds);
         let index =
             found.ok_or_else(|| Error::NoKernel { module: kernel.module.into(), entry: kernel.entry.clone() })?;
-        Ok((index, &self.texts[index].1))
+        Ok((index, &self.texts[index].ptx))
+    }
+
+    /// The PTX that holds a kernel, as the emulator runs it.
+    ///
+    /// # Errors
+    /// As [`Library::find`]; if it is no PTX that the emulator knows.
+    pub fn module(&self, kernel: &Kernel) -> Result<&Arc<Module>> {
+        let (index, ptx) = self.find(kernel)?;
+        let parsed = self.texts[index].parsed.get_or_init(|| Module::parse(ptx).map(Arc::new));
+        parsed.as_ref().map_err(|error| error.clone().into())
     }
 }
 

@@ -1,12 +1,11 @@
 //! A device for predictions: the emulator, which keeps what each block does; or nothing but a list of what is launched.
 
-use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use dsv2_optimized::device::{Counts, Graph};
 use dsv2_optimized::{Arg, Device, Error, Grid, Kernel, Library, Result};
 use dsv2_reference::weights::generator::splitmix64;
-use ptx_emulator::{DevicePointer, Emulator, Module, Options};
+use ptx_emulator::{DevicePointer, Emulator, Options};
 
 use crate::key::{Captured, Key, Launch, Taken};
 use crate::sectors::Sectors;
@@ -48,8 +47,6 @@ pub struct Sketch {
 #[derive(Debug)]
 struct State {
     emulator: Emulator,
-    /// By the number of the PTX in the library.
-    modules: HashMap<usize, Arc<Module>>,
     launches: Vec<Launch>,
     written: Sectors,
     capturing: Option<Vec<Captured>>,
@@ -86,7 +83,6 @@ impl Sketch {
     fn new(does: Does) -> Arc<Self> {
         let state = State {
             emulator: Emulator::with_memory(MEMORY),
-            modules: HashMap::new(),
             launches: vec![],
             written: Sectors::default(),
             capturing: None,
@@ -130,21 +126,13 @@ impl Sketch {
 
     fn run(&self, state: &mut State, launch: &Captured, keep: bool) -> Result<()> {
         let (kernel, grid, args) = launch;
-        let (number, text) = self.library.find(kernel)?;
-        let module = match state.modules.get(&number) {
-            Some(module) => module.clone(),
-            None => {
-                let module = Arc::new(Module::parse(text)?);
-                state.modules.insert(number, module.clone());
-                module
-            }
-        };
+        let module = self.library.module(kernel)?;
         if !keep {
-            state.emulator.launch(&module, &kernel.entry, *grid, args, Options::default())?;
+            state.emulator.launch(module, &kernel.entry, *grid, args, Options::default())?;
             return Ok(());
         }
         let mut watch = Watch::default();
-        state.emulator.launch_watched(&module, &kernel.entry, *grid, args, Options::default(), &mut watch)?;
+        state.emulator.launch_watched(module, &kernel.entry, *grid, args, Options::default(), &mut watch)?;
         let work = watch.finish(&kernel.entry, *grid, &state.written);
         state.written.add_all(&watch.written);
         state.launches.push(Launch { key: state.taken.key(launch), profile: watch.profile, work });

@@ -1,11 +1,10 @@
 //! The emulator as a device.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ptx_emulator::profile::Profile;
 use ptx_emulator::race::RaceDetector;
-use ptx_emulator::{Arg, DevicePointer, Emulator, Grid, Module, Options};
+use ptx_emulator::{Arg, DevicePointer, Emulator, Grid, Options};
 
 use super::counts::{Counter, Counts};
 use super::gate::Gate;
@@ -35,8 +34,6 @@ enum Watch {
 #[derive(Debug, Default)]
 struct State {
     emulator: Emulator,
-    /// By the number of the PTX in the library.
-    modules: HashMap<usize, Arc<Module>>,
     profiles: Vec<(String, Profile)>,
     /// What was written down of a graph that is being captured.
     captured: Vec<Step>,
@@ -134,24 +131,16 @@ impl Emulated {
     }
 
     fn run(&self, kernel: &Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
-        let (number, text) = self.library.find(kernel)?;
+        let module = self.library.module(kernel)?;
         let state = &mut *self.state();
-        let module = match state.modules.get(&number) {
-            Some(module) => module.clone(),
-            None => {
-                let module = Arc::new(Module::parse(text)?);
-                state.modules.insert(number, module.clone());
-                module
-            }
-        };
         let (emulator, options) = (&mut state.emulator, self.options);
         match self.watch {
             Watch::Nothing => {
-                emulator.launch(&module, &kernel.entry, grid, args, options)?;
+                emulator.launch(module, &kernel.entry, grid, args, options)?;
             }
             Watch::Races => {
                 let mut races = RaceDetector::new();
-                emulator.launch_watched(&module, &kernel.entry, grid, args, options, &mut races)?;
+                emulator.launch_watched(module, &kernel.entry, grid, args, options, &mut races)?;
                 // In kernels of our own, races that do not matter are not wanted either.
                 let classes = [races.races(), races.equal_stores(), races.rounded_stores(), races.unused_reads()];
                 let races: Vec<String> = classes.into_iter().flatten().map(ToString::to_string).collect();
@@ -161,7 +150,7 @@ impl Emulated {
             }
             Watch::Profile => {
                 let mut profile = Profile::new();
-                emulator.launch_watched(&module, &kernel.entry, grid, args, options, &mut profile)?;
+                emulator.launch_watched(module, &kernel.entry, grid, args, options, &mut profile)?;
                 state.profiles.push((kernel.entry.clone(), profile));
             }
         }
