@@ -8,6 +8,7 @@ mod generate;
 mod kv_cache;
 mod mutants;
 mod operator;
+mod plan;
 mod progress;
 mod talk;
 mod trace;
@@ -101,6 +102,8 @@ enum Command {
     Materialize(MaterializeArgs),
     /// What a token costs in the cache, and how far a memory goes: MHA, GQA, MQA and MLA, in bf16, fp8 and 6 bits
     KvCache(kv_cache::KvCacheArgs),
+    /// What of a model lies on each of several devices, and how long and how many sequences then fit
+    Plan(plan::PlanArgs),
     /// Moved: `cargo run --release -p dsv2-bench-report -- report FILE...`
     #[command(hide = true, disable_help_flag = true)]
     BenchReport(MovedArgs),
@@ -232,6 +235,7 @@ impl Cli {
                 Ok(Done { output: Text::lines(&said), conforms: true })
             }
             Command::KvCache(args) => kv_cache::run(&args),
+            Command::Plan(args) => plan::run(&args),
             Command::BenchReport(_) => Err(Error::Moved {
                 command: "bench-report",
                 now: "cargo run --release -p dsv2-bench-report -- report FILE...",

@@ -18,7 +18,7 @@
 //! | [`kernels`] | what a kernel returned for an operator's workload, judged |
 //! | [`transcripts`] | text that an engine answered, judged |
 //! | [`mutants`], [`score`] | known bugs, planted: whether the judge finds them, and what a wrong dump comes from |
-//! | [`verify`], [`conformance`], [`integers`], [`mod@check`], [`mod@materialize`], [`kv_cache`] | the commands, and the golden cases as tests |
+//! | [`verify`], [`conformance`], [`integers`], [`mod@check`], [`mod@materialize`], [`kv_cache`], [`plan`] | the commands, and the golden cases as tests |
 
 // The command line is written as a user of the library.
 extern crate self as dsv2;
@@ -46,6 +46,7 @@ pub mod memory;
 pub mod mutants;
 pub mod outcome;
 pub mod output;
+pub mod plan;
 pub mod planned;
 pub mod precision;
 pub mod report;

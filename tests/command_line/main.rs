@@ -11,6 +11,7 @@ mod hostile;
 mod materialize;
 mod operator;
 mod outputs;
+mod plan;
 mod process;
 mod refused;
 mod requests;

@@ -48,6 +48,12 @@ impl Layout {
         self.tensor.saturating_mul(self.experts)
     }
 
+    /// The block of so many experts that a rank has.
+    pub(super) fn experts_of(self, rank: usize, experts: usize) -> Range<usize> {
+        let (each, block) = (experts / self.experts, rank / self.tensor);
+        block * each..(block + 1) * each
+    }
+
     /// Refuses what cannot be split like this: sizes that do not divide, a number of ranks that is another.
     ///
     /// # Errors
@@ -80,6 +86,7 @@ impl Layout {
 #[derive(Debug)]
 pub(super) struct Share {
     layout: Layout,
+    rank: usize,
     /// Its tensor rank.
     tensor_rank: parallel::Rank,
     tensor: Group,
@@ -95,6 +102,7 @@ impl Share {
         let of_experts: Vec<usize> = (0..experts).map(|q| q * tensor + p).collect();
         Ok(Arc::new(Share {
             layout,
+            rank: rank.index(),
             tensor_rank: tensor_rank.ok_or_else(|| Error::operand("Layout", "tensor", "1 or more", tensor))?,
             tensor: rank.group(&of_tensor)?,
             experts: rank.group(&of_experts)?,
@@ -112,8 +120,7 @@ impl Share {
 
     /// Its block of so many experts.
     pub(super) fn experts_of(&self, experts: usize) -> Range<usize> {
-        let each = experts / self.layout.experts;
-        self.experts.place() * each..(self.experts.place() + 1) * each
+        self.layout.experts_of(self.rank, experts)
     }
 
     /// How many numbers the experts of other ranks have in all layers; the config is this rank's.

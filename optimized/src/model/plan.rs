@@ -8,7 +8,9 @@
 //!
 //! The workspace follows the code, function by function, and every function below names the one that it follows; a test
 //! compares it with what passes really take. Sizes are those of the tensors. A driver hands out memory in larger pieces
-//! (of 2 MiB), and keeps some for itself.
+//! (of 2 MiB), and keeps some for itself. [`RankPlan`] is the same for a rank of several.
+
+mod rank;
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use dsv2_reference::{DeepseekV2Config, Dialect};
 use super::{Products, Settings};
 use crate::operators::mla_decode;
 use crate::{Device, Element, Error, Result};
+pub use rank::{PassSize, RankPlan};
 
 /// A cache, as [`LatentCache::new`](super::cache::LatentCache::new) makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,12 +77,11 @@ impl MemoryPlan {
         if cache.page_size == 0 {
             return Err(Error::operand("MemoryPlan::new", "page_size", "at least 1", cache.page_size));
         }
-        let experts_per_token = match config.has_moe_layers(dialect) {
-            true => config.experts_per_token()?,
-            false => 0,
+        let experts_per_token = rank::experts_per_token(config, dialect)?;
+        let workspace = |pass: &Pass| {
+            let of_pass = Workspace { config, dialect, head, settings, cache, pass, experts_per_token };
+            of_pass.size(of_pass.experts()).total()
         };
-        let workspace =
-            |pass: &Pass| Workspace { config, dialect, head, settings, cache, pass, experts_per_token }.bytes();
         Ok(MemoryPlan {
             weights: weights(config, dialect, Some(head), settings.element),
             cache: cache_bytes(config, settings.element, cache),
@@ -156,9 +158,10 @@ struct Workspace<'a> {
 }
 
 impl Workspace<'_> {
-    /// `CausalLm::forward` and `SequenceClassifier::forward`: first the layers, then the head.
-    fn bytes(&self) -> usize {
-        sum([self.throughout(), self.layers()]).max(self.head())
+    /// `CausalLm::forward` and `SequenceClassifier::forward`: first the layers, then the head. So much a layer of experts takes.
+    fn size(&self, of_experts: usize) -> PassSize {
+        let (attention, feed_forward) = (self.attention(), self.feed_forward(of_experts));
+        PassSize { throughout: self.throughout(), attention, feed_forward, head: self.head(), sent: 0 }
     }
 
     /// Numbers of the type of the computation.
@@ -191,14 +194,13 @@ impl Workspace<'_> {
         ])
     }
 
-    /// A layer: attention, then its output and the feed-forward network. What comes before the layers (tokens, positions,
-    /// frequencies) is always less.
-    fn layers(&self) -> usize {
+    /// The output of a layer's attention and the feed-forward network that takes most. What comes before the layers (tokens,
+    /// positions, frequencies) is always less.
+    fn feed_forward(&self, of_experts: usize) -> usize {
         let output = self.real(&[self.rows(), self.config.hidden_size]);
         let is_moe = |layer| self.config.is_moe_layer(layer, self.dialect);
-        let feed_forward = |layer| if is_moe(layer) { self.experts() } else { self.dense() };
-        let feed_forward = (0..self.config.num_hidden_layers).map(feed_forward).max().unwrap_or(0);
-        self.attention().max(sum([output, feed_forward]))
+        let of_layer = |layer| if is_moe(layer) { of_experts } else { self.dense() };
+        sum([output, (0..self.config.num_hidden_layers).map(of_layer).max().unwrap_or(0)])
     }
 
     /// `Attention::forward`.

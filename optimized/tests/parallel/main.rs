@@ -6,3 +6,4 @@ mod collectives;
 mod faults;
 mod model;
 mod mutants;
+mod plan;
