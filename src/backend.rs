@@ -29,7 +29,7 @@ use crate::inputs::{AttentionMask, Inputs, Labels};
 use crate::memory;
 use crate::planned::Planned;
 pub use crate::precision::{Choice, Precision};
-use crate::taps::{AnyTap, DrawnWeights, Recorder, fp8_operands};
+use crate::taps::{AnyTap, DrawnWeights, PartialSums, Recorder, fp8_operands};
 use crate::trace::Trace;
 
 use taps::Taps;
@@ -81,6 +81,11 @@ pub trait Backend: Sync {
     fn leaves_out(&self, stage: &str, settings: &Settings<'_>) -> bool {
         let _ = (stage, settings);
         false
+    }
+
+    /// Of how many ranks' parts its sums are made.
+    fn partial_sums(&self) -> PartialSums {
+        PartialSums::default()
     }
 
     /// About how many bytes of this machine's memory a run takes beside what it records. `planned` are all stages of the case.

@@ -16,6 +16,7 @@ use dsv2_reference::{DeepseekV2Config, Dialect, Tensor};
 
 use crate::error::{Error, Result, one_line};
 use crate::inputs::{self, Inputs};
+use crate::taps::PartialSums;
 pub use part::{EMBEDDING, Entering, Layers, Part};
 
 impl fmt::Debug for Case {
@@ -65,6 +66,8 @@ pub struct Case {
     pub chunks: Vec<usize>,
     /// Which part of the model is run, if not all of it.
     pub part: Option<Part>,
+    /// Of how many ranks' parts its sums are made, where it is run.
+    pub partial_sums: PartialSums,
 }
 
 impl Case {
@@ -107,7 +110,8 @@ impl Case {
         let at_once = || [inputs.past(), inputs.looked_at()].into_iter().filter(|&length| length > 0).collect();
         let chunks = chunks.unwrap_or_else(at_once);
         let use_cache = use_cache.unwrap_or(config.use_cache);
-        Case { config, head, dialect, weights, inputs, use_cache, chunks, part }.checked()
+        Case { config, head, dialect, weights, inputs, use_cache, chunks, part, partial_sums: PartialSums::default() }
+            .checked()
     }
 
     /// The case itself, if its parts fit together. Its weights are from now on looked at only once, however often it is run.

@@ -27,6 +27,7 @@ use crate::inputs::Inputs;
 use crate::planned;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
+use crate::taps::PartialSums;
 use crate::trace::Trace;
 use crate::values::Values;
 
@@ -90,6 +91,7 @@ impl Outline {
             use_cache: file.options.use_cache,
             chunks: file.options.chunks.clone().unwrap_or_else(|| vec![inputs.length()]),
             part: None,
+            partial_sums: PartialSums::default(),
             inputs,
         };
         Ok(Outline { file, case: case.checked()? })
@@ -124,6 +126,11 @@ impl GoldenCase {
     /// How far off each stage may be, computed in `precision`: both the expected tensors and a plain implementation of that
     /// precision err. Empty for a type in which Transformers was not run.
     pub fn budgets(&self, precision: Precision) -> Budgets {
+        self.budgets_beside(&IndexMap::new(), precision)
+    }
+
+    /// The same where something beside it errs as well, independently of it.
+    pub fn budgets_beside(&self, others: &IndexMap<String, Metrics>, precision: Precision) -> Budgets {
         let noise = |(name, info): (&String, &StageInfo)| {
             let baseline = info.baseline.as_ref()?;
             let candidate = match precision {
@@ -132,6 +139,8 @@ impl GoldenCase {
                 Precision::Bf16 => baseline.bf16,
                 Precision::Tf32 | Precision::F16 | Precision::Fp8 => return None,
             };
+            let beside = others.get(name).copied().unwrap_or_default();
+            let candidate = candidate.zip(&beside, f64::hypot);
             Some((name.clone(), baseline.f32.zip(&candidate, |truth, candidate| truth + candidate)))
         };
         let noise = budget::carried(self.file.stages.iter().filter_map(noise).collect());

@@ -124,6 +124,7 @@ fn whole_numbers(case: &Case) -> Result<Case> {
         use_cache: case.use_cache,
         chunks: case.chunks.clone(),
         part: None,
+        partial_sums: case.partial_sums,
     }
     .checked()
 }

@@ -40,7 +40,7 @@ use copies::{cached_before, is_same};
 pub(crate) use copies::{copied, is_cached_by_step, is_exact};
 use noise::{distances, form, root_mean_squares};
 pub(crate) use noise::{draws, root_mean_square, usual_noise, with_usual};
-pub use noise::{factors, noise, plain};
+pub use noise::{factors, noise, of_partial_sums, plain};
 use parts::Step;
 pub(crate) use parts::{Difference, Parts, Worst};
 
@@ -138,7 +138,7 @@ impl Local {
             }
         }
         let mut noise = root_mean_squares(&off);
-        let usual = |name: &str| usual_noise(name, teacher.get(name).and_then(Values::dtype), &case.config, precision);
+        let usual = |name: &str| usual_noise(name, teacher.get(name).and_then(Values::dtype), case, precision);
         noise.iter_mut().for_each(|(name, noise)| noise.l2 = noise.l2.max(usual(name)));
         // what is cached before the new tokens has come through the whole model
         let own = factors(precision);

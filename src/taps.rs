@@ -5,6 +5,7 @@ mod assumed;
 mod drawn;
 mod forced;
 mod fp8_operands;
+mod partial_sums;
 mod recorder;
 pub mod storage;
 
@@ -14,6 +15,7 @@ pub use assumed::Assumed;
 pub use drawn::{Drawn, DrawnWeights};
 pub use forced::Forced;
 pub use fp8_operands::{fp8_operands, has_8_bits};
+pub use partial_sums::{PartialSums, RoundedParts};
 pub use recorder::{Recorder, recorded};
 
 /// A tap for whatever type the computation has.

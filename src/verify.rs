@@ -10,10 +10,11 @@ use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::tap::NoTap;
 
 use crate::backend::{Backend, Settings};
+use crate::case::Case;
 use crate::error::Result;
 use crate::golden::{GoldenCase, GoldenCases};
 use crate::judge::{LocalTruth, Truth, judge};
-use crate::local::Local;
+use crate::local::{Local, of_partial_sums};
 use crate::outcome::{Item, Outcome};
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
@@ -56,13 +57,17 @@ pub fn run(
         Ok(trace) => trace,
         Err(outcome) => return outcome,
     };
-    let budgets = golden.budgets(precision);
+    let case = Case { partial_sums: backend.partial_sums(), ..golden.case.clone() };
+    let budgets = match of_partial_sums(&case, replay, precision) {
+        Ok(noise) => golden.budgets_beside(&noise, precision),
+        Err(error) => return Outcome::Refused(error.to_string()),
+    };
     let rows = ComparedRows::of(&golden.case.inputs);
     let truth = Truth { trace: &golden.expected, budgets: &budgets, rows: &rows };
     // The absorbed form expands no keys and values.
     let not_expanded = |stage: &str| attention == AttentionForm::Absorbed && stage.ends_with(".kv_b_proj");
     let required = |stage: &str| !not_expanded(stage) && !backend.leaves_out(stage, &settings);
-    let judged = Local::of(&golden.case, &trace, &golden.expected, precision, settings.cache).and_then(|local| {
+    let judged = Local::of(&case, &trace, &golden.expected, precision, settings.cache).and_then(|local| {
         let own = local.truth(&golden.case.config, &rows)?;
         // a choice that was forced is not the router's own
         let own = LocalTruth { method: own.method.filter(|_| replay.is_none()), ..own };

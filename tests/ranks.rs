@@ -16,11 +16,6 @@ use dsv2_reference::{AttentionForm, Result, Tensor};
 /// Parts of heads and columns, and blocks of experts.
 const SPLITS: [(usize, usize); 8] = [(1, 2), (2, 1), (2, 2), (1, 4), (4, 1), (2, 4), (4, 2), (4, 4)];
 
-/// In bf16 each of four ranks rounds its part of a sum, which the budgets of a stage, made by one device, do not know.
-fn is_judged(tensor: usize, precision: Precision) -> bool {
-    tensor < 4 || precision == Precision::F32
-}
-
 /// How many cases passed in each split: of those that a case can have, it is run in the one that was used least.
 fn passed(precision: Precision, numbers: impl Fn(usize) -> bool) -> BTreeMap<(usize, usize), usize> {
     let golden = GoldenCases::embedded();
@@ -30,7 +25,7 @@ fn passed(precision: Precision, numbers: impl Fn(usize) -> bool) -> BTreeMap<(us
         let attention = [AttentionForm::Expanded, AttentionForm::Absorbed][number / 2 % 2];
         let settings = Settings { precision, attention, ..Settings::default() };
         let can = |(tensor, experts): &(usize, usize)| {
-            is_judged(*tensor, precision) && OnRanks::new(*tensor, *experts).cannot_run(&case.case, &settings).is_none()
+            OnRanks::new(*tensor, *experts).cannot_run(&case.case, &settings).is_none()
         };
         let split = SPLITS.into_iter().filter(can).min_by_key(|split| passed.get(split).copied().unwrap_or(0));
         let Some((tensor, experts)) = split else { continue };
@@ -51,7 +46,15 @@ fn golden_cases_pass_over_ranks_in_f32() {
 #[test]
 fn golden_cases_pass_over_ranks_in_bf16() {
     let passed = passed(Precision::Bf16, |number| number % 2 == 1);
-    assert!(passed.len() == 5 && passed.values().sum::<usize>() >= 25, "{passed:?}");
+    assert!(passed.len() == SPLITS.len() && passed.values().sum::<usize>() >= 25, "{passed:?}");
+}
+
+#[test]
+fn the_parts_that_four_ranks_round_in_bf16_are_no_fault() {
+    // By what one device rounds, `mlp` of layer 1 would be over its budget here.
+    let case = GoldenCases::embedded().load("gapped-positions").unwrap();
+    let outcome = verify::run(&case, &OnRanks::new(4, 1), Precision::Bf16, AttentionForm::Expanded, &mut NoTap);
+    assert_eq!(outcome.conclusion(), Conclusion::Pass, "{outcome:?}");
 }
 
 /// Weights of which one is wrong.

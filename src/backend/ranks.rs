@@ -18,7 +18,7 @@ use crate::check::shards::{self, plans::Rule};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::planned::Planned;
-use crate::taps::{AnyTap, Recorder};
+use crate::taps::{AnyTap, PartialSums, Recorder};
 use crate::trace::Trace;
 use crate::values::Values;
 
@@ -129,6 +129,11 @@ impl Backend for OnRanks {
         })
     }
 
+    fn partial_sums(&self) -> PartialSums {
+        // What experts make goes to where their token is at home one by one, and is added up there.
+        PartialSums::over(self.layout.tensor)
+    }
+
     fn takes(&self, case: &Case, settings: &Settings<'_>, planned: &IndexMap<String, Planned>) -> Result<u64> {
         // Each rank has less than one device would; all that they record is there at once.
         let of_rank =
@@ -157,8 +162,67 @@ impl Backend for OnRanks {
 mod tests {
     use ndarray::arr1;
 
+    use std::sync::Arc;
+
+    use dsv2_reference::weights::WeightSource;
+    use dsv2_reference::{Dtype, Tensor};
+
     use super::*;
+    use crate::check::Request;
     use crate::golden::GoldenCases;
+
+    /// Which weights are, by their names.
+    type IsWrong = fn(&str) -> bool;
+
+    /// Weights of which some are wrong: the second of four blocks of their columns is a twentieth too large.
+    struct WithLargerBlock {
+        weights: Arc<dyn WeightSource + Send + Sync>,
+        is_wrong: IsWrong,
+    }
+
+    impl WeightSource for WithLargerBlock {
+        fn tensor(&self, name: &str, shape: &[usize]) -> dsv2_reference::Result<Tensor> {
+            let right = self.weights.tensor(name, shape)?;
+            if !(self.is_wrong)(name) {
+                return Ok(right);
+            }
+            let numbers = right.to_array::<f64, ndarray::Ix2>();
+            let factor = |column: usize| if column / (shape[1] / 4) == 1 { 1.05 } else { 1.0 };
+            let numbers = numbers.indexed_iter().map(|((_, column), x)| x * factor(column));
+            Ok(Tensor::from_values(Dtype::F32, shape, numbers))
+        }
+
+        fn names(&self) -> Option<Vec<String>> {
+            self.weights.names()
+        }
+    }
+
+    /// The first stage that is wrong in the dumps of four ranks in bf16, the second of which has such blocks.
+    fn first_wrong_of_four(is_wrong: IsWrong) -> Option<String> {
+        let case = GoldenCases::embedded().load("v2").unwrap().case;
+        let weights = Arc::new(WithLargerBlock { weights: case.weights.clone(), is_wrong });
+        let wrong = Case { weights, ..case.clone() };
+        let settings = Settings { precision: Precision::Bf16, ..Settings::default() };
+        let traces = OnRanks::new(4, 1).traces(&wrong, &settings).unwrap();
+        let files: Vec<shards::File> = (0..4).map(|rank| format!("rank {rank}")).zip(traces).collect();
+        let joined = shards::join(&files, &"transformers".parse().unwrap(), &case).unwrap();
+        let checked = shards::check_ranks(&mut Request::new(case, Trace::default()), joined).unwrap();
+        checked.verdict.first_failure().map(|stage| stage.stage.clone())
+    }
+
+    #[test]
+    fn dumps_of_four_ranks_in_bf16_are_right_and_a_wrong_part_of_a_sum_is_found_at_its_stage() {
+        assert_eq!(first_wrong_of_four(|_| false), None);
+        let wrong: [(IsWrong, &str); 4] = [
+            (|name| name == "model.layers.1.self_attn.o_proj.weight", "model.layers.1.self_attn.o_proj"),
+            (|name| name == "model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.down_proj"),
+            (|name| name.ends_with("1.mlp.shared_experts.down_proj.weight"), "model.layers.1.mlp.shared_experts"),
+            (|name| name.contains("2.mlp.experts.") && name.contains("down"), "model.layers.2.mlp.experts"),
+        ];
+        for (is_wrong, stage) in wrong {
+            assert_eq!(first_wrong_of_four(is_wrong).as_deref(), Some(stage));
+        }
+    }
 
     #[test]
     fn ranks_that_differ_in_what_all_have_are_an_error() {

@@ -10,7 +10,7 @@ use super::Settings;
 use crate::case::Case;
 use crate::precision::{Choice, Precision};
 use crate::taps::storage::{PlainErrors, Tf32Operands};
-use crate::taps::{Drawn, Forced, again};
+use crate::taps::{Drawn, Forced, RoundedParts, again};
 
 /// What a run with some settings does at each stage.
 pub struct Taps<'a, T> {
@@ -18,6 +18,7 @@ pub struct Taps<'a, T> {
     replay: Option<Forced<'a>>,
     tap: &'a mut dyn Tap<T>,
     plain_errors: Option<PlainErrors<'a>>,
+    parts: Option<RoundedParts<'a>>,
     rounding: Option<RoundingTap>,
     stored: Option<Drawn<'a>>,
     sink: &'a mut dyn Tap<T>,
@@ -49,6 +50,7 @@ impl<'a, T: Real> Taps<'a, T> {
             replay: settings.replay.map(forced),
             tap,
             plain_errors: plain_errors.then(|| PlainErrors::new(&case.config, narrow, draw)),
+            parts: narrow.map(|narrow| RoundedParts::new(case.partial_sums, narrow, draw, held)),
             rounding: narrow.map(RoundingTap),
             stored: drawn.then(|| Drawn::stored(precision, draw)),
             sink,
@@ -85,6 +87,7 @@ impl<T: Real> Tap<T> for Taps<'_, T> {
         show(self.replay.as_mut().map(|tap| tap as _));
         show(Some(&mut *self.tap));
         show(self.plain_errors.as_mut().map(|tap| tap as _));
+        show(self.parts.as_mut().map(|tap| tap as _));
         match &mut self.stored {
             Some(stored) => show(Some(stored)),
             None => show(self.rounding.as_mut().map(|tap| tap as _)),

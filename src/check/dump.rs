@@ -80,6 +80,7 @@ pub fn read(request: &Request) -> Result<Dump> {
         dump.assumed.push(says);
     }
     dump.precision = request.precision.unwrap_or(dump.precision);
+    dump.assumed.extend(request.case.partial_sums.says(dump.precision));
     Ok(dump)
 }
 

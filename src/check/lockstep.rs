@@ -129,6 +129,7 @@ impl Candidates {
     /// If the reference refuses the case, or a tensor cannot be decoded.
     pub fn check(&self, request: &Request, hints: bool, reached: Reached<'_>) -> Result<Option<Checked>> {
         let Some(joined) = self.joined.as_ref().filter(|_| can_judge(request)) else { return Ok(None) };
+        let request = &request.about(Case { partial_sums: joined.sums, ..request.case.clone() });
         shards::judge_ranks(joined.views(), |sources, first| {
             let Some((dump, case)) = PlainDump::open(&self.files, sources, request)? else { return Ok(None) };
             let request = &request.about(case);

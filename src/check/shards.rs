@@ -7,6 +7,7 @@
 mod made;
 pub mod parts;
 pub mod plans;
+mod summed;
 
 use std::borrow::Cow;
 
@@ -18,11 +19,13 @@ use super::{Checked, Request, check, check_without_hint};
 use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::judge::{Disposition, StageVerdict};
+use crate::taps::PartialSums;
 use crate::trace::Trace;
 use crate::values::Values;
 use made::made;
 use parts::{Part, Parts};
 use plans::Rule;
+pub use summed::read_off;
 
 /// The file of one rank: what it is called, and what it holds.
 pub type File = (String, Trace);
@@ -36,6 +39,8 @@ pub struct Joined<Dump = Trace> {
     pub others: Vec<OtherRank<Dump>>,
     /// Where a rank goes to other experts than the first.
     pub elsewhere: Vec<Elsewhere>,
+    /// Of how many ranks' parts the sums of the model are made.
+    pub sums: PartialSums,
 }
 
 /// The dump with one rank's copies of what all have.
@@ -55,14 +60,14 @@ pub type Elsewhere = (String, String);
 impl<Dump> Joined<Dump> {
     /// A dump of one program.
     pub fn alone(first: Dump) -> Self {
-        Joined { first, others: Vec::new(), elsewhere: Vec::new() }
+        Joined { first, others: Vec::new(), elsewhere: Vec::new(), sums: PartialSums::default() }
     }
 
     /// The same, lent.
     pub fn views(&self) -> Joined<&Dump> {
         let others = self.others.iter();
         let others = others.map(|other| OtherRank { rank: other.rank, names: other.names.clone(), dump: &other.dump });
-        Joined { first: &self.first, others: others.collect(), elsewhere: self.elsewhere.clone() }
+        Joined { first: &self.first, others: others.collect(), elsewhere: self.elsewhere.clone(), sums: self.sums }
     }
 }
 
@@ -101,7 +106,7 @@ pub fn join(files: &[File], rule: &Rule, case: &Case) -> Result<Joined> {
     let mut joined = IndexMap::new();
     let mut notes: Vec<(String, String)> = files.iter().flat_map(|(_, trace)| trace.notes().iter().cloned()).collect();
     let mut copies: Vec<Vec<(String, Values)>> = vec![Vec::new(); files.len()];
-    let mut elsewhere = Vec::new();
+    let (mut elsewhere, mut sums) = (Vec::new(), PartialSums::default());
     let ranks: Vec<String> = files.iter().map(|(file, _)| file.clone()).collect();
     for name in names {
         let held: Vec<Option<&Values>> = files.iter().map(|(_, trace)| trace.get(name)).collect();
@@ -112,7 +117,10 @@ pub fn join(files: &[File], rule: &Rule, case: &Case) -> Result<Joined> {
             Some((made(joined, &held)?, says.to_owned()))
         });
         let (values, says) = match made {
-            Some(made) => made,
+            Some(made) => {
+                read_off(&mut sums, name, rule.how(name), files.len());
+                made
+            }
             None => {
                 let (first, others) = copies_of(&held);
                 for (rank, other) in others.iter().filter(|(_, other)| !first.identical(other)) {
@@ -139,7 +147,7 @@ pub fn join(files: &[File], rule: &Rule, case: &Case) -> Result<Joined> {
     let mut unread: IndexSet<String> = IndexSet::new();
     unread.extend(files.iter().flat_map(|(_, trace)| trace.unread().iter().cloned()));
     let trace: Trace = joined.into_iter().collect();
-    Ok(Joined { first: trace.with_notes(unread.into_iter().collect(), notes), others, elsewhere })
+    Ok(Joined { first: trace.with_notes(unread.into_iter().collect(), notes), others, elsewhere, sums })
 }
 
 /// Checks a dump that was joined.
@@ -147,6 +155,7 @@ pub fn join(files: &[File], rule: &Rule, case: &Case) -> Result<Joined> {
 /// # Errors
 /// As [`check()`].
 pub fn check_ranks(request: &mut Request, joined: Joined) -> Result<Checked> {
+    request.case.partial_sums = joined.sums;
     let of_rank = |dump, hints| {
         request.candidate = dump;
         if hints { check(request) } else { check_without_hint(request) }.map(Some)
@@ -162,7 +171,7 @@ pub(super) fn judge_ranks<Dump>(
     joined: Joined<Dump>,
     mut judge: impl FnMut(Dump, bool) -> Result<Option<Checked>>,
 ) -> Result<Option<Checked>> {
-    let Joined { first, others, elsewhere } = joined;
+    let Joined { first, others, elsewhere, .. } = joined;
     let Some(mut checked) = judge(first, true)? else { return Ok(None) };
     for OtherRank { rank, names, dump } in others {
         let passed = checked.verdict.passes();

@@ -18,6 +18,7 @@ use crate::inputs::Inputs;
 use crate::memory::{self, Need, Size};
 use crate::planned;
 use crate::precision::Precision;
+use crate::taps::PartialSums;
 
 /// The sequences of a run.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +97,7 @@ fn at_a_time(folder: &ModelFolder, precision: Precision, batch: usize, prompt: u
         use_cache: true,
         chunks: vec![prompt],
         part: None,
+        partial_sums: PartialSums::default(),
     };
     memory::at_a_time(&planned::stages(&case, AttentionForm::Expanded, precision))
 }

@@ -1,18 +1,21 @@
 //! How much noise there is: what plain implementations err by, and how many of them tell.
 
 use dsv2_metrics::{Metrics, are_few};
+use dsv2_reference::Dtype;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::KV_B_PROJ;
-use dsv2_reference::{DeepseekV2Config, Dtype};
+use dsv2_reference::tap::NoTap;
 use indexmap::IndexMap;
 
+use crate::backend::{Backend, Reference, Settings};
 use crate::budget::{LOCAL_FACTORS, NARROW_LOCAL_FACTORS};
 use crate::case::Case;
+use crate::error::Result;
 use crate::inputs::AttentionMask;
 use crate::precision::Precision;
 use crate::rows::ComparedRows;
-use crate::taps::storage;
+use crate::taps::{PartialSums, RoundedParts, storage};
 use crate::trace::Trace;
 use crate::values::Values;
 
@@ -28,12 +31,13 @@ pub fn plain(precision: Precision) -> Precision {
 }
 
 /// What rounding costs a stage in a narrow type as a rule, where the candidate has `written` it in a type.
-pub(crate) fn usual_noise(name: &str, written: Option<Dtype>, config: &DeepseekV2Config, precision: Precision) -> f64 {
+pub(crate) fn usual_noise(name: &str, written: Option<Dtype>, case: &Case, precision: Precision) -> f64 {
     let Some(narrow) = precision.narrow() else { return 0.0 };
+    let usual = storage::usual_rounding(name, &case.config, case.partial_sums, narrow);
     match precision.stored(name) == narrow {
-        true => storage::usual_rounding(name, config, narrow),
+        true => usual,
         // fp32 by definition, but written in the narrow type all the same, and so may be what it is computed from
-        false if written == Some(narrow) => 3.0 * storage::usual_rounding(name, config, narrow),
+        false if written == Some(narrow) => 3.0 * usual,
         false => 0.0,
     }
 }
@@ -82,6 +86,27 @@ const AFFORDABLE: u64 = 1 << 24;
 /// How far each stage of the `plain` runs is from the truth, in the mean.
 pub fn noise(plain: &[Trace], truth: &Trace, rows: &ComparedRows) -> IndexMap<String, Metrics> {
     root_mean_squares(&plain.iter().map(|plain| distances(plain, truth, rows)).collect::<Vec<_>>())
+}
+
+/// What rounding the parts of sums over ranks costs each stage at the end of a run in `precision`, which goes where `choices` say:
+/// of the f64 reference with no other errors than these, against the same without any. Nothing, if one device has all of each sum.
+///
+/// # Errors
+/// If the reference refuses the case.
+pub fn of_partial_sums(
+    case: &Case,
+    choices: Option<&Trace>,
+    precision: Precision,
+) -> Result<IndexMap<String, Metrics>> {
+    let Some(narrow) = precision.narrow().filter(|_| case.partial_sums != PartialSums::default()) else {
+        return Ok(IndexMap::new());
+    };
+    let settings = Settings { replay: choices, ..Settings::default() };
+    let with_errors =
+        |draw| Reference.run(case, &settings, &mut RoundedParts::new(case.partial_sums, narrow, draw, &|_| false));
+    let truth = Reference.run(case, &settings, &mut NoTap)?;
+    let runs = (0..draws(case)).map(with_errors).collect::<Result<Vec<_>>>()?;
+    Ok(noise(&runs, &truth, &ComparedRows::of(&case.inputs)))
 }
 
 /// How far each stage of a run is from the truth, as far as it has them.

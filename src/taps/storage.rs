@@ -16,6 +16,7 @@ use dsv2_reference::weights::generator::{fnv1a64, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dtype, Real};
 use ndarray::ArrayViewMutD;
 
+use super::PartialSums;
 use crate::precision::unit_roundoff;
 
 /// Reads the operands of matrix products as TF32 does: rounded to 10 bits of fraction.
@@ -123,10 +124,11 @@ pub fn roundings_inside(name: &str, config: &DeepseekV2Config) -> (usize, Rounde
     }
 }
 
-/// What rounding to `narrow` costs a stage in the program of small kernels, as a rule: a stage of a few numbers may be lucky.
-pub fn usual_rounding(name: &str, config: &DeepseekV2Config, narrow: Dtype) -> f64 {
+/// What rounding to `narrow` costs a stage in the program of small kernels, which has parts of its `sums` on several ranks, as a
+/// rule: a stage of a few numbers may be lucky.
+pub fn usual_rounding(name: &str, config: &DeepseekV2Config, sums: PartialSums, narrow: Dtype) -> f64 {
     let (inside, _) = roundings_inside(name, config);
-    ROUNDING * unit_roundoff(narrow) * ((1 + inside) as f64).sqrt()
+    ROUNDING * unit_roundoff(narrow) * ((1 + inside) as f64 + sums.roundings(name)).sqrt()
 }
 
 /// See `roundings_inside`.

@@ -29,7 +29,7 @@ use crate::inputs::{Inputs, LogitsToKeep, Tokens};
 use crate::local::plain;
 use crate::memory::{Need, Size};
 use crate::precision::{Precision, unit_roundoff};
-use crate::taps::AnyTap;
+use crate::taps::{AnyTap, PartialSums};
 use crate::trace::Trace;
 use rerouting::{Rerouting, RouterErrors};
 
@@ -226,7 +226,18 @@ fn case(model: &ModelFolder, ids: &[i64], from: usize) -> Result<Case> {
     let chunks = vec![inputs.length()];
     let (config, weights) = (model.config.clone(), model.weights.clone());
     let (head, dialect) = (Head::CausalLm, model.dialect);
-    Case { config, head, dialect, weights, inputs, use_cache: true, chunks, part: None }.checked()
+    Case {
+        config,
+        head,
+        dialect,
+        weights,
+        inputs,
+        use_cache: true,
+        chunks,
+        part: None,
+        partial_sums: PartialSums::default(),
+    }
+    .checked()
 }
 
 fn logits(trace: &Trace) -> Result<Array2<f64>> {

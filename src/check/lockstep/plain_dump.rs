@@ -69,6 +69,7 @@ impl PlainDump {
             dump.assumed.push(says);
         }
         dump.precision = request.precision.unwrap_or(dump.precision);
+        dump.assumed.extend(case.partial_sums.says(dump.precision));
         let case = dump.of_its_layers(&case)?;
         if let Some(padding) = beyond_vocabulary.filter(|_| dump.holds(LM_HEAD)) {
             dump.says_of_shapes.push(says_of_padding(&dump.files, &padding, case.config.vocab_size)?);

@@ -9,9 +9,10 @@ use crate::case::Case;
 use crate::check::dump::Recognised;
 use crate::check::shards::parts::{Joined, Part, Parts, are_near};
 use crate::check::shards::plans::Rule;
-use crate::check::shards::{self, OtherRank, goes_elsewhere, says_of_copies, says_of_copy, says_of_rank};
+use crate::check::shards::{self, OtherRank, goes_elsewhere, read_off, says_of_copies, says_of_copy, says_of_rank};
 use crate::error::Result;
 use crate::files::TensorFile;
+use crate::taps::PartialSums;
 use crate::trace::is_named;
 
 /// The tensors of a dump, by the names that they came by, and what is to be said of them before anything else is.
@@ -75,11 +76,15 @@ pub fn join(
     }
     let names: IndexSet<&str> = of_ranks.iter().flat_map(|rank| rank.keys().map(String::as_str)).collect();
     let (mut joined, mut says, mut elsewhere) = (IndexMap::new(), Vec::new(), Vec::new());
+    let mut sums = PartialSums::default();
     let mut copies: Vec<Vec<(String, Source)>> = vec![Vec::new(); files.len()];
     for name in names {
         let held: Vec<Option<&Place>> = of_ranks.iter().map(|rank| rank.get(name)).collect();
         let (source, said) = match made(files, called, &held, name, rule, case)? {
-            Made::Joined(source, says) => (source, says.to_owned()),
+            Made::Joined(source, says) => {
+                read_off(&mut sums, name, rule.how(name), files.len());
+                (source, says.to_owned())
+            }
             Made::Several => return Ok(None),
             Made::Copies => {
                 let mut of_all = held.iter().enumerate().filter_map(|(rank, place)| Some((rank, (*place)?)));
@@ -114,7 +119,7 @@ pub fn join(
     });
     let others = others.collect();
     let first = Sources { tensors: joined.into_values().collect(), says, unread: unread.into_iter().collect() };
-    Ok(Some(shards::Joined { first, others, elsewhere }))
+    Ok(Some(shards::Joined { first, others, elsewhere, sums }))
 }
 
 /// What comes of the parts of a tensor.

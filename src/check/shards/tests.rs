@@ -1,3 +1,5 @@
+mod ring;
+
 use dsv2_reference::Dtype;
 use dsv2_reference::tap::NoTap;
 use ndarray::{Axis, Slice, concatenate, s};
@@ -178,6 +180,7 @@ fn ranks_that_choose_other_experts_are_wrong_however_near_the_tie() {
         first: trace.clone(),
         others: Vec::new(),
         elsewhere: vec![("model.layers.1.mlp.gate.topk_indices".to_owned(), "rank 1 does not".to_owned())],
+        sums: PartialSums::default(),
     };
     let checked = check_ranks(&mut Request::new(case(), Trace::default()), joined).unwrap();
     let failed = checked.verdict.first_failure().unwrap();

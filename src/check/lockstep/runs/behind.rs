@@ -105,7 +105,7 @@ impl<'a> Comparer<'a> {
             plain.iter().map(|plain| Some(measured.rows.measure(name, plain.as_ref()?, &by_itself)?.metrics)).collect();
         if let Some(noise) = noise {
             let written = lesson.as_deref().and_then(Values::dtype);
-            measured.keep_noise(name, &noise, usual_noise(name, written, config, self.way.precision));
+            measured.keep_noise(name, &noise, usual_noise(name, written, &self.request.case, self.way.precision));
         }
         if let (Values::Index(_), Some(lesson)) = (&by_itself, lesson) {
             by_itself = (**lesson).clone();
@@ -185,7 +185,7 @@ impl<'a> Comparer<'a> {
         // what was cached before a step is no copy of anything that the dump holds
         let has_more = case.inputs.past() > 0 && stage.layout == Layout::Keys;
         let are_copies = has_more && matches!(copied, Some((.., true)));
-        let usual = usual_noise(name, held.dtype, config, precision);
+        let usual = usual_noise(name, held.dtype, case, precision);
         let Some(worst) = parts.worst(are_copies, usual, self.measured.factors()) else { return Err(Stopped::Ended) };
         let Worst { noise, off, spread, .. } = worst;
         self.measured.noise.insert(name.to_owned(), noise);
