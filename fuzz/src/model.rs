@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dsv2::backend::{Backend, Reference, Settings};
 use dsv2::case::Case;
 use dsv2::inputs::Inputs;
+use dsv2::taps::PartialSums;
 use dsv2::trace::Trace;
 use dsv2::values;
 use dsv2_reference::config::Head;
@@ -37,7 +38,18 @@ pub fn case(inputs: Inputs) -> dsv2::Result<Case> {
     let config = DeepseekV2Config::from_json_str(text).expect("it is good");
     let weights = Checkpoint::from_bytes("model.safetensors", Arc::new(WEIGHTS)).expect("they are good");
     let (head, dialect, chunks) = (Head::CausalLm, Dialect::Hf, vec![inputs.length()]);
-    Case { config, head, dialect, weights: Arc::new(weights), inputs, use_cache: true, chunks, part: None }.checked()
+    Case {
+        config,
+        head,
+        dialect,
+        weights: Arc::new(weights),
+        inputs,
+        use_cache: true,
+        chunks,
+        part: None,
+        partial_sums: PartialSums::default(),
+    }
+    .checked()
 }
 
 /// The model with its three tokens.

@@ -38,7 +38,7 @@ fn help_is_no_error() {
     let ran = run(&mut dsv2(["--help"]));
     assert_eq!(ran.stderr, "");
     let stdout = ran.passes();
-    for command in ["verify", "trace", "check", "materialize", "kv-cache", "mutants"] {
+    for command in ["verify", "trace", "check", "materialize", "kv-cache", "plan", "mutants"] {
         assert!(stdout.lines().any(|line| line.trim_start().starts_with(command)), "{command}: {stdout}");
         let help = run(&mut dsv2([command, "--help"])).passes();
         assert!(help.contains(&format!("Usage: dsv2 {command}")), "{help}");

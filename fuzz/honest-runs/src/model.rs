@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dsv2::Result;
 use dsv2::case::Case;
 use dsv2::inputs::{AttentionMask, Inputs, Labels, LogitsToKeep, Tokens};
+use dsv2::taps::PartialSums;
 use dsv2_reference::config::Head;
 use dsv2_reference::model::loss::IGNORE_INDEX;
 use dsv2_reference::weights::generator::GeneratedWeights;
@@ -46,7 +47,8 @@ pub fn case(rng: &mut Rng) -> Result<Case> {
     let whole = !use_cache || inputs.labels.is_some() || inputs.logits_to_keep.is_some() || rng.f64() < 0.8;
     let chunks = if whole || head != Head::CausalLm { vec![inputs.length()] } else { pieces(inputs.length(), rng) };
     let weights = Arc::new(weights(rng));
-    Case { config, head, dialect, weights, inputs, use_cache, chunks, part: None }.checked()
+    Case { config, head, dialect, weights, inputs, use_cache, chunks, part: None, partial_sums: PartialSums::default() }
+        .checked()
 }
 
 /// One of several.
