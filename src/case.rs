@@ -114,6 +114,17 @@ impl Case {
             .checked()
     }
 
+    /// What a language model makes of its inputs at once, through its cache, on one device; not [`checked`](Case::checked) yet.
+    pub fn of_language_model(
+        config: DeepseekV2Config,
+        dialect: Dialect,
+        weights: Arc<dyn WeightSource + Send + Sync>,
+        inputs: Inputs,
+    ) -> Self {
+        let (head, chunks, partial_sums) = (Head::CausalLm, vec![inputs.length()], PartialSums::default());
+        Case { config, head, dialect, weights, inputs, use_cache: true, chunks, part: None, partial_sums }
+    }
+
     /// The case itself, if its parts fit together. Its weights are from now on looked at only once, however often it is run.
     ///
     /// # Errors

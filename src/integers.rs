@@ -115,18 +115,7 @@ pub fn run(
 /// The case with whole numbers for its weights, and ReLU.
 fn whole_numbers(case: &Case) -> Result<Case> {
     let config = dsv2_reference::DeepseekV2Config { hidden_act: "relu".to_owned(), ..case.config.clone() };
-    Case {
-        config,
-        head: case.head,
-        dialect: case.dialect,
-        weights: Arc::new(WholeNumbers),
-        inputs: case.inputs.clone(),
-        use_cache: case.use_cache,
-        chunks: case.chunks.clone(),
-        part: None,
-        partial_sums: case.partial_sums,
-    }
-    .checked()
+    Case { config, weights: Arc::new(WholeNumbers), part: None, ..case.clone() }.checked()
 }
 
 /// Weights of -1, 0 and 1.

@@ -6,10 +6,8 @@ use std::sync::Arc;
 use dsv2::backend::{Backend, Reference, Settings};
 use dsv2::case::Case;
 use dsv2::inputs::Inputs;
-use dsv2::taps::PartialSums;
 use dsv2::trace::Trace;
 use dsv2::values;
-use dsv2_reference::config::Head;
 use dsv2_reference::weights::checkpoint::Checkpoint;
 use dsv2_reference::{DeepseekV2Config, Dialect, NoTap};
 
@@ -37,19 +35,7 @@ pub fn case(inputs: Inputs) -> dsv2::Result<Case> {
     let text = std::str::from_utf8(CONFIG).expect("it is good");
     let config = DeepseekV2Config::from_json_str(text).expect("it is good");
     let weights = Checkpoint::from_bytes("model.safetensors", Arc::new(WEIGHTS)).expect("they are good");
-    let (head, dialect, chunks) = (Head::CausalLm, Dialect::Hf, vec![inputs.length()]);
-    Case {
-        config,
-        head,
-        dialect,
-        weights: Arc::new(weights),
-        inputs,
-        use_cache: true,
-        chunks,
-        part: None,
-        partial_sums: PartialSums::default(),
-    }
-    .checked()
+    Case::of_language_model(config, Dialect::Hf, Arc::new(weights), inputs).checked()
 }
 
 /// The model with its three tokens.

@@ -40,6 +40,12 @@ impl OnRanks {
         OnRanks { layout: Layout { tensor, experts, homes: Homes::Every } }
     }
 
+    /// P and Q of `PxQ`: parts of heads and columns, and blocks of experts.
+    pub fn parts(text: &str) -> Option<[usize; 2]> {
+        let (tensor, experts) = text.split_once('x')?;
+        Some([tensor.parse().ok()?, experts.parse().ok()?])
+    }
+
     /// The traces of all ranks.
     fn traces(self, case: &Case, settings: &Settings<'_>) -> Result<Vec<Trace>> {
         let Settings { precision, attention, replay, teacher, .. } = *settings;
@@ -91,7 +97,7 @@ fn differ(name: &str, first: usize, other: usize) -> Error {
     Error::request("--ranks", format!("`{name}` with the same bits on rank {first} and rank {other}"), "others")
 }
 
-/// `PxQ`: parts of heads and columns, and blocks of experts.
+/// As [`OnRanks::parts`] reads it.
 impl FromStr for OnRanks {
     type Err = Error;
 
@@ -99,8 +105,7 @@ impl FromStr for OnRanks {
         const MOST: usize = 64;
         let refused =
             || Error::request("--ranks", format!("PxQ, such as 2x4, of 1 to {MOST} ranks"), format!("{text:?}"));
-        let parts = text.split_once('x').and_then(|(p, q)| Some((p.parse().ok()?, q.parse().ok()?)));
-        let (tensor, experts): (usize, usize) = parts.ok_or_else(refused)?;
+        let [tensor, experts] = OnRanks::parts(text).ok_or_else(refused)?;
         let ranks = OnRanks::new(tensor, experts);
         if (1..=MOST).contains(&ranks.layout.ranks()) { Ok(ranks) } else { Err(refused()) }
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
+use dsv2::backend::OnRanks;
 use dsv2::memory::Size;
 use dsv2::plan::{DevicePlan, Request, WeightFormat};
 use dsv2::{Error, Result};
@@ -107,8 +108,7 @@ pub fn run(args: &PlanArgs) -> Result<Done> {
 
 /// `2x4`
 fn ranks(text: &str) -> Result<[usize; 2]> {
-    let parts = text.split_once('x').and_then(|(p, q)| Some([p.parse().ok()?, q.parse().ok()?]));
-    parts.ok_or_else(|| Error::request("--ranks", "PxQ, such as 2x4", format!("{text:?}")))
+    OnRanks::parts(text).ok_or_else(|| Error::request("--ranks", "PxQ, such as 2x4", format!("{text:?}")))
 }
 
 /// `80GB`

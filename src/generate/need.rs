@@ -18,7 +18,6 @@ use crate::inputs::Inputs;
 use crate::memory::{self, Need, Size};
 use crate::planned;
 use crate::precision::Precision;
-use crate::taps::PartialSums;
 
 /// The sequences of a run.
 #[derive(Clone, Copy, Debug)]
@@ -88,17 +87,7 @@ fn product(factors: &[usize]) -> u64 {
 fn at_a_time(folder: &ModelFolder, precision: Precision, batch: usize, prompt: usize) -> u64 {
     let mut inputs = Inputs::new(Tokens::InputIds(Array2::zeros((batch, prompt))));
     inputs.logits_to_keep = Some(LogitsToKeep::Last(1));
-    let case = Case {
-        config: folder.config.clone(),
-        head: Head::CausalLm,
-        dialect: folder.dialect,
-        weights: folder.weights.clone(),
-        inputs,
-        use_cache: true,
-        chunks: vec![prompt],
-        part: None,
-        partial_sums: PartialSums::default(),
-    };
+    let case = Case::of_language_model(folder.config.clone(), folder.dialect, folder.weights.clone(), inputs);
     memory::at_a_time(&planned::stages(&case, AttentionForm::Expanded, precision))
 }
 

@@ -13,7 +13,7 @@ mod rerouting;
 use std::collections::BTreeSet;
 
 use dsv2_metrics::{FACTORS, for_so_many};
-use dsv2_reference::config::{Head, TopkMethod};
+use dsv2_reference::config::TopkMethod;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{LM_HEAD, ROUTER_LOGITS, TOPK_INDICES};
@@ -29,7 +29,7 @@ use crate::inputs::{Inputs, LogitsToKeep, Tokens};
 use crate::local::plain;
 use crate::memory::{Need, Size};
 use crate::precision::{Precision, unit_roundoff};
-use crate::taps::{AnyTap, PartialSums};
+use crate::taps::AnyTap;
 use crate::trace::Trace;
 use rerouting::{Rerouting, RouterErrors};
 
@@ -223,21 +223,7 @@ fn case(model: &ModelFolder, ids: &[i64], from: usize) -> Result<Case> {
     let fed = Array2::from_shape_fn((1, ids.len()), |(_, at)| ids[at]);
     let mut inputs = Inputs::new(Tokens::InputIds(fed));
     inputs.logits_to_keep = Some(LogitsToKeep::Last((ids.len() + 1 - from) as i64));
-    let chunks = vec![inputs.length()];
-    let (config, weights) = (model.config.clone(), model.weights.clone());
-    let (head, dialect) = (Head::CausalLm, model.dialect);
-    Case {
-        config,
-        head,
-        dialect,
-        weights,
-        inputs,
-        use_cache: true,
-        chunks,
-        part: None,
-        partial_sums: PartialSums::default(),
-    }
-    .checked()
+    Case::of_language_model(model.config.clone(), model.dialect, model.weights.clone(), inputs).checked()
 }
 
 fn logits(trace: &Trace) -> Result<Array2<f64>> {

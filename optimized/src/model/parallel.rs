@@ -48,9 +48,9 @@ impl Layout {
         self.tensor.saturating_mul(self.experts)
     }
 
-    /// The block of so many experts that a rank has.
-    pub(super) fn experts_of(self, rank: usize, experts: usize) -> Range<usize> {
-        let (each, block) = (experts / self.experts, rank / self.tensor);
+    /// A block of so many experts: rank r has block r / P.
+    pub(super) fn block(self, block: usize, experts: usize) -> Range<usize> {
+        let each = experts / self.experts;
         block * each..(block + 1) * each
     }
 
@@ -86,7 +86,6 @@ impl Layout {
 #[derive(Debug)]
 pub(super) struct Share {
     layout: Layout,
-    rank: usize,
     /// Its tensor rank.
     tensor_rank: parallel::Rank,
     tensor: Group,
@@ -102,7 +101,6 @@ impl Share {
         let of_experts: Vec<usize> = (0..experts).map(|q| q * tensor + p).collect();
         Ok(Arc::new(Share {
             layout,
-            rank: rank.index(),
             tensor_rank: tensor_rank.ok_or_else(|| Error::operand("Layout", "tensor", "1 or more", tensor))?,
             tensor: rank.group(&of_tensor)?,
             experts: rank.group(&of_experts)?,
@@ -120,7 +118,7 @@ impl Share {
 
     /// Its block of so many experts.
     pub(super) fn experts_of(&self, experts: usize) -> Range<usize> {
-        self.layout.experts_of(self.rank, experts)
+        self.layout.block(self.experts.place(), experts)
     }
 
     /// How many numbers the experts of other ranks have in all layers; the config is this rank's.

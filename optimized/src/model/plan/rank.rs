@@ -79,7 +79,7 @@ impl RankPlan {
         let no_rank = || Error::operand("RankPlan", "rank", format!("below {}", layout.ranks()), rank);
         let config = of_tensor.ok_or_else(no_rank)?.config(whole)?;
         config.validate(dialect)?;
-        let experts = layout.experts_of(rank, config.num_experts());
+        let experts = layout.block(rank / layout.tensor, config.num_experts());
         let experts_per_token = experts_per_token(&config, dialect)?;
         Ok(RankPlan { layout: Some(layout), config, dialect, settings, experts, experts_per_token })
     }
