@@ -55,6 +55,7 @@ mod tiles;
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, NdFloat};
 use rayon::prelude::*;
 
+use super::shares;
 use super::stored::Dtype;
 use kernels::{Kernels, block_rows};
 use panels::Rows;
@@ -103,6 +104,7 @@ pub fn matmul_t_stored<T: Kernel>(a: ArrayView2<T>, stored: &[u8], dtype: Dtype,
     let (a, rows) = (Rows::new(a.as_slice().expect("standard layout"), k), block_rows::<T>(k));
     stored
         .par_chunks(rows * k * dtype.size())
+        .with_min_len(shares::least(a.plain.len() * rows))
         .zip(y.axis_chunks_iter_mut(Axis(1), rows).into_par_iter())
         .for_each_init(Vec::new, |tile, (stored, y)| T::dot_stored(&a, stored, dtype, tile, y));
     y

@@ -20,6 +20,7 @@ use rayon::prelude::*;
 
 use crate::arithmetic::activation::Activation;
 use crate::arithmetic::map::{pair_by_pair, row_by_row};
+use crate::arithmetic::shares;
 use crate::model::linear::Linear;
 use crate::model::router::{DROPPED, DeepseekV2TopkRouter, Router, Routing};
 use crate::tap::{NoTap, Scope};
@@ -73,6 +74,11 @@ impl<T: Real> DeepseekV2Mlp<T> {
         let mut down = self.down_proj.forward_3d(gated.view());
         tap.real("down_proj", &mut down);
         down
+    }
+
+    /// How many products a token takes.
+    fn products(&self) -> usize {
+        3 * self.down_proj.in_features() * self.down_proj.out_features()
     }
 
     fn gated<D: ndarray::Dimension>(
@@ -186,8 +192,11 @@ impl<T: Real> DeepseekV2Moe<T> {
         check_routing(routing, tokens.nrows(), self.experts.len())?;
         let of_experts: Vec<_> =
             routing.tokens_of_experts().into_iter().enumerate().filter(|(_, of)| !of.is_empty()).collect();
+        let rows = routing.topk_indices.len() / of_experts.len().max(1);
+        let each = rows.max(1) * self.experts.first().map_or(0, DeepseekV2Mlp::products);
         let outputs: Vec<Array2<T>> = of_experts
             .par_iter()
+            .with_min_len(shares::least(each))
             .map(|(expert, of)| {
                 let rows: Vec<usize> = of.iter().map(|(token, _)| *token).collect();
                 self.experts[*expert].forward(tokens.select(Axis(0), &rows).view())

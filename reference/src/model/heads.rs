@@ -5,6 +5,7 @@ use ndarray::{Array, Array2, Array3, Array4, ArrayView, ArrayView2, Axis, Remove
 use rayon::prelude::*;
 
 use crate::Real;
+use crate::arithmetic::shares;
 
 /// Queries \[B,S,H(n+r)\] -> \[B,H,S,n\] and \[B,H,S,r\]: of each head, the part without position comes first.
 pub(super) fn split_heads<T: Real>(q: Array3<T>, heads: usize, n: usize) -> (Array4<T>, Array4<T>) {
@@ -34,25 +35,27 @@ pub(super) fn side_by_side<T: Real, D: RemoveAxis>(a: ArrayView<T, D>, b: ArrayV
     joined
 }
 
-/// Applies `f(b, h, x[b,h])` to every sequence and head, in parallel: \[B,H,S,·\] -> \[B,H,S,·\].
+/// Applies a product `f(b, h, x[b,h])` to every sequence and head, in parallel: \[B,H,S,·\] -> \[B,H,S,columns\].
 pub(super) fn for_each_head<T: Real>(
     x: &Array4<T>,
+    columns: usize,
     f: impl Fn(usize, usize, ArrayView2<T>) -> Array2<T> + Sync,
 ) -> Array4<T> {
-    in_blocks(x, 1, f)
+    in_blocks(x, 1, columns, f)
 }
 
-/// The same for functions that do not depend on the head: heads share each read of the keys, a block at a time. More
+/// The same for products that do not depend on the head: heads share each read of the keys, a block at a time. More
 /// heads in a block are fewer reads, more blocks are work for more threads; what comes out is the same.
 pub(super) fn for_head_blocks<T: Real>(
     x: &Array4<T>,
+    columns: usize,
     f: impl Fn(usize, ArrayView2<T>) -> Array2<T> + Sync,
 ) -> Array4<T> {
     let (batch, num_heads, ..) = x.dim();
     let busy = |heads: &usize| batch * num_heads / heads >= rayon::current_num_threads();
     let whole = |heads: &usize| num_heads.is_multiple_of(*heads);
     let heads_per_block = [8, 4, 2].into_iter().find(|heads| whole(heads) && busy(heads)).unwrap_or(1);
-    in_blocks(x, heads_per_block, |b, _, x| f(b, x))
+    in_blocks(x, heads_per_block, columns, |b, _, x| f(b, x))
 }
 
 /// Cuts x \[B,H,S,·\] into blocks of `heads` heads, seen as \[heads S,·\]; applies `f(b, first head, block)` to all in
@@ -60,6 +63,7 @@ pub(super) fn for_head_blocks<T: Real>(
 fn in_blocks<T: Real>(
     x: &Array4<T>,
     heads: usize,
+    columns: usize,
     f: impl Fn(usize, usize, ArrayView2<T>) -> Array2<T> + Sync,
 ) -> Array4<T> {
     let (batch, num_heads, length, width) = x.dim();
@@ -67,15 +71,19 @@ fn in_blocks<T: Real>(
         (0..batch).flat_map(|b| (0..num_heads).step_by(heads).map(move |h| (b, h))).collect();
     let results: Vec<Array2<T>> = blocks
         .into_par_iter()
+        .with_min_len(shares::least(heads * length * width * columns))
         .map(|(b, h)| {
             let block = x.slice(s![b, h..h + heads, .., ..]);
             let block = block.into_shape_with_order((heads * length, width)).expect("standard layout");
             f(b, h, block)
         })
         .collect();
-    let columns = results.first().map_or(0, |r| r.ncols());
     let mut stacked = Array4::zeros((batch, num_heads, length, columns));
-    let places = stacked.as_slice_mut().expect("standard layout").par_chunks_mut((heads * length * columns).max(1));
-    places.zip(results).for_each(|(place, block)| place.copy_from_slice(block.as_slice().expect("standard layout")));
+    let block = heads * length * columns;
+    let places = stacked.as_slice_mut().expect("standard layout").par_chunks_mut(block.max(1));
+    places
+        .zip(results)
+        .with_min_len(shares::least(block))
+        .for_each(|(place, block)| place.copy_from_slice(block.as_slice().expect("standard layout")));
     stacked
 }

@@ -112,7 +112,7 @@ impl Scaled {
     pub(crate) fn first_not_finite(&self, count: usize) -> Option<(usize, f64)> {
         let codes = &(*self.codes).as_ref()[self.start..][..count];
         let possible = self.scales.values.iter().all(|scale| (scale * LARGEST).is_finite());
-        if possible && codes.par_iter().all(|code| code & 0x7f != 0x7f) {
+        if possible && codes.par_iter().with_min_len(1 << 14).all(|code| code & 0x7f != 0x7f) {
             return None;
         }
         let value = |i| {

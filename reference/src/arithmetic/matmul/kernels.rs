@@ -7,6 +7,7 @@ use super::lanes::Lanes;
 use super::outer::outer_block;
 use super::panels::{GROUP, Rows};
 use super::tiles::{FEW_ROWS, dot, pack_left};
+use crate::arithmetic::shares;
 use crate::arithmetic::stored::{Bf16, Dtype, F16, F32, F64, Same, Stored};
 
 /// The products of one block, compiled (once, in this crate) for the number of lanes of the type.
@@ -96,7 +97,8 @@ impl<'a, T: Kernels> Rows<'a, T, T::Lanes> {
         let groups = if rows.len() <= FEW_ROWS * k {
             Vec::new()
         } else {
-            rows.par_chunks(GROUP * k).map(|rows| T::pack(rows, k)).collect()
+            let panels = rows.par_chunks(GROUP * k).with_min_len(shares::least(GROUP * k));
+            panels.map(|rows| T::pack(rows, k)).collect()
         };
         Rows { plain: rows, groups, k }
     }

@@ -25,12 +25,13 @@
 
 use std::sync::OnceLock;
 
-use ndarray::{Array2, Array4, ArrayView3, Axis, s};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView3, Axis, s};
 use rayon::prelude::*;
 
 use crate::Real;
 use crate::arithmetic::map::pair_by_pair;
 use crate::arithmetic::matmul::{matmul, matmul_t};
+use crate::arithmetic::shares;
 use crate::arithmetic::softmax::softmax;
 use crate::model::heads::{for_each_head, for_head_blocks, side_by_side};
 use crate::model::linear::Linear;
@@ -110,13 +111,13 @@ impl<T: Real> LatentAttention<T> {
         let (n, width) = (self.qk_nope_head_dim, self.rows_per_head());
         let query = side_by_side(q_nope.view(), q_pe.view());
 
-        let scores = for_each_head(&query, |b, h, query| {
+        let scores = for_each_head(&query, compressed_kv.len_of(Axis(1)), |b, h, query| {
             let k_nope = keys_and_values.slice(s![b, .., h * width..h * width + n]);
             let key = side_by_side(k_nope, k_pe.index_axis(Axis(0), b));
             matmul_t(query, key.view())
         });
         let weights = self.weigh(scores, bias, tap);
-        let output = for_each_head(&weights, |b, h, weights| {
+        let output = for_each_head(&weights, width - n, |b, h, weights| {
             matmul(weights, keys_and_values.slice(s![b, .., h * width + n..(h + 1) * width]))
         });
         (output, weights)
@@ -127,13 +128,16 @@ impl<T: Real> LatentAttention<T> {
         let Operands { q_nope, q_pe, compressed_kv, k_pe, bias } = operands;
         let Absorbed { w_uk, w_uv } = self.absorbed.get_or_init(|| self.absorb());
         // q' = W^UK^T q^C: [S,n] [n,c] -> [S,c]
-        let q_latent = for_each_head(&q_nope, |_, h, q_nope| matmul(q_nope, w_uk[h].view()));
-        let scores = for_head_blocks(&q_latent, |b, q_latent| matmul_t(q_latent, compressed_kv.index_axis(Axis(0), b)))
-            + for_head_blocks(&q_pe, |b, q_pe| matmul_t(q_pe, k_pe.index_axis(Axis(0), b)));
+        let (_, t, c) = compressed_kv.dim();
+        let q_latent = for_each_head(&q_nope, c, |_, h, q_nope| matmul(q_nope, w_uk[h].view()));
+        let of_latents = |b, q_latent: ArrayView2<T>| matmul_t(q_latent, compressed_kv.index_axis(Axis(0), b));
+        let of_positions = |b, q_pe: ArrayView2<T>| matmul_t(q_pe, k_pe.index_axis(Axis(0), b));
+        let scores = for_head_blocks(&q_latent, t, of_latents) + for_head_blocks(&q_pe, t, of_positions);
         let weights = self.weigh(scores, bias, tap);
         // sum_j p_ij c_j: [S,T] [T,c] -> [S,c], then W^UV
-        let context = for_head_blocks(&weights, |b, weights| matmul(weights, compressed_kv.index_axis(Axis(0), b)));
-        let output = for_each_head(&context, |_, h, context| matmul_t(context, w_uv[h].view()));
+        let context = for_head_blocks(&weights, c, |b, weights| matmul(weights, compressed_kv.index_axis(Axis(0), b)));
+        let v = self.rows_per_head() - self.qk_nope_head_dim;
+        let output = for_each_head(&context, v, |_, h, context| matmul_t(context, w_uv[h].view()));
         (output, weights)
     }
 
@@ -143,7 +147,9 @@ impl<T: Real> LatentAttention<T> {
         pair_by_pair(&mut scores, bias, |score, &bias| *score = *score * scale + bias);
         tap.real("attn_scores", &mut scores);
         let keys = scores.len_of(Axis(3));
-        scores.as_slice_mut().expect("standard layout").par_chunks_mut(keys).for_each(|row| softmax(row.into()));
+        let rows = scores.as_slice_mut().expect("standard layout").par_chunks_mut(keys);
+        // an exponential for each key
+        rows.with_min_len(shares::least(16 * keys)).for_each(|row| softmax(row.into()));
         tap.real("attn_weights", &mut scores);
         scores
     }
