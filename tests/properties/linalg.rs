@@ -8,7 +8,7 @@ use dsv2_reference::weights::WeightSource;
 use dsv2_reference::weights::generator::GeneratedWeights;
 use dsv2_reference::{Dtype, Tensor};
 use dsv2_testing::for_all;
-use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate, s};
+use ndarray::{Array1, Array2, ArrayView2, Axis, array, concatenate, s};
 use proptest::strategy::Strategy;
 use proptest::{prop_assert, prop_assert_eq};
 
@@ -337,4 +337,29 @@ fn a_relative_error_grows_by_its_condition_number_at_most_and_by_that_in_the_wor
         .holds_for(&|w, x| condition::propagation(w, x.view()).unwrap())
         .fails_for("Frobenius' norm instead of the largest singular value", &frobenius)
         .fails_for("errors never grow", &|_, _| 1.0);
+}
+
+#[test]
+fn of_a_matrix_of_rank_one() {
+    let svd = ThinSvd::of(array![[3.0, 6.0], [4.0, 8.0], [0.0, 0.0]].view()).unwrap();
+    assert_eq!((svd.u.dim(), svd.vt.dim(), svd.rank()), ((3, 2), (2, 2), 1));
+    assert!((svd.sigma[0] - 125_f64.sqrt()).abs() < 1e-12 && svd.error_of_rank(1) < 1e-12);
+}
+
+#[test]
+fn what_has_no_decomposition_is_refused() {
+    let refusal = |a: Array2<f64>| ThinSvd::of(a.view()).unwrap_err().to_string();
+    assert_eq!(
+        refusal(array![[1.0, f64::NAN]]),
+        "input `matrix`: expected one or more elements, all finite, found [1, 2] with one that is not"
+    );
+    assert_eq!(
+        refusal(Array2::zeros((0, 3))),
+        "input `matrix`: expected one or more elements, all finite, found [0, 3]"
+    );
+    let svd = ThinSvd::of(Array2::eye(3).view()).unwrap();
+    assert_eq!(
+        svd.truncated(4).unwrap_err().to_string(),
+        "input `rank`: expected 1 to 3, the smaller side of the matrix, found 4"
+    );
 }

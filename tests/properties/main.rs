@@ -19,5 +19,5 @@ mod yarn;
 
 /// `linalg.rs` is a program of the package dsv2-reference: all else here need not be compiled again with LAPACK.
 #[test]
-#[ignore = "cargo test -p dsv2-reference --features linalg --lib --test linalg; needs OpenBLAS (Debian: apt-get install libopenblas-dev)"]
+#[ignore = "cargo test --features dsv2-reference/linalg --test linalg; needs OpenBLAS (Debian: apt-get install libopenblas-dev)"]
 fn laws_about_matrices() {}

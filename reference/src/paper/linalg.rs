@@ -78,35 +78,3 @@ impl ThinSvd {
         self.sigma.iter().skip(rank).map(|sigma| sigma * sigma).sum::<f64>().sqrt()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use ndarray::array;
-
-    use super::*;
-
-    #[test]
-    fn of_a_matrix_of_rank_one() {
-        let svd = ThinSvd::of(array![[3.0, 6.0], [4.0, 8.0], [0.0, 0.0]].view()).unwrap();
-        assert_eq!((svd.u.dim(), svd.vt.dim(), svd.rank()), ((3, 2), (2, 2), 1));
-        assert!((svd.sigma[0] - 125_f64.sqrt()).abs() < 1e-12 && svd.error_of_rank(1) < 1e-12);
-    }
-
-    #[test]
-    fn what_has_no_decomposition_is_refused() {
-        let refusal = |a: Array2<f64>| ThinSvd::of(a.view()).unwrap_err().to_string();
-        assert_eq!(
-            refusal(array![[1.0, f64::NAN]]),
-            "input `matrix`: expected one or more elements, all finite, found [1, 2] with one that is not"
-        );
-        assert_eq!(
-            refusal(Array2::zeros((0, 3))),
-            "input `matrix`: expected one or more elements, all finite, found [0, 3]"
-        );
-        let svd = ThinSvd::of(Array2::eye(3).view()).unwrap();
-        assert_eq!(
-            svd.truncated(4).unwrap_err().to_string(),
-            "input `rank`: expected 1 to 3, the smaller side of the matrix, found 4"
-        );
-    }
-}
