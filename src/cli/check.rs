@@ -18,7 +18,7 @@ use dsv2_reference::model::cache::CacheFormat;
 
 use super::feed::FeedArgs;
 use super::progress::Progress;
-use super::{Done, cache_format, for_people, layers, plan, precision, size, styled};
+use super::{Done, cache_format, for_people, layers, plan, precision, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -60,7 +60,7 @@ pub struct CheckArgs {
     #[arg(long)]
     explain: bool,
     /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Size>,
     /// Print one JSON object in place of a table
     #[arg(long)]
