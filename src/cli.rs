@@ -256,11 +256,6 @@ fn cache_format(text: &str) -> Result<CacheFormat> {
     Ok(text.parse()?)
 }
 
-/// `8GB`
-fn size(text: &str) -> Result<Size> {
-    text.parse()
-}
-
 /// Makes sure that there is the memory for what comes, and says on stderr how much it is if it is much.
 fn plan(need: Need, limit: Option<Size>) -> Result<()> {
     if limit.is_some() {

@@ -21,7 +21,7 @@ use dsv2_text::{FinishReason, GenerationConfig};
 use crate::error::Result;
 pub use batch::generate;
 pub use model_folder::ModelFolder;
-pub use prompts::{Prompt, conversation};
+pub use prompts::{Fed, Prompt, conversation};
 pub use sequence::Sequence;
 pub use session::Session;
 

@@ -9,6 +9,7 @@ pub(crate) mod held;
 use std::fmt;
 use std::str::FromStr;
 
+use dsv2_foreign::Words;
 use dsv2_reference::stage::Stage;
 use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV};
 use indexmap::IndexMap;
@@ -57,11 +58,16 @@ impl Size {
     }
 }
 
+/// A text that says no size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a size above 0, such as 8GB or 512MiB, found {}", Words(format_args!("{_0:?}")))]
+pub struct NoSize(String);
+
 impl FromStr for Size {
-    type Err = Error;
+    type Err = NoSize;
 
     /// `8GB`, `512 MiB`, or a number of bytes.
-    fn from_str(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> Result<Self, NoSize> {
         let trimmed = text.trim();
         let unit = UNITS.iter().find_map(|(unit, bytes)| {
             let end = trimmed.len().checked_sub(unit.len())?;
@@ -70,7 +76,7 @@ impl FromStr for Size {
         let (number, bytes) = unit.unwrap_or((trimmed, 1));
         let number = number.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
         let size = number.map(|number| Size((number * bytes as f64).round() as u64));
-        size.ok_or_else(|| Error::request("--memory-limit", "a size such as 8GB or 512MiB", format!("{text:?}")))
+        size.ok_or_else(|| NoSize(text.to_owned()))
     }
 }
 
@@ -163,7 +169,7 @@ mod tests {
         let read = |text: &str| text.parse::<Size>().map(|size| size.0).map_err(|error| error.to_string());
         assert_eq!([read("8GB"), read("1.5 gib"), read("300")], [Ok(8_000_000_000), Ok(1_610_612_736), Ok(300)]);
         for wrong in ["", "GB", "-1", "nan", "1e400GB", "8 bytes"] {
-            let line = format!("--memory-limit: expected a size such as 8GB or 512MiB, found {wrong:?}");
+            let line = format!("expected a size above 0, such as 8GB or 512MiB, found {wrong:?}");
             assert_eq!(read(wrong), Err(line));
         }
         let shown = [Size(1), Size(1_000_000), Size(40_000_000_000)].map(|size| size.to_string());

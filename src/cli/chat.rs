@@ -111,7 +111,7 @@ impl<'a> Chat<'a> {
     fn answer(&mut self, said: &str, live: bool) -> Result<()> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", said));
-        let (_, prompt) = conversation(self.folder, &messages)?;
+        let prompt = conversation(self.folder, &messages)?.tokens;
         self.plan(&prompt)?;
         let mut watch = Watch::new(self.folder, 1, self.rules.config.max_new_tokens.unwrap_or(MOST), live);
         let rules = Rules { first_sequence: self.answers, ..self.rules.clone() };

@@ -6,7 +6,7 @@ use clap::Args;
 use dsv2::backend::Precision;
 use dsv2::case::{Case, Feed, Layers};
 use dsv2::check::shards::{self, plans::Rule};
-use dsv2::check::{self, Candidates, Conclusion, Request};
+use dsv2::check::{self, Candidates, Checked, Conclusion, Request};
 use dsv2::memory::Size;
 use dsv2::mutants::explain::{Question, explain};
 use dsv2::report::model::{CheckReport, Files, Report};
@@ -17,8 +17,8 @@ use dsv2_reference::file::set;
 use dsv2_reference::model::cache::CacheFormat;
 
 use super::feed::FeedArgs;
-use super::progress::Progress;
-use super::{Done, cache_format, for_people, layers, plan, precision, size, styled};
+use super::progress::{Progress, during};
+use super::{Done, cache_format, for_people, layers, plan, precision, styled};
 
 /// The arguments of `dsv2 check`.
 #[derive(Args)]
@@ -60,11 +60,15 @@ pub struct CheckArgs {
     #[arg(long)]
     explain: bool,
     /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Size>,
     /// Print one JSON object in place of a table
     #[arg(long)]
     json: bool,
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 pub fn run(args: &CheckArgs) -> Result<Done> {
@@ -78,7 +82,6 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
         precision: args.dtype,
         cache: args.cache,
     };
-    let shown = |path: &Path| path.display().to_string();
     args.report.as_deref().map(set::check).transpose()?;
     let files = Files {
         model: shown(&args.model),
@@ -112,14 +115,7 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
             if !read_whole {
                 plan(need_whole(&request.case)?, args.memory_limit)?;
             }
-            request.expected = args.expected.as_deref().map(Trace::read).transpose()?;
-            let read = |file: &PathBuf| Ok((shown(file), check::read(&request.case, file)?));
-            let files = args.candidate.iter().map(read).collect::<Result<Vec<_>>>()?;
-            let joined = match &args.shards {
-                Some(rule) => shards::join(&files, rule, &request.case)?,
-                None => shards::together(files)?,
-            };
-            shards::check_ranks(&mut request, joined)?
+            during("the dump is judged whole", || judged_whole(args, &mut request))?
         }
     };
     let mut report = CheckReport::new(&request, &checked, files);
@@ -137,4 +133,16 @@ pub fn run(args: &CheckArgs) -> Result<Done> {
     }
     let output = text.map_or_else(|| Text::json(&report.json().to_string()), |text| for_people(&text));
     Ok(Done { output, conforms })
+}
+
+/// Reads all files of the dump, and judges what they hold together.
+fn judged_whole(args: &CheckArgs, request: &mut Request) -> Result<Checked> {
+    request.expected = args.expected.as_deref().map(Trace::read).transpose()?;
+    let read = |file: &PathBuf| Ok((shown(file), check::read(&request.case, file)?));
+    let files = args.candidate.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let joined = match &args.shards {
+        Some(rule) => shards::join(&files, rule, &request.case)?,
+        None => shards::together(files)?,
+    };
+    shards::check_ranks(request, joined)
 }

@@ -17,7 +17,7 @@ use dsv2_foreign::Text;
 use dsv2_reference::Dialect;
 
 use super::progress::Progress;
-use super::{Done, dialect, for_people, plan, precision, say_notes, size, styled};
+use super::{Done, dialect, for_people, plan, precision, say_notes, styled};
 
 /// The arguments of `dsv2 check-text`.
 #[derive(Args)]
@@ -56,7 +56,7 @@ pub struct CheckTextArgs {
     #[arg(long, default_value = "hf", value_parser = dialect)]
     dialect: Dialect,
     /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Size>,
     /// Print one JSON object in place of tables
     #[arg(long)]

@@ -6,7 +6,7 @@ use clap::Args;
 use dsv2::Result;
 use dsv2::generate::decoder::Decoder;
 use dsv2::generate::need::Sequences;
-use dsv2::generate::{Completion, ModelFolder, Prompt, Rules, generate};
+use dsv2::generate::{Completion, Fed, ModelFolder, Prompt, Rules, generate};
 use dsv2_foreign::Text;
 use dsv2_text::Lengths;
 use serde_json::{Value, json};
@@ -22,7 +22,8 @@ pub struct GenerateArgs {
     /// A text that the model goes on with
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts", conflicts_with = "prompts")]
     prompt: Option<String>,
-    /// A file of prompts, one in each line; in a file named .jsonl a string, {"prompt": TEXT} or {"messages": [..]}
+    /// A file of prompts, one in each line; in a file named .jsonl a string, {"prompt": TEXT} or {"messages": [..]}, with
+    /// an "id" if you like, a text or a whole number, which is said again
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     #[command(flatten)]
@@ -41,14 +42,13 @@ pub fn run(args: &GenerateArgs) -> Result<Done> {
         (Some(file), _) => Prompt::fed_file(file, &folder)?,
         (None, text) => vec![Prompt::Text(text.clone().unwrap_or_default()).fed(&folder)?],
     };
-    let (texts, tokens): (Vec<String>, Vec<Vec<i64>>) = fed.into_iter().unzip();
     let live = is_read_live() && !args.json;
     let rules = Rules { logprobs: !live, ..args.rules.rules(&folder)? };
     // whoever reads along reads one text at a time
     let batch = if live { 1 } else { usize::from(args.batch) };
-    let most = largest(&tokens, batch, &rules, &folder)?;
+    let most = largest(&fed, batch, &rules, &folder)?;
     let mut decoder = args.model.decoder(&folder, most)?;
-    let spoken = speak(&folder, &mut *decoder, &texts, &tokens, &rules, most, live);
+    let spoken = speak(&folder, &mut *decoder, &fed, &rules, most, live);
     match spoken {
         Err(error) if !has_left(&error) => Err(error),
         _ => Ok(Done { output: Text::lines(""), conforms: true }),
@@ -56,38 +56,38 @@ pub fn run(args: &GenerateArgs) -> Result<Done> {
 }
 
 /// The batch that takes the most memory.
-fn largest(tokens: &[Vec<i64>], batch: usize, rules: &Rules, folder: &ModelFolder) -> Result<Sequences> {
-    let prompt = tokens.iter().map(Vec::len).max().unwrap_or(0);
+fn largest(fed: &[Fed], batch: usize, rules: &Rules, folder: &ModelFolder) -> Result<Sequences> {
+    let lengths = || fed.iter().map(|fed| fed.tokens.len());
+    let prompt = lengths().max().unwrap_or(0);
     let context = folder.config.max_position_embeddings;
     let new = Lengths::new(&rules.config, prompt, Some(context))?.most.min(context).saturating_sub(prompt);
-    let padded = tokens.iter().any(|tokens| tokens.len() < prompt);
-    Ok(Sequences { batch: batch.min(tokens.len()), cached: 0, prompt, new, padded })
+    let padded = lengths().any(|length| length < prompt);
+    Ok(Sequences { batch: batch.min(fed.len()), cached: 0, prompt, new, padded })
 }
 
 fn speak(
     folder: &ModelFolder,
     decoder: &mut dyn Decoder,
-    texts: &[String],
-    tokens: &[Vec<i64>],
+    fed: &[Fed],
     rules: &Rules,
     most: Sequences,
     live: bool,
 ) -> Result<()> {
-    for (at, tokens) in tokens.chunks(most.batch).enumerate() {
-        let first = at * most.batch;
-        let rules = Rules { first_sequence: first, ..rules.clone() };
-        let mut watch = Watch::new(folder, tokens.len(), most.new, live);
+    for (at, fed) in fed.chunks(most.batch).enumerate() {
+        let rules = Rules { first_sequence: at * most.batch, ..rules.clone() };
+        let mut watch = Watch::new(folder, fed.len(), most.new, live);
         if live {
-            say(&spoken(&texts[first]))?;
+            say(&spoken(&fed[0].text))?;
         }
-        let completions = generate(folder, decoder, tokens, &rules, &mut watch)?;
+        let tokens: Vec<Vec<i64>> = fed.iter().map(|fed| fed.tokens.clone()).collect();
+        let completions = generate(folder, decoder, &tokens, &rules, &mut watch)?;
         if live {
             say(&Text::lines("\n"))?;
             continue;
         }
         watch.quiet();
-        for (row, completion) in completions.iter().enumerate() {
-            let record = record(&texts[first + row], tokens[row].len(), completion, &watch, row);
+        for (row, (fed, completion)) in fed.iter().zip(&completions).enumerate() {
+            let record = record(fed, completion, &watch, row);
             say(&Text::json(&format!("{record}\n")))?;
         }
     }
@@ -96,22 +96,24 @@ fn speak(
 
 /// What is said of a prompt in one line. Times are in seconds: until the prompts of the batch were read, and until this text was
 /// complete; the rate is that of the tokens after the first.
-fn record(prompt: &str, prompt_tokens: usize, completion: &Completion, watch: &Watch, row: usize) -> Value {
+fn record(fed: &Fed, completion: &Completion, watch: &Watch, row: usize) -> Value {
     let tokens = &completion.tokens;
     let (read, whole) = (watch.prompt_time().as_secs_f64(), watch.time(row).as_secs_f64());
     let rate = (tokens.len() > 1).then(|| (tokens.len() - 1) as f64 / (whole - read));
-    json!({
-        "prompt": prompt,
+    let id = fed.id.iter().map(|id| ("id".to_owned(), id.clone()));
+    let said = json!({
+        "prompt": fed.text,
         "text": completion.text,
         "finish_reason": completion.finish.name(),
         "stopped_by": completion.finish.stopped_by(),
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": fed.tokens.len(),
         "tokens": tokens.iter().map(|chosen| chosen.id).collect::<Vec<_>>(),
         "logprobs": tokens.iter().map(|chosen| chosen.logprob).collect::<Vec<_>>(),
         "prompt_seconds": rounded(read, 1e6),
         "seconds": rounded(whole, 1e6),
         "tokens_per_second": rate.map(|rate| rounded(rate, 10.0)),
-    })
+    });
+    id.chain(said.as_object().cloned().unwrap_or_default()).collect()
 }
 
 fn rounded(value: f64, parts: f64) -> f64 {

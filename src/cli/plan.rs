@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use dsv2::backend::OnRanks;
-use dsv2::memory::Size;
+use dsv2::memory::{NoSize, Size};
 use dsv2::plan::{DevicePlan, Request, WeightFormat};
 use dsv2::{Error, Result};
 use dsv2_foreign::{Place, Text};
@@ -37,11 +37,11 @@ pub struct PlanArgs {
     #[arg(long, default_value = "every")]
     homes: Homes,
     /// The memory of a device, such as 80GB (80 x 10^9 bytes) or 80GiB (80 x 2^30)
-    #[arg(long, value_name = "SIZE", default_value = "80GB", value_parser = device_memory)]
-    device_memory: u64,
+    #[arg(long, value_name = "SIZE", default_value = "80GB")]
+    device_memory: Size,
     /// How much of it is kept free: for the driver, kernels, a library of collectives, and what is lost between pieces
     #[arg(long, value_name = "SIZE", default_value = "4GB", value_parser = reserve)]
-    reserve: u64,
+    reserve: Size,
     /// How weights are kept: bf16, f32 or fp8
     #[arg(long, default_value = "bf16")]
     weights: WeightFormat,
@@ -82,8 +82,8 @@ pub fn run(args: &PlanArgs) -> Result<Done> {
             Homes::Every => parallel::Homes::Every,
             Homes::Own => parallel::Homes::Own,
         },
-        memory: args.device_memory,
-        reserve: args.reserve,
+        memory: args.device_memory.0,
+        reserve: args.reserve.0,
         weights: args.weights,
         cache: args.cache,
         context: args.context,
@@ -111,14 +111,7 @@ fn ranks(text: &str) -> Result<[usize; 2]> {
     OnRanks::parts(text).ok_or_else(|| Error::request("--ranks", "PxQ, such as 2x4", format!("{text:?}")))
 }
 
-/// `80GB`
-fn device_memory(text: &str) -> Result<u64> {
-    let size = text.parse::<Size>().map(|size| size.0);
-    size.map_err(|_| Error::request("--device-memory", "a size such as 80GB or 80GiB", format!("{text:?}")))
-}
-
 /// `4GB`, or nothing.
-fn reserve(text: &str) -> Result<u64> {
-    let size = if text.trim() == "0" { Ok(0) } else { text.parse::<Size>().map(|size| size.0) };
-    size.map_err(|_| Error::request("--reserve", "0, or a size such as 4GB or 4GiB", format!("{text:?}")))
+fn reserve(text: &str) -> Result<Size, NoSize> {
+    if text.trim() == "0" { Ok(Size(0)) } else { text.parse() }
 }

@@ -1,6 +1,8 @@
 //! How far it is: a bar on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use dsv2_foreign::Text;
@@ -70,6 +72,45 @@ impl Progress {
                 let _ = writeln!(std::io::stderr(), "[{:width$}/{}] {}", self.done, self.steps, Text::message(what));
             }
         }
+    }
+}
+
+/// Does something that has no steps to count, and says how long it has been under way if it takes its time.
+pub fn during<V>(what: &str, work: impl FnOnce() -> V) -> V {
+    thread::scope(|scope| {
+        let (done, is_done) = channel();
+        // Where there are no threads to be had, nothing is said.
+        let _ = thread::Builder::new().spawn_scoped(scope, || tell_until(what, is_done));
+        let value = work();
+        drop(done);
+        value
+    })
+}
+
+/// How often a plain stderr hears of something that has no steps.
+const NEWS: Duration = Duration::from_secs(10);
+
+fn tell_until(what: &str, is_done: Receiver<()>) {
+    let begun = Instant::now();
+    let mut wait = QUIET;
+    let mut spinner = None;
+    while is_done.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+        wait = NEWS;
+        if std::io::stderr().is_terminal() {
+            spinner.get_or_insert_with(|| {
+                let style = ProgressStyle::with_template("{spinner} {msg}: {elapsed}");
+                let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner());
+                let spinner = ProgressBar::new_spinner().with_style(style).with_elapsed(begun.elapsed());
+                spinner.set_message(Text::message(what).to_string());
+                spinner.enable_steady_tick(Duration::from_millis(200));
+                spinner
+            });
+        } else {
+            let _ = writeln!(std::io::stderr(), "{}: {} s", Text::message(what), begun.elapsed().as_secs());
+        }
+    }
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
     }
 }
 

@@ -19,7 +19,7 @@ use dsv2_reference::stage::Stage;
 use serde_json::{Map, Value, json};
 
 use super::progress::Progress;
-use super::{BackendName, dialect, plan, precision, say_notes, size};
+use super::{BackendName, dialect, plan, precision, say_notes};
 
 /// Which model, and what runs it.
 #[derive(Args)]
@@ -37,7 +37,7 @@ pub struct ModelArgs {
     #[arg(long, default_value = "hf", value_parser = dialect)]
     dialect: Dialect,
     /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Size>,
 }
 

@@ -17,7 +17,7 @@ use dsv2_reference::stage::Stage;
 
 use super::feed::FeedArgs;
 use super::progress::Told;
-use super::{Attention, BackendName, Done, cache_format, layers, plan, precision, say_notes, size};
+use super::{Attention, BackendName, Done, cache_format, layers, plan, precision, say_notes};
 
 /// The arguments of `dsv2 trace`.
 #[derive(Args)]
@@ -52,7 +52,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "LAYERS", value_parser = layers)]
     layers: Option<Layers>,
     /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Size>,
 }
 

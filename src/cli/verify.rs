@@ -15,7 +15,7 @@ use dsv2_optimized::Summation;
 use dsv2_reference::file::set;
 
 use super::progress::Progress;
-use super::{Attention, BackendName, Done, GoldenArgs, for_people, precision, size, styled};
+use super::{Attention, BackendName, Done, GoldenArgs, for_people, precision, styled};
 
 /// The arguments of `dsv2 verify`.
 #[derive(Args, Default)]
@@ -48,7 +48,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     waivers: Option<PathBuf>,
     /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE")]
     memory_limit: Option<Size>,
     #[command(flatten)]
     golden: GoldenArgs,

@@ -190,6 +190,46 @@ fn messages_are_answered_by_the_template() {
     assert_eq!(texts.len(), 3);
 }
 
+#[test]
+fn the_id_of_a_prompt_is_said_again_as_it_was_read() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("prompts.jsonl");
+    let longest = "\u{e9}".repeat(256);
+    let ids = [json!(longest), json!(""), json!(u64::MAX), json!(-3), json!("a\u{1b}[2J\"\n"), json!("a")];
+    let mut lines: Vec<String> = ids.iter().map(|id| json!({"id": id, "prompt": "The router"}).to_string()).collect();
+    lines.insert(1, r#"{"prompt": "A prompt without one"}"#.to_owned());
+    lines.push(r#"{"messages": [{"role": "user", "content": "hello"}], "id": "a"}"#.to_owned());
+    fs::write(&file, lines.join("\n")).unwrap();
+    let args = ["generate", "--greedy", "--max-new-tokens", "1", "--batch", "3", "--prompts"];
+    let printed = ran(dsv2(args).arg(&file)).passes();
+    assert!(!printed.contains('\u{1b}'), "{printed}");
+    assert!(printed.lines().nth(3).unwrap().starts_with("{\"id\":18446744073709551615,\"prompt\":\"The router\","));
+    let said: Vec<Option<Value>> = records(&printed).iter().map(|record| record.get("id").cloned()).collect();
+    let mut expected: Vec<Option<Value>> = ids.into_iter().map(Some).collect();
+    expected.insert(1, None);
+    expected.push(Some(json!("a")));
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn an_id_that_would_not_be_said_again_as_it_was_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("prompts.jsonl");
+    let long = format!("\"{}\"", "x".repeat(257));
+    for (id, found) in [
+        ("1.5", "1.5"),
+        ("18446744073709551616", "1.8446744073709552e19"),
+        ("null", "null"),
+        ("[1]", "[1]"),
+        (&*long, "257 characters"),
+    ] {
+        fs::write(&file, format!("\"fine\"\n{{\"prompt\": \"a\", \"id\": {id}}}\n")).unwrap();
+        let line = ran(dsv2(["generate", "--prompts"]).arg(&file)).refused();
+        let says = "expected `id` as a text of at most 256 characters or as a whole number of 64 bits in line 2";
+        assert!(line.contains(says) && line.contains(found) && line.chars().count() < 400, "{line}");
+    }
+}
+
 /// `dsv2 chat` where nobody sits at a terminal.
 fn chat(args: &[&str], lines: &[u8]) -> Ran {
     let mut command = dsv2(["chat"]);

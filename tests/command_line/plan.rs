@@ -1,5 +1,7 @@
 //! `dsv2 plan` as a process: its table, its JSON, and what is refused.
 
+use std::fs;
+
 use serde_json::Value;
 
 use crate::process::{Room, dsv2, run};
@@ -45,10 +47,14 @@ fn fp8_is_said_to_be_what_it_would_take() {
 #[test]
 fn what_cannot_be_planned_is_refused_in_one_line() {
     for (line, says) in [
-        ("--preset v2 --device-memory 0GB", &["--device-memory", "expected a size such as 80GB or 80GiB", "0GB"][..]),
+        (
+            "--preset v2 --device-memory 0GB",
+            &["--device-memory <SIZE>': expected a size above 0, such as 8GB", "0GB"][..],
+        ),
         ("--preset v2 --device-memory 80", &["--reserve", "less than a device has, 80 bytes", "4000000000"]),
         ("--preset v2 --device-memory 1e9TB", &["--device-memory", "expected a size", "1e9TB"]),
         ("--preset v2 --device-memory 1e9GB", &["--device-memory", "1 to 1000000000000000 bytes"]),
+        ("--preset v2 --reserve 4XB", &["--reserve <SIZE>': expected a size above 0, such as 8GB", "4XB"]),
         ("--preset v2 --reserve 80GB", &["--reserve", "less than a device has", "80000000000"]),
         ("--preset v2 --devices 0", &["--devices", "1 to 1024", "found 0"]),
         (
@@ -56,6 +62,8 @@ fn what_cannot_be_planned_is_refused_in_one_line() {
             &["--devices", "1x7: input `devices`: expected a divisor", "7x1: config: num_attention_heads"],
         ),
         ("--preset v2 --ranks 2x2 --devices 8", &["--ranks", "the number of ranks, 8, found 2 x 2 ranks"]),
+        ("--preset v2 --ranks 1000000000x1000000000", &["--devices", "1 to 1024", "found 1000000000000000000"]),
+        ("--preset v2 --ranks 18446744073709551615x2", &["--devices", "1 to 1024", "found 18446744073709551615"]),
         ("--preset v2 --ranks 2", &["--ranks", "PxQ, such as 2x4", "\"2\""]),
         ("--preset v2 --ranks 0x4", &["--devices", "1 to 1024", "found 0"]),
         ("--preset v2 --context 163841", &["--context", "1 to 163840 tokens (max_position_embeddings)", "163841"]),
@@ -72,6 +80,40 @@ fn what_cannot_be_planned_is_refused_in_one_line() {
         let refused = run(&mut dsv2(["plan"].into_iter().chain(line.split(' ')))).refused();
         assert!(says.iter().all(|word| refused.contains(word)), "{line}: {refused}");
     }
+}
+
+/// Whatever a number is, there is a plan or one line that names the key.
+#[test]
+fn no_number_of_a_config_is_too_hostile_to_be_planned_or_refused() {
+    const NUMBERS: [&str; 9] =
+        ["0", "-1", "1", "3", "1000000000", "1e18", "1000000000000000000", "18446744073709551615", "1e999"];
+    let room = Room::of("v2");
+    let config = room.file("config.json");
+    let good: serde_json::Map<String, Value> = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    let numbers = good.iter().filter(|(_, value)| value.is_number()).map(|(key, _)| key);
+    let (mut planned, mut refused) = (0, 0);
+    for (key, number) in numbers.flat_map(|key| NUMBERS.map(|number| (key, number))) {
+        let with = good.iter().map(|(name, value)| {
+            format!("{name:?}: {}", if name == key { number.to_owned() } else { value.to_string() })
+        });
+        fs::write(&config, format!("{{{}}}", with.collect::<Vec<_>>().join(", "))).unwrap();
+        let ran = run(dsv2(["plan", "--json", "--devices", "4", "--model"]).arg(room.path().join("model")));
+        if ran.code == Some(0) {
+            let plan: Value = serde_json::from_str(&ran.passes()).unwrap();
+            let total = |split: &Value| split["total"].as_u64().unwrap() >= split["weights"].as_u64().unwrap();
+            assert!(plan["splits"].as_array().unwrap().iter().all(total), "{key}: {number}: {plan}");
+            planned += 1;
+        } else {
+            let line = ran.refused();
+            assert!(
+                line.contains("config") || line.contains("model: ") || line.contains("--"),
+                "{key}: {number}: {line}"
+            );
+            assert!(line.chars().count() < 1000, "{key}: {number}: {line}");
+            refused += 1;
+        }
+    }
+    assert!(planned > 20 && refused > 40, "{planned} planned, {refused} refused");
 }
 
 #[test]

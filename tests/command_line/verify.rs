@@ -149,7 +149,7 @@ fn what_does_not_fit_into_memory_is_refused_before_any_case_runs() {
     assert!(line.starts_with("dsv2: memory: expected about ") && line.ends_with("(--case)"), "{line}");
     assert!(line.contains(" MB that is free, found 1.0 MB; fewer or smaller cases take less"), "{line}");
     verify("300MB").passes();
-    assert!(verify("much").refused().contains("--memory-limit"));
+    assert!(verify("much").refused().contains("'--memory-limit <SIZE>': expected a size above 0"));
 }
 
 /// Before a model of that size is made: the number of any size may be damaged.

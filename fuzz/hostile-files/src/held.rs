@@ -45,8 +45,17 @@ fn names_what_is_wrong(target: &Target, line: &str) -> bool {
     if name.ends_with(".index.json") && path.parent().is_some_and(|folder| line.contains(&*folder.to_string_lossy())) {
         return true;
     }
-    let part =
-        ["config: ", "weight `", "input `", "golden case `", "plot \"", "tokenizer: ", "chat template: ", "prompt: "];
+    let part = [
+        "config: ",
+        "weight `",
+        "input `",
+        "golden case `",
+        "plot \"",
+        "tokenizer: ",
+        "chat template: ",
+        "prompt: ",
+        "model: ",
+    ];
     line.contains(&*name)
         || part.iter().any(|begin| line.contains(begin))
         || line.trim_start_matches("dsv2: ").starts_with("--")

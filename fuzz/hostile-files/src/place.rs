@@ -54,6 +54,9 @@ const PT: &str = "check --model ROOM/model --inputs ROOM/inputs.pt --candidate R
 const NPY: &str = "check --model ROOM/model --inputs ROOM/inputs.safetensors --candidate ROOM/lm_head.npy";
 const SHARDED: &str = "trace --model ROOM/sharded --inputs ROOM/inputs.safetensors --output ROOM/out/trace.safetensors";
 const KV_CACHE: &str = "kv-cache --model ROOM/model";
+const PLAN: &str = "plan --model ROOM/model --devices 2";
+const PLAN_JSON: &str =
+    "plan --model ROOM/model --ranks 1x2 --homes own --weights fp8 --cache six-bit --attention absorbed --json";
 const VERIFY: &str = "verify --backend reference --dtype f32 --golden ROOM/golden --report ROOM/out/report";
 const WAIVED: &str =
     "verify --backend reference --dtype f32 --golden ROOM/golden --waivers ROOM/waivers.toml --report ROOM/out/report";
@@ -68,7 +71,7 @@ const GENERATE: &str = "generate --model ROOM/text --prompts ROOM/prompts.jsonl 
 /// Every kind of file. Those that are cheap to read come up more often.
 pub const TARGETS: [Target; 24] = [
     Target { file: "model/config.json", commands: &[TRACE, CHECK, KV_CACHE, KV_CACHE] },
-    Target { file: "model/config.json", commands: &[KV_CACHE] },
+    Target { file: "model/config.json", commands: &[KV_CACHE, PLAN, PLAN_JSON] },
     Target { file: "model/generation_config.json", commands: &[TRACE, CHECK] },
     Target { file: "model/model.safetensors", commands: &[TRACE, CHECK] },
     Target { file: "sharded/model.safetensors.index.json", commands: &[SHARDED] },

@@ -6,6 +6,7 @@
 
 use dsv2_reference::stage::table::TOPK_INDICES;
 use dsv2_reference::stage::{self, Stage};
+use ndarray::{ArrayD, Axis};
 
 use super::pattern::{self, Seen};
 use crate::case::Case;
@@ -13,6 +14,7 @@ use crate::check::dump::Dump;
 use crate::check::truth::Truth;
 use crate::judge::routing::elsewhere;
 use crate::judge::{Disposition, LocalTruth, StageVerdict};
+use crate::local::is_cached_by_step;
 use crate::mutants::explain::{Named, Trials, named};
 use crate::mutants::{Class, Mutant};
 use crate::trace::Trace;
@@ -89,7 +91,7 @@ fn is_of_few_tokens(name: &str, candidate: &Trace, local: &LocalTruth<'_>) -> bo
         let (stage, want) = (Stage::parse(name)?, local.truth.trace.get(name)?.real()?);
         let got = fit(candidate.get(name)?.real()?, want.shape())?;
         let compared = local.truth.rows.of_stage(&stage, want.shape());
-        let last = ndarray::Axis(want.ndim().checked_sub(1)?);
+        let last = Axis(want.ndim().checked_sub(1)?);
         let rows = got.lanes(last).into_iter().zip(want.lanes(last)).enumerate();
         let rows = rows.filter(|(row, _)| compared.as_ref().is_none_or(|rows| rows[*row]));
         let off = |a: &f64, b: &f64| if a.is_finite() && b.is_finite() { (a - b).powi(2) } else { 0.0 };
@@ -139,7 +141,40 @@ pub fn facts(name: &str, case: &Case, candidate: &Trace, local: &LocalTruth<'_>)
         }
     };
     let experts = stage.layer.and_then(|layer| truth.trace.get(&stage::name(TOPK_INDICES, layer))?.index());
-    pattern::facts(&Seen { stage, case, got, want, budget, compared: compared.as_deref(), experts })
+    let facts = |compared| pattern::facts(&Seen { stage, case, got, want, budget, compared, experts });
+    match is_cached_by_step(case, name, want.shape())
+        .then(|| judged_part(case, got, want, compared.as_deref()))
+        .flatten()
+    {
+        None => facts(compared.as_deref()),
+        Some((rows, of)) => facts(Some(&rows)).into_iter().map(|fact| format!("{of}: {fact}")).collect(),
+    }
+}
+
+/// What a step cached is judged as if the dump were right in one of two parts, what was there before and what is new: the truth
+/// has the dump's own numbers there. Which of the compared rows are in the other part, and what it is called.
+fn judged_part(
+    case: &Case,
+    got: &ArrayD<f64>,
+    want: &ArrayD<f64>,
+    compared: Option<&[bool]>,
+) -> Option<(Vec<bool>, &'static str)> {
+    let (keys, before) = (*want.shape().get(1)?, case.inputs.past());
+    let is_new = |row: usize| row % keys >= before;
+    let is_compared = |row: usize| compared.is_none_or(|rows| rows[row]);
+    let last = Axis(want.ndim() - 1);
+    let (mut differ, mut count) = ([false; 2], 0);
+    for (row, (got, want)) in got.lanes(last).into_iter().zip(want.lanes(last)).enumerate() {
+        let differs = |(x, y): (&f64, &f64)| x != y && !(x.is_nan() && y.is_nan());
+        differ[usize::from(is_new(row))] |= is_compared(row) && got.iter().zip(want).any(differs);
+        count += 1;
+    }
+    let rows = |new: bool| (0..count).map(|row| is_compared(row) && is_new(row) == new).collect();
+    match differ {
+        [false, true] => Some((rows(true), "of the new tokens")),
+        [true, false] => Some((rows(false), "of what was cached before the step")),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

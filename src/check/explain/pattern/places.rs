@@ -113,9 +113,16 @@ pub fn last_token(seen: &Seen<'_>) -> Option<String> {
     only_last.then(|| "only the last token of each sequence is wrong".to_owned())
 }
 
-/// The first token of each sequence is right, all others are wrong.
+/// The first token of each sequence is right, all others are wrong. In a step and of sequences laid end to end, the first row is
+/// no sequence's first token, or that of one of them.
 pub fn first_token_right(seen: &Seen<'_>) -> Option<String> {
     let tokens = mixed(seen)?;
+    let inputs = &seen.case.inputs;
+    let earliest = tokens.iter().map(|((_, s), _)| *s).min()?;
+    let begins = inputs.past() == 0 || (seen.stage.layout == Layout::Keys && earliest < inputs.past());
+    if !begins || inputs.packed.is_some() {
+        return None;
+    }
     let first = |b: usize| tokens.iter().filter(|((of, _), _)| *of == b).map(|((_, s), _)| *s).min();
     let all_but_first = tokens.iter().all(|((b, s), wrong)| *wrong == (Some(*s) != first(*b)));
     let points = match seen.stage.layout {
@@ -144,8 +151,9 @@ pub fn from_on(seen: &Seen<'_>) -> Option<String> {
         })
         .collect();
     let chunk = match ends.iter().position(|end| *end == from) {
-        Some(chunk) => format!(", where chunk {} of {} begins", chunk + 2, ends.len()),
-        None => String::new(),
+        // the rows of a step do not count the tokens before it
+        Some(chunk) if seen.case.inputs.past() == 0 => format!(", where chunk {} of {} begins", chunk + 2, ends.len()),
+        _ => String::new(),
     };
     Some(format!("right up to place {}, wrong from place {from} on (counted from 0){chunk}", from - 1))
 }
@@ -156,8 +164,11 @@ const SUSPECTS: usize = 24;
 /// The tokens that visit certain experts are wrong, and no others.
 pub fn visitors(seen: &Seen<'_>) -> Option<String> {
     let experts = seen.experts?;
-    let tokens = mixed(seen)?;
-    let length = seen.case.inputs.length();
+    let (tokens, length) = (mixed(seen)?, seen.case.inputs.looked_at());
+    // what is cached has rows of tokens that went nowhere in this step
+    if Places::of(seen)?.length != length {
+        return None;
+    }
     let k = experts.shape().last().copied().filter(|k| *k > 0)?;
     let visited: Vec<i64> = experts.iter().copied().collect();
     let of = |(b, s): (usize, usize)| visited.get((b * length + s) * k..(b * length + s + 1) * k).unwrap_or(&[]);

@@ -18,7 +18,17 @@ struct Scene {
 
 impl Scene {
     fn of(case: &str) -> Self {
+        Scene::with(GoldenCases::embedded().load(case).unwrap().case)
+    }
+
+    /// The last `new` tokens of each sequence, after what is cached of the others.
+    fn step(case: &str, new: usize) -> Self {
         let case = GoldenCases::embedded().load(case).unwrap().case;
+        let inputs = case.inputs.clone().decoding(new).unwrap();
+        Scene::with(Case { use_cache: true, chunks: vec![inputs.past(), new], inputs, ..case }.checked().unwrap())
+    }
+
+    fn with(case: Case) -> Self {
         let trace = Reference.run(&case, &Settings::default(), &mut NoTap).unwrap();
         Scene { case, trace }
     }
@@ -211,7 +221,11 @@ fn nothing_is_said_where_an_error_has_no_pattern() {
 
 #[test]
 fn the_experts_that_wrong_tokens_visit_are_named() {
-    let scene = Scene::of("v2");
+    each_pair_of_experts_is_named_if_any_is(&Scene::of("v2"), 6);
+    each_pair_of_experts_is_named_if_any_is(&Scene::step("v2", 9), 6);
+}
+
+fn each_pair_of_experts_is_named_if_any_is(scene: &Scene, least: usize) {
     let experts = scene.experts();
     let visitors = |of: &[i64]| -> Vec<usize> {
         let visits = |token: &usize| experts.index_axis(Axis(0), *token).iter().any(|e| of.contains(e));
@@ -232,7 +246,19 @@ fn the_experts_that_wrong_tokens_visit_are_named() {
         assert_eq!(visitors(&numbers), wrong, "{a} and {b}: {facts:?}");
         named[numbers.len() - 1] += 1;
     }
-    assert!(named[0] >= 6 && named[1] >= 6, "{named:?}");
+    assert!(named[0] >= least && named[1] >= least, "{named:?}");
+}
+
+#[test]
+fn the_first_row_of_a_step_is_no_sequences_first_token_and_no_place_of_it_a_chunks_beginning() {
+    let wrong_from = |new: usize, from: usize| {
+        let wrong = |a: &mut ArrayD<f64>| a.slice_axis_mut(Axis(1), Slice::from(from..)).mapv_inplace(|x| x + 0.1);
+        Scene::step("v2", new).facts("model.layers.0.self_attn.o_proj", wrong)
+    };
+    assert_eq!(wrong_from(3, 1), ["right up to place 0, wrong from place 1 on (counted from 0)"]);
+    // two tokens are cached
+    assert_eq!(wrong_from(9, 2), ["right up to place 1, wrong from place 2 on (counted from 0)"]);
+    assert_eq!(wrong_from(2, 1), ["only the last token of each sequence is wrong"]);
 }
 
 #[test]

@@ -37,6 +37,42 @@ fn a_step_is_judged_by_a_cache_in_one_tensor_whichever_comes_first_in_it() {
     }
 }
 
+/// In the rows that a step found in its cache, or in those that it added, what should be is what the dump has.
+#[test]
+fn what_is_said_of_a_cache_is_said_of_the_rows_that_were_judged() {
+    let halves_swapped = |a: &mut ArrayD<f64>| {
+        let half = a.shape()[2] / 2;
+        let [first, second] = [Slice::from(..half), Slice::from(half..)];
+        *a = concatenate(Axis(2), &[second, first].map(|half| a.slice_axis(Axis(2), half))).unwrap();
+    };
+    let too_large_before =
+        |a: &mut ArrayD<f64>| a.slice_axis_mut(Axis(1), Slice::from(..-1)).mapv_inplace(|x| x * 1.05);
+    type Change = fn(&mut ArrayD<f64>);
+    let cases: [(Change, &str); 2] = [
+        (halves_swapped, "of the new tokens: each row holds the right numbers in another order"),
+        (too_large_before, "of what was cached before the step: every number is 1.05 times what it should be"),
+    ];
+    for (name, (wrong, says)) in
+        ["v2", "v2-lite", "left-padding"].into_iter().flat_map(|name| cases.map(|case| (name, case)))
+    {
+        let whole = Case { use_cache: true, ..golden(name) };
+        let (case, all) = (decoding(&whole, 1), run(&whole, Precision::F32));
+        let dump = each(&step(&all, 1, false), |name, a| {
+            let mut a = a.clone();
+            if is_cached(name) && name.ends_with(".k_pe") {
+                wrong(&mut a);
+            }
+            Some(a)
+        });
+        for key_first in [false, true] {
+            let said = judged(&case, joined(&dump, key_first), Precision::F32).hint.unwrap_or_default().says;
+            // wrong keys that come first do not show that they do
+            assert!(key_first || said.iter().any(|said| said == says), "{name}: {said:?}");
+            assert!(!said.iter().any(|said| said.contains("only the last token")), "{name}: {said:?}");
+        }
+    }
+}
+
 fn is_cached(stage: &str) -> bool {
     stage.starts_with("past_key_values")
 }
