@@ -218,7 +218,7 @@ fn an_id_that_would_not_be_said_again_as_it_was_is_refused() {
     let long = format!("\"{}\"", "x".repeat(257));
     for (id, found) in [
         ("1.5", "1.5"),
-        ("18446744073709551616", "1.8446744073709552e19"),
+        ("18446744073709551616", "1.8446744073709552e+19"),
         ("null", "null"),
         ("[1]", "[1]"),
         (&*long, "257 characters"),
