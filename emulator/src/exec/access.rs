@@ -7,10 +7,10 @@ use super::unrounded;
 use super::view::{Request, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};
 use crate::memory::address;
-use crate::observe::{Access, Kind, Observer, Rounding};
+use crate::observe::{Access, Kind, Rounding};
 use crate::{Error, Space};
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// `ld`
     pub(super) fn load(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
         if !self.launch.follow {
@@ -101,7 +101,7 @@ impl<O: Observer> Block<'_, O> {
         if matches!(store.space, Space::Global | Space::Generic) {
             (self.polls, self.advanced) = (0, true);
         }
-        if O::ACTIVE {
+        if self.observer.is_some() {
             self.tell_store((warp, pc), mask, store, &addresses);
         }
         self.remember(mask, store.space, &addresses);
@@ -134,7 +134,7 @@ impl<O: Observer> Block<'_, O> {
 
     /// Before something is stored: what is there in global memory.
     pub(super) fn remember(&mut self, mask: u32, space: Space, addresses: &[u64; LANES]) {
-        if O::REPEATS && self.launch.words.is_none() && matches!(space, Space::Global | Space::Generic) {
+        if self.keeps && matches!(space, Space::Global | Space::Generic) {
             for lane in lanes(mask) {
                 let address = addresses[lane];
                 if space == Space::Global || address::generic(address).0 == Space::Global {
@@ -209,7 +209,9 @@ impl<O: Observer> Block<'_, O> {
         };
         let rounding = Some(Rounding::new(&differ));
         let access = Access { unchanged, rounding, ..Access::new(Kind::Write, store.space, addresses, bytes) };
-        observer.access(&site(launch, *id, warp, pc, mask), &access);
+        if let Some(observer) = observer {
+            observer.access(&site(launch, *id, warp, pc, mask), &access);
+        }
     }
 
     fn atomic_values(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {

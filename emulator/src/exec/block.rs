@@ -19,13 +19,17 @@ use crate::observe::{Access, Observer, Site, Sync};
 pub(super) type Failed = (usize, Cause);
 
 /// One block while it runs.
-pub(crate) struct Block<'a, O> {
+pub(crate) struct Block<'a> {
     pub(crate) launch: &'a Launch<'a>,
     pub(crate) id: [u32; 3],
     pub(crate) warps: Vec<Warp>,
     pub(crate) shared: Store,
     pub(crate) barriers: [State; BARRIERS],
-    pub(crate) observer: &'a mut O,
+    pub(crate) observer: Option<&'a mut dyn Observer>,
+    /// Whether it wants to hear of every instruction.
+    hears_all: bool,
+    /// Whether what is changed in global memory is kept for a second run.
+    pub(super) keeps: bool,
     /// Instructions that warps have executed, and the same counted by thread.
     pub(crate) warp_steps: u64,
     pub(crate) thread_steps: u64,
@@ -58,10 +62,12 @@ const POLLS: u32 = 64;
 /// A block that polls now and then gives its turn away after so many instructions at the latest.
 const SLICE: u64 = 1 << 20;
 
-impl<'a, O: Observer> Block<'a, O> {
+impl<'a> Block<'a> {
     /// A block that has not started.
-    pub(crate) fn new(launch: &'a Launch<'a>, observer: &'a mut O) -> Self {
+    pub(crate) fn new(launch: &'a Launch<'a>, observer: Option<&'a mut dyn Observer>) -> Self {
         let (warps, shared) = Self::fresh(launch);
+        let keeps = launch.words.is_none() && observer.as_ref().is_some_and(|observer| observer.repeats());
+        let hears_all = observer.as_ref().is_some_and(|observer| observer.hears_all());
         Self {
             launch,
             id: [0; 3],
@@ -69,6 +75,8 @@ impl<'a, O: Observer> Block<'a, O> {
             shared,
             barriers: [State::EMPTY; BARRIERS],
             observer,
+            hears_all,
+            keeps,
             warp_steps: 0,
             thread_steps: 0,
             left: 0,
@@ -85,7 +93,9 @@ impl<'a, O: Observer> Block<'a, O> {
         self.id = id;
         self.reset();
         self.left = self.launch.limit;
-        self.observer.begin(id, self.launch.block.iter().product());
+        if let Some(observer) = &mut self.observer {
+            observer.begin(id, self.launch.block.iter().product());
+        }
         self.go_on()
     }
 
@@ -173,8 +183,10 @@ impl<'a, O: Observer> Block<'a, O> {
             warp.registers.steps += 1;
             let active = instruction.guard.map_or(lanes, |guard| lanes & warp.registers.test(guard));
             steps += u64::from(active.count_ones());
-            if O::ACTIVE {
-                self.observer.issue(&site(self.launch, self.id, w, pc, active));
+            if self.hears_all
+                && let Some(observer) = &mut self.observer
+            {
+                observer.issue(&site(self.launch, self.id, w, pc, active));
             }
             if follow && warp.unknown.is_some() {
                 self.follow(w, pc, lanes, active);
@@ -273,14 +285,14 @@ impl<'a, O: Observer> Block<'a, O> {
     }
 
     pub(super) fn tell_access(&mut self, warp: usize, pc: usize, lanes: u32, access: &Access<'_>) {
-        if O::ACTIVE {
-            self.observer.access(&site(self.launch, self.id, warp, pc, lanes), access);
+        if let Some(observer) = &mut self.observer {
+            observer.access(&site(self.launch, self.id, warp, pc, lanes), access);
         }
     }
 
     pub(super) fn tell_sync(&mut self, warp: usize, pc: usize, lanes: u32, event: Sync) {
-        if O::ACTIVE {
-            self.observer.sync(&site(self.launch, self.id, warp, pc, lanes), event);
+        if let Some(observer) = &mut self.observer {
+            observer.sync(&site(self.launch, self.id, warp, pc, lanes), event);
         }
     }
 }

@@ -10,9 +10,8 @@ use super::unknown::Unknown;
 use super::warp::{Fragment, Warp};
 use crate::lower::control::BARRIERS;
 use crate::memory::store::Store;
-use crate::observe::Observer;
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// The warps and the shared memory of a block.
     pub(super) fn fresh(launch: &Launch<'_>) -> (Vec<Warp>, Store) {
         let threads: u32 = launch.block.iter().product();

@@ -6,10 +6,10 @@ use super::view::Request;
 use crate::error::Cause;
 use crate::lower::instruction::{Address, Factors, Product};
 use crate::numeric::{self, fragment, mma};
-use crate::observe::{Access, Kind, Observer};
+use crate::observe::{Access, Kind};
 use crate::{Error, Space};
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// Only a whole warp can do this.
     pub(super) fn whole_warp(&self, warp: usize, pc: usize, lanes: u32) -> Result<(), Error> {
         if lanes == FULL {
@@ -81,7 +81,7 @@ impl<O: Observer> Block<'_, O> {
                 spot.store.is_written(offset, 4) && spot.store.load(offset, 4) == u64::from(word)
             })
         };
-        let unchanged = match O::ACTIVE {
+        let unchanged = match self.observer.is_some() {
             true => (0..rows).filter(is_there).fold(0, |set, lane| set | 1 << lane),
             false => 0,
         };

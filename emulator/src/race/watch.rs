@@ -20,7 +20,13 @@ fn threads(site: &Site<'_>) -> impl Iterator<Item = usize> + Clone {
 }
 
 impl Observer for RaceDetector {
-    const REPEATS: bool = true;
+    fn hears_all(&self) -> bool {
+        false
+    }
+
+    fn repeats(&self) -> bool {
+        true
+    }
 
     fn again(&mut self) -> Option<Words> {
         if !self.second.is_wanted() {
