@@ -2,6 +2,7 @@
 
 use super::RaceDetector;
 use super::cell::Mark;
+use super::clock::Lesson;
 use super::order::Order;
 use super::second::Pending;
 use super::state::Step;
@@ -148,9 +149,8 @@ impl Observer for RaceDetector {
             }
             Sync::Leave(id) => {
                 let barrier = self.running.barriers.entry(id).or_default();
-                for index in threads(site) {
-                    self.running.threads[index].known.join(&barrier.complete);
-                }
+                let mut lesson = Lesson::new(&barrier.complete);
+                threads(site).for_each(|index| lesson.teach(&mut self.running.threads[index].known));
             }
             Sync::Fence => {
                 let order = Order::of(site.opcode);
