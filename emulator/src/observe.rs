@@ -1,7 +1,7 @@
 //! Watching a launch: every instruction, every memory access and every synchronisation passes here.
 //!
 //! A race detector or a profiler is an [`Observer`]; the interpreter knows nothing of what it does. All methods have an
-//! empty default, and a launch without an observer pays nothing.
+//! empty default, and a launch without an observer pays next to nothing.
 
 use std::collections::HashSet;
 
