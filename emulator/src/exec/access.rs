@@ -4,7 +4,7 @@ use super::block::{Block, site};
 use super::launch::Launch;
 use super::registers::{LANES, Registers, get, lanes, set};
 use super::unrounded;
-use super::view::{Request, View};
+use super::view::{Group, Request, Spot, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};
 use crate::memory::address;
 use crate::observe::{Access, Kind, Rounding};
@@ -54,12 +54,16 @@ impl Block<'_> {
             }),
         }
         let (view, registers) = self.split(warp);
-        if let Some((memory, base)) = view.together(request, mask, &addresses) {
+        if let Some(Group { store: memory, base, step }) = view.together(request, mask, &addresses) {
             for (part, register) in load.parts.iter().enumerate() {
                 let Some(register) = register else { continue };
                 let start = base.wrapping_sub(u64::from(part as u32 * load.bytes));
                 if (register.bits, load.bytes) == (32, 4) {
                     let row = registers.get_mut::<u32>(register.slot);
+                    if let Some(step) = step {
+                        memory.load_words(addresses[0].wrapping_sub(start), step, row);
+                        continue;
+                    }
                     lanes(mask).for_each(|lane| row[lane] = memory.load(addresses[lane].wrapping_sub(start), 4) as u32);
                     continue;
                 }
@@ -106,11 +110,15 @@ impl Block<'_> {
         }
         self.remember(mask, store.space, &addresses);
         let (view, registers) = self.split(warp);
-        if let Some((memory, base)) = view.together(request, mask, &addresses) {
+        if let Some(Group { store: memory, base, step }) = view.together(request, mask, &addresses) {
             for (part, register) in store.parts.iter().enumerate() {
                 let start = base.wrapping_sub(u64::from(part as u32 * store.bytes));
                 if (register.bits, store.bytes) == (32, 4) {
                     let row = registers.get::<u32>(register.slot);
+                    if let Some(step) = step {
+                        memory.store_words(addresses[0].wrapping_sub(start), step, row);
+                        continue;
+                    }
                     lanes(mask)
                         .for_each(|lane| memory.store(addresses[lane].wrapping_sub(start), 4, u64::from(row[lane])));
                     continue;
@@ -183,9 +191,14 @@ impl Block<'_> {
             let earlier = if apart { 0 } else { mask & ((1 << lane) - 1) };
             lanes(earlier).filter(|other| addresses[*other] == addresses[lane]).last()
         };
-        // Whether memory holds what a lane has in its registers.
+        let group = view.together(request, mask, addresses);
+        let find = |lane: usize, address: u64| match &group {
+            Some(group) => Ok(Spot { store: group.store, offset: address.wrapping_sub(group.base) }),
+            None => view.locate(request, lane, address),
+        };
+        // Whether memory holds what a lane has in its registers; the address is that of a lane that stores.
         let is_there = |registers: &Registers, lane: usize, address: u64| {
-            let Ok(spot) = view.locate(request, lane, address) else { return false };
+            let Ok(spot) = find(lane, address) else { return false };
             store.parts.iter().enumerate().all(|(part, register)| {
                 let offset = spot.offset + u64::from(part as u32 * store.bytes);
                 let value = get(registers, *register, lane) & ones;

@@ -101,16 +101,19 @@ impl Block<'_> {
                 let address = sources[lane];
                 return Err((lane, Cause::Misaligned { space: Space::Global, address, bytes }));
             }
-            // A whole copy is taken in words, a part of one byte after byte.
-            let step = if size == bytes { 4 } else { 1 };
             if size == bytes {
-                view.locate(Request { reads: true, ..from }, lane, sources[lane])?;
-            }
-            for at in (0..size).step_by(step as usize) {
-                let reads = Request { bytes: step, reads: true, ..from };
-                let spot = view.locate(reads, lane, sources[lane] + u64::from(at))?;
-                let value = spot.store.load(spot.offset, step).to_le_bytes();
-                flight.data[at as usize..(at + step) as usize].copy_from_slice(&value[..step as usize]);
+                let spot = view.locate(Request { reads: true, ..from }, lane, sources[lane])?;
+                for (at, word) in flight.data[..size as usize].chunks_exact_mut(4).enumerate() {
+                    let value = spot.store.load(spot.offset + 4 * at as u64, 4) as u32;
+                    word.copy_from_slice(&value.to_le_bytes());
+                }
+            } else {
+                // Of a part of a copy each byte is looked at.
+                for at in 0..size {
+                    let reads = Request { bytes: 1, reads: true, ..from };
+                    let spot = view.locate(reads, lane, sources[lane] + u64::from(at))?;
+                    flight.data[at as usize] = spot.store.load(spot.offset, 1) as u8;
+                }
             }
             let spot = view.locate(to, lane, targets[lane])?;
             spot.store.poison(spot.offset, bytes);
