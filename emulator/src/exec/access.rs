@@ -1,8 +1,9 @@
 //! `ld`, `st`, `atom` and `red`: the one place where the lanes of a warp touch memory.
 
-use super::block::{Block, site};
+use super::block::Block;
 use super::launch::Launch;
 use super::registers::{LANES, Registers, get, lanes, set};
+use super::tell::site;
 use super::unrounded;
 use super::view::{Group, Request, Spot, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};

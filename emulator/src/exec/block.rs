@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::barrier::State;
 use super::launch::Launch;
 use super::registers::{LANES, get, lanes as lanes_of};
+use super::tell::site;
 use super::unknown::Log;
 use super::warp::{Fragment, TURN, Warp};
 use crate::Error;
@@ -13,7 +14,7 @@ use crate::lower::control::BARRIERS;
 use crate::lower::instruction::Op;
 use crate::memory::store::Store;
 use crate::memory::undo::Undo;
-use crate::observe::{Access, Observer, Site, Sync};
+use crate::observe::{Observer, Sync};
 
 /// The lane that did something wrong, and what.
 pub(super) type Failed = (usize, Cause);
@@ -282,34 +283,5 @@ impl<'a> Block<'a> {
             Op::Lanes(_) | Op::Branch(_) | Op::BranchIndex(..) | Op::Exit | Op::Warp(..) | Op::Barrier(_) => {}
         }
         Ok(())
-    }
-
-    pub(super) fn tell_access(&mut self, warp: usize, pc: usize, lanes: u32, access: &Access<'_>) {
-        if let Some(observer) = &mut self.observer {
-            observer.access(&site(self.launch, self.id, warp, pc, lanes), access);
-        }
-    }
-
-    pub(super) fn tell_sync(&mut self, warp: usize, pc: usize, lanes: u32, event: Sync) {
-        if let Some(observer) = &mut self.observer {
-            observer.sync(&site(self.launch, self.id, warp, pc, lanes), event);
-        }
-    }
-}
-
-pub(super) fn site<'a>(launch: &'a Launch<'a>, block: [u32; 3], warp: usize, pc: usize, lanes: u32) -> Site<'a> {
-    let instruction = &launch.kernel.code[pc];
-    let source = instruction.source.and_then(|(file, line)| {
-        let (_, name) = launch.kernel.files.iter().find(|(index, _)| *index == file)?;
-        Some((name.as_str(), line))
-    });
-    Site {
-        kernel: &launch.kernel.name,
-        opcode: &instruction.opcode,
-        line: instruction.line,
-        source,
-        block,
-        warp: warp as u32,
-        lanes,
     }
 }
