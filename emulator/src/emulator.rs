@@ -8,7 +8,7 @@ use crate::exec::launch::{Launch, Report};
 use crate::lower::{Kernel, function_address};
 use crate::memory::store::Store;
 use crate::memory::{DevicePointer, Memory};
-use crate::observe::{Nobody, Observer};
+use crate::observe::Observer;
 use crate::options::{Arg, Grid, Options, Unwritten};
 use crate::parse::ast::Reference;
 use crate::{Error, Module, Space};
@@ -145,7 +145,7 @@ impl Emulator {
         args: &[Arg],
         options: Options,
     ) -> Result<Report, Error> {
-        self.start(module, kernel, grid, args, options, None::<&mut Nobody>)
+        self.start(module, kernel, grid, args, options, None)
     }
 
     /// Runs a kernel while an observer watches; block after block, on one thread.
@@ -161,14 +161,14 @@ impl Emulator {
         self.start(module, kernel, grid, args, options, Some(observer))
     }
 
-    fn start<O: Observer>(
+    fn start(
         &mut self,
         module: &Module,
         name: &str,
         grid: Grid,
         args: &[Arg],
         options: Options,
-        observer: Option<&mut O>,
+        observer: Option<&mut dyn Observer>,
     ) -> Result<Report, Error> {
         self.printed.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         let kernel = module.kernel(name)?;
@@ -215,13 +215,13 @@ impl Emulator {
             return Err(wrong(message));
         }
         if let Some(observer) = observer {
-            return launch.run_in_order(observer);
+            return launch.run_in_order(Some(observer));
         }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.threads == 0 { cores() } else { options.threads };
         let threads = threads.min(usize::try_from(blocks).unwrap_or(usize::MAX));
         if threads <= 1 || kernel.needs_order {
-            return launch.run_in_order(&mut Nobody);
+            return launch.run_in_order(None);
         }
         launch.run_in_parallel(threads)
     }

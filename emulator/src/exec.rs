@@ -14,6 +14,7 @@ mod meet;
 pub(crate) mod registers;
 mod specials;
 mod system;
+mod tell;
 pub(crate) mod unknown;
 mod unrounded;
 mod view;

@@ -63,7 +63,7 @@ pub(crate) struct Kernel {
     /// loads, which may wait for another block.
     pub(crate) needs_order: bool,
     definitions: OnceLock<Definitions>,
-    unassigned: OnceLock<Vec<(Cell, usize)>>,
+    unassigned: OnceLock<Option<Vec<(Cell, usize)>>>,
 }
 
 impl Kernel {
@@ -73,9 +73,10 @@ impl Kernel {
     }
 
     /// The registers that some path reads before it has written them, and where; found when somebody asks.
-    pub(crate) fn unassigned(&self) -> &[(Cell, usize)] {
+    /// `None` if that would take too long.
+    pub(crate) fn unassigned(&self) -> Option<&[(Cell, usize)]> {
         let search = || unassigned::unassigned(&self.code, self.narrow, self.wide, self.predicates);
-        self.unassigned.get_or_init(search)
+        self.unassigned.get_or_init(search).as_deref()
     }
 }
 

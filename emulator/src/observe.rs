@@ -1,7 +1,7 @@
 //! Watching a launch: every instruction, every memory access and every synchronisation passes here.
 //!
 //! A race detector or a profiler is an [`Observer`]; the interpreter knows nothing of what it does. All methods have an
-//! empty default, and a launch without an observer pays nothing.
+//! empty default, and a launch without an observer pays next to nothing.
 
 use std::collections::HashSet;
 
@@ -157,11 +157,15 @@ pub enum Sync {
 /// Something that watches a launch. Blocks begin in order, one after the other; one that waits for others is left for
 /// them, and goes on later.
 pub trait Observer {
-    /// Whether it watches at all.
-    const ACTIVE: bool = true;
+    /// Whether it wants to hear of every instruction ([`issue`](Self::issue)); asked once for a launch.
+    fn hears_all(&self) -> bool {
+        true
+    }
 
     /// Whether it may want to see a launch twice. Then what the launch changes in global memory is remembered.
-    const REPEATS: bool = false;
+    fn repeats(&self) -> bool {
+        false
+    }
 
     /// A block begins; it has so many threads.
     fn begin(&mut self, _block: [u32; 3], _threads: u32) {}
@@ -190,11 +194,4 @@ pub trait Observer {
     /// The second run has ended: `is_used` tells of a number whether the value has reached an address, a branch, a
     /// barrier or memory.
     fn outcome(&mut self, _is_used: &dyn Fn(u32) -> bool) {}
-}
-
-/// The observer that is not there.
-pub(crate) struct Nobody;
-
-impl Observer for Nobody {
-    const ACTIVE: bool = false;
 }

@@ -28,6 +28,19 @@ fn the_last_block_may_have_to_go_first() {
     assert_eq!(out, wanted);
 }
 
+/// What only the first block writes is zero in the others, in every register file and however the launch is checked.
+#[test]
+fn a_block_finds_nothing_of_the_one_before_it_in_its_registers() {
+    let body = "setp.eq.u32 %p1, %r1, 0; @%p1 mov.u32 %r5, 7; @%p1 mov.u64 %rd3, 9; @!%p1 bra BEHIND;
+        setp.eq.u32 %p3, %r1, 0; mov.u32 %r7, 1000;
+        BEHIND: cvt.u32.u64 %r6, %rd3; add.u32 %r6, %r6, %r5; add.u32 %r6, %r6, %r7; @%p3 add.u32 %r6, %r6, 100;
+        mul.wide.u32 %rd2, %r1, 4; add.s64 %rd2, %rd2, %rd1; st.global.u32 [%rd2], %r6;";
+    for options in [Options::default(), Options::unchecked()] {
+        let options = Options { threads: 1, ..options };
+        assert_eq!(run(body, Grid::linear(3, 32), options, &[1; 3]).unwrap(), [1116, 0, 0]);
+    }
+}
+
 /// Blocks that are left for others are told apart by an observer: no race is invented, and a missing order is found.
 #[test]
 fn the_race_detector_follows_blocks_that_take_turns() {

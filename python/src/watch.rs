@@ -13,7 +13,13 @@ pub struct Watchers {
 }
 
 impl Observer for Watchers {
-    const REPEATS: bool = true;
+    fn hears_all(&self) -> bool {
+        self.profile.is_some()
+    }
+
+    fn repeats(&self) -> bool {
+        true
+    }
 
     fn again(&mut self) -> Option<Words> {
         let words = self.races.as_mut().and_then(Observer::again);

@@ -1,16 +1,17 @@
 //! `ld`, `st`, `atom` and `red`: the one place where the lanes of a warp touch memory.
 
-use super::block::{Block, site};
+use super::block::Block;
 use super::launch::Launch;
 use super::registers::{LANES, Registers, get, lanes, set};
+use super::tell::site;
 use super::unrounded;
-use super::view::{Request, View};
+use super::view::{Group, Request, Spot, View};
 use crate::lower::instruction::{Answer, Atomic, Load, Store};
 use crate::memory::address;
-use crate::observe::{Access, Kind, Observer, Rounding};
+use crate::observe::{Access, Kind, Rounding};
 use crate::{Error, Space};
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// `ld`
     pub(super) fn load(&mut self, warp: usize, pc: usize, mask: u32, load: &Load) -> Result<(), Error> {
         if !self.launch.follow {
@@ -54,12 +55,16 @@ impl<O: Observer> Block<'_, O> {
             }),
         }
         let (view, registers) = self.split(warp);
-        if let Some((memory, base)) = view.together(request, mask, &addresses) {
+        if let Some(Group { store: memory, base, step }) = view.together(request, mask, &addresses) {
             for (part, register) in load.parts.iter().enumerate() {
                 let Some(register) = register else { continue };
                 let start = base.wrapping_sub(u64::from(part as u32 * load.bytes));
                 if (register.bits, load.bytes) == (32, 4) {
                     let row = registers.get_mut::<u32>(register.slot);
+                    if let Some(step) = step {
+                        memory.load_words(addresses[0].wrapping_sub(start), step, row);
+                        continue;
+                    }
                     lanes(mask).for_each(|lane| row[lane] = memory.load(addresses[lane].wrapping_sub(start), 4) as u32);
                     continue;
                 }
@@ -101,16 +106,20 @@ impl<O: Observer> Block<'_, O> {
         if matches!(store.space, Space::Global | Space::Generic) {
             (self.polls, self.advanced) = (0, true);
         }
-        if O::ACTIVE {
+        if self.observer.is_some() {
             self.tell_store((warp, pc), mask, store, &addresses);
         }
         self.remember(mask, store.space, &addresses);
         let (view, registers) = self.split(warp);
-        if let Some((memory, base)) = view.together(request, mask, &addresses) {
+        if let Some(Group { store: memory, base, step }) = view.together(request, mask, &addresses) {
             for (part, register) in store.parts.iter().enumerate() {
                 let start = base.wrapping_sub(u64::from(part as u32 * store.bytes));
                 if (register.bits, store.bytes) == (32, 4) {
                     let row = registers.get::<u32>(register.slot);
+                    if let Some(step) = step {
+                        memory.store_words(addresses[0].wrapping_sub(start), step, row);
+                        continue;
+                    }
                     lanes(mask)
                         .for_each(|lane| memory.store(addresses[lane].wrapping_sub(start), 4, u64::from(row[lane])));
                     continue;
@@ -134,7 +143,7 @@ impl<O: Observer> Block<'_, O> {
 
     /// Before something is stored: what is there in global memory.
     pub(super) fn remember(&mut self, mask: u32, space: Space, addresses: &[u64; LANES]) {
-        if O::REPEATS && self.launch.words.is_none() && matches!(space, Space::Global | Space::Generic) {
+        if self.keeps && matches!(space, Space::Global | Space::Generic) {
             for lane in lanes(mask) {
                 let address = addresses[lane];
                 if space == Space::Global || address::generic(address).0 == Space::Global {
@@ -183,9 +192,14 @@ impl<O: Observer> Block<'_, O> {
             let earlier = if apart { 0 } else { mask & ((1 << lane) - 1) };
             lanes(earlier).filter(|other| addresses[*other] == addresses[lane]).last()
         };
-        // Whether memory holds what a lane has in its registers.
+        let group = view.together(request, mask, addresses);
+        let find = |lane: usize, address: u64| match &group {
+            Some(group) => Ok(Spot { store: group.store, offset: address.wrapping_sub(group.base) }),
+            None => view.locate(request, lane, address),
+        };
+        // Whether memory holds what a lane has in its registers; the address is that of a lane that stores.
         let is_there = |registers: &Registers, lane: usize, address: u64| {
-            let Ok(spot) = view.locate(request, lane, address) else { return false };
+            let Ok(spot) = find(lane, address) else { return false };
             store.parts.iter().enumerate().all(|(part, register)| {
                 let offset = spot.offset + u64::from(part as u32 * store.bytes);
                 let value = get(registers, *register, lane) & ones;
@@ -209,7 +223,9 @@ impl<O: Observer> Block<'_, O> {
         };
         let rounding = Some(Rounding::new(&differ));
         let access = Access { unchanged, rounding, ..Access::new(Kind::Write, store.space, addresses, bytes) };
-        observer.access(&site(launch, *id, warp, pc, mask), &access);
+        if let Some(observer) = observer {
+            observer.access(&site(launch, *id, warp, pc, mask), &access);
+        }
     }
 
     fn atomic_values(&mut self, warp: usize, pc: usize, mask: u32, atomic: &Atomic) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use super::view::Request;
 use crate::error::Cause;
 use crate::lower::instruction::{Address, Answer, Atomic, Copy};
 use crate::lower::mbarrier;
-use crate::observe::{Access, Kind, Observer, Sync};
+use crate::observe::{Access, Kind, Sync};
 use crate::{Error, Space};
 
 /// A copy on its way: at most 16 bytes of one lane.
@@ -48,7 +48,7 @@ struct Arrival {
     pc: usize,
 }
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// `cp.async`: the source is read now, the destination poisoned.
     pub(super) fn copy(&mut self, warp: usize, pc: usize, mask: u32, copy: &Copy) -> Result<(), Error> {
         let targets = self.warps[warp].addresses(copy.target);
@@ -58,7 +58,7 @@ impl<O: Observer> Block<'_, O> {
         let ignored = copy.ignore.map_or(0, |pred| registers.test(pred));
         let sizes = copy.source_bytes.map_or([bytes; LANES], |slot| *registers.get::<u32>(slot));
         let sizes: [u32; LANES] = std::array::from_fn(|lane| if ignored >> lane & 1 == 1 { 0 } else { sizes[lane] });
-        if O::ACTIVE {
+        if self.observer.is_some() {
             // One event for each size that some lanes take from their source.
             for size in 1..=bytes {
                 let reading = lanes(mask).filter(|lane| sizes[*lane] == size).fold(0, |bits, lane| bits | 1 << lane);
@@ -101,16 +101,19 @@ impl<O: Observer> Block<'_, O> {
                 let address = sources[lane];
                 return Err((lane, Cause::Misaligned { space: Space::Global, address, bytes }));
             }
-            // A whole copy is taken in words, a part of one byte after byte.
-            let step = if size == bytes { 4 } else { 1 };
             if size == bytes {
-                view.locate(Request { reads: true, ..from }, lane, sources[lane])?;
-            }
-            for at in (0..size).step_by(step as usize) {
-                let reads = Request { bytes: step, reads: true, ..from };
-                let spot = view.locate(reads, lane, sources[lane] + u64::from(at))?;
-                let value = spot.store.load(spot.offset, step).to_le_bytes();
-                flight.data[at as usize..(at + step) as usize].copy_from_slice(&value[..step as usize]);
+                let spot = view.locate(Request { reads: true, ..from }, lane, sources[lane])?;
+                for (at, word) in flight.data[..size as usize].chunks_exact_mut(4).enumerate() {
+                    let value = spot.store.load(spot.offset + 4 * at as u64, 4) as u32;
+                    word.copy_from_slice(&value.to_le_bytes());
+                }
+            } else {
+                // Of a part of a copy each byte is looked at.
+                for at in 0..size {
+                    let reads = Request { bytes: 1, reads: true, ..from };
+                    let spot = view.locate(reads, lane, sources[lane] + u64::from(at))?;
+                    flight.data[at as usize] = spot.store.load(spot.offset, 1) as u8;
+                }
             }
             let spot = view.locate(to, lane, targets[lane])?;
             spot.store.poison(spot.offset, bytes);
@@ -149,7 +152,7 @@ impl<O: Observer> Block<'_, O> {
         for flight in landed {
             self.shared.write(flight.target, &flight.data[..flight.bytes as usize]);
             self.follow_landing(flight.target, flight.unwritten);
-            if O::ACTIVE {
+            if self.observer.is_some() {
                 let addresses = [flight.target; LANES];
                 let access = Access::new(Kind::CopyLand, Space::Shared, &addresses, flight.bytes);
                 self.tell_access(warp, flight.pc, 1 << flight.lane, &access);

@@ -10,7 +10,7 @@ use crate::Error;
 use crate::error::Cause;
 use crate::lower::control::BARRIERS;
 use crate::lower::instruction::{Action, Barrier, Op};
-use crate::observe::{Observer, Sync};
+use crate::observe::Sync;
 
 /// The state of one barrier.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ impl State {
     pub(crate) const EMPTY: Self = Self { arrived: 0, lanes: 0, expected: None, count: 0, and: true, or: false };
 }
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// Lanes of a warp come to a barrier; whether they can go on at once.
     pub(super) fn barrier(&mut self, warp: usize, pc: usize, mask: u32, barrier: &Barrier) -> Result<bool, Error> {
         let first = mask.trailing_zeros() as usize % 32;

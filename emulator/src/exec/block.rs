@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::barrier::State;
 use super::launch::Launch;
 use super::registers::{LANES, get, lanes as lanes_of};
+use super::tell::site;
 use super::unknown::Log;
 use super::warp::{Fragment, TURN, Warp};
 use crate::Error;
@@ -13,19 +14,23 @@ use crate::lower::control::BARRIERS;
 use crate::lower::instruction::Op;
 use crate::memory::store::Store;
 use crate::memory::undo::Undo;
-use crate::observe::{Access, Observer, Site, Sync};
+use crate::observe::{Observer, Sync};
 
 /// The lane that did something wrong, and what.
 pub(super) type Failed = (usize, Cause);
 
 /// One block while it runs.
-pub(crate) struct Block<'a, O> {
+pub(crate) struct Block<'a> {
     pub(crate) launch: &'a Launch<'a>,
     pub(crate) id: [u32; 3],
     pub(crate) warps: Vec<Warp>,
     pub(crate) shared: Store,
     pub(crate) barriers: [State; BARRIERS],
-    pub(crate) observer: &'a mut O,
+    pub(crate) observer: Option<&'a mut dyn Observer>,
+    /// Whether it wants to hear of every instruction.
+    hears_all: bool,
+    /// Whether what is changed in global memory is kept for a second run.
+    pub(super) keeps: bool,
     /// Instructions that warps have executed, and the same counted by thread.
     pub(crate) warp_steps: u64,
     pub(crate) thread_steps: u64,
@@ -58,10 +63,12 @@ const POLLS: u32 = 64;
 /// A block that polls now and then gives its turn away after so many instructions at the latest.
 const SLICE: u64 = 1 << 20;
 
-impl<'a, O: Observer> Block<'a, O> {
+impl<'a> Block<'a> {
     /// A block that has not started.
-    pub(crate) fn new(launch: &'a Launch<'a>, observer: &'a mut O) -> Self {
+    pub(crate) fn new(launch: &'a Launch<'a>, observer: Option<&'a mut dyn Observer>) -> Self {
         let (warps, shared) = Self::fresh(launch);
+        let keeps = launch.words.is_none() && observer.as_ref().is_some_and(|observer| observer.repeats());
+        let hears_all = observer.as_ref().is_some_and(|observer| observer.hears_all());
         Self {
             launch,
             id: [0; 3],
@@ -69,6 +76,8 @@ impl<'a, O: Observer> Block<'a, O> {
             shared,
             barriers: [State::EMPTY; BARRIERS],
             observer,
+            hears_all,
+            keeps,
             warp_steps: 0,
             thread_steps: 0,
             left: 0,
@@ -85,7 +94,9 @@ impl<'a, O: Observer> Block<'a, O> {
         self.id = id;
         self.reset();
         self.left = self.launch.limit;
-        self.observer.begin(id, self.launch.block.iter().product());
+        if let Some(observer) = &mut self.observer {
+            observer.begin(id, self.launch.block.iter().product());
+        }
         self.go_on()
     }
 
@@ -173,8 +184,10 @@ impl<'a, O: Observer> Block<'a, O> {
             warp.registers.steps += 1;
             let active = instruction.guard.map_or(lanes, |guard| lanes & warp.registers.test(guard));
             steps += u64::from(active.count_ones());
-            if O::ACTIVE {
-                self.observer.issue(&site(self.launch, self.id, w, pc, active));
+            if self.hears_all
+                && let Some(observer) = &mut self.observer
+            {
+                observer.issue(&site(self.launch, self.id, w, pc, active));
             }
             if follow && warp.unknown.is_some() {
                 self.follow(w, pc, lanes, active);
@@ -270,34 +283,5 @@ impl<'a, O: Observer> Block<'a, O> {
             Op::Lanes(_) | Op::Branch(_) | Op::BranchIndex(..) | Op::Exit | Op::Warp(..) | Op::Barrier(_) => {}
         }
         Ok(())
-    }
-
-    pub(super) fn tell_access(&mut self, warp: usize, pc: usize, lanes: u32, access: &Access<'_>) {
-        if O::ACTIVE {
-            self.observer.access(&site(self.launch, self.id, warp, pc, lanes), access);
-        }
-    }
-
-    pub(super) fn tell_sync(&mut self, warp: usize, pc: usize, lanes: u32, event: Sync) {
-        if O::ACTIVE {
-            self.observer.sync(&site(self.launch, self.id, warp, pc, lanes), event);
-        }
-    }
-}
-
-pub(super) fn site<'a>(launch: &'a Launch<'a>, block: [u32; 3], warp: usize, pc: usize, lanes: u32) -> Site<'a> {
-    let instruction = &launch.kernel.code[pc];
-    let source = instruction.source.and_then(|(file, line)| {
-        let (_, name) = launch.kernel.files.iter().find(|(index, _)| *index == file)?;
-        Some((name.as_str(), line))
-    });
-    Site {
-        kernel: &launch.kernel.name,
-        opcode: &instruction.opcode,
-        line: instruction.line,
-        source,
-        block,
-        warp: warp as u32,
-        lanes,
     }
 }

@@ -6,9 +6,8 @@ use super::specials;
 use super::warp::Reason;
 use crate::Error;
 use crate::error::{Cause, Fault, Jam, Stuck, Waiting};
-use crate::observe::Observer;
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// Turns a cause into an error that says where it happened.
     pub(super) fn fault(&self, warp: usize, pc: usize, (lane, cause): Failed) -> Error {
         let thread = specials::thread(self.launch.block, (warp * LANES + lane) as u32);

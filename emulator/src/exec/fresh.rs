@@ -9,10 +9,10 @@ use super::specials;
 use super::unknown::Unknown;
 use super::warp::{Fragment, Warp};
 use crate::lower::control::BARRIERS;
+use crate::lower::flow::Cell;
 use crate::memory::store::Store;
-use crate::observe::Observer;
 
-impl<O: Observer> Block<'_, O> {
+impl<'a> Block<'a> {
     /// The warps and the shared memory of a block.
     pub(super) fn fresh(launch: &Launch<'_>) -> (Vec<Warp>, Store) {
         let threads: u32 = launch.block.iter().product();
@@ -30,12 +30,20 @@ impl<O: Observer> Block<'_, O> {
         (warps.collect(), Store::new(launch.shared_bytes, false))
     }
 
+    /// The registers that somebody may read before the block has written them; `None` if others may be looked at, too: by
+    /// an observer, in the lanes that do not take part in a shuffle, or where nobody knows.
+    fn seen(&self) -> Option<&'a [(Cell, usize)]> {
+        let used = self.warps.first().is_some_and(|warp| warp.registers.used);
+        if used && self.launch.checked && self.observer.is_none() { self.launch.kernel.unassigned() } else { None }
+    }
+
     /// Everything as a block finds it.
     pub(super) fn reset(&mut self) {
         self.log.begin_block();
         self.shared.reset();
         self.barriers = [State::EMPTY; BARRIERS];
         let threads: u32 = self.launch.block.iter().product();
+        let seen = self.seen();
         for (index, warp) in self.warps.iter_mut().enumerate() {
             let first = (index * LANES) as u32;
             let count = (threads - first).min(LANES as u32);
@@ -46,9 +54,10 @@ impl<O: Observer> Block<'_, O> {
             warp.copies = Copies::default();
             warp.unknown = None;
             warp.starving = 0;
-            specials::fill(self.launch, self.id, index, &mut warp.registers);
+            specials::fill(self.launch, self.id, index, &mut warp.registers, seen);
             if self.launch.follow && self.launch.words.is_none() {
-                warp.unknown = Unknown::of_unassigned(&warp.registers, self.launch.kernel.unassigned());
+                warp.unknown =
+                    Unknown::of_unassigned(&warp.registers, self.launch.kernel.unassigned().unwrap_or_default());
             }
         }
     }

@@ -19,14 +19,18 @@ macro_rules! maps {
             f: impl Fn($($kind),+) -> D + Send + Sync + 'static,
         ) -> Lanes {
             Box::new(move |registers, mask| {
-                $(let $x = *registers.get::<$kind>($slot);)+
-                let out = registers.get_mut::<D>(d);
                 if mask == FULL {
+                    // Copies, so that no source is the destination: the loop becomes vector code.
+                    $(let $x = *registers.get::<$kind>($slot);)+
+                    let out = registers.get_mut::<D>(d);
                     for lane in 0..LANES {
                         out[lane] = f($($x[lane]),+);
                     }
                 } else {
-                    lanes(mask).for_each(|lane| out[lane] = f($($x[lane]),+));
+                    for lane in lanes(mask) {
+                        let value = f($(registers.get::<$kind>($slot)[lane]),+);
+                        registers.get_mut::<D>(d)[lane] = value;
+                    }
                 }
             })
         }
@@ -83,10 +87,9 @@ pub(crate) fn bits_where<T: Copy>(values: &[T], holds: impl Fn(T) -> bool) -> u3
 pub(crate) fn select<T: Lane>(d: u32, [a, b]: [u32; 2], p: Pred) -> Lanes {
     Box::new(move |registers, mask| {
         let bits = registers.test(p);
-        let (x, y) = (*registers.get::<T>(a), *registers.get::<T>(b));
-        let out = registers.get_mut::<T>(d);
         for lane in lanes(mask) {
-            out[lane] = if bits >> lane & 1 == 1 { x[lane] } else { y[lane] };
+            let source = if bits >> lane & 1 == 1 { a } else { b };
+            registers.get_mut::<T>(d)[lane] = registers.get::<T>(source)[lane];
         }
     })
 }

@@ -15,7 +15,7 @@ use crate::memory::Memory;
 use crate::memory::store::Store;
 use crate::memory::undo::Undo;
 use crate::numeric::mma::Summation;
-use crate::observe::{Nobody, Observer, Words};
+use crate::observe::{Observer, Words};
 use crate::{Error, UnwrittenUse};
 
 /// All that is the same for every block.
@@ -63,10 +63,12 @@ struct Parked {
     left: u64,
 }
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// Puts the block aside, and takes room for another one.
     fn park(&mut self, spare: &mut Vec<Parked>) -> Parked {
-        self.observer.leave(self.id);
+        if let Some(observer) = &mut self.observer {
+            observer.leave(self.id);
+        }
         let room = spare.pop().unwrap_or_else(|| {
             let (warps, shared) = Self::fresh(self.launch);
             Parked { id: [0; 3], warps, shared, barriers: [State::EMPTY; BARRIERS], left: 0 }
@@ -120,7 +122,7 @@ impl Launch<'_> {
     }
 
     /// All blocks in order, watched. A block that seems to wait for others is put aside; those that wait take turns.
-    pub(crate) fn run_in_order<O: Observer>(&self, observer: &mut O) -> Result<Report, Error> {
+    pub(crate) fn run_in_order<'a>(&'a self, observer: Option<&'a mut dyn Observer>) -> Result<Report, Error> {
         let mut block = Block::new(self, observer);
         let ended = self.take_turns(&mut block);
         let printed = block.log.printed();
@@ -131,9 +133,10 @@ impl Launch<'_> {
             unwritten: block.log.report(self.kernel),
             printed,
         })?;
-        let undo = std::mem::take(&mut block.undo);
-        if O::REPEATS
+        let (keeps, undo) = (block.keeps, std::mem::take(&mut block.undo));
+        if keeps
             && undo.is_whole()
+            && let Some(observer) = block.observer.take()
             && let Some(words) = observer.again()
         {
             self.run_again(observer, &words, undo)?;
@@ -142,7 +145,7 @@ impl Launch<'_> {
     }
 
     /// The same once more, from the memory that there was before; what it leaves is what the first run left.
-    fn run_again<O: Observer>(&self, observer: &mut O, words: &Words, mut undo: Undo) -> Result<(), Error> {
+    fn run_again(&self, observer: &mut dyn Observer, words: &Words, mut undo: Undo) -> Result<(), Error> {
         let printed = Mutex::default();
         let Self { kernel, memory, params, globals, interrupted, .. } = *self;
         let second = Launch {
@@ -159,7 +162,7 @@ impl Launch<'_> {
             ..*self
         };
         undo.exchange(self.memory);
-        let mut block = Block::new(&second, observer);
+        let mut block = Block::new(&second, Some(&mut *observer));
         let ended = second.take_turns(&mut block);
         undo.exchange(self.memory);
         let values = block.log.values.take().unwrap_or_default();
@@ -174,7 +177,7 @@ impl Launch<'_> {
         printed.clone_into(&mut self.printed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
     }
 
-    fn take_turns<O: Observer>(&self, block: &mut Block<'_, O>) -> Result<(), Error> {
+    fn take_turns(&self, block: &mut Block<'_>) -> Result<(), Error> {
         let (mut next, mut waiting, mut spare) = (0, VecDeque::<Parked>::new(), vec![]);
         let mut idle = 0;
         while next < self.blocks() || !waiting.is_empty() {
@@ -182,7 +185,9 @@ impl Launch<'_> {
             for _ in 0..waiting.len() {
                 let Some(parked) = waiting.pop_front() else { break };
                 spare.push(block.exchange(parked));
-                block.observer.resume(block.id);
+                if let Some(observer) = &mut block.observer {
+                    observer.resume(block.id);
+                }
                 let turn = block.go_on()?;
                 progress |= block.advanced || turn == Turn::Done;
                 if turn == Turn::Waits {
@@ -206,7 +211,7 @@ impl Launch<'_> {
     }
 
     /// The error about a grid in which nobody can go on.
-    fn hang<O: Observer>(&self, block: &mut Block<'_, O>, parked: VecDeque<Parked>, begun: u64) -> Error {
+    fn hang(&self, block: &mut Block<'_>, parked: VecDeque<Parked>, begun: u64) -> Error {
         let (id, blocks) = (parked.front().map_or([0; 3], |first| first.id), parked.len());
         let mut waiting = vec![];
         for parked in parked.into_iter().take(SHOWN) {
@@ -222,8 +227,7 @@ impl Launch<'_> {
         let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
         let outcome = Mutex::new((Report::default(), None::<(u64, Error)>, Log::default()));
         let work = || {
-            let mut nobody = Nobody;
-            let mut block = Block::new(self, &mut nobody);
+            let mut block = Block::new(self, None);
             // Blocks are taken in order, so every block before a failed one has been taken, and will finish.
             let error = loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);

@@ -2,14 +2,14 @@
 
 use super::block::Block;
 use super::registers::{FULL, LANES, Registers};
-use super::view::Request;
+use super::view::{Group, Request, Spot};
 use crate::error::Cause;
 use crate::lower::instruction::{Address, Factors, Product};
 use crate::numeric::{self, fragment, mma};
-use crate::observe::{Access, Kind, Observer};
+use crate::observe::{Access, Kind};
 use crate::{Error, Space};
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// Only a whole warp can do this.
     pub(super) fn whole_warp(&self, warp: usize, pc: usize, lanes: u32) -> Result<(), Error> {
         if lanes == FULL {
@@ -35,14 +35,22 @@ impl<O: Observer> Block<'_, O> {
         let request = Request { space, bytes: 16, writes: false, reads: true };
         let (view, registers) = self.split(warp);
         let mut matrices = [[[0u16; 8]; 8]; 4];
-        let outcome = (0..rows).try_for_each(|lane| {
-            let spot = view.locate(request, lane, addresses[lane])?;
-            for (pair, values) in matrices[lane / 8][lane % 8].chunks_exact_mut(2).enumerate() {
-                let word = spot.store.load(spot.offset + 4 * pair as u64, 4);
-                (values[0], values[1]) = (word as u16, (word >> 16) as u16);
+        let mut take = |lane: usize, Spot { store, offset }: Spot<'_>| {
+            let mut words = [0; 4];
+            store.load_words(offset, 4, &mut words);
+            matrices[lane / 8][lane % 8] =
+                std::array::from_fn(|column| (words[column / 2] >> (16 * (column % 2))) as u16);
+        };
+        let outcome = match view.together(request, giving, &addresses) {
+            Some(Group { store, base, .. }) => {
+                (0..rows).for_each(|lane| take(lane, Spot { store, offset: addresses[lane].wrapping_sub(base) }));
+                Ok(())
             }
-            Ok(())
-        });
+            None => (0..rows).try_for_each(|lane| {
+                take(lane, view.locate(request, lane, addresses[lane])?);
+                Ok(())
+            }),
+        };
         for (slot, matrix) in d.iter().zip(&matrices) {
             registers.put(*slot, &fragment::ldmatrix(matrix, transposed), FULL);
         }
@@ -81,7 +89,7 @@ impl<O: Observer> Block<'_, O> {
                 spot.store.is_written(offset, 4) && spot.store.load(offset, 4) == u64::from(word)
             })
         };
-        let unchanged = match O::ACTIVE {
+        let unchanged = match self.observer.is_some() {
             true => (0..rows).filter(is_there).fold(0, |set, lane| set | 1 << lane),
             false => 0,
         };

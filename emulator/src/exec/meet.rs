@@ -14,9 +14,9 @@ use crate::error::Cause;
 use crate::lower::control::BARRIERS;
 use crate::lower::instruction::{Collective, Members, Op};
 use crate::numeric::fragment;
-use crate::observe::{Observer, Sync};
+use crate::observe::Sync;
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// Lanes come to an instruction for which the lanes of a warp meet; whether all of them can go on at once.
     pub(super) fn meet(&mut self, w: usize, pc: usize, active: u32) -> Result<bool, Error> {
         let masks = match &self.launch.kernel.code[pc].op {

@@ -29,6 +29,8 @@ pub(crate) struct Registers {
     pub(crate) predicates: Vec<u32>,
     /// Warp instructions so far: what `%clock` shows.
     pub(crate) steps: u64,
+    /// Whether a block has run on them.
+    pub(crate) used: bool,
 }
 
 /// A value that a register file holds: `u32` or `u64`.
@@ -70,6 +72,7 @@ impl Registers {
             wide: vec![[0; LANES]; wide],
             predicates: vec![0; predicates],
             steps: 0,
+            used: false,
         }
     }
 

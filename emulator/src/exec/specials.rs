@@ -1,7 +1,8 @@
 //! Constants and special registers, written into their slots when a block begins.
 
 use super::launch::Launch;
-use super::registers::{LANES, Registers};
+use super::registers::{LANES, Register, Registers};
+use crate::lower::flow::Cell;
 use crate::lower::slots::{Constant, Mask, Special};
 
 /// `%tid` of the thread with this number in a block.
@@ -9,13 +10,32 @@ pub(crate) fn thread(block: [u32; 3], index: u32) -> [u32; 3] {
     [index % block[0], index / block[0] % block[1], index / block[0] / block[1]]
 }
 
-/// Clears the registers of a warp and fills its constant slots.
-pub(crate) fn fill(launch: &Launch, block: [u32; 3], warp: usize, registers: &mut Registers) {
-    registers.narrow.fill([0; LANES]);
-    registers.wide.fill([0; LANES]);
+/// Makes the registers of a warp what a block finds: zero, and the constant slots filled.
+///
+/// Most of the time it took to begin a small block went into zeros that nobody sees. So of registers on which a block of
+/// the same launch has run, those in `seen` are cleared, and its position is written anew; with nothing there, all are.
+pub(crate) fn fill(
+    launch: &Launch,
+    block: [u32; 3],
+    warp: usize,
+    registers: &mut Registers,
+    seen: Option<&[(Cell, usize)]>,
+) {
+    let again = registers.used && seen.is_some();
+    match seen {
+        _ if !registers.used => {}
+        Some(seen) => seen.iter().for_each(|(cell, _)| clear(registers, *cell)),
+        None => {
+            registers.narrow.fill([0; LANES]);
+            registers.wide.fill([0; LANES]);
+        }
+    }
     registers.predicates.fill(0);
-    registers.steps = 0;
+    (registers.steps, registers.used) = (0, true);
     for (wide, slot, constant) in &launch.kernel.constants {
+        if again && !matches!(constant, Constant::Special(Special::Ctaid(_))) {
+            continue;
+        }
         let values: [u64; LANES] = match constant {
             Constant::Value(value) => [*value; LANES],
             Constant::Dynamic(offset) => [launch.kernel.dynamic_start.wrapping_add_signed(*offset); LANES],
@@ -31,6 +51,14 @@ pub(crate) fn fill(launch: &Launch, block: [u32; 3], warp: usize, registers: &mu
         } else {
             registers.narrow[*slot as usize] = values.map(|value| value as u32);
         }
+    }
+}
+
+fn clear(registers: &mut Registers, cell: Cell) {
+    match cell {
+        Cell::Data(Register { slot, bits }) if bits > 32 => *registers.get_mut::<u64>(slot) = [0; LANES],
+        Cell::Data(Register { slot, .. }) => *registers.get_mut::<u32>(slot) = [0; LANES],
+        Cell::Predicate(_) => {}
     }
 }
 

@@ -5,13 +5,12 @@ use super::registers::lanes;
 use super::view::Request;
 use crate::error::Cause;
 use crate::lower::instruction::System;
-use crate::observe::Observer;
 use crate::{Error, Space};
 
 /// The longest text that is read from memory.
 const LONGEST: usize = 4096;
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// A call of some lanes, lane after lane.
     pub(super) fn system(
         &mut self,

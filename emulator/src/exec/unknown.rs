@@ -20,7 +20,6 @@ use super::specials;
 use crate::Space;
 use crate::lower::flow::{Cell, Flow, Rule};
 use crate::lower::instruction::{Members, Op};
-use crate::observe::Observer;
 use crate::unwritten::Use;
 use log::Found;
 
@@ -104,7 +103,7 @@ impl Unknown {
     }
 }
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// Before an instruction of one warp: what becomes of unknown bits, and whether they decide something. `running`
     /// are the lanes that are here, `active` those whose guard holds.
     #[cold]

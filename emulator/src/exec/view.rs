@@ -1,7 +1,7 @@
 //! The memory that a warp sees, and the checks of every access to it.
 
 use super::block::Failed;
-use super::registers::{LANES, lanes};
+use super::registers::{FULL, LANES, lanes};
 use crate::Space;
 use crate::error::Cause;
 use crate::memory::Memory;
@@ -22,6 +22,15 @@ pub(crate) struct View<'a> {
 pub(crate) struct Spot<'a> {
     pub(crate) store: &'a Store,
     pub(crate) offset: u64,
+}
+
+/// Bytes of one piece of memory that several lanes may access.
+pub(crate) struct Group<'a> {
+    pub(crate) store: &'a Store,
+    /// The address of its first byte.
+    pub(crate) base: u64,
+    /// If all lanes are there, and each is as far behind the one before it: how far. Nothing, or as much as it accesses.
+    pub(crate) step: Option<u64>,
 }
 
 /// What is asked of an access.
@@ -70,10 +79,10 @@ impl<'a> View<'a> {
         Ok(spot)
     }
 
-    /// The usual case, faster: all lanes of `mask` point into one piece of memory, and nothing is wrong. Gives that
-    /// memory and the address of its first byte. `None` says nothing but that each lane must be looked at.
+    /// The usual case, faster: all lanes of `mask` point into one piece of memory, and nothing is wrong. `None` says
+    /// nothing but that each lane must be looked at.
     #[inline]
-    pub(crate) fn together(&self, request: Request, mask: u32, addresses: &[u64; LANES]) -> Option<(&'a Store, u64)> {
+    pub(crate) fn together(&self, request: Request, mask: u32, addresses: &[u64; LANES]) -> Option<Group<'a>> {
         let Request { space, bytes, writes, reads } = request;
         let first = addresses[mask.trailing_zeros() as usize % LANES];
         let (home, base) = match space {
@@ -95,6 +104,21 @@ impl<'a> View<'a> {
             _ => return None,
         };
         let last = store.bytes().checked_sub(u64::from(bytes))?;
+        let group = |step| Some(Group { store, base, step });
+        if let Some(step) = even_step(mask, addresses, u64::from(bytes)) {
+            let offset = first.wrapping_sub(base);
+            let size = bytes + step as u32 * (LANES as u32 - 1);
+            let fits = offset <= last && offset + u64::from(size) <= store.bytes();
+            let aligned = offset & u64::from(bytes - 1) == 0;
+            let written = |lane: u64| store.is_written(offset + lane * step, bytes);
+            let all_written =
+                || if bytes < 4 { (0..LANES as u64).all(written) } else { store.is_written(offset, size) };
+            return if fits && aligned && (!reads || !self.checked || all_written()) {
+                group(Some(step))
+            } else {
+                None
+            };
+        }
         let wrong = lanes(mask).fold(false, |wrong, lane| {
             let offset = addresses[lane].wrapping_sub(base);
             wrong | (offset > last) | (offset & u64::from(bytes - 1) != 0)
@@ -103,7 +127,7 @@ impl<'a> View<'a> {
             return None;
         }
         let written = |lane: usize| store.is_written(addresses[lane].wrapping_sub(base), bytes);
-        (!reads || !self.checked || lanes(mask).all(written)).then_some((store, base))
+        if !reads || !self.checked || lanes(mask).all(written) { group(None) } else { None }
     }
 
     #[inline]
@@ -148,6 +172,24 @@ impl<'a> View<'a> {
             if home == Space::Shared { " (never stored, or an asynchronous copy is not waited for)" } else { "" };
         Cause::Uninitialised { space, address, bytes, offset, name: name.unwrap_or_default(), hint }
     }
+}
+
+/// How far each lane is behind the one before it, if that is nothing or so many bytes and all lanes are there.
+#[inline]
+fn even_step(mask: u32, addresses: &[u64; LANES], bytes: u64) -> Option<u64> {
+    let [first, second, ..] = *addresses;
+    let step = second.wrapping_sub(first);
+    if mask != FULL || step != 0 && step != bytes {
+        return None;
+    }
+    // One loop without a branch, which becomes vector code.
+    let mut expected = first;
+    let apart = addresses.iter().fold(0, |apart, address| {
+        let differs = address ^ expected;
+        expected = expected.wrapping_add(step);
+        apart | differs
+    });
+    (apart == 0).then_some(step)
 }
 
 /// The bytes at an offset of a memory that has no allocations.

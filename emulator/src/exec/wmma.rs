@@ -9,7 +9,7 @@ use crate::lower::instruction::Factors;
 use crate::lower::wmma::{Placed, Tile, TileProduct};
 use crate::numeric::mma::Summation;
 use crate::numeric::product::{self, Shape};
-use crate::observe::{Access, Kind, Observer};
+use crate::observe::{Access, Kind};
 
 /// A matrix: the bits of its elements.
 type Matrix = Vec<Vec<u64>>;
@@ -27,7 +27,7 @@ fn ones(bits: u32) -> u64 {
     u64::MAX >> (64 - bits)
 }
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// The pieces of a tile, and where each lane's lies.
     fn pieces(&self, w: usize, placed: &Placed) -> Result<Vec<Piece>, Failed> {
         let Placed { tile, by_rows, .. } = placed;
@@ -105,8 +105,10 @@ impl<O: Observer> Block<'_, O> {
                 let old = (spot.store.is_written(spot.offset, *bytes), spot.store.load(spot.offset, *bytes));
                 old == (true, value(&self.warps[w].registers, *lane))
             };
-            let unchanged =
-                if O::ACTIVE { lanes(FULL).filter(is_there).fold(0, |set, lane| set | 1 << lane) } else { 0 };
+            let unchanged = match self.observer.is_some() {
+                true => lanes(FULL).filter(is_there).fold(0, |set, lane| set | 1 << lane),
+                false => 0,
+            };
             let access = Access { unchanged, ..Access::new(Kind::Write, placed.space, addresses, *bytes) };
             self.remember(FULL, placed.space, addresses);
             self.tell_access(w, pc, FULL, &access);

@@ -44,8 +44,14 @@ fn reads(instruction: &Instruction) -> impl Iterator<Item = Cell> + '_ {
     instruction.flow.reads.iter().chain(&instruction.flow.addresses).copied().chain(guard)
 }
 
-/// Each such register, and the first instruction that may read it too early. Files have so many registers.
-pub(super) fn unassigned(code: &[Instruction], narrow: usize, wide: usize, predicates: usize) -> Vec<(Cell, usize)> {
+/// Each such register, and the first instruction that may read it too early; `None` if nobody has searched. Files have so
+/// many registers.
+pub(super) fn unassigned(
+    code: &[Instruction],
+    narrow: usize,
+    wide: usize,
+    predicates: usize,
+) -> Option<Vec<(Cell, usize)>> {
     let numbers = Numbers { narrow, wide, words: (narrow + wide + predicates).div_ceil(64) };
     // Where paths come from elsewhere: what all of them have written. Nothing is known of those that nobody reaches.
     let mut starts = vec![false; code.len() + 1];
@@ -56,7 +62,7 @@ pub(super) fn unassigned(code: &[Instruction], narrow: usize, wide: usize, predi
         }
     }
     if starts.iter().filter(|start| **start).count() * numbers.words > MOST {
-        return vec![];
+        return None;
     }
     let mut written: Vec<Option<Vec<u64>>> = vec![None; code.len() + 1];
     written[0] = Some(vec![0; numbers.words]);
@@ -99,7 +105,7 @@ pub(super) fn unassigned(code: &[Instruction], narrow: usize, wide: usize, predi
             set = None;
         }
     }
-    found
+    Some(found)
 }
 
 /// Adds what an instruction writes whenever it is reached.

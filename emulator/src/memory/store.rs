@@ -69,6 +69,24 @@ impl Store {
         }
     }
 
+    /// Loads words, each so many bytes behind the one before it.
+    #[inline]
+    pub(crate) fn load_words(&self, offset: u64, step: u64, values: &mut [u32]) {
+        let (first, step) = ((offset / 4) as usize, (step / 4) as usize);
+        for (at, value) in values.iter_mut().enumerate() {
+            *value = self.words[first + at * step].load(Relaxed);
+        }
+    }
+
+    /// Stores words, each so many bytes behind the one before it.
+    #[inline]
+    pub(crate) fn store_words(&self, offset: u64, step: u64, values: &[u32]) {
+        let (first, step) = ((offset / 4) as usize, (step / 4) as usize);
+        for (at, value) in values.iter().enumerate() {
+            self.store_word(first + at * step, *value);
+        }
+    }
+
     #[inline]
     fn store_word(&self, at: usize, value: u32) {
         self.words[at].store(value, Relaxed);
@@ -98,7 +116,8 @@ impl Store {
             let bits = byte_bits((offset % 4) as u32, bytes);
             return self.written[at].load(Relaxed) & bits == bits;
         }
-        self.written[at..at + bytes as usize / 4].iter().all(|bits| bits.load(Relaxed) == 0xf)
+        // Without a way out of the loop: hardly ever is a byte missing.
+        self.written[at..at + bytes as usize / 4].iter().fold(0xf, |all, bits| all & bits.load(Relaxed)) == 0xf
     }
 
     /// Makes the bytes of a word-aligned range unwritten again: an asynchronous copy is on its way to them.

@@ -51,10 +51,48 @@ impl F32Mode {
     }
 }
 
-/// The exact path; not inlined, so that the loops over lanes stay small.
+/// The directed modes; not inlined, so that the loops over lanes stay small.
 #[inline(never)]
 fn directed(operation: Operation, operands: [u32; 3], rounding: Rounding) -> u32 {
+    let [a, b, c] = operands.map(|bits| f64::from(f32::from_bits(bits)));
+    // Products of two are exact in `f64`.
+    match operation {
+        Operation::Add => return directed_sum(a, b, rounding),
+        Operation::Multiply => return directed_f32(a * b, rounding),
+        Operation::Fma => return directed_sum(a * b, c, rounding),
+        Operation::Divide | Operation::Root => {}
+    }
     operation.evaluate(Format::F32, operands.map(u64::from), rounding).map_or(NAN_F32, |bits| bits as u32)
+}
+
+/// The sum of two numbers that are exact in `f64`, in a directed mode.
+fn directed_sum(a: f64, b: f64, rounding: Rounding) -> u32 {
+    let sum = a + b;
+    if sum == 0.0 && a.is_sign_negative() != b.is_sign_negative() {
+        // `x - x` is `-0` only when rounding down, and no inexact sum is zero.
+        return if rounding == Rounding::Down { 0x8000_0000 } else { 0 };
+    }
+    // The result lies between the same two neighbours as the exact sum, and on neither of them unless the sum does.
+    directed_f32(round_to_odd_f64(a, b, sum), rounding)
+}
+
+/// The `.f32` next to a number on the side that a directed mode wants.
+fn directed_f32(value: f64, rounding: Rounding) -> u32 {
+    let nearest = value as f32;
+    let back = f64::from(nearest);
+    let rounded = match rounding {
+        Rounding::Down if back > value => nearest.next_down(),
+        Rounding::Up if back < value => nearest.next_up(),
+        Rounding::Zero if back.abs() > value.abs() => {
+            if value > 0.0 {
+                nearest.next_down()
+            } else {
+                nearest.next_up()
+            }
+        }
+        _ => nearest,
+    };
+    canonical_f32(rounded)
 }
 
 /// The bits of a value, with every NaN replaced by [`NAN_F32`].

@@ -39,17 +39,30 @@ pub enum Summation {
 
 /// `mma.sync.aligned.m16n8k16.row.col.f32.{f16,bf16}.{f16,bf16}.f32`: `D = A * B + C` on fragments.
 pub fn m16n8k16(half: Half, a: &[Register; 4], b: &[Register; 2], c: &[Register; 4], how: Summation) -> [Register; 4] {
-    multiply::<16>(half, a, b, c, how)
+    match half {
+        Half::F16 => multiply::<16>(|bits| Half::F16.value(bits), a, b, c, how),
+        Half::Bf16 => multiply::<16>(|bits| Half::Bf16.value(bits), a, b, c, how),
+    }
 }
 
 /// `mma.sync.aligned.m16n8k8.row.col.f32.{f16,bf16}.{f16,bf16}.f32`: `D = A * B + C` on fragments.
 pub fn m16n8k8(half: Half, a: &[Register; 2], b: &[Register; 1], c: &[Register; 4], how: Summation) -> [Register; 4] {
-    multiply::<8>(half, a, b, c, how)
+    match half {
+        Half::F16 => multiply::<8>(|bits| Half::F16.value(bits), a, b, c, how),
+        Half::Bf16 => multiply::<8>(|bits| Half::Bf16.value(bits), a, b, c, how),
+    }
 }
 
-/// Gathers the fragments into matrices, multiplies, and scatters the result.
+/// The elements of a register of 16-bit floats: all those in the low halves, then those in the high ones.
+#[inline(always)]
+fn halves(register: &Register, value: impl Fn(u16) -> f32) -> [[f32; LANES]; 2] {
+    [0, 16].map(|shift| register.map(|bits| value((bits >> shift) as u16)))
+}
+
+/// Gathers the fragments into matrices, multiplies, and scatters the result. `value` is what 16 bits are.
+#[inline(always)]
 fn multiply<const K: usize>(
-    half: Half,
+    value: impl Fn(u16) -> f32 + Copy,
     a: &[Register],
     b: &[Register],
     c: &[Register; 4],
@@ -57,25 +70,33 @@ fn multiply<const K: usize>(
 ) -> [Register; 4] {
     let (mut left, mut right, mut sum) = ([[0.0f32; K]; M], [[0.0f32; N]; K], [[0.0f32; N]; M]);
     // A register holds two elements: the half of a register is the element's number modulo two.
-    let factor =
-        |register: &Register, lane: usize, element: usize| half.value((register[lane] >> (16 * (element % 2))) as u16);
-    for lane in 0..LANES {
-        for element in 0..2 * a.len() {
-            let (row, column) = a_position(lane, element);
-            left[row][column] = factor(&a[element / 2], lane, element);
-        }
-        for element in 0..2 * b.len() {
-            let (row, column) = b_position(lane, element);
-            right[row][column] = factor(&b[element / 2], lane, element);
-        }
-        for (element, register) in c.iter().enumerate() {
-            let (row, column) = c_position(lane, element);
-            sum[row][column] = f32::from_bits(register[lane]);
+    for (number, register) in a.iter().enumerate() {
+        for (half, values) in halves(register, value).iter().enumerate() {
+            for (lane, value) in values.iter().enumerate() {
+                let (row, column) = a_position(lane, 2 * number + half);
+                left[row][column] = *value;
+            }
         }
     }
+    for (number, register) in b.iter().enumerate() {
+        for (half, values) in halves(register, value).iter().enumerate() {
+            for (lane, value) in values.iter().enumerate() {
+                let (row, column) = b_position(lane, 2 * number + half);
+                right[row][column] = *value;
+            }
+        }
+    }
+    for (element, register) in c.iter().enumerate() {
+        for (lane, bits) in register.iter().enumerate() {
+            let (row, column) = c_position(lane, element);
+            sum[row][column] = f32::from_bits(*bits);
+        }
+    }
+    // Once, and not for every row.
+    let right_f64 = right.map(|row| row.map(f64::from));
     for (row, sum) in left.iter().zip(&mut sum) {
         match how {
-            Summation::Wide => wide(row, &right, sum),
+            Summation::Wide => wide(row, &right_f64, sum),
             Summation::Sequential => sequential(row, &right, sum),
             Summation::Aligned { terms, extra_bits } => {
                 for (n, value) in sum.iter_mut().enumerate() {
@@ -84,22 +105,20 @@ fn multiply<const K: usize>(
             }
         }
     }
-    let mut result = [[0; LANES]; 4];
-    for lane in 0..LANES {
-        for (element, register) in result.iter_mut().enumerate() {
+    std::array::from_fn(|element| {
+        std::array::from_fn(|lane| {
             let (row, column) = c_position(lane, element);
-            register[lane] = canonical_f32(sum[row][column]);
-        }
-    }
-    result
+            canonical_f32(sum[row][column])
+        })
+    })
 }
 
 /// One row of the result by [`Summation::Wide`].
-fn wide<const K: usize>(row: &[f32; K], right: &[[f32; N]; K], sum: &mut [f32; N]) {
+fn wide<const K: usize>(row: &[f32; K], right: &[[f64; N]; K], sum: &mut [f32; N]) {
     let mut total = [0.0f64; N];
     for (a, b) in row.iter().zip(right) {
         for (total, b) in total.iter_mut().zip(b) {
-            *total += f64::from(*a) * f64::from(*b);
+            *total += f64::from(*a) * b;
         }
     }
     for (sum, total) in sum.iter_mut().zip(total) {

@@ -40,6 +40,7 @@ impl Clock {
 }
 
 /// The later of both, thread by thread.
+#[inline]
 pub(super) fn join_times(mine: &mut Times, other: &Times) {
     if Rc::ptr_eq(mine, other) || other.is_empty() {
         return;
@@ -57,6 +58,7 @@ pub(super) fn join_times(mine: &mut Times, other: &Times) {
 }
 
 /// The same for several blocks.
+#[inline]
 pub(super) fn join_blocks(mine: &mut Blocks, other: &Blocks) {
     if Rc::ptr_eq(mine, other) || other.is_empty() {
         return;
@@ -81,12 +83,32 @@ pub(super) struct Knowledge {
     pub(super) fenced_far: Clock,
 }
 
-impl Knowledge {
-    /// Learns all that another one says.
-    pub(super) fn join(&mut self, other: &Self) {
-        self.past.join(&other.past);
-        self.fenced.join(&other.fenced);
-        self.fenced_far.join(&other.fenced_far);
+/// What threads learn together. Of those with equal lists the first one pays, and the others share what it has then.
+pub(super) struct Lesson<'a> {
+    says: &'a Knowledge,
+    /// The list of the last thread, before and after.
+    last: Option<[Times; 2]>,
+}
+
+impl<'a> Lesson<'a> {
+    pub(super) fn new(says: &'a Knowledge) -> Self {
+        Self { says, last: None }
+    }
+
+    /// A thread learns it.
+    pub(super) fn teach(&mut self, known: &mut Knowledge) {
+        let Knowledge { past, fenced, fenced_far } = self.says;
+        match &self.last {
+            Some([before, after]) if Rc::ptr_eq(before, &known.past.near) => known.past.near = Rc::clone(after),
+            _ => {
+                let before = Rc::clone(&known.past.near);
+                join_times(&mut known.past.near, &past.near);
+                self.last = Some([before, Rc::clone(&known.past.near)]);
+            }
+        }
+        join_blocks(&mut known.past.far, &past.far);
+        known.fenced.join(fenced);
+        known.fenced_far.join(fenced_far);
     }
 }
 

@@ -75,14 +75,11 @@ impl Others {
                 });
             }
         }
-        *self = match std::mem::take(self) {
-            Self::None => Self::One(new),
-            Self::One(one) => Self::Many(vec![one, new]),
-            Self::Many(mut marks) => {
-                marks.push(new);
-                Self::Many(marks)
-            }
-        };
+        match self {
+            Self::None => *self = Self::One(new),
+            Self::One(one) => *self = Self::Many(vec![*one, new]),
+            Self::Many(marks) => marks.push(new),
+        }
         left
     }
 }

@@ -24,12 +24,18 @@ pub(super) struct Shadow {
     index: HashMap<u64, usize>,
     /// The page of the last access: the next one is usually there too.
     last: Option<(u64, usize)>,
+    /// Pages to be used anew: each block begins with as many as the one before has ended with.
+    spare: Vec<Box<[Word]>>,
 }
+
+/// No more spare pages than the shared memory of a block takes.
+const SPARE: usize = 256;
 
 impl Shadow {
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        self.pages.clear();
+        self.spare.append(&mut self.pages);
+        self.spare.truncate(SPARE);
         self.index.clear();
         self.last = None;
     }
@@ -87,7 +93,11 @@ impl Shadow {
                 let next = self.pages.len();
                 let at = *self.index.entry(page).or_insert(next);
                 if at == next {
-                    self.pages.push(vec![Word::Whole(Cell::default()); PAGE as usize].into());
+                    let page = self.spare.pop().map(|mut page| {
+                        page.fill(Word::Whole(Cell::default()));
+                        page
+                    });
+                    self.pages.push(page.unwrap_or_else(|| vec![Word::Whole(Cell::default()); PAGE as usize].into()));
                 }
                 self.last = Some((page, at));
                 at

@@ -2,6 +2,7 @@
 
 use super::RaceDetector;
 use super::cell::Mark;
+use super::clock::Lesson;
 use super::order::Order;
 use super::second::Pending;
 use super::state::Step;
@@ -20,7 +21,13 @@ fn threads(site: &Site<'_>) -> impl Iterator<Item = usize> + Clone {
 }
 
 impl Observer for RaceDetector {
-    const REPEATS: bool = true;
+    fn hears_all(&self) -> bool {
+        false
+    }
+
+    fn repeats(&self) -> bool {
+        true
+    }
 
     fn again(&mut self) -> Option<Words> {
         if !self.second.is_wanted() {
@@ -142,9 +149,8 @@ impl Observer for RaceDetector {
             }
             Sync::Leave(id) => {
                 let barrier = self.running.barriers.entry(id).or_default();
-                for index in threads(site) {
-                    self.running.threads[index].known.join(&barrier.complete);
-                }
+                let mut lesson = Lesson::new(&barrier.complete);
+                threads(site).for_each(|index| lesson.teach(&mut self.running.threads[index].known));
             }
             Sync::Fence => {
                 let order = Order::of(site.opcode);

@@ -10,10 +10,10 @@ use crate::lower::flow::{Cell, Flow};
 use crate::lower::instruction::{Atomic, Load, Store};
 use crate::memory::address;
 use crate::memory::store::Store as Memory;
-use crate::observe::{Access, Kind, Observer, Words};
+use crate::observe::{Access, Kind, Words};
 use crate::unwritten::Use;
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// After a load of some lanes: which bits of its registers nobody wrote.
     #[inline(never)]
     pub(in crate::exec) fn follow_load(

@@ -10,9 +10,8 @@ use crate::exec::view::Request;
 use crate::lower::flow::{Cell, Flow};
 use crate::lower::instruction::{Collective, Factors, Op, Product, Vote};
 use crate::numeric::fragment;
-use crate::observe::Observer;
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// After `ldmatrix`.
     pub(in crate::exec) fn follow_load_matrix(
         &mut self,

@@ -7,7 +7,6 @@ use crate::exec::registers::{FULL, LANES, Register, get, set};
 use crate::exec::view::Request;
 use crate::lower::flow::{Cell, Flow};
 use crate::lower::wmma::{Placed, Tile, TileProduct};
-use crate::observe::Observer;
 
 /// A register, the first bit of the part that lies in memory in one piece, its bytes and where each lane's lies.
 type Piece = (Register, u32, u32, [u64; LANES]);
@@ -16,7 +15,7 @@ fn cells(tile: &Tile) -> Vec<Cell> {
     tile.slots.iter().map(|slot| Cell::Data(Register { slot: *slot, bits: tile.width })).collect()
 }
 
-impl<O: Observer> Block<'_, O> {
+impl Block<'_> {
     /// After `wmma.load`.
     pub(in crate::exec) fn follow_load_tile(&mut self, (w, pc): (usize, usize), placed: &Placed, pieces: &[Piece]) {
         self.clear(w, FULL, &Flow { writes: cells(&placed.tile), ..Flow::default() });
