@@ -28,6 +28,9 @@ static E4M3: LazyLock<[f32; 256]> =
 /// The largest number of 8 bits, without its scale.
 pub(crate) const LARGEST: f32 = 448.0;
 
+/// So many elements at a time are a thread's work.
+const RUN: usize = 1 << 14;
+
 /// Rows of a matrix of e4m3 numbers.
 #[derive(Clone)]
 pub(crate) struct Scaled {
@@ -96,7 +99,6 @@ impl Scaled {
 
     /// All `count` elements as the bytes of fp32 numbers.
     pub(crate) fn bytes(&self, count: usize) -> Vec<u8> {
-        const RUN: usize = 1 << 14;
         let mut bytes = vec![0; 4 * count];
         bytes.par_chunks_mut(4 * RUN).enumerate().for_each(|(run, bytes)| {
             let mut values = vec![0.0; bytes.len() / 4];
@@ -112,7 +114,7 @@ impl Scaled {
     pub(crate) fn first_not_finite(&self, count: usize) -> Option<(usize, f64)> {
         let codes = &(*self.codes).as_ref()[self.start..][..count];
         let possible = self.scales.values.iter().all(|scale| (scale * LARGEST).is_finite());
-        if possible && codes.par_iter().with_min_len(1 << 14).all(|code| code & 0x7f != 0x7f) {
+        if possible && codes.par_iter().with_min_len(RUN).all(|code| code & 0x7f != 0x7f) {
             return None;
         }
         let value = |i| {
