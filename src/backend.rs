@@ -93,8 +93,7 @@ pub trait Backend: Sync {
     /// # Errors
     /// If the case is impossible.
     fn takes(&self, case: &Case, settings: &Settings<'_>, planned: &IndexMap<String, Planned>) -> Result<u64> {
-        let _ = case;
-        Ok(memory::of_run(planned, settings.precision))
+        Ok(memory::of_run(case, planned, settings.attention, settings.precision))
     }
 
     /// Runs a case and records its stages. `tap` sees each before it is recorded, and may change it.

@@ -10,11 +10,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use dsv2_foreign::Words;
+use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::Stage;
-use dsv2_reference::stage::table::{CACHED_K_PE, CACHED_KV};
 use indexmap::IndexMap;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::planned::Planned;
 use crate::precision::Precision;
@@ -127,10 +128,15 @@ pub fn available() -> Option<Size> {
     of_machine.into_iter().chain(of_group).min().map(Size)
 }
 
-/// About so many bytes a run in `precision` holds at a time, beside its weights: a layer's stages, and the cache of all layers.
-pub fn of_run(planned: &IndexMap<String, Planned>, precision: Precision) -> u64 {
-    let elements = at_a_time(planned).saturating_add(of_kinds(planned, &[CACHED_KV, CACHED_K_PE]));
-    elements.saturating_mul(if precision == Precision::F64 { 8 } else { 4 })
+/// About so many bytes a run of the reference holds at a time, beside its weights: what a layer does, or what comes behind the layers,
+/// of a chunk; the cache of all layers; masks as the chunks are given them; and the weights' names. `planned` are the stages.
+pub fn of_run(case: &Case, planned: &IndexMap<String, Planned>, form: AttentionForm, precision: Precision) -> u64 {
+    let at_once = held::most_in_layers(case, form).max(held::most_behind_layers(case, planned));
+    let cached =
+        if case.use_cache { held::cache(case) * held::count(held::layers(case).len()) } else { held::count(0) };
+    let masks = held::Chunk::all(case).iter().fold(held::count(0), |sum, chunk| sum + chunk.given_mask(case));
+    let size = if precision == Precision::F64 { 8 } else { 4 };
+    ((at_once + cached) * held::count(size) + masks * held::count(4) + held::of_weights(case)).0
 }
 
 /// The elements of all stages of these kinds.

@@ -1,12 +1,11 @@
 //! `dsv2 trace`.
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 
 use clap::Args;
 use dsv2::backend::{Precision, Settings};
 use dsv2::case::{Case, Feed, Layers};
-use dsv2::memory::{self, Need, Size};
+use dsv2::memory::{Need, Size};
 use dsv2::planned::{self, layers_needed};
 use dsv2::trace::Stream;
 use dsv2::{Error, Result, golden, output};
@@ -79,26 +78,12 @@ pub fn run(args: &TraceArgs) -> Result<Done> {
     if planned.is_empty() {
         return Err(Error::request("--stages", "a pattern that matches a stage", format!("\"{pattern}\"")));
     }
-    // What is looked at comes in one chunk, after what is cached; else it is kept, and joined.
-    let streamed = case.inputs.packed.is_none() && (case.chunks.len() == 1 || case.chunks[0] == case.inputs.past());
-    let kept = if streamed { 0 } else { memory::all(&planned).saturating_mul(16) };
     let less = "fewer tokens take less, and so do the first layers alone (--layers)";
-    plan(Need { size: Size(computed.saturating_add(kept)), less }, args.memory_limit)?;
+    plan(Need { size: Size(computed), less }, args.memory_limit)?;
     let mut told = Told::new(planned.len(), &wanted);
-    match &case.inputs.packed {
-        None if streamed => {
-            let mut stream = Stream::create(&args.output, planned.clone())?;
-            backend.show(&case, &settings, &mut told, &mut stream)?;
-            stream.finish()?;
-        }
-        packed => {
-            let trace = backend.run(&case, &settings, &mut told)?;
-            packed
-                .as_ref()
-                .map_or(Cow::Borrowed(&trace), |packed| Cow::Owned(packed.as_dumped(&trace)))
-                .write(&args.output)?;
-        }
-    }
+    let mut stream = Stream::create(&args.output, &case, &planned)?;
+    backend.show(&case, &settings, &mut told, &mut stream)?;
+    stream.finish()?;
     say_notes(case.config.notes(case.dialect).into_iter().chain(case.weights.notes()));
     let left_out = match &case.inputs.left_out[..] {
         [] => String::new(),

@@ -9,6 +9,7 @@ use ndarray::{Array2, Array4, Axis};
 
 use super::{AttentionMask, Inputs, Tokens};
 use crate::error::{Error, Result};
+#[cfg(test)]
 use crate::trace::Trace;
 use crate::values::Values;
 
@@ -189,33 +190,56 @@ impl Packed {
 
     /// A tensor of a dump, which has its keys in the order of the file, with those of the row.
     pub fn taken_in(&self, name: &str, values: &Values) -> Values {
-        self.with_keys(name, values, &self.order)
+        match (self.axis_of_keys(name, values.shape()), values) {
+            (Some(axis), Values::Real(dtype, a)) => Values::Real(*dtype, a.select(axis, &self.order)),
+            _ => values.clone(),
+        }
     }
 
-    /// The stages of a run as a dump has them: without the axis of sequences, and with its keys in the order of the file.
-    pub fn as_dumped(&self, trace: &Trace) -> Trace {
+    /// The shape of a tensor of a run as a dump has it: without the axis of sequences.
+    pub fn dumped_shape<'a>(&self, shape: &'a [usize]) -> &'a [usize] {
+        if let [1, rest @ ..] = shape
+            && !rest.is_empty()
+        {
+            rest
+        } else {
+            shape
+        }
+    }
+
+    /// The axis of a stage of a run in which a dump has its keys in another order, and that order. A chunk that has not all keys is
+    /// in that of the file.
+    pub fn dumped_keys(&self, name: &str, shape: &[usize]) -> Option<(Axis, Vec<usize>)> {
+        self.new_tokens?;
+        let axis = self.axis_of_keys(name, shape)?;
         let mut order = vec![0; self.order.len()];
         self.order.iter().enumerate().for_each(|(row, &place)| order[place] = row);
+        Some((axis, order))
+    }
+
+    /// The stages of a run as a dump has them.
+    #[cfg(test)]
+    pub(crate) fn as_dumped(&self, trace: &Trace) -> Trace {
         let dumped = trace.iter().map(|(name, values)| {
-            let values = self.with_keys(name, values, &order);
-            let shape = values.shape();
-            let rows = if shape.len() > 1 && shape[0] == 1 { values.fit(&shape[1..]) } else { None };
-            (name.to_owned(), rows.unwrap_or(values))
+            let values = match (self.dumped_keys(name, values.shape()), values) {
+                (Some((axis, order)), Values::Real(dtype, a)) => Values::Real(*dtype, a.select(axis, &order)),
+                _ => values.clone(),
+            };
+            let shape = self.dumped_shape(values.shape()).to_vec();
+            (name.to_owned(), values.fit(&shape).unwrap())
         });
         dumped.collect()
     }
 
-    fn with_keys(&self, name: &str, values: &Values, order: &[usize]) -> Values {
-        let axis = match Stage::parse(name).map(|stage| stage.layout) {
-            Some(Layout::Keys) => values.shape().iter().position(|&length| length == order.len()),
-            Some(Layout::Scores | Layout::Weights) => {
-                values.shape().len().checked_sub(1).filter(|&last| values.shape()[last] == order.len())
+    /// The axis of the keys of all sequences, of a tensor of this shape.
+    fn axis_of_keys(&self, name: &str, shape: &[usize]) -> Option<Axis> {
+        let is_of_keys = |length: &usize| *length == self.order.len();
+        match Stage::parse(name)?.layout {
+            Layout::Keys => shape.iter().position(is_of_keys).map(Axis),
+            Layout::Scores | Layout::Weights => {
+                shape.last().filter(|last| is_of_keys(last)).map(|_| Axis(shape.len() - 1))
             }
             _ => None,
-        };
-        match (axis, values) {
-            (Some(axis), Values::Real(dtype, a)) => Values::Real(*dtype, a.select(Axis(axis), order)),
-            _ => values.clone(),
         }
     }
 }

@@ -5,12 +5,16 @@
 //! two of what comes of them.)
 
 use std::num::Saturating;
+use std::ops::Range;
 
 use dsv2_reference::DeepseekV2Config;
 use dsv2_reference::model::attention::AttentionForm;
+use dsv2_reference::stage::table::{LM_HEAD, SCORE};
+use indexmap::IndexMap;
 
 use crate::case::Case;
 use crate::inputs::AttentionMask;
+use crate::planned::Planned;
 
 /// A number of numbers. (What a config says is believed here, however much it is.)
 pub type Count = Saturating<u64>;
@@ -162,6 +166,50 @@ impl Chunk {
         let shared = config.n_shared_experts.map_or(count(0), |_| mlp(config.shared_width()));
         routing + routed.max(stream + shared)
     }
+}
+
+/// The layers that run.
+pub fn layers(case: &Case) -> Range<usize> {
+    case.part.as_ref().map_or(0..case.config.num_hidden_layers, |part| part.layers.0.clone())
+}
+
+/// What is kept of a weight beside its numbers: its name and place.
+const OF_A_WEIGHT: usize = 320;
+
+/// The bytes of that, of all weights in the layers that run.
+pub fn of_weights(case: &Case) -> Count {
+    let of_layer =
+        |layer| if case.config.is_moe_layer(layer, case.dialect) { 16 + 3 * case.config.num_experts() } else { 16 };
+    layers(case).map(of_layer).fold(count(0), |sum, weights| sum + count(weights)) * count(OF_A_WEIGHT)
+}
+
+/// At most, in the layers that run, beside what is cached.
+pub fn most_in_layers(case: &Case, form: AttentionForm) -> Count {
+    let is_moe = |layer: usize| case.config.is_moe_layer(layer, case.dialect);
+    let of_each_kind = [false, true].into_iter().filter_map(|of| layers(case).find(|&layer| is_moe(layer) == of));
+    let (layers, chunks) = (Vec::from_iter(of_each_kind), Chunk::all(case));
+    let most = layers.iter().flat_map(|&layer| chunks.iter().map(move |chunk| chunk.in_layer(case, layer, form)));
+    most.max().unwrap_or(count(0))
+}
+
+/// At most, behind the layers; `planned` are the stages.
+pub fn most_behind_layers(case: &Case, planned: &IndexMap<String, Planned>) -> Count {
+    let logits = of_a_chunk(planned, case);
+    Chunk::all(case).iter().map(|chunk| chunk.behind_layers(case, logits)).max().unwrap_or(count(0))
+}
+
+/// The logits of a chunk.
+fn of_a_chunk(planned: &IndexMap<String, Planned>, case: &Case) -> Count {
+    let longest = case.chunks.iter().copied().max().unwrap_or(1);
+    let of = |kind: &str| {
+        let shape = planned.get(kind).map_or(&[][..], |planned| &planned.shape);
+        match (shape, case.chunks.len()) {
+            ([], _) => count(0),
+            (&[batch, kept, width], 2..) => count(batch) * count(kept.min(longest)) * count(width),
+            _ => shape.iter().fold(count(1), |all, &length| all * count(length)),
+        }
+    };
+    of(LM_HEAD).max(of(SCORE))
 }
 
 /// The cache of a layer: its room doubles when it is full, and both are there meanwhile.

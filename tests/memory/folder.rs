@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dsv2::backend::{Backend, Precision, Reference, Settings, Streaming};
+use dsv2::backend::{Precision, Reference, Settings, Streaming};
 use dsv2::case::{Case, Feed};
 use dsv2::check::shards::plans::{How, Rule};
 use dsv2::check::{Candidates, Conclusion, Request};
@@ -84,16 +84,10 @@ impl Folder {
     }
 
     pub fn trace(&self) {
-        let mut stream = Stream::create(&self.dump(), self.planned.clone()).unwrap();
+        let mut stream = Stream::create(&self.dump(), &self.case, &self.planned).unwrap();
         let settings = Settings { precision: Precision::F32, ..Settings::default() };
         Reference.show(&self.case, &settings, &mut NoTap, &mut stream).unwrap();
         stream.finish().unwrap();
-    }
-
-    /// The same in however many chunks.
-    pub fn record(&self) {
-        let settings = Settings { precision: Precision::F32, ..Settings::default() };
-        Reference.run(&self.case, &settings, &mut NoTap).unwrap().write(&self.dump()).unwrap();
     }
 
     pub fn check(&self, request: &Request) -> Conclusion {

@@ -7,14 +7,16 @@ mod whole;
 use std::sync::Mutex;
 
 use dsv2::backend::Precision;
+use dsv2::case::Feed;
 use dsv2::check::shards::plans::Rule;
 use dsv2::check::{self, Candidates, Conclusion, Request};
 use dsv2::memory;
 use dsv2::trace::Trace;
+use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::stage::table::{LAYER, ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIGHTS};
 use folder::{Folder, TOKENS};
 use peak_alloc::PeakAlloc;
-use plan::FIXED;
+use plan::{FIXED, ends};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -37,17 +39,28 @@ fn concluded(request: &Request, candidates: &Candidates) -> Conclusion {
 }
 
 #[test]
-fn a_trace_takes_what_is_planned_however_many_layers_there_are() {
+fn a_trace_takes_what_is_planned_however_many_layers_there_are_and_however_it_is_fed() {
     let _alone = ALONE.lock();
     for layers in [2, 4, 8] {
-        let folder = Folder::new(layers);
-        folder.trace();
-        let (peak, ()) = taken(|| folder.trace());
-        let (planned, dump) = (memory::of_run(&folder.planned, Precision::F32), folder.bytes());
-        let layer = 4 * memory::at_a_time(&folder.planned);
-        println!("trace of {layers} layers: {peak} bytes, planned {planned}, one layer {layer}, dump {dump}");
-        assert!(peak <= layer + dump / 5, "{layers} layers: {peak} bytes of {dump}, beside a layer's {layer}");
-        assert!((peak..=2 * peak).contains(&planned), "{layers} layers: planned {planned}, taken {peak}");
+        let end_to_end = || Folder::new(layers).fed(Feed::default(), [1, TOKENS], &[("cu_seqlens", ends())]);
+        let step = Feed { decode: Some(4), ..Feed::default() };
+        for (fed, folder) in [
+            ("at once", Folder::new(layers)),
+            ("in chunks", Folder::new(layers).in_chunks()),
+            ("end to end", end_to_end()),
+            ("a step", end_to_end().fed(step, [1, TOKENS], &[("cu_seqlens", ends())])),
+        ] {
+            folder.trace();
+            let (peak, ()) = taken(|| folder.trace());
+            let (form, dump) = (AttentionForm::Expanded, folder.bytes());
+            let planned = memory::of_run(&folder.case, &folder.planned, form, Precision::F32);
+            // also where few of the tokens are looked at
+            let layer = 4 * memory::at_a_time(&Folder::new(layers).planned);
+            let says = format!("{layers} layers {fed}: {peak} bytes, planned {planned}, a layer {layer}, dump {dump}");
+            println!("{says}");
+            assert!(peak <= layer + dump / 5, "{says}");
+            assert!(peak <= planned && 2 * planned <= 3 * peak, "{says}");
+        }
     }
 }
 

@@ -16,7 +16,7 @@ fn padded() -> ArrayD<i64> {
 }
 
 /// Where three sequences of these tokens end.
-fn ends() -> ArrayD<i64> {
+pub fn ends() -> ArrayD<i64> {
     ArrayD::from_shape_vec(vec![4], vec![0, 100, 116, TOKENS as i64]).unwrap()
 }
 
@@ -84,7 +84,7 @@ fn a_check_takes_what_is_planned_whatever_is_fed_and_however_it_was_dumped() {
     for (model, what, dumped) in asked {
         let (feed, shape, others) = fed(what);
         let folder = Folder::with(2, settings(model)).fed(feed, shape, &others);
-        folder.record();
+        folder.trace();
         for dumped in dumped {
             let candidates = folder.candidates(*dumped);
             let planned = check::need_by_stage(&folder.case, &candidates).unwrap().size.0;
@@ -96,8 +96,13 @@ fn a_check_takes_what_is_planned_whatever_is_fed_and_however_it_was_dumped() {
             let says = format!("{model}, {what}, {dumped:?}: {peak} bytes taken, {planned} planned");
             println!("{says}: {:.2}", planned as f64 / peak as f64);
             assert_eq!(conclusion, if hints { Conclusion::Fail } else { Conclusion::Pass }, "{says}");
-            // sixteen runs are never all of them where each holds most
-            let tenths = if model == "small" { 16 } else { 13 };
+            let tenths = match (model, what) {
+                // sixteen runs are never all of them where each holds most
+                ("small", _) => 16,
+                // without the axis of sequences, scores may lie in several orders: what lies in another is kept, and may be more
+                (_, "end to end") => 17,
+                _ => 13,
+            };
             assert!(peak <= planned && 10 * planned <= tenths * peak + 10 * FIXED, "{says}");
         }
     }
@@ -108,7 +113,7 @@ fn a_wrong_stage_of_a_layer_alone_in_chunks_has_its_hint() {
     let _alone = ALONE.lock();
     let chunks = Feed { chunks: Some(vec![TOKENS / 2, TOKENS / 4, TOKENS / 4]), ..Feed::default() };
     let folder = Folder::with(2, settings("wordy")).fed(chunks.clone(), [1, TOKENS], &[]);
-    folder.record();
+    folder.trace();
     let wrong = "model.layers.1.self_attn.attn_scores";
     folder.spoil(|name| name == wrong);
     let inputs = folder.dir.path().join("inputs.safetensors");

@@ -71,7 +71,7 @@ fn known_bugs_that_are_tried_on_a_small_model_take_what_is_planned() {
     });
     for (what, settings) in [("many plain runs", small), ("one plain run", json!({}))] {
         let folder = Folder::with(2, settings);
-        folder.record();
+        folder.trace();
         folder.spoil(|name| name.ends_with(".o_proj"));
         assert_eq!(judged_within_the_plan(what, &folder, true, 0).conclusion(), Conclusion::Fail, "{what}");
     }

@@ -107,7 +107,7 @@ mod tests {
         let path = folder.path().join("dump.safetensors");
         let bytes = shape.iter().product::<usize>() * 2;
         let mut file = StreamedFile::create(&path, [(stage, Some(Dtype::Bf16), shape)]).unwrap();
-        file.append(stage, &vec![0; bytes]).unwrap();
+        file.write(stage, 0, &vec![0; bytes]).unwrap();
         file.finish().unwrap();
         let planned = Planned { dtype: Some(Dtype::F32), shape: vec![1, 4, 8] };
         let planned = IndexMap::from([("lm_head".to_owned(), planned)]);
@@ -125,7 +125,7 @@ mod tests {
         let tensors = names.map(|name| (name, Some(Dtype::Bf16), &shape[..]));
         let mut file = StreamedFile::create(&path, tensors).unwrap();
         for name in names {
-            file.append(name, &vec![0; 1 << 22]).unwrap();
+            file.write(name, 0, &vec![0; 1 << 22]).unwrap();
         }
         file.finish().unwrap();
         let planned = Planned { dtype: Some(Dtype::F32), shape: shape.to_vec() };

@@ -24,8 +24,7 @@ use crate::rows::ComparedRows;
 /// What is kept of a row that is compared, and what it takes beside that to sum rows up.
 const ROW: usize = 32;
 const SUMMED: usize = 80;
-/// What a run keeps of a weight beside its numbers: its name and place. And what is kept of a stage: its name, and how far off it is.
-const OF_A_WEIGHT: usize = 320;
+/// What is kept of a stage: its name, and how far off it is.
 const OF_A_STAGE: usize = 2048;
 /// What the allocator keeps beside what it is asked for, measured: an eighth at most. And what the program has before it begins.
 const BESIDE: usize = 8;
@@ -93,26 +92,15 @@ impl Runs {
         let (config, chunks) = (&case.config, Chunk::all(case));
         let all = |of: &dyn Fn(&Chunk) -> Count| chunks.iter().map(of).fold(count(0), |sum, chunk| sum + chunk);
         let most = |of: &dyn Fn(&Chunk) -> Count| chunks.iter().map(of).max().unwrap_or(count(0));
-        let layers = case.part.as_ref().map_or(0..config.num_hidden_layers, |part| part.layers.0.clone());
-        let [dense, experts] =
-            [false, true].map(|of| layers.clone().find(|&at| config.is_moe_layer(at, case.dialect) == of));
-        let logits = of_a_chunk(planned, case);
-        let behind = most(&|chunk| chunk.behind_layers(case, logits));
+        let behind = held::most_behind_layers(case, planned);
         // the residual stream of the other chunks
         let others = all(&|chunk| chunk.stream(config)) - most(&|chunk| chunk.stream(config));
-        let at_most = |form| {
-            let of_layer = |layer: usize| most(&|chunk| chunk.in_layer(case, layer, form));
-            let in_layers = dense.into_iter().chain(experts).map(of_layer).max().unwrap_or(count(0));
-            others + (in_layers + held::cache(case)).max(behind)
-        };
+        let at_most = |form| others + (held::most_in_layers(case, form) + held::cache(case)).max(behind);
         let wide = at_most(AttentionForm::Expanded);
         let narrow = if plain > count(1) { wide.max(at_most(AttentionForm::Absorbed)) } else { wide };
         // the truth waits at the next layer
         let ahead = chunks.first().map_or(count(0), |first| first.before_a_layer(case)) + others;
         let each = WIDE * count(2) + NARROW * plain;
-        let of_layer =
-            |layer| if config.is_moe_layer(layer, case.dialect) { 16 + 3 * config.num_experts() } else { 16 };
-        let weights = layers.map(of_layer).fold(count(0), |sum, weights| sum + count(weights));
         // plain runs beside the first have weights of their own, and every other one W^UK and W^UV apart
         let rows = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim);
         let absorbed = count(config.num_hidden_layers) * count(rows) * count(config.kv_lora_rank) * NARROW / count(2);
@@ -121,7 +109,7 @@ impl Runs {
         let always = ahead * WIDE
             + all(&|chunk| chunk.tables(case)) * each
             + inputs * (plain + count(2))
-            + weights * count(OF_A_WEIGHT) * (plain + count(2))
+            + held::of_weights(case) * (plain + count(2))
             + own_weights;
         let at_queries = most(&|chunk| chunk.at_queries(case)) + others;
         Runs { plain, wide, narrow, at_queries: at_queries * (WIDE + NARROW * plain) + always, inputs, always }
@@ -130,20 +118,6 @@ impl Runs {
     fn in_layers(&self) -> Count {
         self.wide * WIDE + self.narrow * NARROW * self.plain + self.always
     }
-}
-
-/// The logits of a chunk.
-fn of_a_chunk(planned: &IndexMap<String, Planned>, case: &Case) -> Count {
-    let longest = case.chunks.iter().copied().max().unwrap_or(1);
-    let of = |kind: &str| {
-        let shape = planned.get(kind).map_or(&[][..], |planned| &planned.shape);
-        match (shape, case.chunks.len()) {
-            ([], _) => count(0),
-            (&[batch, kept, width], 2..) => count(batch) * count(kept.min(longest)) * count(width),
-            _ => shape.iter().fold(count(1), |all, &length| all * count(length)),
-        }
-    };
-    of(LM_HEAD).max(of(SCORE))
 }
 
 /// What is kept of the rows of stages, and how they are summed up: how far off each row is, by itself and in plain runs, and how they
@@ -186,6 +160,6 @@ fn decoded(files: &[TensorFile], tensors: &[Tensor], planned: &IndexMap<String, 
     }
     let turned = tensors.iter().filter(|tensor| tensor.order == Order::Other);
     let turned = turned.map(|tensor| tensor.shape.iter().fold(count(1), |all, &length| all * count(length))).max();
-    let kept = turned.map_or(count(0), |turned| turned * count(48) + Saturating(at_a_time(planned)) * WIDE);
+    let kept = turned.map_or(count(0), |turned| turned * count(48));
     Ok(decoded + kept)
 }

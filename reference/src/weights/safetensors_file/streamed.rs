@@ -21,10 +21,11 @@ pub struct StreamedFile {
     places: HashMap<String, Place>,
 }
 
-/// Where the next bytes of a tensor belong, and how many it lacks.
+/// Where a tensor lies, and how many bytes of it have been written.
 struct Place {
     at: u64,
-    lacking: u64,
+    length: u64,
+    written: u64,
 }
 
 impl StreamedFile {
@@ -46,9 +47,9 @@ impl StreamedFile {
         let (file, mut at) = writer.into_file()?;
         let mut places = HashMap::new();
         for (name, dtype, shape) in tensors {
-            let lacking = (dtype.bitsize() / 8 * shape.iter().product::<usize>()) as u64;
-            places.insert(name.to_owned(), Place { at, lacking });
-            at += lacking;
+            let length = (dtype.bitsize() / 8 * shape.iter().product::<usize>()) as u64;
+            places.insert(name.to_owned(), Place { at, length, written: 0 });
+            at += length;
         }
         Ok(StreamedFile { path: path.to_owned(), unfinished, file, places })
     }
@@ -58,19 +59,30 @@ impl StreamedFile {
         self.places.contains_key(name)
     }
 
-    /// Writes the next bytes of a tensor.
+    /// Writes bytes of a tensor, from its byte `from` on. Each byte is written once, in whatever order; what is written anew is
+    /// [begun again](Self::begin_again) before.
     ///
     /// # Errors
-    /// If the file cannot be written, or the tensor is none of it or longer than was said.
-    pub fn append(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// If the file cannot be written, or the tensor is none of it or shorter than that.
+    pub fn write(&mut self, name: &str, from: u64, bytes: &[u8]) -> Result<()> {
         let length = bytes.len() as u64;
-        let Some(place) = self.places.get_mut(name).filter(|place| length <= place.lacking) else {
+        let fits = |place: &&mut Place| {
+            length <= place.length - place.written && from.checked_add(length).is_some_and(|end| end <= place.length)
+        };
+        let Some(place) = self.places.get_mut(name).filter(fits) else {
             return Err(Error::file(&self.path, format!("no more of `{name}`"), format!("{length} bytes")));
         };
-        let written = self.file.seek(SeekFrom::Start(place.at)).and_then(|_| self.file.write_all(bytes));
+        let written = self.file.seek(SeekFrom::Start(place.at + from)).and_then(|_| self.file.write_all(bytes));
         written.map_err(|source| cannot("write", &self.path, source))?;
-        (place.at, place.lacking) = (place.at + length, place.lacking - length);
+        place.written += length;
         Ok(())
+    }
+
+    /// What has been written of a tensor does not count.
+    pub fn begin_again(&mut self, name: &str) {
+        if let Some(place) = self.places.get_mut(name) {
+            place.written = 0;
+        }
     }
 
     /// Gives the file its name.
@@ -78,8 +90,8 @@ impl StreamedFile {
     /// # Errors
     /// If a tensor is not whole, or the file cannot take the place of another.
     pub fn finish(self) -> Result<()> {
-        let mut lacking = self.places.iter().filter(|(_, place)| place.lacking > 0);
-        if let Some((name, Place { lacking, .. })) = lacking.next() {
+        if let Some((name, place)) = self.places.iter().find(|(_, place)| place.written < place.length) {
+            let lacking = place.length - place.written;
             return Err(Error::file(&self.path, format!("all of `{name}`"), format!("{lacking} bytes less")));
         }
         self.unfinished.finish()
@@ -109,11 +121,14 @@ mod tests {
         let planned: [(&str, Option<Dtype>, &[usize]); 3] =
             [("narrow", Some(Dtype::Bf16), &[2, 1]), ("index", None, &[1]), ("wide", Some(Dtype::F32), &[1])];
         let mut file = StreamedFile::create(&streamed, planned).unwrap();
-        file.append("narrow", &narrow.bytes()[..2]).unwrap();
-        file.append("wide", &wide.bytes()).unwrap();
-        file.append("narrow", &narrow.bytes()[2..]).unwrap();
-        assert!(file.append("wide", &[0]).is_err() && file.append("other", &[0]).is_err());
-        file.append("index", &7_i64.to_le_bytes()).unwrap();
+        file.write("narrow", 2, &narrow.bytes()[2..]).unwrap();
+        file.write("wide", 0, &wide.bytes()).unwrap();
+        file.write("narrow", 0, &narrow.bytes()[..2]).unwrap();
+        let refused = [("wide", 0), ("wide", 4), ("wide", u64::MAX), ("other", 0)];
+        assert!(refused.into_iter().all(|(name, from)| file.write(name, from, &[0]).is_err()));
+        file.write("index", 0, &8_i64.to_le_bytes()).unwrap();
+        file.begin_again("index");
+        file.write("index", 0, &7_i64.to_le_bytes()).unwrap();
         file.finish().unwrap();
         assert_eq!(std::fs::read(&at_once).unwrap(), std::fs::read(&streamed).unwrap());
     }
