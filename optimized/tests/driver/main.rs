@@ -136,8 +136,19 @@ fn main() {
             ("EMULATED_CUDA_MEMORY", "8000000"),
             "products: library: expected cuBLASLt beside the driver, found no 33554432 bytes for its workspace",
         ),
+        // What nobody understands is an error of the driver as any other, and no end of the program.
+        (
+            ("EMULATED_CUDA_DEVICES", "many"),
+            "no CUDA device: CUDA_ERROR_INVALID_VALUE (invalid argument: EMULATED_CUDA_DEVICES: expected 0 or 1, found \
+             \"many\")",
+        ),
+        (
+            ("EMULATED_CUDA_MEMORY", "lots"),
+            "no CUDA device: CUDA_ERROR_INVALID_VALUE (invalid argument: EMULATED_CUDA_MEMORY: expected a number of bytes, \
+             found \"lots\")",
+        ),
     ] {
-        assert_eq!(run(wrong.0, &libraries, &[wrong], "everything"), expected);
+        assert_eq!(run(&format!("{}={}", wrong.0, wrong.1), &libraries, &[wrong], "everything"), expected);
     }
 
     // Each symbol that the libraries have is taken away.
