@@ -52,7 +52,7 @@ impl<T> FeedForwardRoom<T> {
         }
         if config.has_moe_layers(dialect) {
             let (experts, k, width) = (config.num_experts(), config.experts_per_token()?, config.moe_intermediate_size);
-            let pairs = batch * k;
+            let pairs = batch.saturating_mul(k);
             room.experts = Some(ExpertsRoom {
                 logits: take(Element::F32, &[batch, experts])?,
                 indices: take(Element::I32, &[batch, k])?,

@@ -66,7 +66,8 @@ impl Tile {
 
     /// Of a product of sizes G, M, N and K.
     pub(super) fn shares(&self, element: Element, [g, m, n, k]: [usize; 4]) -> Shares {
-        let tiles = g * m.div_ceil(self.rows) * n.div_ceil(self.columns);
+        // A plan may ask of a batch that no machine has.
+        let tiles = g.saturating_mul(m.div_ceil(self.rows)).saturating_mul(n.div_ceil(self.columns));
         let stretches = (k * element.bytes()).div_ceil(STRETCH * 128);
         let blocks = stretches.min(BLOCKS.div_ceil(tiles.max(1)));
         Shares { tiles, blocks, numbers: stretches * self.rows * self.columns }
