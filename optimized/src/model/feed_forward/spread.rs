@@ -16,7 +16,6 @@ use crate::model::parallel::Share;
 use crate::model::tap::Scope;
 use crate::operators::combine::combine;
 use crate::operators::dispatch::sort_by_expert;
-use crate::operators::experts::{down, gate_up};
 use crate::{Element, Error, Result, Tensor};
 
 /// Which tokens go where.
@@ -179,8 +178,7 @@ impl MixtureOfExperts {
         let tokens = chosen.chunks(k).map(|chosen| pairs_of(chosen, each));
         let here = tokens.clone().map(|pairs| pairs.len()).sum();
         let (h, y) = (of(element, &[here, width])?, of(element, &[here, hidden])?);
-        gate_up(variant, self.activation, visitors, &self.gate_up, &offsets, &order, k, &h, None)?;
-        down(variant, &h, &self.down, &offsets, &y, None)?;
+        self.visit(variant, visitors, [&offsets, &order], k, [&h, &y], None)?;
         let places = places.to_i32()?;
         let back = tokens.zip(places.chunks(k)).flat_map(|(pairs, places)| pairs.into_iter().map(|j| places[j]));
         Ok((y, back.collect()))
@@ -188,10 +186,10 @@ impl MixtureOfExperts {
 
     /// What the shared experts make of tokens at home here.
     fn shared(&self, x: &Tensor, settings: Settings, tap: &mut Scope) -> Result<Option<Tensor>> {
-        let (gate_up_weight, down_weight) = match &self.shared_experts {
+        let width = match &self.shared_experts {
             None => return Ok(None),
             Some(SharedExperts::Mlp(mlp)) => return mlp.forward(x, None, settings, tap).map(Some),
-            Some(SharedExperts::Expert { gate_up, down }) => (gate_up, down),
+            Some(SharedExperts::Expert { down, .. }) => down.shape()[1],
         };
         let (device, variant, element) = (x.device(), settings.variant, x.element());
         let of = |element, shape: &[usize]| Tensor::empty(device, element, shape);
@@ -200,11 +198,9 @@ impl MixtureOfExperts {
         let offsets = Tensor::from_i32(device, &[each + 1], &vec![0; each + 1])?;
         let none = of(Element::I32, &[0])?;
         let (no_h, no_y) = (of(element, &[0, self.down.shape()[2]])?, of(element, &[0, hidden])?);
-        let (h, y) = (of(element, &[tokens, down_weight.shape()[1]])?, of(element, &[tokens, hidden])?);
-        let of_gate_up = Some([gate_up_weight, &h]);
-        gate_up(variant, self.activation, x, &self.gate_up, &offsets, &none, 0, &no_h, of_gate_up)?;
-        down(variant, &no_h, &self.down, &offsets, &no_y, Some([&h, down_weight, &y]))?;
-        Ok(Some(y))
+        let room = (of(element, &[tokens, width])?, of(element, &[tokens, hidden])?);
+        self.visit(variant, x, [&offsets, &none], 0, [&no_h, &no_y], Some(&room))?;
+        Ok(Some(room.1))
     }
 }
 
