@@ -1,5 +1,6 @@
 //! The behaviour of the model on the device, part by part, in one program.
 
+mod example;
 mod generate;
 mod graphs;
 mod hostile;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use crate::support::forward::rest_by_inner;
 use dsv2_optimized::model::Settings;
 use dsv2_optimized::model::cache::LatentCache;
-use dsv2_optimized::model::generate::GenerateOptions;
+use dsv2_optimized::model::generate::{GenerateOptions, Sampling};
 use dsv2_optimized::model::head::{CausalLm, CausalLmInput, SequenceClassifier};
 use dsv2_optimized::model::plan::{CacheSize, MemoryPlan, Pass};
 use dsv2_optimized::{Device, Element, Emulated, Library, Result, Variant};
@@ -256,6 +256,20 @@ fn what_does_not_fit_is_refused_before_anything_is_taken() {
         assert_eq!(error, format!("generate: device memory: expected {needed} bytes, found {free} free"));
     }
     assert_eq!(device.memory().unwrap().0, free, "nothing was taken");
+}
+
+#[test]
+fn what_no_number_of_bytes_holds_is_planned_as_the_largest_number() {
+    let config = config(json!({}));
+    for most in [usize::MAX, usize::MAX / 2, usize::MAX / 3] {
+        for [batch, prompt, new] in [[most, 1, 2], [1, most, 2], [1, 1, most], [most, most, most]] {
+            for sampling in [Sampling::Greedy, Sampling::TopP { temperature: 1.0, top_p: 0.5, seed: 1 }] {
+                let options = GenerateOptions { sampling, ..GenerateOptions::new(new) };
+                let plan = options.plan(&config, Dialect::Hf, SETTINGS[0], batch, prompt, true).unwrap();
+                assert_eq!(plan.total(), usize::MAX, "{batch} prompts of {prompt} tokens, {new} new ones");
+            }
+        }
+    }
 }
 
 #[test]

@@ -9,8 +9,11 @@ use crate::status::Status;
 const NAME: &CStr = c"emulated GPU";
 
 entry! {
-    /// Initialises the driver.
+    /// Initialises the driver, if there was no error before that.
     Nothing fn cuInit(_flags: c_uint) |driver, _| {
+        if let (false, Some(status)) = (driver.initialised, driver.sticky) {
+            return Err(status);
+        }
         driver.initialised = true;
         Ok(())
     }

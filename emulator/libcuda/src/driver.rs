@@ -72,7 +72,14 @@ pub(crate) type Answer<T = ()> = Result<T, Status>;
 
 fn driver() -> &'static Mutex<Driver> {
     static DRIVER: OnceLock<Mutex<Driver>> = OnceLock::new();
-    DRIVER.get_or_init(|| Mutex::new(Driver::new(Settings::from_environment())))
+    DRIVER.get_or_init(|| Mutex::new(Driver::from_environment()))
+}
+
+/// Whether the library has such a call.
+pub(crate) fn is_call(name: &str) -> bool {
+    use crate::{context, device, graphs, memory, modules, streams};
+    let calls = [context::CALLS, device::CALLS, graphs::CALLS, memory::CALLS, modules::CALLS, streams::CALLS];
+    calls.concat().contains(&name)
 }
 
 /// The way of every call: whether it was asked to fail, whether an error sticks, whether it has what it needs, and then
@@ -95,6 +102,19 @@ pub(crate) fn call(name: &'static str, needs: Needs, act: impl FnOnce(&mut Drive
 }
 
 impl Driver {
+    /// As the environment wants it. If that asks for what nobody understands, the driver begins with an error that sticks: a
+    /// panic could not leave the library.
+    fn from_environment() -> Self {
+        match Settings::from_environment() {
+            Ok(settings) => Driver::new(settings),
+            Err(refused) => {
+                let mut driver = Driver::new(Settings::default());
+                driver.stick(Status::ERROR_INVALID_VALUE, Some(format!("invalid argument: {refused}")));
+                driver
+            }
+        }
+    }
+
     fn new(settings: Settings) -> Self {
         Driver {
             initialised: false,
@@ -204,6 +224,9 @@ macro_rules! entry {
         pub unsafe extern "C" fn $name($($argument: $type),*) -> i32 {
             $crate::driver::call(stringify!($name), $crate::driver::Needs::$needs, $act)
         }
-    )* };
+    )*
+        /// The entries here, by their names.
+        pub(crate) const CALLS: &[&str] = &[$(stringify!($name)),*];
+    };
 }
 pub(crate) use entry;

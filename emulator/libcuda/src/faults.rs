@@ -1,9 +1,15 @@
 //! What the environment asks of the driver: how old and how large it is, and which calls fail.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 
+use crate::driver::is_call;
 use crate::status::Status;
+
+/// What `EMULATED_CUDA_FAIL` is.
+const FAULT: &str = "CALL:N:ERROR or CALL:N:ERROR:later, several with commas (a call of this library, a number from 1, \
+                     an error by number or name)";
 
 /// What a driver is made from.
 #[derive(Debug)]
@@ -49,32 +55,66 @@ pub(crate) struct Fate {
 }
 
 impl Settings {
-    /// From the environment. What cannot be read is an error in a test, so the program ends.
-    pub(crate) fn from_environment() -> Self {
-        let asked = |name: &str| std::env::var(name).ok();
-        fn read<T>(name: &str, text: Option<String>, usual: T, parse: impl FnOnce(&str) -> Option<T>) -> T {
-            text.map_or(usual, |text| parse(&text).unwrap_or_else(|| panic!("{name}={text}: not understood")))
-        }
-        fn version<T: std::str::FromStr>(text: &str) -> Option<(T, T)> {
-            let (major, minor) = text.split_once('.')?;
-            Some((major.parse().ok()?, minor.parse().ok()?))
-        }
-        let get = |name: &'static str| (name, asked(name));
-        let (name, text) = get("EMULATED_CUDA_MEMORY");
-        let memory = read(name, text, 4 << 30, |text| text.parse().ok());
-        let (name, text) = get("EMULATED_CUDA_DEVICES");
-        let devices = read(name, text, 1, |text| text.parse().ok());
-        let (name, text) = get("EMULATED_CUDA_CAPABILITY");
-        let capability = read(name, text, (9, 0), version);
-        let (name, text) = get("EMULATED_CUDA_PTX");
-        let ptx = read(name, text, (8, 4), version);
-        let (name, text) = get("EMULATED_CUDA_FAIL");
-        let faults = read(name, text, Faults::default(), Faults::parse);
-        let (name, text) = get("EMULATED_CUDA_TRACE");
-        let open = |path: &str| OpenOptions::new().create(true).append(true).open(path).ok();
-        let trace = read(name, text, None, |path| open(path).map(Some));
-        Settings { trace, memory, devices, capability, ptx, faults }
+    /// From the environment.
+    pub(crate) fn from_environment() -> Result<Self, String> {
+        Settings::read(|name| std::env::var_os(name))
     }
+
+    /// From variables. What cannot be read may be a slip in a test, which would then test nothing: it is refused.
+    fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, String> {
+        let usual = Settings::default();
+        Ok(Settings {
+            memory: value(&variable, "EMULATED_CUDA_MEMORY", usual.memory, "a number of bytes", |text| {
+                text.parse().ok()
+            })?,
+            devices: value(&variable, "EMULATED_CUDA_DEVICES", usual.devices, "0 or 1", |text| {
+                text.parse().ok().filter(|devices| (0..=1).contains(devices))
+            })?,
+            capability: value(&variable, "EMULATED_CUDA_CAPABILITY", usual.capability, "a version as 9.0", version)?,
+            ptx: value(&variable, "EMULATED_CUDA_PTX", usual.ptx, "a version as 8.4", version)?,
+            faults: value(&variable, "EMULATED_CUDA_FAIL", usual.faults, FAULT, Faults::parse)?,
+            trace: match variable("EMULATED_CUDA_TRACE") {
+                None => None,
+                Some(path) => {
+                    let file = OpenOptions::new().create(true).append(true).open(&path);
+                    let refused =
+                        |error| format!("EMULATED_CUDA_TRACE: expected a file to write to, found {path:?} ({error})");
+                    Some(file.map_err(refused)?)
+                }
+            },
+        })
+    }
+}
+
+impl Default for Settings {
+    /// Of a driver of which nothing is asked.
+    fn default() -> Self {
+        Settings {
+            memory: 4 << 30,
+            devices: 1,
+            capability: (9, 0),
+            ptx: (8, 4),
+            trace: None,
+            faults: Faults::default(),
+        }
+    }
+}
+
+/// The value of a variable, or the usual one.
+fn value<T>(
+    variable: impl Fn(&str) -> Option<OsString>,
+    name: &str,
+    usual: T,
+    expected: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<T, String> {
+    let Some(text) = variable(name) else { return Ok(usual) };
+    text.to_str().and_then(parse).ok_or_else(|| format!("{name}: expected {expected}, found {text:?}"))
+}
+
+fn version<T: From<u8>>(text: &str) -> Option<(T, T)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse::<u8>().ok()?.into(), minor.parse::<u8>().ok()?.into()))
 }
 
 impl Faults {
@@ -102,6 +142,10 @@ impl Fault {
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let (call, number, status) = (parts.next()?, parts.next()?.parse().ok()?, Status::find(parts.next()?)?);
+        // Those would never fail.
+        if !is_call(call) || number == 0 || status == Status::SUCCESS {
+            return None;
+        }
         let later = match (parts.next(), parts.next()) {
             (None, None) => false,
             (Some("later"), None) => true,
@@ -113,6 +157,8 @@ impl Fault {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     #[test]
@@ -123,8 +169,54 @@ mod tests {
         assert_eq!(fates, [Fate::default(), out, Fate::default()]);
         let fault = Fate { now: None, later: Some(Status::ERROR_ILLEGAL_ADDRESS) };
         assert_eq!(faults.fate("cuLaunchKernel"), fault);
-        for wrong in ["cuInit", "cuInit:1", "cuInit:x:2", "cuInit:1:12345", "cuInit:1:2:soon", "cuInit:1:2:later:3"] {
-            assert!(Faults::parse(wrong).is_none(), "{wrong}");
+    }
+
+    #[test]
+    fn a_value_that_means_nothing_is_refused_in_a_line_that_names_the_variable() {
+        let read = |name: &str, text: &OsStr| Settings::read(|asked| (asked == name).then(|| text.into()));
+        let faults = ["cuInit", "cuInit:1", "cuInit:x:2", "cuInit:1:12345", "cuInit:1:2:soon", "cuInit:1:2:later:3"];
+        let never = ["cuInit:0:2", "cuInitialise:1:2", "cuInit:1:0"];
+        for (name, expected, wrong) in [
+            ("EMULATED_CUDA_MEMORY", "a number of bytes", &["", "lots", "-1", "4GiB", "18446744073709551616"][..]),
+            ("EMULATED_CUDA_DEVICES", "0 or 1", &["", "2", "-1", "one"]),
+            ("EMULATED_CUDA_CAPABILITY", "a version as 9.0", &["", "9", "9.x", "9.0.0", "-9.0", "9.256"]),
+            ("EMULATED_CUDA_PTX", "a version as 8.4", &["", "8", ".", "99999999999.0"]),
+            ("EMULATED_CUDA_FAIL", FAULT, &faults),
+            ("EMULATED_CUDA_FAIL", FAULT, &never),
+        ] {
+            for text in wrong {
+                let refused = read(name, OsStr::new(text)).expect_err(text);
+                assert_eq!(refused, format!("{name}: expected {expected}, found {text:?}"));
+            }
         }
+        let folder = std::env::temp_dir();
+        let refused = read("EMULATED_CUDA_TRACE", folder.as_os_str()).expect_err("a folder is no file");
+        let expected = format!("EMULATED_CUDA_TRACE: expected a file to write to, found {folder:?} (");
+        assert!(refused.starts_with(&expected) && refused.lines().count() == 1, "{refused}");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_value_that_is_no_text_is_refused_and_not_overlooked() {
+        use std::os::unix::ffi::OsStrExt;
+        let refused =
+            Settings::read(|name| (name == "EMULATED_CUDA_DEVICES").then(|| OsStr::from_bytes(b"0\xff").to_owned()));
+        let expected = "EMULATED_CUDA_DEVICES: expected 0 or 1, found \"0\\xFF\"";
+        assert_eq!(refused.expect_err("no text"), expected);
+    }
+
+    #[test]
+    fn a_value_that_means_something_is_taken() {
+        let read = |text: &str| {
+            let texts: HashMap<String, OsString> = text
+                .split(' ')
+                .map(|part| part.split_once('=').expect("a variable"))
+                .map(|(name, value)| (format!("EMULATED_CUDA_{name}"), value.into()))
+                .collect();
+            Settings::read(|name| texts.get(name).cloned()).expect("nothing is wrong")
+        };
+        let found = read("MEMORY=8000000 DEVICES=0 CAPABILITY=7.5 PTX=8.10 FAIL=,cuInit:1:2,");
+        let taken = (found.memory, found.devices, found.capability, found.ptx, found.faults.planned.len());
+        assert_eq!(taken, (8_000_000, 0, (7, 5), (8, 10), 1));
     }
 }

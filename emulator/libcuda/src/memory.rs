@@ -42,7 +42,10 @@ entry! {
         if bytes == 0 {
             return Err(Status::ERROR_INVALID_VALUE);
         }
-        let mut memory = vec![0_u64; bytes.div_ceil(8)].into_boxed_slice();
+        let (mut memory, words) = (vec![], bytes.div_ceil(8));
+        memory.try_reserve_exact(words).map_err(|_| Status::ERROR_OUT_OF_MEMORY)?;
+        memory.resize(words, 0_u64);
+        let mut memory = memory.into_boxed_slice();
         let (address, number) = (memory.as_mut_ptr() as usize, driver.handle());
         driver.pinned.insert(address, Pinned { number, _memory: memory, bytes });
         // SAFETY: as the manual wants it.

@@ -206,6 +206,15 @@ fn pinned_memory_given_back_too_early_is_found() {
 }
 
 #[test]
+fn memory_that_nobody_has_is_refused() {
+    let (driver, mut place) = (Driver::new(), 0_u64);
+    for bytes in [1 << 50, usize::MAX] {
+        assert_eq!(call!(driver, cuMemAlloc_v2(&mut place => *mut u64, bytes => usize)), 2);
+        assert_eq!(call!(driver, cuMemHostAlloc(&mut place => *mut u64, bytes => usize, 0 => c_uint)), 2);
+    }
+}
+
+#[test]
 fn unwritten_bytes_and_bounds_are_checked_in_kernels_and_in_copies() {
     for (threads, written, expected) in [(1, 0, "read but not initialised"), (3, 2, "out of bounds")] {
         let driver = Driver::new();

@@ -34,6 +34,9 @@ pub(super) trait Supply {
     /// Takes memory.
     fn take(&mut self, bytes: usize) -> Result<u64, Self::Error>;
 
+    /// Whether there is none because all is given out. After any other error nothing is better for giving back.
+    fn is_full(error: &Self::Error) -> bool;
+
     /// Gives it back.
     fn give_back(&mut self, address: u64);
 }
@@ -44,10 +47,13 @@ impl Pool {
         let size = class(bytes);
         let address = match self.kept.get_mut(&size).and_then(Vec::pop) {
             Some(address) => address,
-            None => supply.take(size).or_else(|_| {
-                self.release(supply);
-                supply.take(size)
-            })?,
+            None => match supply.take(size) {
+                Err(error) if S::is_full(&error) => {
+                    self.release(supply);
+                    supply.take(size)?
+                }
+                taken => taken?,
+            },
         };
         self.taken.insert(address, size);
         Ok(address)
@@ -93,6 +99,14 @@ mod tests {
         next: u64,
         out: BTreeMap<u64, usize>,
         calls: usize,
+        lost: bool,
+    }
+
+    /// Why a driver gives nothing.
+    #[derive(Debug, PartialEq)]
+    enum Refused {
+        Full { asked: usize, free: usize },
+        Lost,
     }
 
     impl Driver {
@@ -102,12 +116,19 @@ mod tests {
     }
 
     impl Supply for Driver {
-        type Error = String;
+        type Error = Refused;
 
-        fn take(&mut self, bytes: usize) -> Result<u64, String> {
+        fn is_full(error: &Refused) -> bool {
+            matches!(error, Refused::Full { .. })
+        }
+
+        fn take(&mut self, bytes: usize) -> Result<u64, Refused> {
             self.calls += 1;
+            if self.lost {
+                return Err(Refused::Lost);
+            }
             if bytes > self.free() {
-                return Err(format!("{bytes} of {}", self.free()));
+                return Err(Refused::Full { asked: bytes, free: self.free() });
             }
             self.next += 0x1_0000_0000;
             self.out.insert(self.next, bytes);
@@ -205,6 +226,19 @@ mod tests {
     #[test]
     fn more_than_there_can_be_is_the_drivers_to_refuse() {
         let mut driver = Driver { total: LARGE, ..Driver::default() };
-        assert_eq!(Pool::default().take(usize::MAX, &mut driver), Err(format!("{} of {LARGE}", usize::MAX)));
+        let refused = Refused::Full { asked: usize::MAX, free: LARGE };
+        assert_eq!(Pool::default().take(usize::MAX, &mut driver), Err(refused));
+    }
+
+    #[test]
+    fn an_error_of_another_kind_is_handed_on_at_once_and_nothing_is_given_back() {
+        let mut driver = Driver { total: 4 * LARGE, ..Driver::default() };
+        let mut pool = Pool::default();
+        let block = pool.take(LARGE, &mut driver).unwrap();
+        pool.give_back(block);
+        driver.lost = true;
+        let before = driver.calls;
+        assert_eq!(pool.take(2 * LARGE, &mut driver), Err(Refused::Lost));
+        assert_eq!((driver.calls - before, pool.kept()), (1, LARGE));
     }
 }

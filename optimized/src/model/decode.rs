@@ -134,7 +134,8 @@ pub(super) fn bytes(sizes: Sizes, pages: usize, masked: bool, draws: usize) -> R
         Ok(())
     };
     Room::new(sizes, &mut count)?;
-    let integers = batch.saturating_mul(5 + pages + if draws > 0 { 2 + draws } else { 0 });
+    let of_draws = if draws > 0 { draws.saturating_add(2) } else { 0 };
+    let integers = batch.saturating_mul(pages.saturating_add(5).saturating_add(of_draws));
     let of_mask = if masked { batch.saturating_mul(capacity) } else { 0 };
     let (ends, (scratch, counters)) = (config.eos_token_ids().len(), scratch_room(sizes));
     let words = [integers, of_mask, scratch, counters, ends, config.qk_rope_head_dim / 2];

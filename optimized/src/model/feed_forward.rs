@@ -33,7 +33,7 @@ use crate::operators::dispatch::sort_by_expert;
 use crate::operators::experts::{down, gate_up};
 use crate::operators::router::{RoutingRule, reweigh, route, router_logits};
 use crate::operators::swiglu::{add, gated};
-use crate::{Element, Error, Result, Tensor};
+use crate::{Element, Error, Result, Tensor, Variant};
 pub(super) use step::FeedForwardRoom;
 
 #[derive(Debug)]
@@ -222,19 +222,15 @@ impl MixtureOfExperts {
         let width = self.down.shape()[2];
         let (h, y) = (of(element, &[tokens * k, width])?, of(element, &[tokens * k, hidden])?);
         let shared = match &self.shared_experts {
-            Some(SharedExperts::Expert { gate_up, down }) => {
-                let (h, y) = (of(element, &[tokens, down.shape()[1]])?, of(element, &[tokens, hidden])?);
-                Some((gate_up, h, down, y))
+            Some(SharedExperts::Expert { down, .. }) => {
+                Some((of(element, &[tokens, down.shape()[1]])?, of(element, &[tokens, hidden])?))
             }
             _ => None,
         };
-        let of_gate_up = shared.as_ref().map(|(weight, h, ..)| [*weight, h]);
-        gate_up(variant, self.activation, x, &self.gate_up, &offsets, &order, k, &h, of_gate_up)?;
-        let of_down = shared.as_ref().map(|(_, h, weight, y)| [h, *weight, y]);
-        down(variant, &h, &self.down, &offsets, &y, of_down)?;
+        self.visit(variant, x, [&offsets, &order], k, [&h, &y], shared.as_ref())?;
         let shared = match &self.shared_experts {
             Some(SharedExperts::Mlp(mlp)) => Some(mlp.forward(x, None, settings, tap)?),
-            _ => shared.map(|(.., y)| y),
+            _ => shared.map(|(_, y)| y),
         };
         let output = of(element, &[tokens, hidden])?;
         combine(variant, &y, &places, &weights, shared.as_ref(), &output)?;
@@ -263,6 +259,27 @@ impl MixtureOfExperts {
         }
         tap.show("", || output.reshape(&[batch, new, hidden]))?;
         Ok(output)
+    }
+
+    /// h = silu(W_g u) * (W_u u) and y = W_d h, a row for each place of `order`; and, where there is room for them, those of the
+    /// shared experts in the same launches: what they made.
+    fn visit<'a>(
+        &self,
+        variant: Variant,
+        x: &Tensor,
+        [offsets, order]: [&Tensor; 2],
+        k: usize,
+        [h, y]: [&Tensor; 2],
+        shared: Option<&'a (Tensor, Tensor)>,
+    ) -> Result<Option<&'a Tensor>> {
+        let shared = match (&self.shared_experts, shared) {
+            (Some(SharedExperts::Expert { gate_up, down }), Some((h, y))) => Some((gate_up, h, down, y)),
+            _ => None,
+        };
+        let of_gate_up = shared.map(|(weight, h, ..)| [weight, h]);
+        gate_up(variant, self.activation, x, &self.gate_up, offsets, order, k, h, of_gate_up)?;
+        down(variant, h, &self.down, offsets, y, shared.map(|(_, h, weight, y)| [h, weight, y]))?;
+        Ok(shared.map(|(.., y)| y))
     }
 }
 

@@ -22,9 +22,11 @@ const BLOCK: [usize; 2] = [64, 128];
 const SHARED: u32 = 3 * (64 + 128) * 128;
 
 /// `act(gate) * up` of each pair of token and expert: x \[N,D\] (rows may be apart), weights \[E,2I,D\] (an expert's
-/// gate rows, then its up rows), offsets \[E+1\], order \[N k\] -> out \[N k,I\], a row for each place of `order`.
+/// gate rows, then its up rows), offsets \[E+1\], order \[N k\] -> out \[P,I\], a row for each place of `order`, or at least
+/// for each of the first `offsets[E]`, which have an expert.
 ///
-/// Row i is made of row `order[i] / top_k` of x. Rows from `offsets[E]` on (pairs without an expert) are not written.
+/// Row i is made of row `order[i] / top_k` of x. Rows from `offsets[E]` on (pairs without an expert) are not written. The host
+/// does not see the offsets: who knows that some pairs have no expert, and gives fewer rows, must have counted them.
 ///
 /// `shared` is an expert that every token visits: its weight \[2I',D\] and its results \[N,I'\], in the order of x.
 ///
@@ -49,10 +51,11 @@ pub fn gate_up(
         return Err(Error::operand(operator, "weights", "as many gate as up rows", format!("{:?}", weights.shape())));
     }
     let (pairs, width) = (tokens * top_k, both / 2);
+    let rows = out.shape().first().map_or(pairs, |rows| pairs.min(*rows));
     Operand::new(operator, "weights", weights).shape(&[experts, both, depth])?;
     Operand::new(operator, "offsets", offsets).element(Element::I32)?.shape(&[experts + 1])?.contiguous()?;
     Operand::new(operator, "order", order).element(Element::I32)?.shape(&[pairs])?.contiguous()?;
-    Operand::new(operator, "out", out).element(x.element())?.shape(&[pairs, width])?.contiguous()?;
+    Operand::new(operator, "out", out).element(x.element())?.shape(&[rows, width])?.contiguous()?;
     let shared = match shared {
         None => None,
         Some([weights, out]) => {
@@ -67,14 +70,14 @@ pub fn gate_up(
             Some(Shared { x, weights, out, sizes: [tokens, depth, both / 2] })
         }
     };
-    let Some(grid) = grid(variant, [pairs, experts, width], BLOCK[1] / 2, shared.as_ref()) else { return Ok(()) };
+    let Some(grid) = grid(variant, [rows, experts, width], BLOCK[1] / 2, shared.as_ref()) else { return Ok(()) };
     let args = Arguments::default().strided(x, 1).tensors([order]).sizes([top_k]).tensors([weights, offsets, out]);
     let args = args.sizes([experts, depth, width]).and(activation::number(act)).and(Shared::arg(shared.as_ref()));
     args.launch(x, "experts", format!("{operator}_{variant}_{}", x.element()), grid)
 }
 
-/// The last product of each expert: h \[N k,I\] in sorted order (rows may be apart), weights \[E,D,I\], offsets \[E+1\]
-/// -> out \[N k,D\] in sorted order.
+/// The last product of each expert: h \[P,I\] in sorted order (rows may be apart), weights \[E,D,I\], offsets \[E+1\]
+/// -> out \[P,D\] in sorted order.
 ///
 /// Rows from `offsets[E]` on are neither read nor written. `shared` is an expert that every token visits: its h \[N,I'\], its
 /// weight \[D,I'\], and its results \[N,D\].

@@ -106,6 +106,18 @@ mod tests {
     }
 
     #[test]
+    fn more_products_than_a_grid_has_blocks_are_refused_by_the_device() {
+        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
+        let one = ones(&device, Element::F32, &[1 << 16, 1, 1]);
+        for (variant, found) in [(Variant::Naive, "[1, 65536, 1]"), (Variant::Tuned, "[1, 1, 65536]")] {
+            let out = Tensor::empty(&device, Element::F32, one.shape()).expect("a tensor");
+            let refused = batched(variant, &one, &one, &out).expect_err("refused").to_string();
+            let expected = format!("gemm_{variant}_f32: expected 1 to 2147483647, 65535 and 65535 blocks of ");
+            assert!(refused.starts_with(&expected) && refused.contains(&format!("found {found} blocks")), "{refused}");
+        }
+    }
+
+    #[test]
     fn the_emulator_has_no_library() {
         let device: Arc<dyn Device> = Emulated::new(Library::embedded());
         let [x, weight, out] = [[3, 8], [4, 8], [3, 4]].map(|shape| ones(&device, Element::Bf16, &shape));

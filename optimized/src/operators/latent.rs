@@ -6,6 +6,8 @@ use super::gemm::product::{Product, Tuned};
 use super::{Arguments, Operand, Variant};
 use crate::{Element, Error, Result, Tensor};
 
+const OPERATOR: &str = "latent_cache_write";
+
 /// Normalises the latent, turns the key, and writes both into the cache (paper eq. 9 and 15):
 /// kv_a \[N,c+r\] (rows may be apart), weight \[c\], cos and sin \[N,r/2\] f32, slots \[N\] i32
 /// -> cache \[pages,page_size,c+r\], and if wanted compressed_kv \[N,c\] and k_pe \[N,r\].
@@ -34,17 +36,7 @@ pub fn latent_cache_write(
     k_pe: Option<&Tensor>,
     q_pe: Option<&Tensor>,
 ) -> Result<()> {
-    const OPERATOR: &str = "latent_cache_write";
-    let write = check(OPERATOR, kv_a, weight, eps, cos, sin, slots, cache, [compressed_kv, k_pe], q_pe)?;
-    let Write { args, tokens, pairs } = write;
-    if tokens == 0 {
-        return Ok(());
-    }
-    let grid = match variant {
-        Variant::Naive => Grid::linear((tokens + pairs).div_ceil(128) as u32, 128),
-        Variant::Tuned => Grid::linear(blocks(tokens, pairs, 128) as u32, 128),
-    };
-    args.launch(kv_a, "latent", format!("{OPERATOR}_{variant}_{}", kv_a.element()), grid)
+    check(OPERATOR, kv_a, weight, eps, cos, sin, slots, cache, [compressed_kv, k_pe], q_pe)?.launch(variant, kv_a)
 }
 
 /// [`latent_cache_write`] to the cache, turning the queries, and [`batched`](super::gemm::batched), to the bit; in one launch for
@@ -64,23 +56,23 @@ pub fn latent_cache_write_beside(
     q_pe: &Tensor,
     [a, b, out]: [&Tensor; 3],
 ) -> Result<()> {
-    const OPERATOR: &str = "latent_cache_write_beside";
-    let write = check(OPERATOR, kv_a, weight, eps, cos, sin, slots, cache, [None; 2], Some(q_pe))?;
-    let product = Product::batched(OPERATOR, a, b, out)?;
-    Operand::new(OPERATOR, "a", a).element(kv_a.element())?;
-    let Write { args, tokens, pairs } = write;
-    let together = match out.is_empty() || tokens == 0 {
+    let operator = "latent_cache_write_beside";
+    let write = check(operator, kv_a, weight, eps, cos, sin, slots, cache, [None; 2], Some(q_pe))?;
+    let product = Product::batched(operator, a, b, out)?;
+    Operand::new(operator, "a", a).element(kv_a.element())?;
+    let together = match out.is_empty() || write.tokens == 0 {
         true => None,
         // There are kernels of small tiles, and for the layout that absorption has.
         false => Some(product.tuned(None)?).filter(|tuned| BESIDE.contains(&&*tuned.name)),
     };
     let Some(Tuned { name, mut grid, product: argument }) = together else {
-        latent_cache_write(Variant::Tuned, kv_a, weight, eps, cos, sin, slots, cache, None, None, Some(q_pe))?;
+        write.launch(Variant::Tuned, kv_a)?;
         return product.launch(Variant::Tuned, None);
     };
+    let Write { args, tokens, pairs } = write;
     let [x, y, z] = grid.blocks;
     let layers = blocks(tokens, pairs, grid.threads[0] as usize).div_ceil(x as usize * y as usize);
-    grid.blocks = [x, y, z + layers as u32];
+    grid.blocks = [x, y, z.saturating_add(layers as u32)];
     let args = Arguments::default().and(argument).sizes([layers]).followed_by(args);
     args.launch(kv_a, "absorb", format!("absorb_{name}"), grid)
 }
@@ -93,6 +85,20 @@ struct Write {
     args: Arguments,
     tokens: usize,
     pairs: usize,
+}
+
+impl Write {
+    fn launch(self, variant: Variant, kv_a: &Tensor) -> Result<()> {
+        let Write { args, tokens, pairs } = self;
+        if tokens == 0 {
+            return Ok(());
+        }
+        let grid = match variant {
+            Variant::Naive => Grid::linear((tokens + pairs).div_ceil(128) as u32, 128),
+            Variant::Tuned => Grid::linear(blocks(tokens, pairs, 128) as u32, 128),
+        };
+        args.launch(kv_a, "latent", format!("{OPERATOR}_{variant}_{}", kv_a.element()), grid)
+    }
 }
 
 /// Blocks of so many threads that write: a warp for each token, and a thread for each pair of the queries.

@@ -174,10 +174,15 @@ impl Input {
     }
 
     fn run_gate_up(&self, device: &Arc<dyn Device>) -> Result<Tensor> {
+        self.run_gate_up_into(device, self.tokens * self.k)
+    }
+
+    /// With room for so many rows.
+    fn run_gate_up_into(&self, device: &Arc<dyn Device>, rows: usize) -> Result<Tensor> {
         let x = upload(device, self.element, &self.whole())?.narrow(1, 0..self.hidden)?;
         let weights = upload(device, self.element, &self.gate_up_weights())?;
         let Sorted { offsets, order } = self.upload_tables(device)?;
-        let out = output(device, self.element, &[self.tokens * self.k, self.inner])?;
+        let out = output(device, self.element, &[rows, self.inner])?;
         gate_up(self.variant, self.act, &x, &weights, &offsets, &order, self.k, &out, None)?;
         out.narrow(0, 0..self.places().len())
     }
@@ -199,7 +204,11 @@ impl Input {
             let silu = |i| rounded(self.act.apply(both[[0, i]]));
             (0..inner).map(|i| rounded(silu(i) * both[[0, inner + i]]).to_f64()).collect()
         });
-        Ok(vec![Output::near("out", &found, truth, plain)?])
+        let exactly = self.run_gate_up_into(device, self.places().len())?;
+        Ok(vec![
+            Output::near("out", &found, truth, plain)?,
+            Output::same("with room for the rows of experts alone", &exactly, &found)?,
+        ])
     }
 
     /// A shared expert is to the bit what it would be as the only expert of all tokens, and changes nothing of the others.

@@ -138,7 +138,7 @@ const LAYOUTS: [Layout; 6] = [
 
 #[test]
 fn a_pass_takes_all_that_is_planned_where_every_token_goes_to_every_expert() {
-    let everywhere = json!({"n_routed_experts": 4, "num_experts_per_tok": 4, "topk_method": "greedy"});
+    let everywhere = json!({"n_routed_experts": 8, "num_experts_per_tok": 8, "topk_method": "greedy"});
     let config = config(everywhere);
     for layout in LAYOUTS {
         for (rank, passes) in passes(&config, layout).into_iter().enumerate() {

@@ -1,6 +1,7 @@
 //! The driver's own memory, from which the pool takes.
 
 use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::CUresult;
 
 use super::Cuda;
 use crate::device::pool::Supply;
@@ -14,6 +15,10 @@ impl Supply for Driver<'_> {
     fn take(&mut self, bytes: usize) -> Result<u64, DriverError> {
         // SAFETY: memory that nobody has yet.
         self.0.context.run(|| unsafe { result::malloc_sync(bytes) })
+    }
+
+    fn is_full(error: &DriverError) -> bool {
+        error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY
     }
 
     fn give_back(&mut self, address: u64) {

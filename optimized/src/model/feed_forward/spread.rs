@@ -16,7 +16,6 @@ use crate::model::parallel::Share;
 use crate::model::tap::Scope;
 use crate::operators::combine::combine;
 use crate::operators::dispatch::sort_by_expert;
-use crate::operators::experts::{down, gate_up};
 use crate::{Element, Error, Result, Tensor};
 
 /// Which tokens go where.
@@ -143,9 +142,9 @@ impl MixtureOfExperts {
         let theirs = of(Element::I32, &[all, k])?;
         group.all_to_all(&purpose("experts"), (&experts, times(&sent, k)), (&theirs, times(&coming, k)))?;
 
-        let (made, order) = self.made(&visitors, &theirs, each, settings)?;
-        let back = gather(settings.variant, &made, &order)?;
         let chosen = theirs.to_i32()?;
+        let (made, order) = self.made(&visitors, (&theirs, &chosen), each, settings)?;
+        let back = gather(settings.variant, &made, &order)?;
         let mut rest = &chosen[..];
         let of_each: Vec<usize> = coming
             .iter()
@@ -160,8 +159,15 @@ impl MixtureOfExperts {
         Ok((home, integers(&places, &[places.len()])?))
     }
 
-    /// What the experts here make of visitors, and the rows of it in the order in which they go back.
-    fn made(&self, visitors: &Tensor, experts: &Tensor, each: usize, settings: Settings) -> Result<(Tensor, Vec<i32>)> {
+    /// What the experts here make of visitors, a row for each visitor and expert that is here, and these rows in the order in
+    /// which they go back. `experts` are on the device and on the host.
+    fn made(
+        &self,
+        visitors: &Tensor,
+        (experts, chosen): (&Tensor, &[i32]),
+        each: usize,
+        settings: Settings,
+    ) -> Result<(Tensor, Vec<i32>)> {
         let (device, variant, element) = (visitors.device(), settings.variant, visitors.element());
         let of = |element, shape: &[usize]| Tensor::empty(device, element, shape);
         let (k, width, hidden) = (experts.shape()[1], self.down.shape()[2], visitors.shape()[1]);
@@ -169,21 +175,21 @@ impl MixtureOfExperts {
         let (offsets, order) = (of(Element::I32, &[each + 1])?, of(Element::I32, &[pairs])?);
         let places = of(Element::I32, &[pairs])?;
         sort_by_expert(variant, experts, each, &offsets, &order, &places)?;
-        let (h, y) = (of(element, &[pairs, width])?, of(element, &[pairs, hidden])?);
-        gate_up(variant, self.activation, visitors, &self.gate_up, &offsets, &order, k, &h, None)?;
-        down(variant, &h, &self.down, &offsets, &y, None)?;
-        let (chosen, places) = (experts.to_i32()?, places.to_i32()?);
-        let tokens = chosen.chunks(k).zip(places.chunks(k));
-        let back = tokens.flat_map(|(chosen, places)| pairs_of(chosen, each).into_iter().map(|j| places[j]));
+        let tokens = chosen.chunks(k).map(|chosen| pairs_of(chosen, each));
+        let here = tokens.clone().map(|pairs| pairs.len()).sum();
+        let (h, y) = (of(element, &[here, width])?, of(element, &[here, hidden])?);
+        self.visit(variant, visitors, [&offsets, &order], k, [&h, &y], None)?;
+        let places = places.to_i32()?;
+        let back = tokens.zip(places.chunks(k)).flat_map(|(pairs, places)| pairs.into_iter().map(|j| places[j]));
         Ok((y, back.collect()))
     }
 
     /// What the shared experts make of tokens at home here.
     fn shared(&self, x: &Tensor, settings: Settings, tap: &mut Scope) -> Result<Option<Tensor>> {
-        let (gate_up_weight, down_weight) = match &self.shared_experts {
+        let width = match &self.shared_experts {
             None => return Ok(None),
             Some(SharedExperts::Mlp(mlp)) => return mlp.forward(x, None, settings, tap).map(Some),
-            Some(SharedExperts::Expert { gate_up, down }) => (gate_up, down),
+            Some(SharedExperts::Expert { down, .. }) => down.shape()[1],
         };
         let (device, variant, element) = (x.device(), settings.variant, x.element());
         let of = |element, shape: &[usize]| Tensor::empty(device, element, shape);
@@ -192,10 +198,49 @@ impl MixtureOfExperts {
         let offsets = Tensor::from_i32(device, &[each + 1], &vec![0; each + 1])?;
         let none = of(Element::I32, &[0])?;
         let (no_h, no_y) = (of(element, &[0, self.down.shape()[2]])?, of(element, &[0, hidden])?);
-        let (h, y) = (of(element, &[tokens, down_weight.shape()[1]])?, of(element, &[tokens, hidden])?);
-        let of_gate_up = Some([gate_up_weight, &h]);
-        gate_up(variant, self.activation, x, &self.gate_up, &offsets, &none, 0, &no_h, of_gate_up)?;
-        down(variant, &no_h, &self.down, &offsets, &no_y, Some([&h, down_weight, &y]))?;
-        Ok(Some(y))
+        let room = (of(element, &[tokens, width])?, of(element, &[tokens, hidden])?);
+        self.visit(variant, x, [&offsets, &none], 0, [&no_h, &no_y], Some(&room))?;
+        Ok(Some(room.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dsv2_reference::Activation;
+
+    use super::*;
+    use crate::operators::router::RoutingRule;
+    use crate::{Device, Emulated, Library, Variant};
+
+    #[test]
+    fn a_rank_takes_a_row_for_each_pair_of_a_visitor_and_an_expert_here_and_none_for_others() -> Result<()> {
+        let device: Arc<dyn Device> = Emulated::new(Library::embedded());
+        let ones = |shape: &[usize]| Tensor::from_f32(&device, Element::F32, shape, &vec![1.0; shape.iter().product()]);
+        let (each, hidden, width) = (2, 4, 3);
+        let mixture = MixtureOfExperts {
+            gate: ones(&[8, hidden])?,
+            rule: RoutingRule::greedy(8, 3)?,
+            gate_up: ones(&[each, 2 * width, hidden])?,
+            down: ones(&[each, hidden, width])?,
+            shared_experts: None,
+            activation: Activation::Relu,
+            path: "mlp".into(),
+            share: None,
+        };
+        // Of three visitors' experts those that are elsewhere have the number behind the last one here.
+        let chosen = [2, 1, 2, 1, 2, 0, 2, 2, 2];
+        let experts = Tensor::from_i32(&device, &[3, 3], &chosen)?;
+        let visitors =
+            Tensor::from_f32(&device, Element::F32, &[3, hidden], &[1.0, 2.0, 3.0].map(|x| [x; 4]).concat())?;
+        let settings = Settings::new(Element::F32, Variant::Tuned);
+        let (made, order) = mixture.made(&visitors, (&experts, &chosen), each, settings)?;
+        // relu(4 x) 4 x, three times: of the second visitor by expert 0, then of the first and the second by expert 1.
+        let row = |x: f32| [3.0 * (4.0 * x) * (4.0 * x); 4];
+        assert_eq!(made.shape(), [3, hidden]);
+        assert_eq!(made.to_f32()?, [row(2.0), row(1.0), row(2.0)].concat());
+        assert_eq!(order, [1, 0, 2]);
+        Ok(())
     }
 }

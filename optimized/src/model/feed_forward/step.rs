@@ -1,10 +1,9 @@
 //! Feed-forward networks in a decode step, with the addition to the residual stream and the next norm behind them.
 
-use super::{FeedForward, MixtureOfExperts, Mlp, SharedExperts};
+use super::{FeedForward, MixtureOfExperts, Mlp};
 use crate::model::decode::{Sizes, Take};
 use crate::operators::combine::combine_add_rms_norm;
 use crate::operators::dispatch::linear_route_and_sort;
-use crate::operators::experts::{down, gate_up};
 use crate::operators::scratch::Scratch;
 use crate::operators::swiglu::gated;
 use crate::{Element, Error, Result, Tensor, Variant};
@@ -52,7 +51,7 @@ impl<T> FeedForwardRoom<T> {
         }
         if config.has_moe_layers(dialect) {
             let (experts, k, width) = (config.num_experts(), config.experts_per_token()?, config.moe_intermediate_size);
-            let pairs = batch * k;
+            let pairs = batch.saturating_mul(k);
             room.experts = Some(ExpertsRoom {
                 logits: take(Element::F32, &[batch, experts])?,
                 indices: take(Element::I32, &[batch, k])?,
@@ -120,14 +119,6 @@ impl MixtureOfExperts {
         let ExpertsRoom { logits, indices, weights, offsets, order, places, h, y, shared } = room;
         let gate = &self.gate;
         linear_route_and_sort(scratch, x, gate, &self.rule, logits, indices, weights, offsets, order, places)?;
-        let shared = match (&self.shared_experts, shared) {
-            (Some(SharedExperts::Expert { gate_up, down }), Some((h, y))) => Some((gate_up, h, down, y)),
-            _ => None,
-        };
-        let of_gate_up = shared.map(|(weight, h, ..)| [weight, h]);
-        let k = self.rule.num_experts_per_tok();
-        gate_up(Variant::Tuned, self.activation, x, &self.gate_up, offsets, order, k, h, of_gate_up)?;
-        down(Variant::Tuned, h, &self.down, offsets, y, shared.map(|(_, h, weight, y)| [h, weight, y]))?;
-        Ok(shared.map(|(.., y)| y))
+        self.visit(Variant::Tuned, x, [offsets, order], self.rule.num_experts_per_tok(), [h, y], shared.as_ref())
     }
 }

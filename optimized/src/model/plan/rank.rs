@@ -214,8 +214,8 @@ impl<'a> Spread<'a> {
         let (k, copies) = (pass.experts_per_token, self.copies());
         let numbers = sum([wide(&[2, layout.experts]), wide(&[copies, k]), wide(&[coming, k])]);
         let tokens = sum([self.hidden(&[copies]), self.hidden(&[coming])]);
-        let made = self.hidden(&[coming, k]);
-        let inner = pass.real(&[coming, k, pass.config.moe_intermediate_size]);
+        let made = self.hidden(&[coming, self.here()]);
+        let inner = pass.real(&[coming, self.here(), pass.config.moe_intermediate_size]);
         let making = sum([wide(&[each + 1]), wide(&[2, coming, k]), inner]);
         let places = wide(&[coming, self.here()]).max(sum([self.hidden(&[own, k]), wide(&[own, k])]));
         let back = sum([self.hidden(&[coming, self.here()]), places]);

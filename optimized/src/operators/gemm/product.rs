@@ -66,7 +66,8 @@ impl Tile {
 
     /// Of a product of sizes G, M, N and K.
     pub(super) fn shares(&self, element: Element, [g, m, n, k]: [usize; 4]) -> Shares {
-        let tiles = g * m.div_ceil(self.rows) * n.div_ceil(self.columns);
+        // A plan may ask of a batch that no machine has.
+        let tiles = g.saturating_mul(m.div_ceil(self.rows)).saturating_mul(n.div_ceil(self.columns));
         let stretches = (k * element.bytes()).div_ceil(STRETCH * 128);
         let blocks = stretches.min(BLOCKS.div_ceil(tiles.max(1)));
         Shares { tiles, blocks, numbers: stretches * self.rows * self.columns }
@@ -194,7 +195,7 @@ impl<'a> Product<'a> {
         }
         let Tuned { grid, name, product } = match variant {
             Variant::Naive => Tuned {
-                grid: self.grid([(m * n).div_ceil(128), g, 1], 128)?,
+                grid: grid([(m * n).div_ceil(128), g, 1], 128),
                 name: format!("naive_{element}"),
                 product: self.argument(Split::NONE)?,
             },
@@ -218,7 +219,7 @@ impl<'a> Product<'a> {
         let shared = tile.stages * (tile.rows + tile.columns) * 128;
         let columns = if self.b.1[2] == 1 { "" } else { "columns_" };
         Ok(Tuned {
-            grid: self.grid(blocks, tile.threads)?.with_shared(shared as u32),
+            grid: grid(blocks, tile.threads).with_shared(shared as u32),
             name: format!("{columns}{}_{element}", tile.name),
             product: self.argument(split)?,
         })
@@ -251,16 +252,6 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// A GPU takes 2^31 - 1 blocks in x, and 65535 in y and z.
-    fn grid(&self, blocks: [usize; 3], threads: u32) -> Result<Grid> {
-        let [x, y, z] = blocks;
-        if x > i32::MAX as usize || y > 65535 || z > 65535 {
-            let expected = "sizes for which 2^31 - 1, 65535 and 65535 blocks are enough";
-            return Err(Error::operand(self.operator, "out", expected, format!("{blocks:?} blocks")));
-        }
-        Ok(Grid { blocks: [x as u32, y as u32, z as u32], threads: [threads, 1, 1], shared: 0 })
-    }
-
     /// `struct Product` of gemm.cuh.
     fn argument(&self, split: Split) -> Result<Arg> {
         let [_, m, n, k] = self.sizes;
@@ -276,4 +267,10 @@ impl<'a> Product<'a> {
         bytes.extend(split.places.iter().flat_map(|place| place.to_le_bytes()));
         Ok(Arg::bytes(&bytes))
     }
+}
+
+/// More blocks than a number of them can say are more than a device takes: it refuses the most as well.
+fn grid(blocks: [usize; 3], threads: u32) -> Grid {
+    let blocks = blocks.map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    Grid { blocks, threads: [threads, 1, 1], shared: 0 }
 }

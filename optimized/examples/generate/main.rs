@@ -9,8 +9,11 @@
 //!
 //! Without a checkpoint the weights are generated: by a GPU itself, which makes all of them at once; for the emulator by the
 //! host, which is quicker than emulating that, one after another. They are the same to the bit.
+//!
+//! Exit status 2: what was asked for cannot be done, which one line on stderr says; what no memory holds, before anything is made.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod report;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,9 +21,8 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use dsv2_optimized::model::generate::{GenerateOptions, Sampling};
 use dsv2_optimized::model::head::CausalLm;
-use dsv2_optimized::model::tap::Tap;
 use dsv2_optimized::model::{Products, Settings};
-use dsv2_optimized::{Cuda, Device, Element, Emulated, Library, Result, Tensor, Variant};
+use dsv2_optimized::{Cuda, Device, Element, Emulated, Error, Library, Result, Variant};
 use dsv2_reference::config::Head;
 use dsv2_reference::weights::check_complete;
 use dsv2_reference::weights::checkpoint::Checkpoint;
@@ -28,6 +30,7 @@ use dsv2_reference::weights::generator::{GeneratedWeights, Rule, splitmix64};
 use dsv2_reference::{DeepseekV2Config, Dialect};
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array2;
+use report::{Experts, print_times, print_work};
 
 /// Generates from random prompts, and says what it took.
 #[derive(Parser)]
@@ -114,7 +117,7 @@ fn main() -> std::process::ExitCode {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
-            std::process::ExitCode::FAILURE
+            std::process::ExitCode::from(2)
         }
     }
 }
@@ -150,6 +153,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (free, total) = device.memory()?;
     println!("{}: {} layers, {element}, {}", arguments.name(), config.num_hidden_layers, device.name());
     println!("{plan}\nfree      {free:>16} bytes of {total}");
+    // The prompts on the host are always less.
+    if plan.total() > free {
+        let (expected, found) = (format!("{} bytes", plan.total()), format!("{free} free"));
+        return Err(Error::operand("generate", "device memory", expected, found));
+    }
 
     let style = ProgressStyle::with_template("loading {bar:40} {binary_bytes} of {binary_total_bytes}, {eta} left");
     let bar = ProgressBar::new(plan.weights as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -187,6 +195,25 @@ impl Arguments {
         let folder = self.model.as_ref().or(self.config.as_ref());
         folder.map_or_else(|| self.preset.clone(), |path| path.display().to_string())
     }
+
+    /// Refuses numbers that mean nothing, before weights are made.
+    fn check(&self, layers: usize) -> Result<()> {
+        let wrong = |name, expected: &str, found: String| Err(Error::operand("generate", name, expected, found));
+        for (name, number) in [("--batch", self.batch), ("--prompt-tokens", self.prompt_tokens)] {
+            if number == 0 {
+                return wrong(name, "at least 1", number.to_string());
+            }
+        }
+        if let Some(found) = self.layers.filter(|found| !(1..=layers).contains(found)) {
+            return wrong("--layers", &format!("1 to {layers}"), found.to_string());
+        }
+        match self.top_p {
+            Some(top_p) if !(0.0..=1.0).contains(&top_p) => {
+                wrong("--top-p", "a number within 0 and 1", top_p.to_string())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The config, cut to what was asked for, and where the weights come from.
@@ -196,6 +223,7 @@ fn model(arguments: &Arguments) -> Result<(DeepseekV2Config, Weights)> {
         (None, Some(file)) => DeepseekV2Config::from_file(file)?,
         (None, None) => DeepseekV2Config::preset(&arguments.preset)?,
     };
+    arguments.check(config.num_hidden_layers)?;
     let weights = match &arguments.model {
         Some(folder) => {
             let checkpoint = Checkpoint::open(folder)?;
@@ -215,7 +243,7 @@ fn model(arguments: &Arguments) -> Result<(DeepseekV2Config, Weights)> {
             Weights::Generated(GeneratedWeights { seed: arguments.seed, rules })
         }
     };
-    config.num_hidden_layers = arguments.layers.unwrap_or(config.num_hidden_layers).min(config.num_hidden_layers);
+    config.num_hidden_layers = arguments.layers.unwrap_or(config.num_hidden_layers);
     let shrink = usize::from(arguments.shrink);
     for size in [
         &mut config.vocab_size,
@@ -265,57 +293,4 @@ fn generate(arguments: &Arguments, lm: &CausalLm, prompt: &Array2<i64>, options:
         }
     }
     Ok(())
-}
-
-/// The different experts of each layer.
-#[derive(Default)]
-struct Experts(Vec<usize>);
-
-impl Tap for Experts {
-    fn wants(&self, stage: &str) -> bool {
-        stage.ends_with("gate.topk_indices")
-    }
-
-    fn stage(&mut self, _: &str, value: &Tensor) -> Result<bool> {
-        self.0.push(value.to_i32()?.into_iter().collect::<BTreeSet<_>>().len());
-        Ok(false)
-    }
-}
-
-impl std::fmt::Display for Experts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (layers, sum) = (self.0.len(), self.0.iter().sum::<usize>());
-        let mean = if layers == 0 { 0.0 } else { sum as f64 / layers as f64 };
-        write!(f, "{mean:.1} different experts in each of {layers} layers")
-    }
-}
-
-fn print_times(device: &Cuda) -> Result<()> {
-    let times = device.timings()?;
-    let all: f64 = times.iter().map(|time| time.microseconds).sum();
-    println!("{:<36} {:>9} {:>14} {:>10} {:>7}", "kernel", "launches", "microseconds", "each", "share");
-    for time in &times {
-        let (each, share) = (time.microseconds / time.launches as f64, 100.0 * time.microseconds / all);
-        println!("{:<36} {:>9} {:>14.1} {each:>10.2} {share:>6.1}%", time.kernel, time.launches, time.microseconds);
-    }
-    Ok(())
-}
-
-/// What an emulated launch does: exact counts and the model of the memory system, no time.
-fn print_work(device: &Emulated) {
-    let mut kernels: BTreeMap<String, (usize, [u64; 4])> = BTreeMap::new();
-    for (kernel, profile) in device.profiles() {
-        let total = profile.total();
-        let (launches, sums) = kernels.entry(kernel).or_default();
-        *launches += 1;
-        let numbers = [total.warp_instructions, total.flops, total.global.bytes(), total.bank_conflicts()];
-        sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
-    }
-    println!(
-        "{:<36} {:>9} {:>14} {:>14} {:>14} {:>14}",
-        "kernel", "launches", "warp instr.", "flop", "global bytes", "bank conflicts"
-    );
-    for (kernel, (launches, [instructions, flops, bytes, conflicts])) in kernels {
-        println!("{kernel:<36} {launches:>9} {instructions:>14} {flops:>14} {bytes:>14} {conflicts:>14}");
-    }
 }
