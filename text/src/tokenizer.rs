@@ -5,6 +5,7 @@ mod special;
 mod stream;
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use dsv2_reference::file;
 use serde_json::{Map, Value};
@@ -24,6 +25,16 @@ pub use stream::TextStream;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: SpecialTokens,
+    /// By id, as far as they have been asked for: `tokenizers` takes longer for a token than a small model does.
+    alone: Arc<[OnceLock<Option<Alone>>]>,
+}
+
+/// What a token says by itself.
+#[derive(Debug)]
+struct Alone {
+    text: String,
+    /// Whether it is left out where special tokens are.
+    special: bool,
 }
 
 impl Tokenizer {
@@ -89,7 +100,8 @@ impl Tokenizer {
         if cleans && !matches!(inner.get_model(), tokenizers::ModelWrapper::BPE(_)) {
             return Err(Error::tokenizer("a tokenizer whose text is not cleaned up", "clean_up_tokenization_spaces"));
         }
-        Ok(Tokenizer { inner, special })
+        let alone = std::iter::repeat_with(OnceLock::new).take(inner.get_vocab_size(true)).collect();
+        Ok(Tokenizer { inner, special, alone })
     }
 
     /// The tokens of a text. Those that stand for something other than text ("begin of sentence") are recognised within it;
@@ -195,6 +207,19 @@ impl Tokenizer {
     fn text_of(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         let text = self.inner.decode(ids, skip_special_tokens);
         text.map_err(|error| Error::tokenizer("tokens that have a text", error))
+    }
+
+    /// What a token says by itself; nothing, if there is none, or none that is kept.
+    fn alone(&self, id: i64) -> Result<Option<&Alone>> {
+        let Some(kept) = usize::try_from(id).ok().and_then(|id| self.alone.get(id)) else { return Ok(None) };
+        if let Some(alone) = kept.get() {
+            return Ok(alone.as_ref());
+        }
+        let alone = match self.known(id) {
+            Ok(known) => Some(Alone { text: self.text_of(&[known], false)?, special: self.is_special(id) }),
+            Err(_) => None,
+        };
+        Ok(kept.get_or_init(|| alone).as_ref())
     }
 
     /// The id as `tokenizers` takes it, if there is such a token.

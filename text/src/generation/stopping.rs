@@ -101,7 +101,10 @@ impl<'a> StopStrings<'a> {
     /// If it is none.
     pub fn push(&mut self, token: i64) -> Result<Piece> {
         let text = self.stream.push(token)?.unwrap_or_default();
-        let hidden = match self.skip_special_tokens && !self.strings.is_empty() && self.tokenizer.is_special(token) {
+        if self.strings.is_empty() {
+            return Ok(Piece { text, stopped: None });
+        }
+        let hidden = match self.skip_special_tokens && self.tokenizer.is_special(token) {
             true => self.tokenizer.token_of(token).unwrap_or_default(),
             false => String::new(),
         };

@@ -25,6 +25,16 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// If it is none.
     pub fn push(&mut self, token: i64) -> Result<Option<String>> {
+        if self.held.is_empty()
+            && self.tokenizer.joins_bytes()
+            && let Some(alone) = self.tokenizer.alone(token)?
+        {
+            let left_out = self.skip_special_tokens && alone.special;
+            let text = if left_out { "" } else { &alone.text };
+            if !text.ends_with('\u{fffd}') {
+                return Ok((!text.is_empty()).then(|| text.to_owned()));
+            }
+        }
         let id = self.tokenizer.known(token)?;
         self.held.push(id);
         let text = self.tokenizer.text_of(&self.held, self.skip_special_tokens)?;
