@@ -11,7 +11,8 @@ use dsv2_text::Message;
 use rustyline::error::ReadlineError;
 
 use super::Done;
-use super::talk::{MOST, ModelArgs, RuleArgs, Watch, has_left, say, spoken};
+use super::stdout::{has_left, say};
+use super::talk::{MOST, ModelArgs, RuleArgs, Watch, spoken};
 
 /// The arguments of `dsv2 chat`.
 #[derive(Args)]

@@ -12,7 +12,8 @@ use dsv2_text::Lengths;
 use serde_json::{Value, json};
 
 use super::Done;
-use super::talk::{ModelArgs, RuleArgs, Watch, has_left, is_read_live, say, spoken};
+use super::stdout::{has_left, is_read_live, say};
+use super::talk::{ModelArgs, RuleArgs, Watch, spoken};
 
 /// The arguments of `dsv2 generate`.
 #[derive(Args)]

@@ -1,6 +1,5 @@
 //! What `generate` and `chat` share: which model, on what, and how it chooses.
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use dsv2_reference::stage::Stage;
 use serde_json::{Map, Value, json};
 
 use super::progress::Progress;
+use super::stdout::say;
 use super::{BackendName, dialect, plan, precision, say_notes};
 
 /// Which model, and what runs it.
@@ -193,24 +193,6 @@ impl RuleArgs {
         }
         Ok(Rules { config, seed: self.seed.unwrap_or(0), logprobs: false, first_sequence: 0 })
     }
-}
-
-/// Whether a person reads stdout as it is written.
-pub fn is_read_live() -> bool {
-    std::io::stdout().is_terminal()
-}
-
-/// Writes to stdout now.
-pub fn say(text: &Text) -> Result<()> {
-    let mut stdout = std::io::stdout();
-    let written = stdout.write_all(text.as_str().as_bytes()).and_then(|()| stdout.flush());
-    written.map_err(Error::io("stdout", "write"))
-}
-
-/// Whether nobody reads stdout any more, which is no fault.
-pub fn has_left(error: &Error) -> bool {
-    use dsv2_reference::Error::Io;
-    matches!(error, Error::Reference(Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// What a model says, for people: characters that a terminal obeys are escaped.
