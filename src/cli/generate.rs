@@ -12,6 +12,7 @@ use dsv2_text::Lengths;
 use serde_json::{Value, json};
 
 use super::Done;
+use super::progress::Progress;
 use super::stdout::{has_left, is_read_live, say};
 use super::talk::{ModelArgs, RuleArgs, Watch, spoken};
 
@@ -74,9 +75,12 @@ fn speak(
     most: Sequences,
     live: bool,
 ) -> Result<()> {
+    let prompts = fed.len();
+    let mut progress = Progress::of_something_slow();
     for (at, fed) in fed.chunks(most.batch).enumerate() {
         let rules = Rules { first_sequence: at * most.batch, ..rules.clone() };
-        let mut watch = Watch::new(folder, fed.len(), most.new, live);
+        let which = which(rules.first_sequence, fed.len(), prompts);
+        let mut watch = Watch::new(folder, fed.len(), most.new, live, (which, &mut progress));
         if live {
             say(&spoken(&fed[0].text))?;
         }
@@ -93,6 +97,15 @@ fn speak(
         }
     }
     Ok(())
+}
+
+/// Which prompts a batch has; nothing, if there are no others.
+fn which(before: usize, batch: usize, prompts: usize) -> String {
+    match batch {
+        _ if batch == prompts => String::new(),
+        1 => format!("prompt {} of {prompts}", before + 1),
+        _ => format!("prompts {} to {} of {prompts}", before + 1, before + batch),
+    }
 }
 
 /// What is said of a prompt in one line. Times are in seconds: until the prompts of the batch were read, and until this text was

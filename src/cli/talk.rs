@@ -201,10 +201,13 @@ pub fn spoken(text: &str) -> Text {
 }
 
 /// Watches a batch: tells of slow work, takes the time, and shows the text if somebody reads along.
-pub struct Watch {
+pub struct Watch<'p> {
     shows: bool,
     layers: usize,
-    progress: Option<Progress>,
+    /// Of all batches: each may be quick, and all of them slow.
+    progress: &'p mut Progress,
+    /// Which prompts these are, if they are not all of them.
+    which: String,
     begun: Instant,
     /// When the prompts had been read.
     prompt: Option<Duration>,
@@ -215,12 +218,19 @@ pub struct Watch {
     ended: Vec<Duration>,
 }
 
-impl Watch {
-    pub fn new(folder: &ModelFolder, sequences: usize, most: usize, shows: bool) -> Self {
+impl<'p> Watch<'p> {
+    pub fn new(
+        folder: &ModelFolder,
+        sequences: usize,
+        most: usize,
+        shows: bool,
+        (which, progress): (String, &'p mut Progress),
+    ) -> Self {
         Watch {
             shows,
             layers: folder.config.num_hidden_layers,
-            progress: Some(Progress::of_something_slow()),
+            progress,
+            which,
             begun: Instant::now(),
             prompt: None,
             made: vec![0; sequences],
@@ -231,7 +241,7 @@ impl Watch {
 
     /// Takes what is said of progress off the screen.
     pub fn quiet(&mut self) {
-        self.progress = None;
+        self.progress.hide();
     }
 
     /// How long it took to read the prompts.
@@ -245,26 +255,31 @@ impl Watch {
     }
 }
 
-impl Listener for Watch {
+impl Listener for Watch<'_> {
     fn stage(&mut self, name: &str) {
         if self.prompt.is_none()
-            && let (Some(progress), Some(layer)) =
-                (&mut self.progress, Stage::parse(name).and_then(|stage| stage.layer))
+            && let Some(layer) = Stage::parse(name).and_then(|stage| stage.layer)
         {
-            progress.reached(layer + 1, self.layers, "layers, for the prompt");
+            let what = match &*self.which {
+                "" => "layers, for the prompt".to_owned(),
+                which => format!("layers, for {which}"),
+            };
+            self.progress.reached(layer + 1, self.layers, &what);
         }
     }
 
     fn token(&mut self, sequence: usize, _: Chosen, text: &str) -> Result<()> {
         self.prompt.get_or_insert_with(|| self.begun.elapsed());
         if self.shows {
-            self.progress = None;
+            self.progress.hide();
             return say(&spoken(text));
         }
         self.made[sequence] += 1;
-        if let Some(progress) = &mut self.progress {
-            progress.reached(self.made[sequence], self.most, "tokens");
-        }
+        let what = match &*self.which {
+            "" => "tokens".to_owned(),
+            which => format!("tokens for {which}"),
+        };
+        self.progress.reached(self.made[sequence], self.most, &what);
         Ok(())
     }
 
