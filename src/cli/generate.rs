@@ -12,7 +12,7 @@ use dsv2_text::Lengths;
 use serde_json::{Value, json};
 
 use super::Done;
-use super::progress::Progress;
+use super::progress::{Progress, during};
 use super::stdout::{has_left, is_read_live, say};
 use super::talk::{ModelArgs, RuleArgs, Watch, spoken};
 
@@ -41,7 +41,7 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs) -> Result<Done> {
     let folder = args.model.open()?;
     let fed = match (&args.prompts, &args.prompt) {
-        (Some(file), _) => Prompt::fed_file(file, &folder)?,
+        (Some(file), _) => during("prompts are made into tokens", || Prompt::fed_file(file, &folder))?,
         (None, text) => vec![Prompt::Text(text.clone().unwrap_or_default()).fed(&folder)?],
     };
     let live = is_read_live() && !args.json;
