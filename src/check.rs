@@ -29,6 +29,8 @@ pub mod shards;
 mod truth;
 mod whole;
 
+pub(crate) use near_ties::most_kept;
+
 use std::path::Path;
 
 use dsv2_reference::model::attention::AttentionForm;

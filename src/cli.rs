@@ -10,6 +10,7 @@ mod mutants;
 mod operator;
 mod plan;
 mod progress;
+mod stdout;
 mod talk;
 mod trace;
 mod verify;
@@ -30,6 +31,8 @@ use dsv2_foreign::{Foreign, Place, Text};
 use dsv2_reference::Dialect;
 use dsv2_reference::model::attention::AttentionForm;
 use dsv2_reference::model::cache::CacheFormat;
+
+pub use stdout::{has_left, say_last};
 
 /// What came of a command line.
 pub struct Ended {

@@ -4,7 +4,7 @@
 mod no_memory;
 mod threads;
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use dsv2::cli::{self, Ended};
@@ -31,15 +31,10 @@ fn refuse(line: &Text, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Prints to stdout, if there is something, and ends with `status`. A reader who has read enough (`dsv2 | head`) is no fault; a full disk is.
+/// Prints to stdout and ends with `status`. A reader who has read enough is no fault; a full disk is.
 fn print(text: &Text, status: u8) -> ExitCode {
-    if text.as_str().is_empty() {
-        return ExitCode::from(status);
-    }
-    match writeln!(std::io::stdout(), "{}", text.as_str().trim_end_matches('\n')) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            refuse(&Text::message(&format!("cannot write to stdout: {error}")), 2)
-        }
+    match cli::say_last(text) {
+        Err(error) if !cli::has_left(&error) => refuse(&Text::message(&error.to_string()), 2),
         _ => ExitCode::from(status),
     }
 }

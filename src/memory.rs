@@ -5,6 +5,7 @@
 
 pub mod given_back;
 pub(crate) mod held;
+mod side_by_side;
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,6 +20,7 @@ use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::planned::Planned;
 use crate::precision::Precision;
+pub use side_by_side::side_by_side;
 
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

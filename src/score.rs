@@ -5,6 +5,7 @@ mod by_dump;
 pub mod dumps;
 mod hints;
 mod moved;
+pub mod need;
 mod on_case;
 pub mod report;
 mod summary;

@@ -57,7 +57,16 @@ const SPECIAL_CASES: [&str; 19] = [
 fn score(cases: &[&str], most: usize, dumps: Vec<&'static DumpKind>, subjects: Subjects) -> Score {
     let golden = GoldenCases::embedded();
     let cases = cases.iter().map(|&case| case.to_owned()).collect();
-    let plan = Trials { golden: &golden, cases, precisions: PRECISIONS.to_vec(), dumps, hints: false, subjects, most };
+    let plan = Trials {
+        golden: &golden,
+        cases,
+        precisions: PRECISIONS.to_vec(),
+        dumps,
+        hints: false,
+        subjects,
+        most,
+        at_a_time: usize::MAX,
+    };
     let findings = run(&plan, |_, _| {}).unwrap();
     Score::new(&plan, &findings)
 }

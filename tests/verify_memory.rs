@@ -1,10 +1,15 @@
-//! What `verify` plans to take is what it takes.
+//! What `verify` and `mutants` plan to take is what they take.
 
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 
 use dsv2::backend::{Backend, OnDevice, Precision, Reference, Settings};
 use dsv2::golden::GoldenCases;
+use dsv2::mutants::benign::benign;
+use dsv2::mutants::catalogue;
+use dsv2::score::dumps::{self, DumpKind};
+use dsv2::score::{self, Subjects, Trials, run as try_all};
 use dsv2::values::Values;
 use dsv2::verify::{self, need};
 use dsv2_reference::tap::NoTap;
@@ -33,9 +38,12 @@ const ON_EMULATOR: [(&dyn Backend, Precision); 2] =
     [(&OnDevice::Emulator { races: false }, Precision::F32), (&OnDevice::Emulator { races: false }, Precision::Bf16)];
 const WATCHED: [(&dyn Backend, Precision); 1] = [(&OnDevice::Emulator { races: true }, Precision::F32)];
 
-/// One test, so that nothing else allocates meanwhile.
+/// Nothing else allocates meanwhile.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn no_run_of_a_golden_case_takes_more_than_was_planned() {
+    let _alone = ALONE.lock().unwrap();
     let golden = GoldenCases::embedded();
     let all: Vec<&str> = golden.names().iter().map(String::as_str).collect();
     let few = ["one-token", "real-decode", "batch-of-one", "classify-no-pad"];
@@ -57,6 +65,50 @@ fn no_run_of_a_golden_case_takes_more_than_was_planned() {
         let (taken, planned) = run(&golden, "larger", backend, precision);
         let bytes = format!("{precision}: {taken} bytes, {planned} planned");
         assert!(taken > 40_000_000 && taken <= planned && planned < 2 * taken, "{bytes}");
+    }
+}
+
+/// What trials of some mutants and benign variants on a case take, and what was planned.
+fn trials(golden: &GoldenCases, name: &str, mutants: &[&str], kinds: &[&'static DumpKind], hints: bool) -> (u64, u64) {
+    let trials = Trials {
+        golden,
+        cases: vec![name.to_owned()],
+        precisions: vec![Precision::Bf16],
+        dumps: kinds.to_vec(),
+        hints,
+        subjects: Subjects {
+            mutants: catalogue().filter(|mutant| mutants.contains(&mutant.id)).collect(),
+            benign: benign().take(1).collect(),
+        },
+        most: usize::MAX,
+        at_a_time: 1,
+    };
+    let (_, planned) = score::need::at_a_time(&trials, None).unwrap();
+    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_usage();
+    let findings = try_all(&trials, |_, _| {}).unwrap();
+    assert!(findings.len() > mutants.len(), "{name}: each is tried");
+    ((ALLOCATOR.peak_usage() - before) as u64, planned.size.0)
+}
+
+#[test]
+fn no_trial_of_a_mutant_takes_more_than_was_planned() {
+    let _alone = ALONE.lock().unwrap();
+    let golden = GoldenCases::embedded();
+    let each = dumps::named(&["each".to_owned()]).unwrap();
+    let two = ["mask_finite", "shared_dropped"];
+    for (name, kinds) in [("left-padding", &each[..]), ("real-decode", &each[..1])] {
+        let (taken, planned) = trials(&golden, name, &two, kinds, true);
+        println!("{name}: {taken} bytes, {planned} planned");
+        assert!(taken <= planned, "{name}: {taken} bytes, {planned} planned");
+    }
+    let room = tempfile::tempdir().unwrap();
+    let golden = larger(room.path());
+    // in one dump one of them is found, and the other passes: how far it moves the logits is asked then
+    for (mutant, kinds) in [("shared_dropped", &each[..1]), ("mask_finite", &each[1..2])] {
+        let (taken, planned) = trials(&golden, "larger", &[mutant], kinds, true);
+        println!("larger, {}: {taken} bytes, {planned} planned", kinds[0].name);
+        assert!(taken > 40_000_000 && taken <= planned && planned < 5 * taken, "{taken} bytes, {planned} planned");
     }
 }
 

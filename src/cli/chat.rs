@@ -11,7 +11,9 @@ use dsv2_text::Message;
 use rustyline::error::ReadlineError;
 
 use super::Done;
-use super::talk::{MOST, ModelArgs, RuleArgs, Watch, has_left, say, spoken};
+use super::progress::Progress;
+use super::stdout::{has_left, say};
+use super::talk::{MOST, ModelArgs, RuleArgs, Watch, spoken};
 
 /// The arguments of `dsv2 chat`.
 #[derive(Args)]
@@ -113,9 +115,12 @@ impl<'a> Chat<'a> {
         messages.push(Message::new("user", said));
         let prompt = conversation(self.folder, &messages)?.tokens;
         self.plan(&prompt)?;
-        let mut watch = Watch::new(self.folder, 1, self.rules.config.max_new_tokens.unwrap_or(MOST), live);
+        let mut progress = Progress::of_something_slow();
+        let most = self.rules.config.max_new_tokens.unwrap_or(MOST);
+        let mut watch = Watch::new(self.folder, 1, most, live, (String::new(), &mut progress));
         let rules = Rules { first_sequence: self.answers, ..self.rules.clone() };
         let completion = self.session.say(&prompt, &rules, &mut watch)?;
+        watch.quiet();
         let text = completion.text.trim();
         say(&spoken(&if live { "\n".to_owned() } else { format!("{text}\n") }))?;
         messages.push(Message::new("assistant", text));

@@ -152,6 +152,6 @@ fn ask(
             Asked::Refused(reason) => refused.push(Refused { name, reason }),
         }
     }
-    args.save.as_deref().map_or(Ok(()), |path| output::write_file(path, lines.as_bytes()))?;
+    args.save.as_deref().map_or(Ok(()), |path| output::write_file(path, Text::json(&lines).as_str().as_bytes()))?;
     Ok((all, refused))
 }

@@ -12,7 +12,9 @@ use dsv2_text::Lengths;
 use serde_json::{Value, json};
 
 use super::Done;
-use super::talk::{ModelArgs, RuleArgs, Watch, has_left, is_read_live, say, spoken};
+use super::progress::{Progress, during};
+use super::stdout::{has_left, is_read_live, say};
+use super::talk::{ModelArgs, RuleArgs, Watch, spoken};
 
 /// The arguments of `dsv2 generate`.
 #[derive(Args)]
@@ -39,7 +41,7 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs) -> Result<Done> {
     let folder = args.model.open()?;
     let fed = match (&args.prompts, &args.prompt) {
-        (Some(file), _) => Prompt::fed_file(file, &folder)?,
+        (Some(file), _) => during("prompts are made into tokens", || Prompt::fed_file(file, &folder))?,
         (None, text) => vec![Prompt::Text(text.clone().unwrap_or_default()).fed(&folder)?],
     };
     let live = is_read_live() && !args.json;
@@ -73,9 +75,12 @@ fn speak(
     most: Sequences,
     live: bool,
 ) -> Result<()> {
+    let prompts = fed.len();
+    let mut progress = Progress::of_something_slow();
     for (at, fed) in fed.chunks(most.batch).enumerate() {
         let rules = Rules { first_sequence: at * most.batch, ..rules.clone() };
-        let mut watch = Watch::new(folder, fed.len(), most.new, live);
+        let which = which(rules.first_sequence, fed.len(), prompts);
+        let mut watch = Watch::new(folder, fed.len(), most.new, live, (which, &mut progress));
         if live {
             say(&spoken(&fed[0].text))?;
         }
@@ -92,6 +97,15 @@ fn speak(
         }
     }
     Ok(())
+}
+
+/// Which prompts a batch has; nothing, if there are no others.
+fn which(before: usize, batch: usize, prompts: usize) -> String {
+    match batch {
+        _ if batch == prompts => String::new(),
+        1 => format!("prompt {} of {prompts}", before + 1),
+        _ => format!("prompts {} to {} of {prompts}", before + 1, before + batch),
+    }
 }
 
 /// What is said of a prompt in one line. Times are in seconds: until the prompts of the batch were read, and until this text was

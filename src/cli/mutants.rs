@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use clap::Args;
 use dsv2::backend::Precision;
+use dsv2::memory::{self, Size};
 use dsv2::mutants::benign::benign;
 use dsv2::mutants::catalogue;
-use dsv2::score::{Finding, Outcome, Score, Subjects, Trials, dumps, report, run as run_trials};
+use dsv2::score::{Finding, Outcome, Score, Subjects, Trials, dumps, need, report, run as run_trials};
 use dsv2::{Error, Result, golden};
 use dsv2_foreign::Text;
 
@@ -34,6 +35,9 @@ pub struct MutantsArgs {
     /// Print one JSON object in place of tables
     #[arg(long)]
     json: bool,
+    /// Refuse if more memory than this is needed, such as 8GB or 512MiB [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<Size>,
     #[command(flatten)]
     golden: GoldenArgs,
 }
@@ -50,7 +54,7 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
     }
     let dumps = dumps::named(&args.dumps)?;
     let precisions = args.dtype.map_or_else(|| vec![Precision::F32, Precision::Bf16], |dtype| vec![dtype]);
-    let trials = Trials {
+    let mut trials = Trials {
         golden: &golden,
         cases,
         precisions: precisions.clone(),
@@ -58,7 +62,12 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
         hints: args.hints,
         subjects,
         most: usize::MAX,
+        at_a_time: usize::MAX,
     };
+    let there_is = args.memory_limit.into_iter().chain(memory::available()).min();
+    let (at_a_time, takes) = need::at_a_time(&trials, there_is)?;
+    super::plan(takes, args.memory_limit)?;
+    trials.at_a_time = at_a_time;
 
     let start = Instant::now();
     let mut progress = Progress::new(trials.cases.len());

@@ -36,6 +36,13 @@ impl Progress {
         Progress { bar: None, done: 0, steps: 0, quiet_until: Some(Instant::now() + QUIET) }
     }
 
+    /// Takes what is said off the screen, for others to write there.
+    pub fn hide(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
     /// So many of so many steps are done, the last of which was `what`.
     pub fn reached(&mut self, done: usize, steps: usize, what: &str) {
         let now = Instant::now();
@@ -138,8 +145,6 @@ impl<T> Tap<T> for Told<'_> {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.hide();
     }
 }

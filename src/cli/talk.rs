@@ -1,6 +1,5 @@
 //! What `generate` and `chat` share: which model, on what, and how it chooses.
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use dsv2_reference::stage::Stage;
 use serde_json::{Map, Value, json};
 
 use super::progress::Progress;
+use super::stdout::say;
 use super::{BackendName, dialect, plan, precision, say_notes};
 
 /// Which model, and what runs it.
@@ -195,34 +195,19 @@ impl RuleArgs {
     }
 }
 
-/// Whether a person reads stdout as it is written.
-pub fn is_read_live() -> bool {
-    std::io::stdout().is_terminal()
-}
-
-/// Writes to stdout now.
-pub fn say(text: &Text) -> Result<()> {
-    let mut stdout = std::io::stdout();
-    let written = stdout.write_all(text.as_str().as_bytes()).and_then(|()| stdout.flush());
-    written.map_err(Error::io("stdout", "write"))
-}
-
-/// Whether nobody reads stdout any more, which is no fault.
-pub fn has_left(error: &Error) -> bool {
-    use dsv2_reference::Error::Io;
-    matches!(error, Error::Reference(Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
 /// What a model says, for people: characters that a terminal obeys are escaped.
 pub fn spoken(text: &str) -> Text {
     Text::lines(text)
 }
 
 /// Watches a batch: tells of slow work, takes the time, and shows the text if somebody reads along.
-pub struct Watch {
+pub struct Watch<'p> {
     shows: bool,
     layers: usize,
-    progress: Option<Progress>,
+    /// Of all batches: each may be quick, and all of them slow.
+    progress: &'p mut Progress,
+    /// Which prompts these are, if they are not all of them.
+    which: String,
     begun: Instant,
     /// When the prompts had been read.
     prompt: Option<Duration>,
@@ -233,12 +218,19 @@ pub struct Watch {
     ended: Vec<Duration>,
 }
 
-impl Watch {
-    pub fn new(folder: &ModelFolder, sequences: usize, most: usize, shows: bool) -> Self {
+impl<'p> Watch<'p> {
+    pub fn new(
+        folder: &ModelFolder,
+        sequences: usize,
+        most: usize,
+        shows: bool,
+        (which, progress): (String, &'p mut Progress),
+    ) -> Self {
         Watch {
             shows,
             layers: folder.config.num_hidden_layers,
-            progress: Some(Progress::of_something_slow()),
+            progress,
+            which,
             begun: Instant::now(),
             prompt: None,
             made: vec![0; sequences],
@@ -249,7 +241,7 @@ impl Watch {
 
     /// Takes what is said of progress off the screen.
     pub fn quiet(&mut self) {
-        self.progress = None;
+        self.progress.hide();
     }
 
     /// How long it took to read the prompts.
@@ -263,26 +255,31 @@ impl Watch {
     }
 }
 
-impl Listener for Watch {
+impl Listener for Watch<'_> {
     fn stage(&mut self, name: &str) {
         if self.prompt.is_none()
-            && let (Some(progress), Some(layer)) =
-                (&mut self.progress, Stage::parse(name).and_then(|stage| stage.layer))
+            && let Some(layer) = Stage::parse(name).and_then(|stage| stage.layer)
         {
-            progress.reached(layer + 1, self.layers, "layers, for the prompt");
+            let what = match &*self.which {
+                "" => "layers, for the prompt".to_owned(),
+                which => format!("layers, for {which}"),
+            };
+            self.progress.reached(layer + 1, self.layers, &what);
         }
     }
 
     fn token(&mut self, sequence: usize, _: Chosen, text: &str) -> Result<()> {
         self.prompt.get_or_insert_with(|| self.begun.elapsed());
         if self.shows {
-            self.progress = None;
+            self.progress.hide();
             return say(&spoken(text));
         }
         self.made[sequence] += 1;
-        if let Some(progress) = &mut self.progress {
-            progress.reached(self.made[sequence], self.most, "tokens");
-        }
+        let what = match &*self.which {
+            "" => "tokens".to_owned(),
+            which => format!("tokens for {which}"),
+        };
+        self.progress.reached(self.made[sequence], self.most, &what);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use super::dumps::{Cut, DumpKind};
 use super::on_case::OnCase;
 use super::{Finding, Kill, Pass, Subjects};
+use crate::case::Case;
 use crate::check::Request;
 use crate::error::Result;
 use crate::golden::{GoldenCase, GoldenCases};
@@ -27,6 +28,8 @@ pub struct Trials<'a> {
     pub subjects: Subjects,
     /// A mutant is tried on no more cases than this: the first ones to which it applies.
     pub most: usize,
+    /// How many cases are at work at a time; no more than there are processors.
+    pub at_a_time: usize,
 }
 
 /// Runs them all, several cases at a time; `done` is told each case and what was found, in order. The findings come in the
@@ -35,31 +38,31 @@ pub struct Trials<'a> {
 /// # Errors
 /// If a golden case is at fault, or the reference refuses it.
 pub fn run(trials: &Trials<'_>, mut done: impl FnMut(&str, &[Finding])) -> Result<Vec<Finding>> {
-    let cases: Vec<GoldenCase> = trials.cases.iter().map(|name| trials.golden.load(name)).collect::<Result<_>>()?;
-    let turns = turns(trials, &cases);
-    let work = cases.into_iter().zip(turns).collect();
+    let outlines = trials.cases.iter().map(|name| Ok(trials.golden.outline(name)?.case));
+    let turns = turns(trials, &outlines.collect::<Result<Vec<Case>>>()?);
+    let work = trials.cases.iter().zip(turns).collect();
     let found = schedule::in_order(
-        usize::MAX,
+        trials.at_a_time,
         work,
-        |(golden, turn)| try_case(trials, golden, &turn),
+        |(name, turn)| try_case(trials, &trials.golden.load(name)?, &turn),
         |place, findings| done(&trials.cases[place], findings),
     )?;
     Ok(found.into_iter().flatten().collect())
 }
 
 /// Which mutants are tried on each case.
-fn turns(trials: &Trials<'_>, cases: &[GoldenCase]) -> Vec<Vec<usize>> {
+fn turns(trials: &Trials<'_>, cases: &[Case]) -> Vec<Vec<usize>> {
     let mut turns = vec![Vec::new(); cases.len()];
     for (place, mutant) in trials.subjects.mutants.iter().enumerate() {
-        let applies = cases.iter().enumerate().filter(|(_, golden)| (mutant.applies)(&golden.case));
+        let applies = cases.iter().enumerate().filter(|(_, case)| (mutant.applies)(case));
         applies.take(trials.most).for_each(|(case, _)| turns[case].push(place));
     }
     turns
 }
 
-fn try_case(trials: &Trials<'_>, golden: GoldenCase, turn: &[usize]) -> Result<Vec<Finding>> {
+fn try_case(trials: &Trials<'_>, golden: &GoldenCase, turn: &[usize]) -> Result<Vec<Finding>> {
     let cuts: Vec<Cut> = trials.dumps.iter().filter_map(|kind| kind.of(&golden.case)).collect();
-    let on_case = OnCase { golden: &golden, weights: Wide::new(&golden.case), hints: trials.hints };
+    let on_case = OnCase { golden, weights: Wide::new(&golden.case), hints: trials.hints };
     let mut request = Request::new(golden.case.clone(), Trace::default());
     let mut findings = Vec::new();
     for &place in turn {

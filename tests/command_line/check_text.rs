@@ -157,6 +157,27 @@ fn a_server_is_asked_and_what_it_does_not_answer_is_said() {
 }
 
 #[test]
+fn what_a_server_answered_is_saved_with_the_same_meaning_and_nothing_that_a_terminal_obeys() {
+    let folder = tempfile::tempdir().unwrap();
+    let (requests, saved) = (folder.path().join("requests.jsonl"), folder.path().join("saved.jsonl"));
+    let mut right = transcript();
+    let nasty = "\u{1b}[2J\u{9b}2J\u{202e}\u{200b}";
+    right["response"]["system_fingerprint"] = json!(nasty);
+    fs::write(&requests, right["request"].to_string()).unwrap();
+    let response = right["response"].to_string();
+    let url = server(move |path, _, stream| match path {
+        "/v1/models" => send(stream, "200 OK", MODELS),
+        _ => send(stream, "200 OK", &response),
+    });
+    let mut command = dsv2(["check-text", "--dtype", "f32", "--endpoint", &url]);
+    run(command.arg("--requests").arg(&requests).arg("--save").arg(&saved)).passes();
+    let text = fs::read_to_string(&saved).unwrap();
+    assert!(!text.chars().any(|c| c != '\n' && dsv2_foreign::is_harmful(c)), "{text:?}");
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["response"]["system_fingerprint"], nasty);
+}
+
+#[test]
 fn a_server_that_knows_one_of_the_keys_for_token_ids_is_asked_with_it() {
     let folder = tempfile::tempdir().unwrap();
     let requests = folder.path().join("requests.jsonl");

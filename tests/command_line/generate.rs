@@ -1,7 +1,7 @@
 //! `dsv2 generate` and `dsv2 chat`: what Transformers says of the model in the program, and what is refused.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -209,6 +209,22 @@ fn the_id_of_a_prompt_is_said_again_as_it_was_read() {
     expected.insert(1, None);
     expected.push(Some(json!("a")));
     assert_eq!(said, expected);
+}
+
+/// It takes minutes in all; nobody waits longer than for the first word.
+#[test]
+fn many_prompts_that_are_quick_one_by_one_are_told_of() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("prompts.txt");
+    fs::write(&file, "The router\n".repeat(50_000)).unwrap();
+    let mut command = dsv2(["generate", "--greedy", "--max-new-tokens", "4", "--batch", "2", "--prompts"]);
+    let mut child = command.arg(&file).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let said = lines.find(|line| !line.starts_with("prompts are made into tokens: ")).unwrap_or_default();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (at, which) = said.split_once(" for prompts ").unwrap_or_else(|| panic!("{said:?}"));
+    assert!(at.starts_with('[') && at.contains('/') && which.ends_with(" of 50000"), "{said:?}");
 }
 
 #[test]

@@ -152,6 +152,19 @@ fn what_does_not_fit_into_memory_is_refused_before_any_case_runs() {
     assert!(verify("much").refused().contains("'--memory-limit <SIZE>': expected a size above 0"));
 }
 
+#[test]
+fn mutants_that_do_not_fit_into_memory_are_refused_before_any_is_planted() {
+    let mutants = |limit: &str| {
+        let args = ["mutants", "--case", "v2", "--mutant", "resid_no_attention", "--dtype", "f32", "--memory-limit"];
+        run(dsv2(args).arg(limit))
+    };
+    let line = mutants("1MB").refused();
+    assert!(line.starts_with("dsv2: memory: expected about ") && line.ends_with("(--case)"), "{line}");
+    let asked_for = line.strip_prefix("dsv2: memory: expected about ").unwrap().split(" that").next().unwrap();
+    mutants(asked_for).passes();
+    assert!(mutants("much").refused().contains("'--memory-limit <SIZE>': expected a size above 0"));
+}
+
 /// Before a model of that size is made: the number of any size may be damaged.
 #[test]
 fn a_size_in_case_json_that_cannot_be_right_is_refused_before_any_weight_is_made() {
