@@ -21,7 +21,7 @@ pub fn say(text: &Text) -> Result<()> {
 /// Writes to stdout what a command leaves to say, as whole lines; nothing, if that is all it leaves.
 ///
 /// # Errors
-/// As [`say`].
+/// If it cannot be written.
 pub fn say_last(text: &Text) -> Result<()> {
     match text.as_str() {
         "" => Ok(()),

@@ -113,7 +113,7 @@ fn refuse(message: &str) -> ExitCode {
 /// Prints to stdout and ends with `status`. A reader who has read enough (`| head`) is no fault; a full disk is.
 fn print(text: &Text, status: ExitCode) -> ExitCode {
     match writeln!(std::io::stdout(), "{}", text.as_str().trim_end_matches('\n')) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => refuse(&format!("cannot write to stdout: {error}")),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => refuse(&format!("stdout: cannot write: {error}")),
         _ => status,
     }
 }
