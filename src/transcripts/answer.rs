@@ -26,6 +26,8 @@ pub struct Answer {
 pub struct Told {
     /// Its own logprob; the first token of a text has none.
     pub own: Option<f64>,
+    /// Whether it has none where such logprobs are listed: many programs write NaN as `null`.
+    pub lacks_own: bool,
     /// The likeliest tokens, and their logprobs; those that are not clear are left out.
     pub top: Vec<(i64, f64)>,
     /// Whether all are clear, so that tokens that are not among them are not the likeliest.
@@ -33,9 +35,10 @@ pub struct Told {
 }
 
 impl Told {
-    fn of(own: Option<f64>, top: impl Iterator<Item = Option<(i64, f64)>>) -> Self {
+    fn of(own: Option<f64>, listed: bool, top: impl Iterator<Item = Option<(i64, f64)>>) -> Self {
         let all: Vec<_> = top.collect();
-        Told { own, whole: all.iter().all(Option::is_some), top: all.into_iter().flatten().collect() }
+        let lacks_own = listed && own.is_none();
+        Told { own, lacks_own, whole: all.iter().all(Option::is_some), top: all.into_iter().flatten().collect() }
     }
 
     /// The likeliest token by `right` of those that are not told, and the logprob that it has at most by what is told: the
@@ -145,7 +148,7 @@ fn tokens_of(record: &LogprobsRecord, vocabulary: &Vocabulary) -> Option<Vec<(Op
             let id = token.id.or_else(|| vocabulary.id(&token.token));
             let top = token.top_logprobs.iter().flatten();
             let top = top.map(|token| Some((token.id.or_else(|| vocabulary.id(&token.token))?, token.logprob?)));
-            (id, Told::of(token.logprob, top))
+            (id, Told::of(token.logprob, true, top))
         });
         return Some(told.collect());
     }
@@ -154,7 +157,7 @@ fn tokens_of(record: &LogprobsRecord, vocabulary: &Vocabulary) -> Option<Vec<(Op
         let own = record.token_logprobs.as_ref().and_then(|own| *own.get(at)?);
         let top = record.top_logprobs.as_ref().and_then(|top| top.get(at)?.as_ref());
         let top = top.into_iter().flatten().map(|(token, logprob)| Some((vocabulary.id(token)?, (*logprob)?)));
-        (vocabulary.id(token), Told::of(own, top))
+        (vocabulary.id(token), Told::of(own, record.token_logprobs.is_some(), top))
     });
     Some(told.collect())
 }

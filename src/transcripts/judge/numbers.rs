@@ -115,7 +115,9 @@ impl Question<'_> {
         let all = self.judge.logprobs_of.map_or(LogprobsOf::ALL.to_vec(), |of| vec![of]);
         let mut logprobs: Vec<_> = all.into_iter().map(|of| (of, self.logprobs(of))).collect();
         if !logprobs.iter().any(|(_, verdict)| verdict.passes()) {
-            for (of, verdict) in logprobs.iter_mut().filter(|(_, verdict)| verdict.fails()) {
+            // a number that is not there is no known bug's
+            let all_told = self.lacking().is_none();
+            for (of, verdict) in logprobs.iter_mut().filter(|(_, verdict)| all_told && verdict.fails()) {
                 verdict.hints = self.bugs_of_logprobs(*of);
             }
         }
@@ -176,8 +178,19 @@ impl Question<'_> {
         }
     }
 
+    /// The first token that has no logprob, where logprobs were asked for and are listed.
+    fn lacking(&self) -> Option<usize> {
+        let asked = self.transcript.request.asks_for_logprobs();
+        self.told.iter().position(|told| asked && told.lacks_own)
+    }
+
     /// Whether the probabilities are the model's.
     fn logprobs(&self, of: LogprobsOf) -> PartVerdict {
+        if let Some(at) = self.lacking() {
+            let found = format!("none at token {at} of {}", self.whose());
+            let outcome = Outcome::Fail { expected: "a logprob for each token, as was asked for".to_owned(), found };
+            return PartVerdict::of(Part::Logprobs, outcome, self.told.len());
+        }
         if self.told.iter().all(|told| told.own.is_none() && told.top.is_empty()) {
             return PartVerdict::not_judged(Part::Logprobs, "logprobs");
         }
@@ -195,8 +208,12 @@ impl Question<'_> {
         }
         let Worst { at, token, expected, found, .. } = worst;
         let expected = format!("{expected:.4} for {}", self.named(token));
-        let whose = if self.from < self.fed { "the text" } else { "the answer" };
-        verdict(Outcome::Fail { expected, found: format!("{found:.4} at token {at} of {whose}") })
+        verdict(Outcome::Fail { expected, found: format!("{found:.4} at token {at} of {}", self.whose()) })
+    }
+
+    /// Of what tokens are counted: of all, if the prompt was echoed.
+    fn whose(&self) -> &'static str {
+        if self.from < self.fed { "the text" } else { "the answer" }
     }
 
     fn bugs_of_logprobs(&self, of: LogprobsOf) -> Vec<&'static Mutant> {

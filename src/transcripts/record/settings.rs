@@ -58,11 +58,18 @@ pub struct Request {
     pub skip_special_tokens: Option<bool>,
     /// Whether the prompt is part of the text, and of the logprobs.
     pub echo: Option<bool>,
+    /// Whether logprobs are wanted, or of how many of the likeliest tokens.
+    pub logprobs: Option<Value>,
     /// How many answers.
     pub n: Option<usize>,
 }
 
 impl Request {
+    /// Whether it asks for the logprob of each token.
+    pub fn asks_for_logprobs(&self) -> bool {
+        self.logprobs.as_ref().is_some_and(|asked| !matches!(asked, Value::Null | Value::Bool(false)))
+    }
+
     /// The requests that a body makes, one for each prompt, if answers to them can be judged.
     ///
     /// # Errors

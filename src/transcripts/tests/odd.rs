@@ -91,6 +91,12 @@ fn odd_answers_fail_or_are_not_judged() {
     let token = |id: Value| line(move |t| choice(t)["token_ids"] = id);
     let logprobs = |content: Value| line(move |t| choice(t)["logprobs"] = json!({"content": content}));
     let told = |logprob: Value| logprobs(json!([{"id": GIVES, "token": "", "logprob": logprob}]));
+    let asked = |logprobs: Value| {
+        line(move |t| {
+            t["request"]["logprobs"] = json!(1);
+            choice(t)["logprobs"] = logprobs;
+        })
+    };
     let usage = |name: &'static str| line(move |t| t["response"]["usage"][name] = json!(u64::MAX));
     let fail = [
         (token(json!([-1])), Part::Tokens),
@@ -103,6 +109,9 @@ fn odd_answers_fail_or_are_not_judged() {
         (told(json!(-9999)), Part::Logprobs),
         (told(json!(1e308)), Part::Logprobs),
         (told(json!(-1e308)), Part::Logprobs),
+        (asked(json!({"content": [{"id": GIVES, "token": "", "logprob": null}]})), Part::Logprobs),
+        (asked(json!({"tokens": [" gives"], "token_logprobs": [null]})), Part::Logprobs),
+        (asked(json!({"tokens": [" gives"], "token_logprobs": []})), Part::Logprobs),
         (line(|t| choice(t)["finish_reason"] = json!("banana")), Part::FinishReason),
         (line(|t| choice(t)["text"] = json!("\u{0}\u{202e}")), Part::Text),
         (line(|t| choice(t)["prompt_token_ids"] = json!([])), Part::Tokenization),
@@ -121,6 +130,8 @@ fn odd_answers_fail_or_are_not_judged() {
         (line(|t| choice(t)["logprobs"] = Value::Null), Part::Logprobs),
         (logprobs(json!([])), Part::Logprobs),
         (told(Value::Null), Part::Logprobs),
+        (asked(Value::Null), Part::Logprobs),
+        (asked(json!({"tokens": [" gives"]})), Part::Logprobs),
         (line(|t| choice(t)["finish_reason"] = Value::Null), Part::FinishReason),
         (line(|t| choice(t)["text"] = Value::Null), Part::Text),
         (line(|t| t["response"]["usage"] = Value::Null), Part::Usage),
