@@ -101,7 +101,7 @@ impl Need {
     /// # Errors
     /// If there is not so much.
     pub fn checked(self, limit: Option<Size>) -> Result<Option<String>> {
-        self.of(limit.into_iter().chain(available()).min())
+        self.of(within(limit))
     }
 
     fn of(self, available: Option<Size>) -> Result<Option<String>> {
@@ -121,8 +121,13 @@ impl Need {
     }
 }
 
+/// What may be used: what is there, and no more than `limit`; nothing, if nobody knows.
+pub fn within(limit: Option<Size>) -> Option<Size> {
+    limit.into_iter().chain(available()).min()
+}
+
 /// What may be used of this machine's memory, by this process's control group; nothing, if nobody knows.
-pub fn available() -> Option<Size> {
+fn available() -> Option<Size> {
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(memory);
     let of_machine = Some(system.available_memory()).filter(|bytes| *bytes > 0);

@@ -270,19 +270,29 @@ fn join_arrays<T: Clone>(mut chunks: Vec<ArrayD<T>>, layout: Layout, batch: usiz
         let views: Vec<_> = chunks.iter().map(|chunk| chunk.view()).collect();
         concatenate(Axis(axis), &views).ok()
     };
-    match layout {
-        Layout::Tokens | Layout::Table | Layout::Logits => along(1, &chunks),
-        Layout::Heads => along(2, &chunks),
-        Layout::Scores | Layout::Weights => {
+    match (layout, axis_of_tokens(layout)) {
+        (_, None) => chunks.pop(),
+        (Layout::Flat, Some(axis)) => {
+            let split = chunks.into_iter().map(|chunk| split_first_axis(chunk, batch)).collect::<Option<Vec<_>>>()?;
+            merge_first_axes(along(axis + 1, &split)?)
+        }
+        (Layout::Scores | Layout::Weights, Some(axis)) => {
             let keys = chunks.last()?.shape().last().copied()?;
             let padded: Option<Vec<_>> = chunks.into_iter().map(|chunk| pad_last_axis(chunk, keys, &fill)).collect();
-            along(2, &padded?)
+            along(axis, &padded?)
         }
-        Layout::Flat => {
-            let split = chunks.into_iter().map(|chunk| split_first_axis(chunk, batch)).collect::<Option<Vec<_>>>()?;
-            merge_first_axes(along(1, &split)?)
-        }
-        Layout::Keys | Layout::Whole => chunks.pop(),
+        (_, Some(axis)) => along(axis, &chunks),
+    }
+}
+
+/// The axis of a stage's tokens, along which its chunks are joined; nothing, if the last chunk has it all.
+fn axis_of_tokens(layout: Layout) -> Option<usize> {
+    match layout {
+        // of all sequences, one after another
+        Layout::Flat => Some(0),
+        Layout::Tokens | Layout::Table | Layout::Logits => Some(1),
+        Layout::Heads | Layout::Scores | Layout::Weights => Some(2),
+        Layout::Keys | Layout::Whole => None,
     }
 }
 

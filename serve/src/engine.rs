@@ -129,7 +129,7 @@ impl Engine {
     /// If there is not the memory for it, or a weight is missing or of another shape.
     pub fn start(folder: Arc<ModelFolder>, precision: Precision, limits: Limits) -> dsv2::Result<Self> {
         let fixed = need::of_pool(&folder, precision, limits.batch);
-        let free = limits.memory.into_iter().chain(memory::available()).min();
+        let free = memory::within(limits.memory);
         let room = free.map_or(u64::MAX, |free| free.0).checked_sub(fixed.0).ok_or_else(|| {
             let found = format!("{}; a smaller --max-batch takes less", free.unwrap_or(Size(0)));
             dsv2::Error::request("memory", format!("more than {fixed} that is free"), found)

@@ -64,8 +64,7 @@ pub fn run(args: &MutantsArgs) -> Result<Done> {
         most: usize::MAX,
         at_a_time: usize::MAX,
     };
-    let there_is = args.memory_limit.into_iter().chain(memory::available()).min();
-    let (at_a_time, takes) = need::at_a_time(&trials, there_is)?;
+    let (at_a_time, takes) = need::at_a_time(&trials, memory::within(args.memory_limit))?;
     super::plan(takes, args.memory_limit)?;
     trials.at_a_time = at_a_time;
 

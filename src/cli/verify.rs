@@ -90,8 +90,7 @@ pub fn run(args: &VerifyArgs) -> Result<Done> {
 
     some_case_runs(&plan, args)?;
     args.report.as_deref().map(set::check).transpose()?;
-    let there_is = args.memory_limit.into_iter().chain(memory::available()).min();
-    let (at_a_time, takes) = memory::side_by_side(need::of_cases(&plan)?, there_is);
+    let (at_a_time, takes) = memory::side_by_side(need::of_cases(&plan)?, memory::within(args.memory_limit));
     super::plan(takes, args.memory_limit)?;
     plan.at_a_time = at_a_time;
     let start = Instant::now();

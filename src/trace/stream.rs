@@ -11,7 +11,7 @@ use dsv2_reference::{Dtype, Real, Tensor};
 use indexmap::IndexMap;
 use ndarray::{ArrayViewD, Axis, Slice};
 
-use super::with_infinity;
+use super::{axis_of_tokens, with_infinity};
 use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::inputs::varlen::Packed;
@@ -35,8 +35,6 @@ struct Joined {
     shape: [usize; 3],
     /// The axis of its tokens; nothing, if the last chunk has it all.
     axis: Option<usize>,
-    /// Whether each chunk has the tokens before it once more.
-    grows: bool,
     /// How many tokens have been written.
     fed: usize,
 }
@@ -52,7 +50,7 @@ impl<'a> Stream<'a> {
     /// If the file cannot be made.
     pub fn create(path: &Path, case: &'a Case, planned: &IndexMap<String, Planned>) -> Result<Self> {
         let packed = case.inputs.packed.as_ref();
-        let written = |shape: &'_ [usize]| packed.map_or(shape.to_vec(), |packed| packed.dumped_shape(shape).to_vec());
+        let written = |shape: &[usize]| packed.map_or(shape.to_vec(), |packed| packed.dumped_shape(shape).to_vec());
         let shapes: Vec<_> = planned.values().map(|planned| written(&planned.shape)).collect();
         let tensors = planned.iter().zip(&shapes);
         let tensors = tensors.map(|((name, planned), shape)| (name.as_str(), planned.dtype, shape.as_slice()));
@@ -114,7 +112,8 @@ impl<'a> Stream<'a> {
                 return Ok(0);
             }
         }
-        if let (true, Some(axis)) = (stage.grows, stage.axis) {
+        // each chunk has the keys before it once more
+        if let (Layout::Keys, Some(axis)) = (stage.layout, stage.axis) {
             chunk.slice_axis_inplace(Axis(axis), Slice::from(stage.fed.min(chunk.len_of(Axis(axis)))..));
         }
         let (new, columns) = stage
@@ -144,13 +143,9 @@ impl<'a> Stream<'a> {
 impl Joined {
     fn of(name: &str, planned: &Planned, batch: usize) -> Self {
         let layout = Stage::parse(name).map_or(Layout::Whole, |stage| stage.layout);
-        let grows = layout == Layout::Keys && flow::is_copy(name);
         let axis = match layout {
-            Layout::Flat => Some(0),
-            Layout::Tokens | Layout::Table | Layout::Logits => Some(1),
-            Layout::Heads | Layout::Scores | Layout::Weights => Some(2),
-            Layout::Keys => grows.then_some(1),
-            Layout::Whole => None,
+            Layout::Keys if flow::is_copy(name) => axis_of_tokens(Layout::Tokens),
+            layout => axis_of_tokens(layout),
         };
         let Planned { dtype, shape } = planned;
         let product = |axes: &[usize]| axes.iter().product::<usize>();
@@ -160,7 +155,7 @@ impl Joined {
             Some(0) => [batch, shape[0] / batch, product(&shape[1..])],
             Some(axis) => [product(&shape[..axis]), shape[axis], product(&shape[axis + 1..])],
         };
-        Joined { dtype: *dtype, layout, shape, axis, grows, fed: 0 }
+        Joined { dtype: *dtype, layout, shape, axis, fed: 0 }
     }
 
     /// How many tokens a chunk of this shape has, and how many numbers of each; nothing, if it is none of this stage.

@@ -54,11 +54,6 @@ impl StreamedFile {
         Ok(StreamedFile { path: path.to_owned(), unfinished, file, places })
     }
 
-    /// Whether there is such a tensor in it.
-    pub fn has(&self, name: &str) -> bool {
-        self.places.contains_key(name)
-    }
-
     /// Writes bytes of a tensor, from its byte `from` on. Each byte is written once, in whatever order; what is written anew is
     /// [begun again](Self::begin_again) before.
     ///
