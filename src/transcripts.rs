@@ -17,6 +17,7 @@
 //! | module | |
 //! |---|---|
 //! | [`record`] | transcripts, as files and servers have them |
+//! | [`files`] | files of transcripts, and of requests |
 //! | `prompt`, `sampling`, `ending` | how an engine does text: the right way, and with [known bugs](mutants) |
 //! | `answer` | which tokens a transcript means |
 //! | `truth` | what the model says at each token, and how far off a plain implementation is |
@@ -46,6 +47,7 @@ pub use sampling::LogprobsOf;
 mod tests;
 
 /// What a model's folder says of text.
+#[derive(Clone)]
 pub struct Speech<'a> {
     /// The folder.
     pub model: &'a ModelFolder,

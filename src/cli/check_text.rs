@@ -1,6 +1,6 @@
 //! `dsv2 check-text`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -8,10 +8,10 @@ use dsv2::backend::Precision;
 use dsv2::generate::ModelFolder;
 use dsv2::memory::{Need, Size};
 use dsv2::transcripts::LogprobsOf;
-use dsv2::transcripts::endpoint::{Asked, Endpoint};
-use dsv2::transcripts::files::{self, Named, requests};
-use dsv2::transcripts::judge::{Judge, Judged, settle};
-use dsv2::transcripts::report::{Refused, TranscriptsReport, Verdict};
+use dsv2::transcripts::endpoint::Endpoint;
+use dsv2::transcripts::files::{self, How, Transcripts, requests};
+use dsv2::transcripts::judge::Judge;
+use dsv2::transcripts::report::{TranscriptsReport, Verdict};
 use dsv2::{Error, Result, output};
 use dsv2_foreign::Text;
 use dsv2_reference::Dialect;
@@ -23,7 +23,7 @@ use super::{Done, dialect, for_people, plan, precision, say_notes, styled};
 #[derive(Args)]
 pub struct CheckTextArgs {
     /// What an engine answered: {"request": .., "response": ..} in each line, the bodies of OpenAI's API
-    #[arg(value_name = "TRANSCRIPTS", required_unless_present = "endpoint", conflicts_with = "endpoint")]
+    #[arg(value_name = "TRANSCRIPTS", required_unless_present = "endpoint", conflicts_with_all = ["endpoint", "requests", "served_model", "api_key_env", "timeout", "save"])]
     transcripts: Option<PathBuf>,
     /// A Hugging Face folder as it is downloaded: config.json, weights, tokenizer.json [default: a small model in the program]
     #[arg(long, value_name = "DIR")]
@@ -40,15 +40,15 @@ pub struct CheckTextArgs {
     /// The environment variable that holds its key
     #[arg(long, value_name = "NAME", requires = "endpoint")]
     api_key_env: Option<String>,
-    /// How many seconds each answer may take
+    /// How many seconds each answer may take, with all waiting for a server that is busy
     #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "endpoint", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
     /// Write what it answered to this file, to be judged again
     #[arg(long, value_name = "FILE", requires = "endpoint")]
     save: Option<PathBuf>,
-    /// What the engine computes in: f64, f32, tf32, f16, bf16 or fp8
-    #[arg(long, value_name = "DTYPE", default_value = "bf16", value_parser = precision)]
-    dtype: Precision,
+    /// What the engine computes in: f64, f32, tf32, f16, bf16 or fp8 [default: f32, or bf16 if something is off in f32 alone]
+    #[arg(long, value_name = "DTYPE", value_parser = precision)]
+    dtype: Option<Precision>,
     /// Which logprobs it tells [default: whichever of these explains all]
     #[arg(long, value_enum)]
     logprobs: Option<Logprobs>,
@@ -86,38 +86,43 @@ impl From<Logprobs> for LogprobsOf {
 pub fn run(args: &CheckTextArgs) -> Result<Done> {
     args.save.as_deref().map(output::check_place).transpose()?;
     let folder = ModelFolder::open_or_embedded(args.model.as_deref(), args.dialect)?;
-    let judge = Judge::new(&folder, args.dtype, args.logprobs.map(Into::into))?;
+    let judge = Judge::new(&folder, args.dtype.unwrap_or(Precision::F32), args.logprobs.map(Into::into))?;
     let mut progress = Progress::of_something_slow();
     let vocabulary = folder.config.vocab_size;
-    let (named, refused) = match (&args.transcripts, &args.endpoint) {
-        (Some(file), _) => (files::transcripts(file, vocabulary)?, Vec::new()),
+    let taken = match (&args.transcripts, &args.endpoint) {
+        (Some(file), _) => files::transcripts(file, vocabulary)?,
         (None, url) => ask(args, url.as_deref().unwrap_or_default(), &judge, vocabulary, &mut progress)?,
     };
-    let whose = args.transcripts.as_deref().unwrap_or(Path::new("transcript"));
-    let at_fault = |named: &Named, error: Error| {
-        Error::file(whose, format!("in {} a request that the model can answer", named.name), error)
-    };
-    let mut most: Option<Need> = None;
-    for named in &named {
-        let need = judge.need(&named.transcript).map_err(|error| at_fault(named, error))?;
-        most = most.into_iter().chain([need]).max_by_key(|need| need.size);
-    }
+    let (of, most) = possible(taken, &judge);
     most.map_or(Ok(()), |need| plan(need, args.memory_limit))?;
     say_notes(folder.notes.iter().cloned());
-    let all = named.len();
-    let mut judged: Vec<Judged> = Vec::with_capacity(all);
-    for (number, named) in named.iter().enumerate() {
-        progress.reached(number, all, "transcripts judged");
-        judged.push(judge.judge(&named.transcript).map_err(|error| at_fault(named, error))?);
-    }
+    let all = of.named.len();
+    let judgement = judge.all(&of.named, args.dtype, |number| progress.reached(number, all, "transcripts judged"))?;
     drop(progress);
-    let logprobs = settle(&mut judged);
-    let report = TranscriptsReport::new(&named, &judged, &logprobs, refused);
+    let embedded = || "the small model in the program".to_owned();
+    let model = args.model.as_ref().map_or_else(embedded, |folder| folder.display().to_string());
+    let report = TranscriptsReport::new(&of, judgement, model);
     let output = match args.json {
         true => Text::json(&serde_json::to_string(&report).unwrap_or_default()),
         false => for_people(&report.text(styled())),
     };
     Ok(Done { output, conforms: report.verdict == Verdict::Pass })
+}
+
+/// What of this the model can be asked, and about how much memory judging it takes.
+fn possible(taken: Transcripts, judge: &Judge<'_>) -> (Transcripts, Option<Need>) {
+    let Transcripts { named, unjudged } = taken;
+    let (mut of, mut most): (_, Option<Need>) = (Transcripts { named: Vec::new(), unjudged }, None);
+    for named in named {
+        match judge.need(&named.transcript) {
+            Ok(need) => {
+                most = most.into_iter().chain([need]).max_by_key(|need| need.size);
+                of.named.push(named);
+            }
+            Err(error) => of.add_unjudged(&named.name, How::NotJudged, error),
+        }
+    }
+    (of, most)
 }
 
 /// What the server says, and what it does not answer.
@@ -127,7 +132,7 @@ fn ask(
     judge: &Judge<'_>,
     vocabulary: usize,
     progress: &mut Progress,
-) -> Result<(Vec<Named>, Vec<Refused>)> {
+) -> Result<Transcripts> {
     let key = args.api_key_env.as_ref().map(|name| {
         std::env::var(name).map_err(|error| {
             Error::request("--api-key-env", "a variable of the environment", format!("{name}: {error}"))
@@ -136,22 +141,18 @@ fn ask(
     let requests = requests(args.requests.as_deref())?;
     let patience = Duration::from_secs(args.timeout);
     let endpoint = Endpoint::new(url, args.served_model.clone(), key.transpose()?, patience)?;
-    let (mut all, mut lines, mut refused) = (Vec::new(), String::new(), Vec::new());
+    let (mut all, mut lines) = (Transcripts::default(), String::new());
     for (number, request) in requests.iter().enumerate() {
         progress.reached(number, requests.len(), "requests answered");
         let name = format!("request {}", number + 1);
         if let Err(error) = judge.can_judge(request) {
-            refused.push(Refused { name, reason: format!("not asked: {error}") });
+            all.add_unjudged(&name, How::NotAsked, error);
             continue;
         }
-        match endpoint.ask(request, vocabulary)? {
-            Asked::Answered { answers, line } => {
-                lines += &format!("{line}\n");
-                all.extend(files::named(&name, answers));
-            }
-            Asked::Refused(reason) => refused.push(Refused { name, reason }),
-        }
+        let (taken, line) = endpoint.ask(request, vocabulary)?;
+        lines += &format!("{line}\n");
+        all.add(&name, taken);
     }
     args.save.as_deref().map_or(Ok(()), |path| output::write_file(path, Text::json(&lines).as_str().as_bytes()))?;
-    Ok((all, refused))
+    Ok(all)
 }

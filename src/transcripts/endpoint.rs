@@ -1,16 +1,18 @@
 //! Transcripts from a server as it runs: any that speaks OpenAI's API (vLLM, SGLang, llama.cpp, `dsv2-serve`).
 //!
 //! Each request is sent as it stands, with `logprobs` where it says nothing of them, and with what some servers need to say which
-//! tokens they mean (`TELLS_TOKENS`). A server that refuses these is asked again, with one of them and with none.
+//! tokens they mean (`TELLS`). A server that refuses these is asked again with fewer of them, and with none. One that is busy
+//! (429, 503) is asked again when it says (`Retry-After`), as long as an answer may take.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use dsv2_foreign::Foreign;
 use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::http::{Response, StatusCode};
 
-use super::record::Transcript;
+use super::record::{Taken, Transcript, said};
 use crate::error::{Error, Result};
 
 /// The longest answer that is read, in bytes.
@@ -19,8 +21,11 @@ const LONGEST: u64 = 64 << 20;
 const TOP: u64 = 5;
 /// How many tokens an answer has at most, where the request does not say.
 const MAX_TOKENS: u64 = 32;
-/// What makes vLLM say which tokens it means.
-const TELLS_TOKENS: [&str; 2] = ["return_token_ids", "return_tokens_as_token_ids"];
+/// What makes servers tell more, and what is given up first if they refuse it: both keys by which vLLM says which tokens it means,
+/// then logprobs.
+const TELLS: [&[&str]; 3] = [&["return_tokens_as_token_ids"], &["return_token_ids"], &["logprobs", "top_logprobs"]];
+/// How long a busy server is left alone that does not say how long.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A server.
 pub struct Endpoint {
@@ -28,19 +33,7 @@ pub struct Endpoint {
     base: String,
     key: Option<String>,
     model: String,
-}
-
-/// What a server made of a request.
-pub enum Asked {
-    /// It answered.
-    Answered {
-        /// The answers.
-        answers: Vec<Transcript>,
-        /// The line that a file of transcripts has of it.
-        line: String,
-    },
-    /// It did not: its own words.
-    Refused(String),
+    patience: Duration,
 }
 
 impl Endpoint {
@@ -62,7 +55,7 @@ impl Endpoint {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(None);
-        let mut endpoint = Endpoint { agent: config.build().into(), base, key, model: String::new() };
+        let mut endpoint = Endpoint { agent: config.build().into(), base, key, model: String::new(), patience };
         endpoint.model = match model {
             Some(model) => model,
             None => endpoint.served()?,
@@ -90,36 +83,37 @@ impl Endpoint {
         }
     }
 
-    /// Sends a request, and takes down what comes. `vocabulary` is how many tokens the model has.
+    /// Sends a request, and takes down what comes: what it is, and the line that a file of transcripts has of it. `vocabulary` is
+    /// how many tokens the model has.
     ///
     /// # Errors
     /// If the server cannot be reached, does not answer in time, or answers with something that OpenAI's API does not have.
-    pub fn ask(&self, request: &Value, vocabulary: usize) -> Result<Asked> {
+    pub fn ask(&self, request: &Value, vocabulary: usize) -> Result<(Taken, String)> {
         let chat = request.get("messages").is_some();
         let path = if chat { "/v1/chat/completions" } else { "/v1/completions" };
         let mut body = self.body(request, chat);
         let (mut status, mut text) = self.post(path, &body)?;
-        // a server may know one of them: the less telling one is given up first
-        for key in TELLS_TOKENS.iter().rev().filter(|key| request.get(**key).is_none()) {
+        for keys in TELLS.iter().filter(|keys| request.get(keys[0]).is_none()) {
             if !matches!(status.as_u16(), 400 | 422) {
                 break;
             }
-            body.as_object_mut().and_then(|body| body.shift_remove(*key));
+            keys.iter().for_each(|key| drop(body.as_object_mut().and_then(|body| body.shift_remove(*key))));
             (status, text) = self.post(path, &body)?;
         }
-        match status.as_u16() {
-            200..=299 => {}
+        let response = match status.as_u16() {
+            200..=299 => serde_json::from_str(&text).map_err(|error| self.no_json(path, &text, &error))?,
             401 | 403 => {
                 let expected = "a key that it accepts (--api-key-env)";
                 return Err(self.refused(path, expected, format!("status {}: {text}", status.as_u16())));
             }
-            _ => return Ok(Asked::Refused(format!("status {}: {}", status.as_u16(), Foreign(said(&text))))),
-        }
-        let response: Value = serde_json::from_str(&text).map_err(|error| self.no_json(path, &text, &error))?;
+            _ => {
+                let error: Value = serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.clone()));
+                json!({"error": {"message": format!("status {}: {}", status.as_u16(), said(&error))}})
+            }
+        };
         let line = json!({"request": body, "response": response}).to_string();
-        let answers = Transcript::from_json(&line, vocabulary);
-        let answers = answers.map_err(|(expected, found)| self.refused(path, &expected, found))?;
-        Ok(Asked::Answered { answers, line })
+        let taken = Transcript::from_json(&line, vocabulary);
+        Ok((taken.map_err(|(expected, found)| self.refused(path, &expected, found))?, line))
     }
 
     /// The request with what makes the server tell more.
@@ -139,14 +133,21 @@ impl Endpoint {
             }
             false => unless_said("logprobs", json!(TOP)),
         }
-        TELLS_TOKENS.into_iter().for_each(|key| unless_said(key, json!(true)));
+        TELLS[..2].iter().for_each(|keys| unless_said(keys[0], json!(true)));
         body["stream"] = json!(false);
         body
     }
 
     fn post(&self, path: &str, body: &Value) -> Result<(StatusCode, String)> {
-        let request = self.signed(self.agent.post(self.url(path)).header("content-type", "application/json"));
-        self.read(path, request.send(body.to_string()))
+        let begun = Instant::now();
+        loop {
+            let request = self.signed(self.agent.post(self.url(path)).header("content-type", "application/json"));
+            let sent = request.send(body.to_string());
+            match sent.as_ref().ok().and_then(pause).filter(|pause| begun.elapsed() + *pause < self.patience) {
+                Some(pause) => thread::sleep(pause),
+                None => return self.read(path, sent),
+            }
+        }
     }
 
     fn read(&self, path: &str, sent: Result<Response<ureq::Body>, ureq::Error>) -> Result<(StatusCode, String)> {
@@ -184,9 +185,9 @@ impl Endpoint {
     }
 }
 
-/// The message of an error in OpenAI's shape, or the whole.
-fn said(text: &str) -> String {
-    let error: Value = serde_json::from_str(text).unwrap_or_default();
-    let message = error["error"]["message"].as_str().or_else(|| error["message"].as_str());
-    message.unwrap_or(text).to_owned()
+/// How long a server is to be left alone, if it is busy.
+fn pause(response: &Response<ureq::Body>) -> Option<Duration> {
+    let seconds = || response.headers().get("retry-after")?.to_str().ok()?.trim().parse().ok();
+    let busy = matches!(response.status().as_u16(), 429 | 503);
+    busy.then(|| seconds().map_or(PAUSE, Duration::from_secs).max(PAUSE))
 }

@@ -1,12 +1,15 @@
 //! The parts of a transcript, judged one by one, each from what the transcript itself holds of the parts before it.
 
+mod all;
 mod ends;
 mod errors;
 mod fed;
+mod logprobs;
 mod numbers;
 mod settled;
 
 use std::fmt;
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -14,7 +17,7 @@ use super::Speech;
 use super::answer::{Answer, Vocabulary};
 use super::ending::Stops;
 use super::mutants::{self, Bug, Mutant};
-use super::prompt::prompt;
+use super::prompt::{Fed, prompt};
 use super::record::{Fault, Request, Transcript};
 use super::sampling::{LogprobsOf, Sampling};
 use super::truth;
@@ -22,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::generate::ModelFolder;
 use crate::memory::Need;
 use crate::precision::Precision;
+pub use all::Judgement;
 use numbers::Numbers;
 pub use settled::{Judged, settle};
 
@@ -142,7 +146,7 @@ impl PartVerdict {
 /// What transcripts are judged by.
 pub struct Judge<'a> {
     pub(super) speech: Speech<'a>,
-    pub(super) vocabulary: Vocabulary,
+    pub(super) vocabulary: Rc<Vocabulary<'a>>,
     pub(super) precision: Precision,
     pub(super) logprobs_of: Option<LogprobsOf>,
 }
@@ -153,7 +157,12 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// If its generation_config.json is at fault.
     pub fn new(model: &'a ModelFolder, precision: Precision, logprobs_of: Option<LogprobsOf>) -> Result<Self> {
-        Ok(Judge { speech: Speech::of(model)?, vocabulary: Vocabulary::new(model), precision, logprobs_of })
+        Ok(Judge { speech: Speech::of(model)?, vocabulary: Rc::new(Vocabulary::new(model)), precision, logprobs_of })
+    }
+
+    /// The same for engines that compute in another type.
+    fn of_type(&self, precision: Precision) -> Self {
+        Judge { speech: self.speech.clone(), vocabulary: Rc::clone(&self.vocabulary), precision, ..*self }
     }
 
     /// Whether answers to a request could be judged.
@@ -163,19 +172,24 @@ impl<'a> Judge<'a> {
     pub fn can_judge(&self, request: &Value) -> Result<()> {
         let vocabulary = self.speech.model.config.vocab_size;
         let fault = |(expected, found): Fault| Error::request("request", expected, found);
-        for request in Request::from_json(request, vocabulary).map_err(fault)? {
-            self.speech.model.check(&prompt(&self.speech, &request, None)?.ids)?;
-        }
-        Ok(())
+        Request::from_json(request, vocabulary).map_err(fault)?.iter().try_for_each(|one| self.right(one).map(drop))
+    }
+
+    /// The right prompt, which the model can be fed.
+    fn right(&self, request: &Request) -> Result<Fed> {
+        let right = prompt(&self.speech, request, None)?;
+        self.speech.model.check(&right.ids)?;
+        Ok(right)
     }
 
     /// About so much memory judging this takes.
     ///
     /// # Errors
-    /// As [`Judge::judge`].
+    /// If the request is none that can be judged: its chat has no template or is refused by it, it has no tokens or some that
+    /// the model does not have, or there is no room for them.
     pub fn need(&self, transcript: &Transcript) -> Result<Need> {
-        let prompt = prompt(&self.speech, &transcript.request, None)?.ids.len();
-        let prompt = prompt.max(transcript.prompt_token_ids().map_or(0, <[i64]>::len));
+        let prompt =
+            self.right(&transcript.request)?.ids.len().max(transcript.prompt_token_ids().map_or(0, <[i64]>::len));
         let record = transcript.answer();
         let told = record.logprobs.as_ref().map_or(0, |logprobs| {
             let (content, tokens) = (logprobs.content.as_ref(), logprobs.tokens.as_ref());
@@ -193,12 +207,12 @@ impl<'a> Judge<'a> {
     /// Judges a transcript.
     ///
     /// # Errors
-    /// If the request is none that can be judged: its chat has no template or is refused by it, or it has no tokens.
+    /// If the request is none that can be judged ([`Judge::need`] says so before).
     pub fn judge(&self, transcript: &Transcript) -> Result<Judged> {
         let request = &transcript.request;
-        let right = prompt(&self.speech, request, None)?;
-        self.speech.model.check(&right.ids)?;
-        let answer = Answer::of(transcript, self.speech.model, &self.vocabulary, &right)?;
+        let right = self.right(request)?;
+        let stops = self.stops(transcript, right.ids.len(), None);
+        let answer = Answer::of(transcript, self.speech.model, &self.vocabulary, &right, stops.ends())?;
         let echoed = answer.as_ref().ok().and_then(|answer| answer.echoed.clone());
         let given = transcript.prompt_token_ids().map(<[i64]>::to_vec).or(echoed);
         let mut parts = fed::judge(self, request, &right, given.as_deref())?;

@@ -12,6 +12,7 @@
 //! | response or choice | `prompt_token_ids` | the prompt as the engine fed it |
 //! | choice | `token_ids` | the tokens of the answer, the end token included or not |
 //! | a token of logprobs | `id`, or `token_id:17` as its text | which token it is |
+//! | choice | `stop_reason`, or `matched_stop` | the token or the string that ended it |
 //! | request | `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`, `add_special_tokens`, ... | as vLLM calls them |
 //!
 //! A request for several answers (a list of prompts, or `n`) is taken apart: each answer is judged by itself.
@@ -20,11 +21,23 @@ mod settings;
 
 use indexmap::IndexMap;
 use serde::Deserialize;
+use serde_json::Value;
 
 pub use settings::Request;
 
 /// What is at fault: what was expected, and what was found.
 pub type Fault = (String, String);
+
+/// What a line of a file holds, or a server sent.
+#[derive(Clone, Debug)]
+pub enum Taken {
+    /// Answers, each with its request.
+    Answers(Vec<Transcript>),
+    /// An error in place of an answer: its own words.
+    NoAnswer(String),
+    /// A request whose answer cannot be judged: why.
+    NotJudged(String),
+}
 
 /// One request and its answer.
 #[derive(Clone, Debug, Deserialize)]
@@ -69,6 +82,8 @@ pub struct Response {
     pub usage: Option<Usage>,
     /// The prompt as it was fed.
     pub prompt_token_ids: Option<Vec<i64>>,
+    /// What went wrong, in place of choices.
+    pub error: Option<Value>,
 }
 
 /// An answer, as a choice of the response has it.
@@ -85,6 +100,9 @@ pub struct AnswerRecord {
     pub logprobs: Option<LogprobsRecord>,
     /// `stop` or `length`.
     pub finish_reason: Option<String>,
+    /// The token or the string that ended it, as vLLM says it (SGLang: `matched_stop`).
+    #[serde(alias = "matched_stop")]
+    pub stop_reason: Option<Value>,
     /// The prompt as it was fed.
     pub prompt_token_ids: Option<Vec<i64>>,
     /// The tokens of the answer.
@@ -114,6 +132,8 @@ pub struct LogprobsRecord {
     pub token_logprobs: Option<Vec<Option<f64>>>,
     /// Of a completion: the likeliest tokens, by text.
     pub top_logprobs: Option<Vec<Option<Likeliest>>>,
+    /// Of a completion: where in the text each token begins.
+    pub text_offset: Option<Vec<i64>>,
 }
 
 /// A token of a chat.
@@ -121,7 +141,9 @@ pub struct LogprobsRecord {
 #[serde(default)]
 pub struct TokenRecord {
     /// Its text.
-    pub token: String,
+    pub token: Option<String>,
+    /// The bytes of its text.
+    pub bytes: Option<Vec<i64>>,
     /// Which it is.
     pub id: Option<i64>,
     /// The logarithm of its probability.
@@ -139,6 +161,17 @@ pub struct Usage {
     pub completion_tokens: Option<u64>,
     /// Of both.
     pub total_tokens: Option<u64>,
+}
+
+#[cfg(test)]
+impl Taken {
+    /// The answers.
+    pub fn answers(self) -> Vec<Transcript> {
+        match self {
+            Taken::Answers(answers) => answers,
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 impl Stop {
@@ -163,20 +196,27 @@ impl Prompt {
 }
 
 impl Transcript {
-    /// Those of a line: one for each answer. `vocabulary` is how many tokens the model has.
+    /// What a line holds. `vocabulary` is how many tokens the model has.
     ///
     /// # Errors
-    /// If it is no transcript, or of a request that cannot be judged.
-    pub fn from_json(line: &str, vocabulary: usize) -> Result<Vec<Self>, Fault> {
+    /// If it is no transcript, or has more or fewer answers than were asked for.
+    pub fn from_json(line: &str, vocabulary: usize) -> Result<Taken, Fault> {
         let expected = "a JSON object with a request and a response, as OpenAI's API has them";
         let transcript: Transcript =
             serde_json::from_str(line).map_err(|error| (expected.to_owned(), error.to_string()))?;
-        transcript.each(vocabulary)
+        if let Err((expected, found)) = transcript.request.check(vocabulary) {
+            return Ok(Taken::NotJudged(format!("expected {expected}, found {found}")));
+        }
+        let Response { choices, error, .. } = &transcript.response;
+        match (choices.is_empty(), error) {
+            (true, None) => Ok(Taken::NoAnswer("a response without choices".to_owned())),
+            (true, Some(error)) => Ok(Taken::NoAnswer(said(error))),
+            (false, _) => transcript.each().map(Taken::Answers),
+        }
     }
 
     /// The same, taken apart: a request and an answer each.
-    fn each(self, vocabulary: usize) -> Result<Vec<Self>, Fault> {
-        self.request.check(vocabulary)?;
+    fn each(self) -> Result<Vec<Self>, Fault> {
         let requests = self.request.each();
         let of_each = self.request.n.unwrap_or(1);
         let answers = requests.len().saturating_mul(of_each);
@@ -198,6 +238,7 @@ impl Transcript {
                 // what is counted is all of them together
                 usage: self.response.usage.filter(|_| alone),
                 prompt_token_ids: self.response.prompt_token_ids.clone().filter(|_| alone),
+                error: None,
             };
             Transcript { request, response }
         };
@@ -220,6 +261,12 @@ impl Transcript {
     pub fn prompt_token_ids(&self) -> Option<&[i64]> {
         self.answer().prompt_token_ids.as_deref().or(self.response.prompt_token_ids.as_deref())
     }
+}
+
+/// The message of an error in OpenAI's shape or a shorter one, or the whole.
+pub fn said(error: &Value) -> String {
+    let message = error["error"]["message"].as_str().or_else(|| error["message"].as_str()).or_else(|| error.as_str());
+    message.map_or_else(|| error.to_string(), str::to_owned)
 }
 
 /// `1 choice`, `2 choices`

@@ -3,9 +3,8 @@
 use dsv2_foreign::Foreign;
 use serde::Serialize;
 
-use super::files::Named;
-use super::judge::{Judged, Outcome, Part, PartVerdict};
-use super::sampling::LogprobsOf;
+use super::files::{How, Named, Transcripts, Unjudged};
+use super::judge::{Judged, Judgement, Outcome, Part, PartVerdict};
 use crate::table::{align_right, mark, table};
 
 /// What came of some transcripts.
@@ -13,12 +12,18 @@ use crate::table::{align_right, mark, table};
 pub struct TranscriptsReport {
     /// Of all together: the worst.
     pub verdict: Verdict,
+    /// What the answers are held against.
+    pub model: String,
+    /// What the engine is taken to compute in.
+    pub dtype: String,
+    /// What is to be said of that, if anything is.
+    pub dtype_note: Option<String>,
     /// Which logprobs the engine tells; several, if the transcripts do not tell them apart; none, if it tells none.
     pub logprobs: Vec<String>,
     /// One by one.
     pub transcripts: Vec<TranscriptReport>,
-    /// Requests that were not answered, and why.
-    pub refused: Vec<Refused>,
+    /// Requests of whose answers nothing can be said, and why.
+    pub unjudged: Vec<Unjudged>,
 }
 
 /// What came of one.
@@ -66,15 +71,6 @@ pub struct Hint {
     pub about: &'static str,
 }
 
-/// A request that was not answered.
-#[derive(Clone, Debug, Serialize)]
-pub struct Refused {
-    /// Which it is.
-    pub name: String,
-    /// Why.
-    pub reason: String,
-}
-
 /// In a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,13 +112,18 @@ impl Verdict {
 }
 
 impl TranscriptsReport {
-    /// Of these, in order, whose logprobs are settled to be one of `logprobs`.
-    pub fn new(of: &[Named], judged: &[Judged], logprobs: &[LogprobsOf], refused: Vec<Refused>) -> Self {
+    /// Of these, in order, as `by` judged them. A request that was not answered, or whose answer cannot be judged, is no pass.
+    pub fn new(of: &Transcripts, by: Judgement, model: String) -> Self {
+        let Judgement { judged, logprobs, precision, note } = by;
         let transcripts: Vec<TranscriptReport> =
-            of.iter().zip(judged).map(|(named, judged)| TranscriptReport::new(named, judged)).collect();
-        let verdict = transcripts.iter().map(|transcript| transcript.verdict).max().unwrap_or(Verdict::NotJudged);
+            of.named.iter().zip(&judged).map(|(named, judged)| TranscriptReport::new(named, judged)).collect();
+        let unjudged = of.unjudged.clone();
+        let open = (transcripts.is_empty() || !unjudged.is_empty()).then_some(Verdict::NotJudged);
+        let all = transcripts.iter().map(|transcript| transcript.verdict).chain(open);
+        let verdict = all.max().unwrap_or(Verdict::NotJudged);
         let logprobs = logprobs.iter().map(ToString::to_string).collect();
-        TranscriptsReport { verdict, logprobs, transcripts, refused }
+        let dtype = precision.to_string();
+        TranscriptsReport { verdict, model, dtype, dtype_note: note, logprobs, transcripts, unjudged }
     }
 
     /// A table for each that is not right, one of all parts, and what came of all.
@@ -138,24 +139,26 @@ impl TranscriptsReport {
                 transcript.table(styled)
             );
         }
-        for Refused { name, reason } in &self.refused {
-            text += &format!("{}: not answered: {}\n", Foreign(name), Foreign(reason));
+        for Unjudged { name, how, reason } in &self.unjudged {
+            text += &format!("{}: {}: {}\n", Foreign(name), how.words(), Foreign(reason));
         }
-        if !self.refused.is_empty() {
+        if !self.unjudged.is_empty() {
             text += "\n";
         }
         text += &format!("{}\n\n", self.summary(styled));
         if let Some(said) = self.convention() {
             text += &format!("{said}\n");
         }
+        let note = self.dtype_note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
+        text += &format!("held against {}, as of an engine in {}{note}\n", Foreign(&self.model), self.dtype);
         let count = |verdict| self.transcripts.iter().filter(|transcript| transcript.verdict == verdict).count();
-        let words = Verdict::ALL.into_iter().filter(|&verdict| count(verdict) > 0);
-        let mut words: Vec<String> = words.map(|verdict| format!("{} {}", count(verdict), verdict.word())).collect();
-        if !self.refused.is_empty() {
-            words.push(format!("{} not answered", self.refused.len()));
-        }
-        let s = if self.transcripts.len() == 1 { "" } else { "s" };
-        text + &format!("{} transcript{s}: {}\n", self.transcripts.len(), words.join(", "))
+        let unjudged = |how| self.unjudged.iter().filter(|unjudged| unjudged.how == how).count();
+        let transcripts =
+            format!("{} transcript{}", self.transcripts.len(), if self.transcripts.len() == 1 { "" } else { "s" });
+        let judged = Verdict::ALL.map(|verdict| (count(verdict), verdict.word()));
+        let unjudged = How::ALL.map(|how| (unjudged(how), how.words()));
+        let both = [(transcripts, judged.to_vec()), ("requests without a verdict".to_owned(), unjudged.to_vec())];
+        text + &both.iter().filter_map(|(of, counts)| counted(of, counts)).collect::<Vec<_>>().join("; ") + "\n"
     }
 
     /// Which logprobs it tells.
@@ -182,6 +185,13 @@ impl TranscriptsReport {
         (1..=4).for_each(|column| align_right(&mut rows, column));
         rows.trim_fmt()
     }
+}
+
+/// `3 transcripts: 2 pass, 1 FAIL`; nothing, if there are none.
+fn counted(of: &str, counts: &[(usize, &str)]) -> Option<String> {
+    let some = counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
+    let some = some.collect::<Vec<_>>().join(", ");
+    (!some.is_empty()).then(|| format!("{of}: {some}"))
 }
 
 impl TranscriptReport {

@@ -16,7 +16,7 @@ fn transcript() -> Value {
     let printed = run(&mut dsv2(["generate", "--prompt", "The router", "--greedy", "--max-new-tokens", "8"])).passes();
     let said: Value = serde_json::from_str(&printed).unwrap();
     let tokens = said["tokens"].as_array().unwrap().iter().zip(said["logprobs"].as_array().unwrap());
-    let content: Vec<Value> = tokens.map(|(id, logprob)| json!({"id": id, "token": "", "logprob": logprob})).collect();
+    let content: Vec<Value> = tokens.map(|(id, logprob)| json!({"id": id, "logprob": logprob})).collect();
     let made = content.len();
     json!({
         "request": {"prompt": "The router", "temperature": 0, "max_tokens": 8},
@@ -71,18 +71,72 @@ fn a_transcript_that_tells_nothing_of_the_model_is_not_judged_and_no_pass() {
 }
 
 #[test]
+fn a_line_of_which_nothing_can_be_said_does_not_end_the_others_and_is_no_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let right = transcript();
+    let with = |request: Value, response: Value| json!({"request": request, "response": response}).to_string();
+    let answered = json!({"choices": [{}]});
+    let lines = [
+        right.to_string(),
+        with(json!({"messages": [{"role": "pirate", "content": "?"}]}), answered.clone()),
+        with(json!({"prompt": vec![5; 2000]}), answered.clone()),
+        with(json!({"prompt": "?", "presence_penalty": 0.5}), answered.clone()),
+        with(json!({"prompt": "?", "response_format": {"type": "json_object"}}), answered),
+        with(json!({"prompt": "?"}), json!({"error": {"message": "out of memory"}})),
+    ];
+    let said = check(&file(&folder, &lines.each_ref().map(String::as_str))).fails();
+    for says in [
+        "line 2: not judged: ",
+        "pirate",
+        "line 3: not judged: ",
+        "max_position_embeddings",
+        "presence_penalty",
+        "response_format",
+        "line 6: not answered: out of memory",
+        "1 transcript: 1 pass; requests without a verdict: 1 not answered, 4 not judged",
+    ] {
+        assert!(said.contains(says), "{says}: {said}");
+    }
+}
+
+#[test]
+fn a_type_that_nobody_names_is_f32_unless_something_is_off_in_f32_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let right = transcript();
+    let off = |by: f64| {
+        let mut transcript = right.clone();
+        let content = transcript["response"]["choices"][0]["logprobs"]["content"].as_array_mut().unwrap();
+        content[3]["logprob"] = json!(content[3]["logprob"].as_f64().unwrap() + by);
+        transcript.to_string()
+    };
+    let judged = |line: &str, dtype: &[&str]| {
+        let path = file(&folder, &[line]);
+        let ran = run(&mut dsv2([Path::new("check-text"), &path].into_iter().chain(dtype.iter().map(Path::new))));
+        let passes = ran.code == Some(0);
+        let said = if passes { ran.passes() } else { ran.fails() };
+        (passes, said.lines().find(|line| line.starts_with("held against")).unwrap().to_owned())
+    };
+    let (coarse, wrong) = (off(1e-3), off(1.0));
+    for (line, dtype, passes, says) in [
+        (&right.to_string(), vec![], true, "in f32 (--dtype does not say so)"),
+        (&coarse, vec![], true, "in bf16 (--dtype does not say so: line 1 is off in f32)"),
+        (&wrong, vec![], false, "in f32 (--dtype does not say so)"),
+        (&coarse, vec!["--dtype", "f32"], false, "(line 1 is off, and would not be in bf16: "),
+        (&coarse, vec!["--dtype", "bf16"], true, "in bf16"),
+        (&right.to_string(), vec!["--dtype", "bf16"], true, "(all are within the budget of f32, too: "),
+        (&right.to_string(), vec!["--dtype", "f32"], true, "the small model in the program, as of an engine in f32"),
+    ] {
+        let (passed, said) = judged(line, &dtype);
+        assert_eq!(passed, passes, "{dtype:?}: {said}");
+        assert!(said.contains(says), "{says}: {said}");
+    }
+}
+
+#[test]
 fn files_that_are_no_transcripts_are_refused_by_line() {
     let folder = tempfile::tempdir().unwrap();
     let right = transcript().to_string();
-    let unknown = json!({"request": {"messages": [{"role": "pirate", "content": "?"}]}, "response": {"choices": [{}]}})
-        .to_string();
-    let long = json!({"request": {"prompt": vec![5; 2000]}, "response": {"choices": [{}]}}).to_string();
-    for (lines, says) in [
-        (vec![""], "transcripts, one in each line"),
-        (vec![&right, "{"], "in line 2"),
-        (vec![&unknown], "pirate"),
-        (vec![&long], "max_position_embeddings"),
-    ] {
+    for (lines, says) in [(vec![""], "transcripts, one in each line"), (vec![&right, "{"], "in line 2")] {
         let line = check(&file(&folder, &lines)).refused();
         assert!(line.contains(says), "{says}: {line}");
     }
@@ -92,6 +146,11 @@ fn files_that_are_no_transcripts_are_refused_by_line() {
         (vec!["--endpoint", "http://127.0.0.1:1", "--timeout", "5"], "127.0.0.1:1/v1/models"),
         (vec!["--endpoint", "http://127.0.0.1:1", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
         (vec!["--save", "x"], "--endpoint"),
+        (vec!["x.jsonl", "--save", "x"], "--save"),
+        (vec!["x.jsonl", "--requests", "x"], "--requests"),
+        (vec!["x.jsonl", "--served-model", "x"], "--served-model"),
+        (vec!["x.jsonl", "--api-key-env", "PATH"], "--api-key-env"),
+        (vec!["x.jsonl", "--timeout", "5"], "--timeout"),
         (vec![], "TRANSCRIPTS"),
     ] {
         let line = run(&mut dsv2(["check-text"].into_iter().chain(arguments))).refused();
@@ -150,10 +209,12 @@ fn a_server_is_asked_and_what_it_does_not_answer_is_said() {
     let arguments =
         [Path::new("check-text"), Path::new("--endpoint"), Path::new(&url), Path::new("--dtype"), Path::new("f32")];
     let files = [Path::new("--requests"), &requests, Path::new("--save"), &saved];
-    let said = run(&mut dsv2(arguments.into_iter().chain(files))).passes();
+    let said = run(&mut dsv2(arguments.into_iter().chain(files))).fails();
     assert!(said.contains("request 2: not answered: status 422: no questions"), "{said}");
-    assert!(said.contains("1 transcript: 1 pass, 1 not answered"), "{said}");
-    assert!(check(&saved).passes().contains("1 transcript: 1 pass"));
+    let counts = "1 transcript: 1 pass; requests without a verdict: 1 not answered";
+    assert!(said.contains(counts), "{said}");
+    let again = check(&saved).fails();
+    assert!(again.contains("line 2: not answered: status 422: no questions") && again.contains(counts), "{again}");
 }
 
 #[test]
@@ -197,6 +258,34 @@ fn a_server_that_knows_one_of_the_keys_for_token_ids_is_asked_with_it() {
 }
 
 #[test]
+fn a_server_that_is_busy_is_asked_again_and_one_that_refuses_logprobs_is_asked_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let requests = folder.path().join("requests.jsonl");
+    let right = transcript();
+    fs::write(&requests, right["request"].to_string()).unwrap();
+    let mut response = right["response"].clone();
+    response["choices"][0]["token_ids"] = response["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| token["id"].clone())
+        .collect();
+    response["choices"][0]["logprobs"] = Value::Null;
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let url = server(move |path, body, stream| match path {
+        "/v1/models" => send(stream, "200 OK", MODELS),
+        _ if asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 => {
+            send(stream, "429 Too Many Requests\r\nretry-after: 1", "{}");
+        }
+        _ if body.get("logprobs").is_some() => send(stream, "400 Bad Request", "{}"),
+        _ => send(stream, "200 OK", &response.to_string()),
+    });
+    let arguments = ["check-text", "--endpoint", &url, "--dtype", "f32", "--requests"].map(Path::new);
+    let said = run(&mut dsv2(arguments.into_iter().chain([&*requests]))).passes();
+    assert!(said.contains("1 transcript: 1 pass"), "{said}");
+}
+
+#[test]
 fn a_server_that_is_none_or_hangs_is_one_line() {
     let models = |stream: &mut TcpStream| send(stream, "200 OK", MODELS);
     let html = server(|_, _, stream| send(stream, "200 OK", "<html><body>hello</body></html>"));
@@ -206,7 +295,7 @@ fn a_server_that_is_none_or_hangs_is_one_line() {
     });
     let odd = server(move |path, _, stream| match path {
         "/v1/models" => models(stream),
-        _ => send(stream, "200 OK", "{\"choices\": []}"),
+        _ => send(stream, "200 OK", "{\"choices\": [{}, {}]}"),
     });
     let hangs = server(move |path, _, stream| match path {
         "/v1/models" => models(stream),

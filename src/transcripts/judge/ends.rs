@@ -29,15 +29,18 @@ pub fn finish_reason(judge: &Judge<'_>, transcript: &Transcript, fed: &[i64], an
         return Ok(PartVerdict::not_judged(Part::FinishReason, needs));
     }
     let ended = |stops: &Stops<'_>| ends_so(judge, transcript, stops, fed, answer, reason);
-    let right = ended(&judge.stops(transcript, fed.len(), None))?;
-    let Some((expected, found)) = right else {
-        return Ok(PartVerdict::of(Part::FinishReason, Outcome::Pass, 1 + answer.ids.len()));
+    let stops = judge.stops(transcript, fed.len(), None);
+    let Some((expected, found)) = ended(&stops)? else {
+        let outcome = match told_of_ending(transcript, &stops, answer)? {
+            Some((expected, found)) => Outcome::Fail { expected, found },
+            None => Outcome::Pass,
+        };
+        return Ok(PartVerdict::of(Part::FinishReason, outcome, 1 + answer.ids.len()));
     };
     let mut hints = Vec::new();
     for mutant in mutants::of(Part::FinishReason) {
         if mutant.bug == Bug::ReasonSwapped {
             let other = if reason == "stop" { "length" } else { "stop" };
-            let stops = judge.stops(transcript, fed.len(), None);
             if ends_so(judge, transcript, &stops, fed, answer, other)?.is_none() {
                 hints = vec![mutant];
                 break;
@@ -47,6 +50,22 @@ pub fn finish_reason(judge: &Judge<'_>, transcript: &Transcript, fed: &[i64], an
         }
     }
     Ok(PartVerdict::of(Part::FinishReason, Outcome::Fail { expected, found }, 1 + answer.ids.len()).explained(hints))
+}
+
+/// What differs, if an answer says that another token or string ended it. It may be silent about it.
+fn told_of_ending(transcript: &Transcript, stops: &Stops<'_>, answer: &Answer) -> Result<Differs> {
+    let Some(told) = transcript.answer().stop_reason.as_ref().filter(|told| !told.is_null()) else { return Ok(None) };
+    let right = |token: &i64| told.as_i64() == Some(*token);
+    let (same, expected) = match stops.end(&answer.ids)? {
+        Some((_, FinishReason::StopToken(token))) => (right(&token), token.to_string()),
+        Some((_, FinishReason::StopString(string))) => {
+            (told.as_str() == Some(&string), format!("\"{}\"", Foreign(string)))
+        }
+        Some((_, FinishReason::Length)) => (false, "none".to_owned()),
+        // an end token that is no part of it
+        None => (stops.ends().iter().any(right), "an end token, or none".to_owned()),
+    };
+    Ok((!same).then(|| (format!("{expected} as stop_reason"), Foreign(told).to_string())))
 }
 
 /// How many tokens there are, if some are not told since a stop string made an end of their text, as llama.cpp does.
@@ -181,7 +200,8 @@ pub fn usage(judge: &Judge<'_>, transcript: &Transcript, fed: &[i64], answer: Op
         Part::Template | Part::Tokenization => name == "prompt_tokens" && fed_so(mutant.bug),
         _ => false,
     };
-    let prompts = mutants::of(Part::Template).chain(mutants::of(Part::Tokenization));
+    let is_chat = transcript.request.messages.is_some();
+    let prompts = mutants::of(Part::Template).filter(|_| is_chat).chain(mutants::of(Part::Tokenization));
     let hints = mutants::of(Part::Usage).chain(prompts).filter(makes).collect();
     let outcome = Outcome::Fail { expected: format!("{name} {expected}"), found: found.to_string() };
     Ok(PartVerdict::of(Part::Usage, outcome, compared).explained(hints))

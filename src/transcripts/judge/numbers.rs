@@ -4,17 +4,16 @@ use std::ops::Range;
 
 use dsv2_foreign::Foreign;
 
-use super::errors::Errors;
 use super::{Judge, Outcome, Part, PartVerdict};
 use crate::error::Result;
 use crate::transcripts::answer::{Answer, Told};
-use crate::transcripts::mutants::{self, Bug, Mutant};
-use crate::transcripts::record::Transcript;
+use crate::transcripts::mutants::{self, Bug};
+use crate::transcripts::record::{Fault, Transcript};
 use crate::transcripts::sampling::{LogprobsOf, best};
 use crate::transcripts::truth::Truth;
 
 /// Why something is open.
-const NEARLY_EQUAL: &str =
+pub(super) const NEARLY_EQUAL: &str =
     "it may be a bug, or experts that were chosen otherwise where the router's logits are nearly equal";
 
 /// The verdicts on both parts.
@@ -47,18 +46,20 @@ impl Numbers {
 }
 
 /// What is judged: rows of logits, and what the transcript has of each.
-struct Question<'q> {
-    judge: &'q Judge<'q>,
-    transcript: &'q Transcript,
+pub(super) struct Question<'q> {
+    pub(super) judge: &'q Judge<'q>,
+    pub(super) transcript: &'q Transcript,
     /// How many tokens were fed.
-    fed: usize,
+    pub(super) fed: usize,
     /// Prompt and answer.
-    row: Vec<i64>,
+    pub(super) row: Vec<i64>,
     /// The first token that the model says something of.
-    from: usize,
-    truth: Truth,
+    pub(super) from: usize,
+    pub(super) truth: Truth,
     /// Of the tokens from `from` on.
-    told: Vec<Told>,
+    pub(super) told: Vec<Told>,
+    /// Where the logprobs contradict themselves, or the tokens.
+    pub(super) contradiction: Option<Fault>,
 }
 
 /// Both parts, for an engine that was fed these tokens.
@@ -80,8 +81,9 @@ pub fn judge(judge: &Judge<'_>, transcript: &Transcript, fed: &[i64], answer: &A
     // Of an echoed prompt all tokens but the first are told of.
     let from = if answer.echoed.is_some() { 1 } else { fed.len() };
     let told = answer.logprobs.iter().flatten().skip(usize::from(answer.echoed.is_some())).cloned().collect();
+    let contradiction = answer.contradiction.clone();
     let truth = Truth::of(model, &row, from, judge.precision)?;
-    let question = Question { judge, transcript, fed: fed.len(), row, from, truth, told };
+    let question = Question { judge, transcript, fed: fed.len(), row, from, truth, told, contradiction };
     let first = question.numbers();
     if !first.fail() {
         return Ok(first);
@@ -115,9 +117,8 @@ impl Question<'_> {
         let all = self.judge.logprobs_of.map_or(LogprobsOf::ALL.to_vec(), |of| vec![of]);
         let mut logprobs: Vec<_> = all.into_iter().map(|of| (of, self.logprobs(of))).collect();
         if !logprobs.iter().any(|(_, verdict)| verdict.passes()) {
-            // a number that is not there is no known bug's
-            let all_told = self.lacking().is_none();
-            for (of, verdict) in logprobs.iter_mut().filter(|(_, verdict)| all_told && verdict.fails()) {
+            // no number explains what is not there, or contradicts itself
+            for (of, verdict) in logprobs.iter_mut().filter(|(_, verdict)| verdict.fails() && verdict.ratio.is_some()) {
                 verdict.hints = self.bugs_of_logprobs(*of);
             }
         }
@@ -170,7 +171,7 @@ impl Question<'_> {
     }
 
     /// That these rows of the truth are right: a pass, if most of them do not depend on experts that may be others.
-    fn unless_moved(&self, rows: Range<usize>) -> Outcome {
+    pub(super) fn unless_moved(&self, rows: Range<usize>) -> Outcome {
         let (all, moved) = (rows.len(), rows.filter(|&row| self.truth.is_moved(row)).count());
         match 2 * moved <= all {
             true => Outcome::Pass,
@@ -178,131 +179,9 @@ impl Question<'_> {
         }
     }
 
-    /// The first token that has no logprob, where logprobs were asked for and are listed.
-    fn lacking(&self) -> Option<usize> {
-        let asked = self.transcript.request.asks_for_logprobs();
-        self.told.iter().position(|told| asked && told.lacks_own)
-    }
-
-    /// Whether the probabilities are the model's.
-    fn logprobs(&self, of: LogprobsOf) -> PartVerdict {
-        if let Some(at) = self.lacking() {
-            let found = format!("none at token {at} of {}", self.whose());
-            let outcome = Outcome::Fail { expected: "a logprob for each token, as was asked for".to_owned(), found };
-            return PartVerdict::of(Part::Logprobs, outcome, self.told.len());
-        }
-        if self.told.iter().all(|told| told.own.is_none() && told.top.is_empty()) {
-            return PartVerdict::not_judged(Part::Logprobs, "logprobs");
-        }
-        let Off { ratio, compared, open, worst } = self.off(&self.told, of, None);
-        if compared == 0 {
-            return PartVerdict::not_judged(Part::Logprobs, "a token for which it is certain what the filters leave");
-        }
-        let verdict =
-            |outcome| PartVerdict { ratio: Some(ratio), ..PartVerdict::of(Part::Logprobs, outcome, compared) };
-        if ratio <= 1.0 {
-            return verdict(self.unless_moved(0..self.told.len().min(self.truth.rows())));
-        }
-        if open {
-            return verdict(Outcome::Inconclusive(NEARLY_EQUAL.to_owned()));
-        }
-        let Worst { at, token, expected, found, .. } = worst;
-        let expected = format!("{expected:.4} for {}", self.named(token));
-        verdict(Outcome::Fail { expected, found: format!("{found:.4} at token {at} of {}", self.whose()) })
-    }
-
-    /// Of what tokens are counted: of all, if the prompt was echoed.
-    fn whose(&self) -> &'static str {
-        if self.from < self.fed { "the text" } else { "the answer" }
-    }
-
-    fn bugs_of_logprobs(&self, of: LogprobsOf) -> Vec<&'static Mutant> {
-        let shifted = shifted(&self.told);
-        let makes = |mutant: &&Mutant| {
-            let told = if mutant.bug == Bug::LogprobsShifted { &shifted } else { &self.told };
-            let off = self.off(told, of, Some(mutant.bug));
-            off.compared > 0 && off.ratio <= 1.0
-        };
-        mutants::of(Part::Logprobs).filter(makes).collect()
-    }
-
-    /// The largest error in budgets, and where it is.
-    fn off(&self, told: &[Told], of: LogprobsOf, bug: Option<Bug>) -> Off {
-        let sampling = self.judge.sampling(self.transcript, self.fed, bug);
-        // rows that near ties reach have a budget of their own
-        let (mut errors, mut worst) = ([Errors::default(), Errors::default()], Worst::default());
-        let mut not_told = 0;
-        for (at, told) in told.iter().enumerate().filter(|(_, told)| told.own.is_some() || !told.top.is_empty()) {
-            let (Some(&token), true) = (self.row.get(self.from + at), at < self.truth.rows()) else { continue };
-            let before = &self.row[..self.from + at];
-            if of == LogprobsOf::Processed && sampling.filters() {
-                // with one token more or less, all others have other probabilities
-                let adjusted = sampling.adjusted(before, &self.truth.row(at));
-                let tolerance = |token| self.truth.tolerance(at, before, &sampling, token);
-                if !sampling.leaves_the_same(before, &adjusted, tolerance) {
-                    continue;
-                }
-            }
-            let right = sampling.told(of, before, &self.truth.row(at));
-            let plain: Vec<Vec<f64>> = self.truth.plain_rows(at).map(|row| sampling.told(of, before, &row)).collect();
-            let own = told.own.map(|own| (token, own));
-            let left_out = told.left_out(token, &right);
-            not_told += usize::from(left_out.is_some());
-            for (token, found) in own.into_iter().chain(told.top.iter().copied()).chain(left_out) {
-                let Some(&expected) = usize::try_from(token).ok().and_then(|token| right.get(token)) else { continue };
-                let noise = plain.iter().map(|plain| plain[token as usize] - expected);
-                let error = errors[usize::from(self.truth.is_reached(at))].add(
-                    expected,
-                    found,
-                    noise,
-                    self.truth.rounding(at, token as usize),
-                );
-                if error > worst.error {
-                    worst = Worst { error, at, token, expected, found };
-                }
-            }
-        }
-        let [steady, reached] = errors;
-        let (by_steady, by_reached) = (steady.ratio(), reached.ratio());
-        let open = by_steady <= 1.0 && by_reached > 1.0;
-        Off {
-            ratio: by_steady.max(by_reached),
-            compared: (steady.count + reached.count).saturating_sub(not_told),
-            open,
-            worst,
-        }
-    }
-
     /// A token, for a line.
-    fn named(&self, token: i64) -> String {
+    pub(super) fn named(&self, token: i64) -> String {
         let text = self.judge.speech.model.tokenizer.token_of(token).unwrap_or_default();
         format!("{token} (\"{}\")", Foreign(text))
     }
-}
-
-/// How far off logprobs are.
-struct Off {
-    /// In budgets.
-    ratio: f64,
-    /// How many numbers were compared.
-    compared: usize,
-    /// Whether it is only where experts may have been chosen otherwise.
-    open: bool,
-    worst: Worst,
-}
-
-/// The number that is off most.
-#[derive(Default)]
-struct Worst {
-    error: f64,
-    at: usize,
-    token: i64,
-    expected: f64,
-    found: f64,
-}
-
-/// The same, where each token has the logprob that its predecessor is told to have.
-fn shifted(told: &[Told]) -> Vec<Told> {
-    let own = |at: usize| at.checked_sub(1).and_then(|before| told.get(before)).and_then(|told| told.own);
-    told.iter().enumerate().map(|(at, told)| Told { own: own(at), ..told.clone() }).collect()
 }

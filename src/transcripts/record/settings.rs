@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use dsv2_foreign::Foreign;
 use indexmap::IndexMap;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::{Fault, Prompt, Stop};
 
-/// The body of a request. What it leaves out is as OpenAI documents it: a temperature and a `top_p` of 1, 16 tokens of a completion.
+/// The body of a request. What it leaves out is as OpenAI documents it: a temperature and a `top_p` of 1. (How
+/// many tokens an answer has at most, then, is each engine's own.)
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Request {
@@ -21,7 +23,7 @@ pub struct Request {
     /// Of a chat: whether the template opens the assistant's turn; yes, if nobody says.
     pub add_generation_prompt: Option<bool>,
     /// Of a chat: further variables of the template.
-    pub chat_template_kwargs: Option<serde_json::Map<String, Value>>,
+    pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Whether the tokenizer adds its special tokens: to a prompt yes, to a chat no, if nobody says.
     pub add_special_tokens: Option<bool>,
     /// How many tokens the answer has at most.
@@ -60,14 +62,54 @@ pub struct Request {
     pub echo: Option<bool>,
     /// Whether logprobs are wanted, or of how many of the likeliest tokens.
     pub logprobs: Option<Value>,
+    /// Of a chat: of how many of the likeliest tokens.
+    pub top_logprobs: Option<Value>,
     /// How many answers.
     pub n: Option<usize>,
+    /// What else it says.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
 }
+
+/// Keys that do not change what a right answer to a request is: who asks, how it is sent, what else is told, and the seed, which
+/// draws in a way of its own in each engine.
+const NEUTRAL: [&str; 24] = [
+    "model",
+    "seed",
+    "stream",
+    "stream_options",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "priority",
+    "request_id",
+    "parallel_tool_calls",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "prompt_logprobs",
+    "return_meta_info",
+    "return_tokens",
+    "return_progress",
+    "timings_per_token",
+    "cache_prompt",
+    "cache_salt",
+    "id_slot",
+    "n_probs",
+];
 
 impl Request {
     /// Whether it asks for the logprob of each token.
     pub fn asks_for_logprobs(&self) -> bool {
         self.logprobs.as_ref().is_some_and(|asked| !matches!(asked, Value::Null | Value::Bool(false)))
+    }
+
+    /// Of how many of the likeliest tokens it asks for logprobs, if it does.
+    pub fn asks_for_likeliest(&self) -> Option<usize> {
+        let asked = if self.messages.is_some() { &self.top_logprobs } else { &self.logprobs };
+        asked.as_ref()?.as_u64().and_then(|asked| usize::try_from(asked).ok())
     }
 
     /// The requests that a body makes, one for each prompt, if answers to them can be judged.
@@ -106,6 +148,12 @@ impl Request {
         within("repetition_penalty", self.repetition_penalty, "from 0.01 to 100", |p| (0.01..=100.0).contains(&p))?;
         within("presence_penalty", self.presence_penalty, "0 (another is not judged)", |p| p == 0.0)?;
         within("frequency_penalty", self.frequency_penalty, "0 (another is not judged)", |p| p == 0.0)?;
+        for (key, value) in self.rest.iter().filter(|(key, _)| !NEUTRAL.contains(&key.as_str())) {
+            if !self.says_nothing(key, value) {
+                let expected = "a request of which it is known what a right answer is";
+                return Err(fault(expected, format!("\"{}\": {}", Foreign(key), Foreign(value))));
+            }
+        }
         let known = |id: i64| usize::try_from(id).is_ok_and(|id| id < vocabulary);
         for (token, &bias) in self.logit_bias.iter().flatten() {
             if !token.parse().is_ok_and(known) {
@@ -126,6 +174,24 @@ impl Request {
             return Err(fault("stop strings that are not empty", "\"\""));
         }
         Ok(())
+    }
+
+    /// Whether an answer with this setting is as it is without.
+    fn says_nothing(&self, key: &str, value: &Value) -> bool {
+        match key {
+            _ if value.is_null() => true,
+            "suffix" => value == "",
+            "best_of" => value.as_u64() == Some(self.n.unwrap_or(1) as u64),
+            "response_format" => value["type"] == "text",
+            "tool_choice" => value == "none" || value == "auto",
+            "functions" | "documents" | "bad_words" => value == &json!([]),
+            "function_call" => value == "none",
+            "modalities" => value == &json!(["text"]),
+            "use_beam_search" | "continue_final_message" => value == false,
+            "length_penalty" => value.as_f64() == Some(1.0),
+            "spaces_between_special_tokens" => value == true,
+            _ => false,
+        }
     }
 
     /// In a few words, what sets it apart.

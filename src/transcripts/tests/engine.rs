@@ -91,7 +91,7 @@ impl<'j> Engine<'j> {
         let usage =
             json!({"prompt_tokens": counted, "completion_tokens": completion, "total_tokens": counted + completion});
         let line = json!({"request": request, "response": {"choices": [choice], "usage": usage}}).to_string();
-        Transcript::from_json(&line, speech.model.config.vocab_size).unwrap().remove(0)
+        Transcript::from_json(&line, speech.model.config.vocab_size).unwrap().answers().remove(0)
     }
 
     /// A token, and the five likeliest.

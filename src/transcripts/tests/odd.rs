@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::super::judge::{Outcome, Part};
 use super::{Model, Transcript, judged};
 use crate::precision::Precision;
+use crate::transcripts::record::Taken;
 
 const VOCABULARY: usize = 1024;
 /// " gives", which follows "The router".
@@ -37,7 +38,6 @@ fn what_is_no_transcript_is_refused_with_what_was_expected_and_found() {
         "{\"request\": {}}".to_owned(),
         nested,
         line(|t| t["response"] = json!("<html>")),
-        line(|t| t["response"]["choices"] = json!([])),
         line(|t| t["response"]["choices"] = json!([{}, {}])),
         line(|t| t["response"]["choices"] = Value::Null),
         line(|t| choice(t)["token_ids"] = json!([1.5])),
@@ -46,25 +46,9 @@ fn what_is_no_transcript_is_refused_with_what_was_expected_and_found() {
         line(|t| choice(t)["text"] = json!("?")).replace("?", "\\ud800"),
         line(|t| t["response"]["usage"]["prompt_tokens"] = json!(-1)),
         line(|_| ()).replace("\"temperature\":0", "\"temperature\":1e999"),
-        request("prompt", Value::Null),
-        request("prompt", json!([])),
-        request("prompt", json!([-1])),
-        request("prompt", json!([VOCABULARY])),
-        request("messages", json!([])),
-        request("n", json!(0)),
         request("n", json!(2)),
-        request("temperature", json!(-1)),
-        request("temperature", json!(1e-300)),
         request("temperature", json!("NaN")),
-        request("top_p", json!(2)),
-        request("min_p", json!(-0.5)),
-        request("repetition_penalty", json!(0)),
-        request("presence_penalty", json!(0.5)),
         request("max_tokens", json!(-1)),
-        request("logit_bias", json!({"x": 1})),
-        request("logit_bias", json!({"1024": 1})),
-        request("logit_bias", json!({"1": 1e300})),
-        request("stop", json!("")),
     ];
     for line in refused {
         let (expected, found) = Transcript::from_json(&line, VOCABULARY).expect_err(&line);
@@ -73,11 +57,64 @@ fn what_is_no_transcript_is_refused_with_what_was_expected_and_found() {
 }
 
 #[test]
+fn a_line_whose_request_or_answer_is_at_fault_says_so_and_ends_nothing() {
+    let request = |name: &'static str, value: Value| line(move |t| t["request"][name] = value);
+    let impossible = [
+        request("prompt", Value::Null),
+        request("prompt", json!([])),
+        request("prompt", json!([-1])),
+        request("prompt", json!([VOCABULARY])),
+        request("messages", json!([])),
+        request("n", json!(0)),
+        request("temperature", json!(-1)),
+        request("temperature", json!(1e-300)),
+        request("top_p", json!(2)),
+        request("min_p", json!(-0.5)),
+        request("repetition_penalty", json!(0)),
+        request("presence_penalty", json!(0.5)),
+        request("logit_bias", json!({"x": 1})),
+        request("logit_bias", json!({"1024": 1})),
+        request("logit_bias", json!({"1": 1e300})),
+        request("stop", json!("")),
+        request("response_format", json!({"type": "json_object"})),
+        request("best_of", json!(4)),
+        request("suffix", json!(" of it")),
+        request("guided_regex", json!("a*")),
+    ];
+    for line in impossible {
+        let taken = Transcript::from_json(&line, VOCABULARY).unwrap();
+        assert!(matches!(&taken, Taken::NotJudged(why) if why.contains("expected")), "{line}: {taken:?}");
+    }
+    let errors = [
+        (line(|t| t["response"] = json!({"error": {"message": "out of memory", "code": 500}})), "out of memory"),
+        (line(|t| t["response"] = json!({"error": "out of memory"})), "out of memory"),
+        (line(|t| t["response"]["choices"] = json!([])), "without choices"),
+        (line(|t| t["response"] = json!({})), "without choices"),
+    ];
+    for (line, says) in errors {
+        let taken = Transcript::from_json(&line, VOCABULARY).unwrap();
+        assert!(matches!(&taken, Taken::NoAnswer(why) if why.contains(says)), "{line}: {taken:?}");
+    }
+}
+
+#[test]
+fn settings_that_say_nothing_of_the_answer_are_taken() {
+    let neutral = line(|t| {
+        let more = json!({
+            "model": "tiny", "seed": 7, "stream": false, "user": null, "best_of": 1, "suffix": "", "guided_regex": null,
+            "response_format": {"type": "text"}, "return_token_ids": true,
+        });
+        more.as_object().unwrap().iter().for_each(|(key, value)| t["request"][key] = value.clone());
+    });
+    assert_eq!(Transcript::from_json(&neutral, VOCABULARY).unwrap().answers().len(), 1);
+}
+
+#[test]
 fn odd_answers_fail_or_are_not_judged() {
     let model = Model::new();
     let judge = model.judge(Precision::F32, None);
     let outcome = |line: &str, part| {
-        let transcript = Transcript::from_json(line, VOCABULARY).unwrap().remove(0);
+        let transcript = Transcript::from_json(line, VOCABULARY).unwrap().answers().remove(0);
         judged(&judge, &transcript)
             .parts
             .into_iter()
@@ -90,7 +127,7 @@ fn odd_answers_fail_or_are_not_judged() {
     }
     let token = |id: Value| line(move |t| choice(t)["token_ids"] = id);
     let logprobs = |content: Value| line(move |t| choice(t)["logprobs"] = json!({"content": content}));
-    let told = |logprob: Value| logprobs(json!([{"id": GIVES, "token": "", "logprob": logprob}]));
+    let told = |logprob: Value| logprobs(json!([{"id": GIVES, "logprob": logprob}]));
     let asked = |logprobs: Value| {
         line(move |t| {
             t["request"]["logprobs"] = json!(1);
@@ -109,10 +146,12 @@ fn odd_answers_fail_or_are_not_judged() {
         (told(json!(-9999)), Part::Logprobs),
         (told(json!(1e308)), Part::Logprobs),
         (told(json!(-1e308)), Part::Logprobs),
-        (asked(json!({"content": [{"id": GIVES, "token": "", "logprob": null}]})), Part::Logprobs),
+        (asked(json!({"content": [{"id": GIVES, "logprob": null}]})), Part::Logprobs),
         (asked(json!({"tokens": [" gives"], "token_logprobs": [null]})), Part::Logprobs),
         (asked(json!({"tokens": [" gives"], "token_logprobs": []})), Part::Logprobs),
         (line(|t| choice(t)["finish_reason"] = json!("banana")), Part::FinishReason),
+        (line(|t| choice(t)["stop_reason"] = json!(1)), Part::FinishReason),
+        (line(|t| choice(t)["stop_reason"] = json!("gives")), Part::FinishReason),
         (line(|t| choice(t)["text"] = json!("\u{0}\u{202e}")), Part::Text),
         (line(|t| choice(t)["prompt_token_ids"] = json!([])), Part::Tokenization),
         (line(|t| choice(t)["prompt_token_ids"] = json!([-1])), Part::Tokenization),
@@ -150,7 +189,7 @@ fn several_answers_are_taken_apart_by_their_index() {
         "request": {"prompt": ["a", "b"], "n": 2},
         "response": {"choices": [{"index": 3, "text": "3"}, {"index": 0}, {"index": 2}, {"index": 1}]},
     });
-    let several = Transcript::from_json(&line.to_string(), VOCABULARY).unwrap();
+    let several = Transcript::from_json(&line.to_string(), VOCABULARY).unwrap().answers();
     let prompts: Vec<Value> = several.iter().map(|one| json!(format!("{:?}", one.request.prompt))).collect();
     assert_eq!(prompts, ["b", "a", "b", "a"].map(|text| json!(format!("Some(Text({text:?}))"))));
     assert_eq!(several[0].text(), Some("3"));
