@@ -18,8 +18,9 @@ use dsv2_foreign::Foreign;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::unbounded_channel;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{timeout, timeout_at};
 
 use crate::engine::{Engine, Job};
@@ -41,7 +42,7 @@ pub struct Api {
     pub key: Option<String>,
     /// The largest body, in bytes.
     pub max_body: u64,
-    /// For bodies that are being read: their bytes, [`Api::max_body`] together.
+    /// For a large body whose text is made into tokens: the turn to do so.
     pub reading: Arc<Semaphore>,
     /// How long a client may take to send a body.
     pub read_timeout: Duration,
@@ -128,17 +129,7 @@ async fn talk(State(api): Shared, request: Request) -> Result<Response> {
 async fn answer(api: Arc<Api>, request: Request, kind: Kind) -> Result<Response> {
     let deadline = Instant::now() + api.timeout;
     let body = body(&api, request).await?;
-    let reading = api.clone();
-    let turn = turn(&api, body.len(), deadline).await?;
-    // tokenizers and templates may take a while
-    let asked = tokio::task::spawn_blocking(move || {
-        let asked = asked(&reading, &body, kind);
-        drop(turn);
-        asked
-    })
-    .await;
-    let internal = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the request could not be read");
-    let asked = asked.map_err(internal)??;
+    let asked = understand(&api, body, kind, deadline).await?;
     let reply = submit(&api, asked, kind, deadline)?;
     match reply {
         (reply, true) => in_parts(reply).await,
@@ -149,21 +140,36 @@ async fn answer(api: Arc<Api>, request: Request, kind: Kind) -> Result<Response>
 /// Bodies that are read without waiting for others.
 const SMALL: usize = 64 << 10;
 
-/// Waits until a body may be read. A tokenizer takes some hundred times the memory of its text, so large ones come one after another.
-async fn turn(api: &Api, bytes: usize, deadline: Instant) -> Result<Option<OwnedSemaphorePermit>> {
-    if bytes <= SMALL {
-        return Ok(None);
+/// What a body asks for, made out on a thread of its own: tokenizers and templates may take a while, and cannot be ended meanwhile.
+/// Large bodies come one after another, since a tokenizer takes some hundred times the memory of its text: so all others have threads.
+async fn understand(api: &Arc<Api>, body: Vec<u8>, kind: Kind, deadline: Instant) -> Result<Asked> {
+    let shared = api.clone();
+    let understood = async {
+        let turn = match body.len() {
+            ..=SMALL => None,
+            _ => api.reading.clone().acquire_owned().await.ok(),
+        };
+        // in a set, so that nothing begins whose client has left
+        let mut threads = JoinSet::new();
+        threads.spawn_blocking(move || {
+            let asked = asked(&shared, &body, kind);
+            drop(turn);
+            asked
+        });
+        threads.join_next().await
+    };
+    match timeout_at(deadline.into(), understood).await {
+        Err(_) => Err(ApiError::timeout()),
+        Ok(Some(Ok(asked))) => asked,
+        Ok(_) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the request could not be read")),
     }
-    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    let turn = timeout_at(deadline.into(), api.reading.clone().acquire_many_owned(bytes)).await;
-    Ok(turn.map_err(|_| ApiError::timeout())?.ok())
 }
 
 fn asked(api: &Api, body: &[u8], kind: Kind) -> Result<Asked> {
     let mut fields = Fields::of(body)?;
     is_served(api, &fields.need::<String>("model")?)?;
     match kind {
-        Kind::Completion => completions::asked(&api.folder, &api.defaults, fields),
+        Kind::Completion => completions::asked(&api.folder, &api.defaults, &api.engine, fields),
         Kind::Chat => chat::asked(&api.folder, &api.defaults, fields),
     }
 }

@@ -6,6 +6,7 @@
 //! time, and they hold it up for one step at a time. What a sequence says depends on nothing of this:
 //! its bits are the same in any company ([`Pool`]).
 
+mod places;
 mod running;
 
 use std::collections::VecDeque;
@@ -13,18 +14,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use axum::http::StatusCode;
-use dsv2::generate::need::{self, InPool};
+use dsv2::generate::need;
 use dsv2::generate::pool::{CHUNK, Pool};
 use dsv2::generate::{ModelFolder, Rules};
 use dsv2::memory::{self, Size};
 use dsv2::precision::Precision;
 use dsv2_reference::Real;
 use dsv2_text::FinishReason;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{ApiError, Result};
+pub use places::Place;
 use running::Running;
 
 /// A sequence that is to be computed.
@@ -47,12 +48,6 @@ pub struct Job {
     pub events: UnboundedSender<(usize, Event)>,
     /// Its place in the batch or in the queue.
     pub place: Place,
-}
-
-/// A place for a sequence, and what it takes there.
-pub struct Place {
-    need: InPool,
-    _permit: OwnedSemaphorePermit,
 }
 
 /// What happens to a sequence.
@@ -145,38 +140,6 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Places for the sequences of a request, all or none.
-    ///
-    /// # Errors
-    /// If one could never be computed, or there are never so many places, or there are not now.
-    pub fn places(&self, sequences: &[(usize, usize)]) -> Result<Vec<Place>> {
-        let most = self.limits.batch + self.limits.queue;
-        if sequences.len() > most {
-            let message = format!(
-                "expected at most {most} sequences in a request (--max-batch and --queue), found {}",
-                sequences.len()
-            );
-            return Err(ApiError::new(StatusCode::BAD_REQUEST, Some("too_many_sequences"), message));
-        }
-        let need = |(prompt, new): &(usize, usize)| in_pool(&self.folder, self.precision, *prompt, *new);
-        let needs: Vec<InPool> = sequences.iter().map(need).collect();
-        let most_of_one = needs.iter().map(|need| need.kept.0.saturating_add(need.reading.0)).max();
-        if let Some(need) = most_of_one.filter(|need| *need > self.room).map(Size) {
-            let message = format!(
-                "expected a sequence that takes at most {} of memory, found one that may take {need}; a shorter prompt or fewer `max_tokens` take less",
-                Size(self.room)
-            );
-            return Err(ApiError::new(StatusCode::BAD_REQUEST, Some("insufficient_memory"), message));
-        }
-        // all at a time: two requests that take one place after another could keep each other from having enough
-        let taken = self.places.clone().try_acquire_many_owned(sequences.len() as u32);
-        let mut taken = taken.map_err(|_| {
-            let message = format!("there are no {} free places in the batch and the queue", sequences.len());
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), message)
-        })?;
-        Ok(needs.into_iter().filter_map(|need| Some(Place { need, _permit: taken.split(1)? })).collect())
-    }
-
     /// Takes a job.
     ///
     /// # Errors
@@ -204,12 +167,6 @@ impl Engine {
         thread.spawn(run).map_err(|refused| dsv2::Error::request("threads", "some from the system", refused))?;
         Ok(())
     }
-}
-
-/// The angles of some models depend on the length of the whole prompt, which is then read at once.
-fn in_pool(folder: &ModelFolder, precision: Precision, prompt: usize, new: usize) -> InPool {
-    let whole = folder.angles_depend_on_length().unwrap_or(false);
-    need::in_pool(folder, precision, prompt, new, if whole { prompt } else { prompt.min(CHUNK) })
 }
 
 struct Rounds<'a, T> {

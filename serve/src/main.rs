@@ -43,10 +43,7 @@ fn run(options: &Options) -> Result<()> {
             options.host
         ));
     }
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    // those that read requests: a template may take its time, and memory
-    let runtime = runtime.worker_threads(2).max_blocking_threads(4).enable_all().build();
-    let runtime = runtime.map_err(|refused| Error::request("threads", "some from the system", refused))?;
+    let runtime = server::runtime().map_err(|refused| Error::request("threads", "some from the system", refused))?;
     let in_time = runtime.block_on(async {
         let refused = |error: std::io::Error| {
             Error::request("--port", "an address to listen at", format!("{} ({error})", options.address()))

@@ -110,7 +110,7 @@ impl Options {
             folder,
             key: self.api_key.clone(),
             max_body: self.max_body.0,
-            reading: Arc::new(Semaphore::new(self.max_body.0 as usize)),
+            reading: Arc::new(Semaphore::new(1)),
             read_timeout: self.read_timeout,
             timeout: self.timeout,
             stopping: AtomicBool::new(false),

@@ -48,6 +48,22 @@ pub struct Prompt {
 /// The most likely tokens that are told beside each one.
 const MOST_LOGPROBS: usize = 20;
 
+/// The tokens of a text for `name`. One that has certainly too many for the context is refused without them.
+fn tokens(folder: &ModelFolder, text: &str, special: bool, name: &str) -> Result<Vec<i64>> {
+    let context = folder.config.max_position_embeddings;
+    if folder.tokenizer.is_certainly_longer(text, context) {
+        return Err(too_long(name, format!("this model's context has {context} tokens, the prompt more")));
+    }
+    let tokens = folder.tokenizer.encode(text, special)?;
+    known(folder, &tokens, name)?;
+    Ok(tokens)
+}
+
+fn too_long(name: &str, message: String) -> ApiError {
+    let error = ApiError::new(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message);
+    ApiError { param: Some(name.to_owned()), ..error }
+}
+
 /// How many tokens may be added to a prompt: those that were asked for, or `otherwise` as far as there is room in the context.
 fn new_tokens(
     folder: &ModelFolder,
@@ -58,18 +74,19 @@ fn new_tokens(
 ) -> Result<usize> {
     let context = folder.config.max_position_embeddings;
     let room = context.saturating_sub(prompt);
-    let refused = |message: String| {
-        let error = ApiError::new(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message);
-        Err(ApiError { param: Some(name.to_owned()), ..error })
-    };
     match asked {
         // nothing is added, and yet the prompt may be too long
-        Some(new) if prompt.saturating_add(new) > context => refused(format!(
-            "this model's context has {context} tokens; {} were asked for: {prompt} in the prompt, {new} in the answer",
-            prompt.saturating_add(new)
+        Some(new) if prompt.saturating_add(new) > context => Err(too_long(
+            name,
+            format!(
+                "this model's context has {context} tokens; {} were asked for: {prompt} in the prompt, {new} in the answer",
+                prompt.saturating_add(new)
+            ),
         )),
         Some(new) => Ok(new),
-        None if room == 0 => refused(format!("this model's context has {context} tokens, the prompt {prompt}")),
+        None if room == 0 => {
+            Err(too_long(name, format!("this model's context has {context} tokens, the prompt {prompt}")))
+        }
         None => Ok(otherwise.min(room)),
     }
 }

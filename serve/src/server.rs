@@ -13,10 +13,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
 use crate::api::{Api, router};
+
+/// What connections and requests run on.
+///
+/// # Errors
+/// If the system gives no threads.
+pub fn runtime() -> std::io::Result<Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // those that make out what requests ask for: a template may take its time, and memory
+    runtime.worker_threads(2).max_blocking_threads(4).enable_all().build()
+}
 
 /// How connections are treated.
 #[derive(Clone, Copy, Debug)]

@@ -119,12 +119,26 @@ impl ModelFolder {
             let expected = format!("tokens below {vocabulary} (vocab_size in config.json)");
             return Err(Error::request("prompt", expected, format!("{beyond}, from the tokenizer")));
         }
-        let context = self.config.max_position_embeddings;
-        if tokens.len() >= context {
-            let expected = format!("fewer than {context} tokens (max_position_embeddings)");
-            return Err(Error::request("prompt", expected, tokens.len()));
+        match tokens.len() >= self.config.max_position_embeddings {
+            true => Err(self.too_long(tokens.len())),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Refuses a text that has certainly too many tokens, before it is made into them.
+    ///
+    /// # Errors
+    /// If it has.
+    pub(super) fn could_read(&self, text: &str) -> Result<()> {
+        match self.tokenizer.is_certainly_longer(text, self.config.max_position_embeddings.saturating_sub(1)) {
+            true => Err(self.too_long("more")),
+            false => Ok(()),
+        }
+    }
+
+    fn too_long(&self, found: impl std::fmt::Display) -> Error {
+        let context = self.config.max_position_embeddings;
+        Error::request("prompt", format!("fewer than {context} tokens (max_position_embeddings)"), found)
     }
 
     fn checked(mut self) -> Result<Self> {

@@ -130,6 +130,7 @@ pub fn conversation(folder: &ModelFolder, messages: &[Message]) -> Result<Fed> {
 }
 
 fn fed(folder: &ModelFolder, text: String, add_special_tokens: bool) -> Result<Fed> {
+    folder.could_read(&text)?;
     let tokens = folder.tokenizer.encode(&text, add_special_tokens)?;
     if tokens.is_empty() || text.is_empty() {
         return Err(Error::request("prompt", "a text", "an empty one"));

@@ -1,6 +1,7 @@
 //! Text into tokens and back, as `AutoTokenizer` of Transformers 5.23 reads a folder.
 
 mod bytes;
+mod fewest;
 mod special;
 mod stream;
 
@@ -13,6 +14,7 @@ use tokenizers::AddedToken;
 
 use crate::error::{Error, Result};
 use crate::folder;
+use fewest::Sayings;
 pub use special::SpecialTokens;
 pub use stream::TextStream;
 
@@ -27,6 +29,8 @@ pub struct Tokenizer {
     special: SpecialTokens,
     /// By id, as far as they have been asked for: `tokenizers` takes longer for a token than a small model does.
     alone: Arc<[OnceLock<Option<Alone>>]>,
+    /// What tokens say, when it has been asked for; none, if one could stand for other text than its own.
+    sayings: Arc<OnceLock<Option<Sayings>>>,
 }
 
 /// What a token says by itself.
@@ -101,7 +105,7 @@ impl Tokenizer {
             return Err(Error::tokenizer("a tokenizer whose text is not cleaned up", "clean_up_tokenization_spaces"));
         }
         let alone = std::iter::repeat_with(OnceLock::new).take(inner.get_vocab_size(true)).collect();
-        Ok(Tokenizer { inner, special, alone })
+        Ok(Tokenizer { inner, special, alone, sayings: Arc::default() })
     }
 
     /// The tokens of a text. Those that stand for something other than text ("begin of sentence") are recognised within it;
@@ -113,6 +117,14 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         let encoding = encoding.map_err(|error| Error::tokenizer("a text that has tokens", error))?;
         Ok(encoding.get_ids().iter().map(|id| i64::from(*id)).collect())
+    }
+
+    /// Whether a text has certainly more tokens than these. It is known in a small part of the time that it takes to make them, and
+    /// in little memory; false says nothing. (Nothing is certain but with byte-level BPE over the text as it is, as DeepSeek's.)
+    pub fn is_certainly_longer(&self, text: &str, tokens: usize) -> bool {
+        // a token says at least a byte
+        let sayings = || self.sayings.get_or_init(|| Sayings::of(&self.inner)).as_ref();
+        text.len() > tokens && sayings().is_some_and(|sayings| sayings.need_more_than(tokens, text.as_bytes()))
     }
 
     /// The same without any special tokens: where a text has them, they are text like any other.

@@ -5,7 +5,7 @@ use dsv2_foreign::Foreign;
 use dsv2_text::{ChatOptions, Message};
 use serde_json::{Map, Value, json};
 
-use super::{Asked, Defaults, Fields, MOST_LOGPROBS, Prompt, fewest, known, new_tokens};
+use super::{Asked, Defaults, Fields, MOST_LOGPROBS, Prompt, fewest, new_tokens, tokens};
 use crate::error::{ApiError, Result};
 
 /// Who may speak. Some templates leave out others without a word.
@@ -63,8 +63,7 @@ pub fn asked(folder: &ModelFolder, defaults: &Defaults, mut fields: Fields) -> R
     fields.end()?;
     let text = render(folder, &messages, tools.as_deref())?;
     // the template has written the special tokens already
-    let tokens = folder.tokenizer.encode(&text, false)?;
-    known(folder, &tokens, "messages")?;
+    let tokens = tokens(folder, &text, false, "messages")?;
     let new = vec![new_tokens(folder, tokens.len(), most, "messages", defaults.chat())?];
     fewest(&rules, &new)?;
     let logprobs = wanted.then_some(top.unwrap_or(0));

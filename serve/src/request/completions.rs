@@ -3,14 +3,15 @@
 use dsv2::generate::ModelFolder;
 use serde_json::{Value, json};
 
-use super::{Asked, Defaults, Fields, MOST_LOGPROBS, Prompt, fewest, known, new_tokens};
+use super::{Asked, Defaults, Fields, MOST_LOGPROBS, Prompt, fewest, known, new_tokens, tokens};
+use crate::engine::Engine;
 use crate::error::{ApiError, Result};
 
 /// What a body asks for.
 ///
 /// # Errors
 /// If a field is impossible, not supported or not known.
-pub fn asked(folder: &ModelFolder, defaults: &Defaults, mut fields: Fields) -> Result<Asked> {
+pub fn asked(folder: &ModelFolder, defaults: &Defaults, engine: &Engine, mut fields: Fields) -> Result<Asked> {
     let rules = defaults.rules(folder, &mut fields)?;
     let echo = fields.take("echo")?.unwrap_or(false);
     let most = fields.take::<usize>("max_tokens")?;
@@ -27,7 +28,10 @@ pub fn asked(folder: &ModelFolder, defaults: &Defaults, mut fields: Fields) -> R
     let (stream, include_usage) = super::chat::stream(&mut fields)?;
     let return_token_ids = fields.take("return_token_ids")?.unwrap_or(false);
     let special = fields.take("add_special_tokens")?.unwrap_or(true);
-    let prompts = prompts(folder, fields.need("prompt")?, special)?;
+    let prompt = fields.need::<Value>("prompt")?;
+    // before any of them is made into tokens
+    engine.could_hold(several(&prompt).map_or(1, <[Value]>::len).saturating_mul(n))?;
+    let prompts = prompts(folder, &prompt, special)?;
     fields.end()?;
     let new = |prompt: &Prompt| new_tokens(folder, prompt.tokens.len(), most, "prompt", defaults.completion());
     let new = prompts.iter().map(new).collect::<Result<Vec<_>>>()?;
@@ -36,26 +40,29 @@ pub fn asked(folder: &ModelFolder, defaults: &Defaults, mut fields: Fields) -> R
 }
 
 /// A text, texts, tokens, or lists of tokens.
-fn prompts(folder: &ModelFolder, value: Value, special: bool) -> Result<Vec<Prompt>> {
+fn prompts(folder: &ModelFolder, value: &Value, special: bool) -> Result<Vec<Prompt>> {
     let of = |value: &Value| match value {
         Value::String(text) => of_text(folder, text, special),
         Value::Array(ids) => of_tokens(folder, ids),
         other => Err(refused(other)),
     };
-    match &value {
-        Value::Array(list) if list.is_empty() => Err(refused(&value)),
-        Value::Array(list) if !list[0].is_number() => list.iter().map(of).collect(),
-        one => Ok(vec![of(one)?]),
+    match several(value) {
+        Some([]) => Err(refused(value)),
+        Some(list) => list.iter().map(of).collect(),
+        None => Ok(vec![of(value)?]),
     }
+}
+
+/// What is in a list that is not one of tokens.
+fn several(value: &Value) -> Option<&[Value]> {
+    value.as_array().filter(|list| list.first().is_none_or(|first| !first.is_number())).map(Vec::as_slice)
 }
 
 fn of_text(folder: &ModelFolder, text: &str, special: bool) -> Result<Prompt> {
     if text.is_empty() {
         return Err(ApiError::field("prompt", "expected a text, found an empty one"));
     }
-    let tokens = folder.tokenizer.encode(text, special)?;
-    known(folder, &tokens, "prompt")?;
-    Ok(Prompt { text: text.to_owned(), tokens })
+    Ok(Prompt { text: text.to_owned(), tokens: tokens(folder, text, special, "prompt")? })
 }
 
 fn of_tokens(folder: &ModelFolder, ids: &[Value]) -> Result<Prompt> {

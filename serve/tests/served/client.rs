@@ -29,8 +29,7 @@ impl Server {
         let (tell, told) = std::sync::mpsc::channel();
         let serving = api.clone();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            runtime.block_on(async {
+            server::runtime().unwrap().block_on(async {
                 let listener = server::listen(options.address()).await.unwrap();
                 tell.send(listener.local_addr().unwrap()).unwrap();
                 let stop = async { stopped.await.unwrap_or(()) };

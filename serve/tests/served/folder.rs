@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::client::{Server, with};
 
 /// The model in the program as a folder, with another template and other settings.
-fn folder(at: &Path, template: &str, settings: &Value) -> String {
+pub fn folder(at: &Path, template: &str, settings: &Value) -> String {
     let folder = at.join("Tiny-Chat");
     std::fs::create_dir(&folder).unwrap();
     let write = |name: &str, content: &[u8]| std::fs::write(folder.join(name), content).unwrap();

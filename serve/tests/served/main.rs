@@ -5,5 +5,6 @@ mod client;
 mod company;
 mod connections;
 mod folder;
+mod large;
 mod program;
 mod refusals;
