@@ -16,6 +16,7 @@ mod ids_only;
 use std::fs;
 use std::path::Path;
 
+use dsv2_foreign::Text;
 use dsv2_reference::Dtype;
 use dsv2_reference::file;
 use dsv2_reference::weights::checkpoint::{Entry, write_checkpoint};
@@ -84,7 +85,8 @@ fn write_model(golden: &GoldenCase, dir: &Path) -> Result<()> {
             }
             let config = with_use_cache(golden.file.config.clone(), golden);
             if config != golden.file.config {
-                output::write_file(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
+                let text = Text::json(&format!("{config:#}\n"));
+                output::write_file(&dir.join("config.json"), text.as_str().as_bytes())?;
             }
         }
     }

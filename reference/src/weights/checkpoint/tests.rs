@@ -68,6 +68,17 @@ fn one_file_or_shards() {
 }
 
 #[test]
+fn what_a_config_says_is_written_with_the_same_meaning_and_nothing_that_a_terminal_obeys() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({"model_type": "\u{1b}[2J\u{9b}2J\u{202e}\u{7f}"});
+    let dir = folder.path().join("model");
+    write_checkpoint(&dir, &config, &entries(), make, None).unwrap();
+    let text = fs::read_to_string(dir.join("config.json")).unwrap();
+    assert!(!text.chars().any(|c| c != '\n' && dsv2_foreign::is_harmful(c)), "{text:?}");
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), config);
+}
+
+#[test]
 fn generated_weights_become_a_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let rule = Rule { suffix: "weight".into(), mean: 0.0, std: None, gain: Some(1.0) };

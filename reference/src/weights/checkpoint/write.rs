@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use dsv2_foreign::Text;
 use serde_json::{Value, json};
 
 use super::{INDEX, SINGLE};
@@ -65,7 +66,9 @@ pub fn write_checkpoint(
     refuse_occupied(dir)?;
     let unfinished = Unfinished::folder(dir)?;
     let write_json = |name: &str, content: &Value| {
-        let written = fs::write(unfinished.path().join(name), format!("{content:#}\n"));
+        // what a config says is somebody's, and a terminal obeys some of it
+        let text = Text::json(&format!("{content:#}\n"));
+        let written = fs::write(unfinished.path().join(name), text.as_str());
         written.map_err(|source| cannot("write", &dir.join(name), source))
     };
     write_json("config.json", config)?;
