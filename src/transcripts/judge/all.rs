@@ -3,7 +3,7 @@
 //! **Trap.** A budget of bf16 hides an engine's faults in f32: there, a logprob that is off by a whole nat may be rounding. So f32 is
 //! tried first, and bf16 taken only if a transcript is off by the first and not by the second.
 
-use super::{Judge, Judged, Part, settle};
+use super::{Judge, Judged, Part, PartVerdict, settle};
 use crate::error::Result;
 use crate::precision::Precision;
 use crate::transcripts::files::Named;
@@ -34,7 +34,7 @@ impl<'a> Judge<'a> {
             progress(judged.len());
             let one = judge.judge(&named.transcript)?;
             let finer = !matches!(judge.precision, Precision::Bf16 | Precision::Fp8) && note.is_none();
-            let only_here = finer && is_off(&one) && !is_off(&bf16.judge(&named.transcript)?);
+            let only_here = finer && is_off(&one) && is_right(&bf16.judge(&named.transcript)?);
             match said {
                 Some(_) if only_here => {
                     note =
@@ -68,7 +68,7 @@ impl<'a> Judge<'a> {
         let mut logprobs = false;
         for named in of {
             let one = self.judge(&named.transcript)?;
-            if is_off(&one) {
+            if !is_right(&one) {
                 return Ok(false);
             }
             logprobs |= one.parts.iter().any(|part| part.ratio.is_some());
@@ -79,9 +79,20 @@ impl<'a> Judge<'a> {
 
 /// Whether a token or a logprob is off by more than a budget.
 fn is_off(judged: &Judged) -> bool {
+    numbers(judged).iter().any(PartVerdict::fails)
+}
+
+/// Whether all tokens and logprobs are within it. (What is open is neither.)
+fn is_right(judged: &Judged) -> bool {
+    !numbers(judged).iter().any(PartVerdict::is_off)
+}
+
+/// The verdicts on tokens and logprobs, by the convention that suits this transcript best.
+fn numbers(judged: &Judged) -> Vec<PartVerdict> {
     let mut alone = [judged.clone()];
     settle(&mut alone);
-    let parts = alone.iter().flat_map(|judged| &judged.parts);
-    let mut numbers = parts.filter(|part| part.part == Part::Tokens || part.ratio.is_some());
-    numbers.any(|part| part.fails())
+    let [settled] = alone;
+    // what contradicts itself has no error, and is wrong in every type
+    let counts = |part: &PartVerdict| part.part == Part::Tokens || part.ratio.is_some();
+    settled.parts.into_iter().filter(|part| counts(part) || part.part == Part::Logprobs && part.is_off()).collect()
 }
