@@ -135,6 +135,9 @@ fn available() -> Option<Size> {
     of_machine.into_iter().chain(of_group).min().map(Size)
 }
 
+/// What files are read and written through, and what threads have of their own.
+const BUFFERS: held::Count = held::count(128 << 10);
+
 /// About so many bytes a run of the reference holds at a time, beside its weights: what a layer does, or what comes behind the layers,
 /// of a chunk; the cache of all layers; masks as the chunks are given them; and the weights' names. `planned` are the stages.
 pub fn of_run(case: &Case, planned: &IndexMap<String, Planned>, form: AttentionForm, precision: Precision) -> u64 {
@@ -143,7 +146,7 @@ pub fn of_run(case: &Case, planned: &IndexMap<String, Planned>, form: AttentionF
         if case.use_cache { held::cache(case) * held::count(held::layers(case).len()) } else { held::count(0) };
     let masks = held::Chunk::all(case).iter().fold(held::count(0), |sum, chunk| sum + chunk.given_mask(case));
     let size = if precision == Precision::F64 { 8 } else { 4 };
-    ((at_once + cached) * held::count(size) + masks * held::count(4) + held::of_weights(case)).0
+    ((at_once + cached) * held::count(size) + masks * held::count(4) + held::of_weights(case) + BUFFERS).0
 }
 
 /// The elements of all stages of these kinds.

@@ -173,14 +173,16 @@ pub fn layers(case: &Case) -> Range<usize> {
     case.part.as_ref().map_or(0..case.config.num_hidden_layers, |part| part.layers.0.clone())
 }
 
-/// What is kept of a weight beside its numbers: its name and place.
-const OF_A_WEIGHT: usize = 320;
+/// What is kept of a weight beside its numbers, measured: its name and place, in tables that double when they are full.
+const OF_A_WEIGHT: usize = 512;
 
-/// The bytes of that, of all weights in the layers that run.
+/// The bytes of that, of all weights in the layers that run; and of the norms' gains, which are small and kept as numbers.
 pub fn of_weights(case: &Case) -> Count {
-    let of_layer =
-        |layer| if case.config.is_moe_layer(layer, case.dialect) { 16 + 3 * case.config.num_experts() } else { 16 };
-    layers(case).map(of_layer).fold(count(0), |sum, weights| sum + count(weights)) * count(OF_A_WEIGHT)
+    let config = &case.config;
+    let gains = 2 * config.hidden_size + config.q_lora_rank.unwrap_or(0) + config.kv_lora_rank;
+    let weights = |layer| if config.is_moe_layer(layer, case.dialect) { 16 + 3 * config.num_experts() } else { 16 };
+    let of_layer = |layer| count(weights(layer)) * count(OF_A_WEIGHT) + count(gains) * count(8);
+    layers(case).map(of_layer).fold(count(0), |sum, bytes| sum + bytes)
 }
 
 /// At most, in the layers that run, beside what is cached.

@@ -17,6 +17,7 @@ use dsv2_reference::stage::table::{LAYER, ROUTER_LOGITS, TOPK_INDICES, TOPK_WEIG
 use folder::{Folder, TOKENS};
 use peak_alloc::PeakAlloc;
 use plan::{FIXED, ends};
+use serde_json::json;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -97,6 +98,35 @@ fn a_check_takes_what_is_planned_however_many_layers_there_are() {
     }
     let (least, most) = (peaks.iter().min().unwrap(), peaks.iter().max().unwrap());
     assert!(4 * most <= 5 * least, "{peaks:?}");
+}
+
+#[test]
+fn what_many_experts_and_wide_norms_keep_of_each_layer_is_planned() {
+    let _alone = ALONE.lock();
+    let experts = json!({"n_routed_experts": 160, "moe_intermediate_size": 8});
+    let norms = json!({"hidden_size": 2048, "moe_intermediate_size": 2, "intermediate_size": 2, "n_routed_experts": 2});
+    for (what, settings) in [("experts", experts), ("norms", norms)] {
+        let of = |layers: usize| {
+            let folder = Folder::with(layers, settings.clone());
+            let form = AttentionForm::Expanded;
+            let planned_trace = memory::of_run(&folder.case, &folder.planned, form, Precision::F32);
+            folder.trace();
+            let (trace, ()) = taken(|| folder.trace());
+            let request = Request::new(folder.case.clone(), Trace::default());
+            let candidates = Candidates::open(&[folder.dump()], None, &folder.case).unwrap();
+            let planned = check::need_by_stage(&folder.case, &candidates).unwrap().size.0;
+            let (peak, concluded) = taken(|| folder.check(&request));
+            assert_eq!(concluded, Conclusion::Pass);
+            println!(
+                "{what}, {layers} layers: trace {trace}, planned {planned_trace}; check {peak}, planned {planned}"
+            );
+            assert!(trace <= planned_trace && peak <= planned, "{what}, {layers} layers");
+            [trace, planned_trace]
+        };
+        let [few, many] = [4, 16].map(of);
+        // of a check, what is held at a time differs from run to run by more than this
+        assert!(many[0] - few[0] <= many[1] - few[1], "{what}: a trace takes more for each layer than is planned");
+    }
 }
 
 /// How a dump is asked about otherwise than as one file that was computed at once.
