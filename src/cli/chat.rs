@@ -41,26 +41,46 @@ pub fn run(args: &ChatArgs) -> Result<Done> {
     let rules = args.rules.rules(&folder)?;
     let mut lines = Lines::new()?;
     let mut chat = Chat::new(args, &folder, rules)?;
+    let (typed, mut all_answered) = (lines.is_terminal(), true);
+    let mut number = 0;
     while let Some(line) = lines.next()? {
+        number += 1;
         let answered = match line.trim() {
-            "" => continue,
+            "" if typed => continue,
             "/exit" => break,
             "/reset" => {
                 chat.reset();
                 continue;
             }
-            said => chat.answer(said, lines.is_terminal()),
+            // whoever pipes lines in reads as many
+            "" => say(&spoken("\n")),
+            said => match chat.asked(said) {
+                Ok(asked) => chat.answer(asked, typed),
+                Err(error) => {
+                    all_answered = false;
+                    let line = if typed { String::new() } else { format!("line {number}: ") };
+                    let _ = writeln!(std::io::stderr(), "{}", Text::message(&format!("{line}{error}")));
+                    if typed { Ok(()) } else { say(&spoken("\n")) }
+                }
+            },
         };
         match answered {
             Err(error) if has_left(&error) => break,
             // a person can say something else
-            Err(error) if lines.is_terminal() => {
+            Err(error) if typed => {
                 let _ = writeln!(std::io::stderr(), "{}", Text::message(&error.to_string()));
             }
             answered => answered?,
         }
     }
-    Ok(Done { output: Text::lines(""), conforms: true })
+    Ok(Done { output: Text::lines(""), conforms: typed || all_answered })
+}
+
+/// A question that can be answered.
+struct Asked {
+    /// All that was said, the question last.
+    messages: Vec<Message>,
+    prompt: Vec<i64>,
 }
 
 /// A conversation.
@@ -109,12 +129,18 @@ impl<'a> Chat<'a> {
         self.messages.clone_from(&self.beginning);
     }
 
-    /// Answers on stdout. What cannot be answered is as if it had not been said.
-    fn answer(&mut self, said: &str, live: bool) -> Result<()> {
+    /// A question, if there is room for it. One that is not answered is as if it had not been said.
+    fn asked(&mut self, said: &str) -> Result<Asked> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", said));
         let prompt = conversation(self.folder, &messages)?.tokens;
         self.plan(&prompt)?;
+        Ok(Asked { messages, prompt })
+    }
+
+    /// Answers on stdout.
+    fn answer(&mut self, asked: Asked, live: bool) -> Result<()> {
+        let Asked { mut messages, prompt } = asked;
         let mut progress = Progress::of_something_slow();
         let most = self.rules.config.max_new_tokens.unwrap_or(MOST);
         let mut watch = Watch::new(self.folder, 1, most, live, (String::new(), &mut progress));

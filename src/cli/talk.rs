@@ -135,19 +135,19 @@ pub struct RuleArgs {
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p", "seed"])]
     greedy: bool,
     /// Draw tokens, by logits divided by this; 0 is --greedy
-    #[arg(long, value_name = "T", value_parser = number)]
+    #[arg(long, value_name = "T", value_parser = number, allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Draw from this many of the likeliest tokens; 0 for all
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Draw from the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", value_parser = number)]
+    #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Draw from tokens that have at least this part of the likeliest one's probability
-    #[arg(long, value_name = "P", value_parser = number)]
+    #[arg(long, value_name = "P", value_parser = number, allow_negative_numbers = true)]
     min_p: Option<f64>,
     /// Divide the logits of tokens that came already by this (multiply with it, if they are negative)
-    #[arg(long, value_name = "X", value_parser = number)]
+    #[arg(long, value_name = "X", value_parser = number, allow_negative_numbers = true)]
     repetition_penalty: Option<f64>,
     /// What drawing begins with: the same seed draws the same text [default: 0]
     #[arg(long, value_name = "N")]

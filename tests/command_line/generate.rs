@@ -261,19 +261,31 @@ fn chat(args: &[&str], lines: &[u8]) -> Ran {
 fn chat_answers_line_by_line() {
     let printed = chat(&["--greedy"], b"hello\n\nWhat is MLA?\n/reset\nthanks\n/exit\nnot heard\n").passes();
     let answers: Vec<&str> = printed.lines().collect();
-    assert_eq!(answers.len(), 3, "{printed}");
+    assert_eq!(answers.len(), 4, "an empty line has an empty answer: {printed}");
     assert!(
         answers[0].starts_with("Hello!")
-            && answers[1].starts_with("MLA is")
-            && answers[2].starts_with("You are welcome")
+            && answers[1].is_empty()
+            && answers[2].starts_with("MLA is")
+            && answers[3].starts_with("You are welcome")
     );
     assert_eq!(chat(&[], b"").passes(), "");
     let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/text.md"));
     assert!(
-        page.contains(&format!("chat --greedy\n{}\n{}\n", answers[0], answers[1])),
+        page.contains(&format!("chat --greedy\n{}\n{}\n", answers[0], answers[2])),
         "docs/text.md shows these answers"
     );
     assert_eq!(chat(&[], b"/exit").passes(), "");
+}
+
+#[test]
+fn a_question_that_has_no_room_ends_no_chat_and_is_said() {
+    let long = "many words ".repeat(2000);
+    let ran = chat(&["--greedy"], format!("hello\n{long}\nWhat is MLA?\n").as_bytes());
+    assert!(ran.stderr.starts_with("line 2: ") && ran.stderr.lines().count() == 1, "{}", ran.stderr);
+    assert_eq!(ran.code, Some(1));
+    let answers: Vec<&str> = ran.stdout.lines().collect();
+    assert!(answers[0].starts_with("Hello!") && answers[1].is_empty() && answers[2].starts_with("MLA is"));
+    assert_eq!(answers.len(), 3);
 }
 
 /// A folder with the files of the model in the program, `changed` as it is told.
@@ -361,6 +373,8 @@ fn prompts_at_fault_are_refused_in_a_line() {
     for args in [
         &["--prompt", "a", "--top-p", "2"][..],
         &["--prompt", "a", "--temperature", "nan"],
+        &["--prompt", "a", "--temperature", "-1"],
+        &["--prompt", "a", "--top-p", "-0.5"],
         &["--prompt", "a", "--repetition-penalty", "inf"],
         &["--prompt", "a", "--max-length", "2"],
         &["--prompt", "a", "--max-length", "9", "--max-new-tokens", "9"],
@@ -383,7 +397,7 @@ fn a_conversation_that_outgrows_its_memory_is_refused_before_it_is_computed() {
     let answers = |limit: &str| chat(&["--greedy", "--memory-limit", limit], lines.as_bytes());
     assert_eq!(answers("100MB").passes().lines().count(), 2);
     let refused = answers("20MB");
-    assert_eq!((refused.code, refused.stdout.lines().count()), (Some(2), 1), "{}", refused.stderr);
+    assert_eq!((refused.code, refused.stdout.lines().nth(1)), (Some(1), Some("")), "{}", refused.stderr);
     assert!(refused.stderr.contains("memory: expected about"), "{}", refused.stderr);
 }
 
